@@ -1,0 +1,56 @@
+# make demo   install maskloom into .venv and run the main job
+# make test   install what the tests need and run them
+# make check  format, lint, types, import arrows          make fix    format and mend what can be mended
+# make bench  the CPU benchmarks                          make gpu    the tests that need a CUDA device
+# make setup  everything a developer needs                make clean  remove what was made here
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check fix bench gpu setup clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.package
+	$(BIN)/maskloom demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_surface.py -k arrow
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/blocks.py
+	$(BIN)/python benchmarks/attention.py
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/gpu
+
+setup: $(VENV)/.dev
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis maskloom-demo
+
+$(VENV)/bin/python:
+	@echo "making $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "maskloom needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing maskloom into $(VENV)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing maskloom and its development tools into $(VENV)"
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.package $@

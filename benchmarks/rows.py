@@ -1,0 +1,43 @@
+"""Rows of measurements: CSV that carries the machine, the versions and the command that made it."""
+
+import csv
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a CSV file, with what it was measured on; the header is written with the first row."""
+    full = {**row, **environment()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(full))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(full)
+
+
+def environment() -> dict[str, str]:
+    """Machine, versions and command."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "flash_attn_4": _version("flash-attn-4"),
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

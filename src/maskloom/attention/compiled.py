@@ -1,0 +1,138 @@
+"""The one place that calls ``torch.compile``: a pool of compiled attention functions, and the guard against fallback.
+
+torch.compile keeps its graphs with the *code object* of a function and gives up after `recompile_limit` (8) of them;
+FlexAttention then runs unfused, with one warning for the whole process. So every kind of attention gets a code object of
+its own: one for each structure of mask and score_mod, dtype, head size, gradient mode and set of options (`_Kind`).
+Lengths, batch sizes and the values of tensors are dynamic within it. docs/notes/compile.md says what was measured.
+"""
+
+import threading
+import types
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from maskloom.attention.reference import ScoreMod
+from maskloom.errors import FallbackError
+from maskloom.masks import captured
+
+_pool: dict[Hashable, Callable[..., Tensor]] = {}
+_pool_lock = threading.Lock()
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    *,
+    score_mod: ScoreMod | None,
+    scale: float | None,
+    kernel_options: dict[str, Any] | None,
+) -> Tensor:
+    """FlexAttention, compiled, never the unfused path.
+
+    Raises:
+        FallbackError: torch.compile did not compile it.
+    """
+    options = dict(kernel_options or {})
+    arguments = (query, key, value, score_mod, block_mask, scale, query.shape[1] != key.shape[1], options)
+    if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
+        return _attend_or_fail(*arguments)
+    kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, options)
+    try:
+        return _compiled_for(kind, dynamic)(*arguments)
+    except FailOnRecompileLimitHit as error:
+        raise FallbackError(_not_compiled()) from error
+
+
+def compiled_kinds() -> int:
+    """How many kinds of attention this process has compiled functions for."""
+    return len(_pool)
+
+
+def _attend_or_fail(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: ScoreMod | None,
+    block_mask: BlockMask,
+    scale: float | None,
+    enable_gqa: bool,
+    kernel_options: Any,  # torch's FlexKernelOptions
+) -> Tensor:
+    if not torch.compiler.is_dynamo_compiling():  # a constant in the graph; runs only where there is none
+        raise FallbackError(_not_compiled())
+    out = flex_attention(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options=kernel_options)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _not_compiled() -> str:
+    return (
+        "the fused attention kernel was not compiled, and torch would have run it unfused: either more than "
+        f"{torch._dynamo.config.recompile_limit} graphs of one kind were needed (torch._dynamo.config.recompile_limit), "
+        'or compiling is switched off (torch.compiler.set_stance("force_eager"), TORCHDYNAMO_DISABLE). '
+        "Set TORCH_LOGS=recompiles to see why"
+    )
+
+
+def _kind(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    score_mod: ScoreMod | None,
+    scale: float | None,
+    options: dict[str, Any],
+) -> tuple[Hashable, bool | None]:
+    """What may not vary within one compiled function, and whether its sizes are dynamic from the first call on.
+
+    FLASH takes no Python number that is dynamic ("captures a dynamic scalar"): there numbers in the mask are part of
+    the kind, and sizes become dynamic at the second call.
+    """
+    mods = (block_mask.mask_mod, score_mod)
+    flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(mods)
+    kind = (
+        captured.structure(mods, numbers=flash_numbers),
+        tuple(_tensor_kind(tensor) for tensor in (query, key, value)),
+        tuple(table is None or tuple(size == 1 for size in table.shape) for table in _tables(block_mask)),
+        query.shape[-2] == key.shape[-2],  # equal lengths share one symbol in the graph
+        block_mask.BLOCK_SIZE,
+        scale,
+        tuple(sorted(options.items())),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(query.device.type),
+    )
+    return kind, None if flash_numbers else True
+
+
+def _tensor_kind(tensor: Tensor) -> Hashable:
+    batch, heads, length, head_dim = tensor.shape
+    return tensor.dtype, tensor.device, heads, head_dim, batch == 1, length == 1, tensor.requires_grad
+
+
+def _tables(block_mask: BlockMask) -> tuple[Tensor | None, ...]:
+    return block_mask.kv_indices, block_mask.full_kv_indices, block_mask.q_indices
+
+
+def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., Tensor]:
+    found = _pool.get(kind)
+    if found is None:
+        with _pool_lock:
+            found = _pool.get(kind)
+            if found is None:
+                body = _with_its_own_code(_attend_or_fail, f"attend_{len(_pool)}")
+                found = _pool[kind] = torch.compile(body, fullgraph=True, dynamic=dynamic)
+    return found
+
+
+def _with_its_own_code(function: Any, name: str) -> types.FunctionType:
+    # the name too: what torch learns about dynamic sizes it keeps by file, line and name of the code
+    code = function.__code__.replace(co_name=name)
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)

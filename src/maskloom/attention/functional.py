@@ -1,0 +1,99 @@
+"""`attend`: attention with a mask, right forward and backward on every device."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.backends import Backend, choose, run
+from maskloom.attention.reference import ScoreMod
+from maskloom.masks.algebra import as_mask
+from maskloom.masks.dense import MaskMod
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | None = None,
+    *,
+    score_mod: ScoreMod | None = None,
+    scale: float | None = None,
+    backend: Backend | Literal["auto"] = "auto",
+    kernel_options: dict[str, Any] | None = None,
+) -> Tensor:
+    """Scaled dot-product attention of the queries to the keys that the mask lets them see.
+
+    Args:
+        query: (B, H, Q, D), floating point.
+        key: (B, Hkv, K, D). H is a multiple of Hkv: with fewer key-value heads, each serves H / Hkv query heads (GQA).
+        value: (B, Hkv, K, E).
+        mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask or mask_mod the BlockMask (on the CPU
+            the dense table) is built at the first call and kept with it; in-place changes of its tensors are noticed.
+        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention.
+        scale: by default ``1 / sqrt(D)``.
+        backend: "auto", or one of `maskloom.attention.backends.BACKENDS`.
+        kernel_options: for torch's flex_attention, where that runs.
+
+    Returns:
+        (B, H, Q, E). A query that sees nothing has output 0 and gradients 0.
+
+    Raises:
+        TypeError, ValueError: tensors or mask that do not fit each other, before anything is launched.
+        FallbackError: the fused kernel would not have run.
+    """
+    _check_tensors(query, key, value)
+    _check_mask(query, key, mask)
+    chosen = choose(query, score_mod, backend)
+    return run(chosen.backend, query, key, value, mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
+        if tensor.is_nested:
+            raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is floating point; got {tensor.dtype}")
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
+    for word, values in (
+        ("dtype", [tensor.dtype for tensor in named.values()]),
+        ("device", [tensor.device for tensor in named.values()]),
+        ("batch size", [tensor.shape[0] for tensor in named.values()]),
+    ):
+        if any(other != values[0] for other in values):
+            listed = ", ".join(f"{name} {value}" for name, value in zip(named, values, strict=True))
+            raise ValueError(f"query, key and value have one {word}; got {listed}")
+    if key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(f"key and value have the same heads and length; got {shapes}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key have the same head dim; got {query.shape[-1]} and {key.shape[-1]} ({shapes})")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"the query heads are a multiple of the key heads; got {query.shape[1]} and {key.shape[1]}")
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        raise ValueError(f"there is nothing to attend to in an empty tensor; got {shapes}")
+
+
+def _check_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, BlockMask):
+        as_mask(mask)  # raises if it is none
+        return
+    if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
+        raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
+    lengths = (query.shape[-2], key.shape[-2])
+    if tuple(mask.seq_lengths) != lengths:
+        raise ValueError(
+            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; query and key have {lengths}"
+        )
+    for have, need, item in zip(mask.kv_indices.shape[:2], query.shape[:2], ("batch rows", "heads"), strict=True):
+        if have not in (1, need):
+            raise ValueError(f"the block mask has {have} {item}, and query has {need}; it needs {need}, or 1 for all")
+    device = mask.kv_indices.device
+    if device != query.device:
+        raise ValueError(f"the block mask is on {device} and query on {query.device}")

@@ -1,0 +1,322 @@
+"""What a mask is, and how masks combine.
+
+A mask is an immutable value and a scalar function: ``mask(b, h, q_idx, kv_idx)`` takes four integer tensors and answers
+whether query ``q_idx`` of head ``h`` in batch row ``b`` may attend to key ``kv_idx``. True means "may attend".
+
+Letters for sizes, everywhere in maskloom: B batch, H query heads, Q query length, K key length, D head dim, E value dim.
+"""
+
+import dataclasses
+import functools
+import inspect
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+
+from maskloom.masks import captured
+from maskloom.masks.dense import MaskMod, dense
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def mask_value(cls: C) -> C:
+    """Make a Mask class a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
+
+
+class Mask(ABC):
+    """Which query may attend to which key: a value that can be called, combined, compared, printed, moved and pickled.
+
+    Laws, enforced by `maskloom.testing.check_mask` (``dense`` is the truth that they are stated in):
+
+    - calling it with tensors that broadcast gives what ``torch.vmap`` over scalars gives;
+    - ``(m & n).dense == m.dense & n.dense``, and so for ``|``, ``^`` and ``~``;
+    - equality, hash, pickle and ``.to(device)`` treat it as a value; ``repr`` reads like the code that made it;
+    - it traces, alone and combined, in ``torch.compile(flex_attention)`` and in torch's ``create_block_mask``.
+
+    A mask knows no query or key length and no batch size beyond the tables that it reads.
+    """
+
+    name: ClassVar[str]
+    """The name of the public function that makes such a mask, as `repr` writes it."""
+
+    @abstractmethod
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """Whether the query may attend to the key: bool, from integer tensors on one device."""
+
+    # -- algebra ---------------------------------------------------------------------------------------------------
+
+    def __and__(self, other: MaskMod) -> "Mask":
+        return and_masks(self, other) if callable(other) else NotImplemented
+
+    def __rand__(self, other: MaskMod) -> "Mask":
+        return and_masks(other, self) if callable(other) else NotImplemented
+
+    def __or__(self, other: MaskMod) -> "Mask":
+        return or_masks(self, other) if callable(other) else NotImplemented
+
+    def __ror__(self, other: MaskMod) -> "Mask":
+        return or_masks(other, self) if callable(other) else NotImplemented
+
+    def __xor__(self, other: MaskMod) -> "Mask":
+        return xor_masks(self, other) if callable(other) else NotImplemented
+
+    def __rxor__(self, other: MaskMod) -> "Mask":
+        return xor_masks(other, self) if callable(other) else NotImplemented
+
+    def __invert__(self) -> "Mask":
+        return _inverted(self)
+
+    def __bool__(self) -> bool:
+        # torch 2.11's dynamo asks every object that it is about to call for its truth (`if inner_fn and ...` in
+        # symbolic_convert.call_function), from ordinary Python: an error here would be an error of its own.
+        if not torch.compiler.is_dynamo_compiling() and torch._guards.TracingContext.try_get() is not None:
+            return True
+        raise TypeError(
+            f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {self!r})"
+        )
+
+    # -- a value ---------------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(map(_same, _fields(self), _fields(other)))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(_hashable, _fields(self))))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(shown, _fields(self)))})"
+
+    @property
+    def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a mask_mod
+        return repr(self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same mask with its tensors on ``device``; itself if they are there already."""
+        return captured.moved(self, lambda tensor: tensor.to(device))
+
+    # -- the truth -------------------------------------------------------------------------------------------------
+
+    def dense(
+        self,
+        q_len: int,
+        kv_len: int,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        device: torch.device | str | None = None,
+        q_offset: int | Tensor = 0,
+    ) -> Tensor:
+        """The mask as a table, element by element: bool (B or 1, H or 1, Q, K). See `maskloom.masks.dense.dense`."""
+        return dense(self, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
+
+
+# -- combinations ------------------------------------------------------------------------------------------------------
+
+
+class _Joined(Mask):
+    """Several masks under one operator; flat, so that ``(a & b) & c`` and ``a & (b & c)`` are equal."""
+
+    parts: tuple[Mask, ...]
+    symbol: ClassVar[str]
+    binds: ClassVar[int]  # Python's precedence of the operator; higher binds tighter
+
+    def __repr__(self) -> str:
+        return f" {self.symbol} ".join(_in_brackets(part, self.binds) for part in self.parts)
+
+
+@mask_value
+class And(_Joined):
+    """Visible where every part says so."""
+
+    parts: tuple[Mask, ...]
+    symbol, binds = "&", 3
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return functools.reduce(operator.and_, [part(b, h, q_idx, kv_idx) for part in self.parts])
+
+
+@mask_value
+class Xor(_Joined):
+    """Visible where an odd number of parts says so."""
+
+    parts: tuple[Mask, ...]
+    symbol, binds = "^", 2
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return functools.reduce(operator.xor, [part(b, h, q_idx, kv_idx) for part in self.parts])
+
+
+@mask_value
+class Or(_Joined):
+    """Visible where at least one part says so."""
+
+    parts: tuple[Mask, ...]
+    symbol, binds = "|", 1
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return functools.reduce(operator.or_, [part(b, h, q_idx, kv_idx) for part in self.parts])
+
+
+@mask_value
+class Not(Mask):
+    """Visible where the part is not."""
+
+    part: Mask
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ~self.part(b, h, q_idx, kv_idx)
+
+    def __repr__(self) -> str:
+        return f"~{_in_brackets(self.part, 4)}"
+
+
+@mask_value
+class Everything(Mask):
+    """Every query may attend to every key."""
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return b.new_ones((), dtype=torch.bool)
+
+    def __repr__(self) -> str:
+        return "everything"
+
+
+@mask_value
+class Nothing(Mask):
+    """No query may attend to any key."""
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return b.new_zeros((), dtype=torch.bool)
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+@mask_value
+class FromFunction(Mask):
+    """A plain mask_mod as a Mask; made by `as_mask`. It pickles if the function does (a closure does not)."""
+
+    function: MaskMod
+    name = "as_mask"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.function(b, h, q_idx, kv_idx)
+
+    def __repr__(self) -> str:
+        return f"as_mask({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+
+everything = Everything()
+nothing = Nothing()
+
+
+def as_mask(function: MaskMod) -> Mask:
+    """A `Mask` from any mask_mod; a Mask comes back as it is.
+
+    Args:
+        function: ``(b, h, q_idx, kv_idx) -> bool``, a scalar function as torch's ``create_block_mask`` takes it.
+
+    Raises:
+        TypeError: it cannot be called with four positional arguments, or takes five like a score_mod.
+    """
+    if isinstance(function, Mask):
+        return function
+    if not callable(function):
+        raise TypeError(
+            f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {function!r}"
+        )
+    required = _required_arguments(function)
+    if required is not None and required != 4:
+        hint = "; with five it looks like a score_mod, which goes to score_mod=" if required == 5 else ""
+        name = getattr(function, "__name__", repr(function))
+        raise TypeError(f"a mask_mod takes four arguments (b, h, q_idx, kv_idx); {name} takes {required}{hint}")
+    return FromFunction(function)
+
+
+def and_masks(*masks: MaskMod) -> Mask:
+    """Visible where every mask says so: ``a & b & ...``. Without masks: `everything`."""
+    return _joined(And, masks, identity=everything, absorbing=nothing)
+
+
+def or_masks(*masks: MaskMod) -> Mask:
+    """Visible where at least one mask says so: ``a | b | ...``. Without masks: `nothing`."""
+    return _joined(Or, masks, identity=nothing, absorbing=everything)
+
+
+def xor_masks(*masks: MaskMod) -> Mask:
+    """Visible where an odd number of masks says so: ``a ^ b ^ ...``. Without masks: `nothing`."""
+    return _joined(Xor, masks, identity=nothing, absorbing=None)
+
+
+def _inverted(mask: Mask) -> Mask:
+    if isinstance(mask, Not):
+        return mask.part
+    if isinstance(mask, (Everything, Nothing)):
+        return nothing if isinstance(mask, Everything) else everything
+    return Not(mask)
+
+
+def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, absorbing: Mask | None) -> Mask:
+    flat: list[Mask] = []
+    for mask in map(as_mask, masks):
+        flat.extend(mask.parts if isinstance(mask, _Joined) and type(mask) is kind else (mask,))
+    if absorbing is not None and any(type(part) is type(absorbing) for part in flat):
+        return absorbing
+    parts = tuple(part for part in flat if type(part) is not type(identity))
+    if not parts:
+        return identity
+    return parts[0] if len(parts) == 1 else kind(parts)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _fields(mask: Any) -> list[Any]:
+    return [getattr(mask, field.name) for field in dataclasses.fields(mask)]
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        alike = left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
+        return left is right or (alike and torch.equal(left, right))
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return type(left) is type(right) and left == right
+
+
+def _hashable(value: Any) -> Any:
+    # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else value
+
+
+def shown(value: Any) -> str:
+    """A field as repr writes it; a tensor by dtype and shape, so that its device is not waited for."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
+
+
+def _in_brackets(mask: Mask, binds: int) -> str:
+    return f"({mask!r})" if isinstance(mask, _Joined) and mask.binds <= binds else repr(mask)
+
+
+def _required_arguments(function: Callable[..., object]) -> int | None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)

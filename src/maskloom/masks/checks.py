@@ -1,0 +1,53 @@
+"""Checks of what masks are made from. Each returns the checked value, or raises with the name and value that is wrong.
+
+Values are looked at only where they lie on the CPU, and not while torch compiles: a check never waits for a device.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def count(name: str, value: object) -> int:
+    """A number of positions: a Python int, at least 0."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a number of positions, an int; got {type(value).__name__}: {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} is a number of positions, at least 0; got {value}")
+    return value
+
+
+def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
+    """Lengths: integers (B,), none negative."""
+    table = integers(name, value)
+    if table.ndim != 1 or table.numel() == 0:
+        raise ValueError(f"{name} has one length for each batch row, shape (B,); got shape {tuple(table.shape)}")
+    if readable(table) and bool((table < 0).any()):
+        raise ValueError(f"{name} are numbers of positions, at least 0; got {int(table.min())}")
+    return table
+
+
+def flags(name: str, value: Tensor, *, true_means: str) -> Tensor:
+    """A table of yes and no: bool (B, L)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a bool tensor (B, L), True = {true_means}; got {type(value).__name__}")
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} is a bool tensor, True = {true_means}; got {value.dtype}")
+    if value.ndim != 2 or value.numel() == 0:
+        raise ValueError(f"{name} has shape (B, L), True = {true_means}; got {tuple(value.shape)}")
+    return value
+
+
+def integers(name: str, value: Any) -> Tensor:
+    """Integers as a tensor, from a tensor or a sequence."""
+    table = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if table.dtype.is_floating_point or table.dtype.is_complex or table.dtype == torch.bool:
+        raise TypeError(f"{name} are integers; got {table.dtype}")
+    return table
+
+
+def readable(table: Tensor) -> bool:
+    """Whether a check may look at the values of a tensor."""
+    return table.device.type == "cpu" and not torch.compiler.is_compiling()

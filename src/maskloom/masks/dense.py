@@ -1,0 +1,103 @@
+"""The truth about a mask: its answer for every query and key, as a table.
+
+Everything else that maskloom makes from a mask is tested against this.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+
+from maskloom.masks import captured
+from maskloom.masks.reading import read
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(b, h, q_idx, kv_idx) -> bool``: torch's mask_mod signature. Every `Mask` is one."""
+
+
+def dense(
+    mask_mod: MaskMod,
+    q_len: int,
+    kv_len: int,
+    *,
+    batch: int | None = None,
+    heads: int | None = None,
+    device: torch.device | str | None = None,
+    q_offset: int | Tensor = 0,
+) -> Tensor:
+    """A mask_mod as a table, each element evaluated as a scalar under ``torch.vmap``.
+
+    Args:
+        mask_mod: a `Mask` or any ``(b, h, q_idx, kv_idx) -> bool``.
+        q_len, kv_len: Q and K, in positions.
+        batch, heads: B and H; by default the smallest that the mask needs, 1 where its answer is the same for all.
+        device: where to build it; by default where the mask's tensors are, else the CPU.
+        q_offset: the position of the first query, an int or an integer tensor without dimensions.
+
+    Returns:
+        bool, (B or 1, H or 1, Q, K), True = may attend.
+
+    Raises:
+        ValueError: a length below 1, a batch or head count that does not fit the tables that the mask reads, or none
+            given where the mask computes with the index instead of reading a table.
+    """
+    checked_length("q_len", q_len)
+    checked_length("kv_len", kv_len)
+    device = torch.device(device) if device is not None else captured.device_of(mask_mod) or torch.device("cpu")
+    batch, heads = table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
+
+    def from_offset(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return mask_mod(b, h, q_idx + q_offset, kv_idx)
+
+    return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
+
+
+def table_sizes(
+    mask_mod: MaskMod,
+    q_len: int,
+    kv_len: int,
+    *,
+    batch: int | None,
+    heads: int | None,
+    device: torch.device | str,
+    q_offset: int | Tensor = 0,
+) -> tuple[int, int]:
+    """B and H of a table that holds every answer of a mask: as asked for, or the smallest that it needs.
+
+    While torch compiles, masks are not read: B and H must be given, and are taken as they are.
+
+    Raises:
+        ValueError: what is asked for does not fit the tables that the mask reads.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        if batch is None or heads is None:
+            raise ValueError(
+                "while torch.compile traces, give the batch size and the number of heads, or build outside"
+            )
+        return batch, heads
+    reading = read(mask_mod, device)
+    reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
+    reading.check_length("kv_idx", kv_len)
+    return reading.size("b", batch), reading.size("h", heads)
+
+
+def needed_sizes(
+    mask_mod: MaskMod, q_len: int, kv_len: int, *, batch: int, heads: int, device: torch.device | str
+) -> tuple[int, int]:
+    """The smallest B and H with which a table of the mask broadcasts to ``batch`` rows and ``heads`` heads.
+
+    While torch compiles, masks are not read, and that is ``batch`` and ``heads``.
+    """
+    table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
+    if torch.compiler.is_dynamo_compiling():
+        return batch, heads
+    marks = read(mask_mod, device).marks
+    return (batch if "b" in marks else 1), (heads if "h" in marks else 1)
+
+
+def checked_length(name: str, length: int) -> int:
+    """``length`` itself, or a ValueError that names it."""
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"{name} is a number of positions, at least 1; got {length!r}")
+    return length

@@ -1,0 +1,220 @@
+"""Masks that hide padding.
+
+A table named ``pads`` has True = padding, as ``nn.MultiheadAttention`` has it. A table where True or 1 is a real token,
+as Hugging Face's ``attention_mask`` has it, goes to `real`.
+"""
+
+import types
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import and_masks, noop_mask
+
+from maskloom.masks.algebra import And, FromFunction, Mask, mask_value, shown
+from maskloom.masks.checks import flags, length_table, readable
+from maskloom.masks.dense import MaskMod
+
+
+class PaddingMask(Mask):
+    """A mask that hides certain keys from every query, and knows which."""
+
+    @abstractmethod
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        """Which of the first ``kv_len`` keys are hidden: bool (B, KV)."""
+
+
+@mask_value
+class Lengths(PaddingMask):
+    """See `lengths`."""
+
+    q_lens: Tensor
+    kv_lens: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return (q_idx < self.q_lens[b]) & (kv_idx < self.kv_lens[b])
+
+    def __repr__(self) -> str:
+        return _one_or_both("lengths", self.q_lens, self.kv_lens)
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return torch.arange(kv_len, device=self.kv_lens.device) >= self.kv_lens[:, None]
+
+
+@mask_value
+class Padding(PaddingMask):
+    """See `padding`."""
+
+    q_pads: Tensor
+    kv_pads: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ~self.q_pads[b, q_idx] & ~self.kv_pads[b, kv_idx]
+
+    def __repr__(self) -> str:
+        return _one_or_both("padding", self.q_pads, self.kv_pads)
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return self.kv_pads[:, :kv_len]
+
+
+@mask_value
+class Real(PaddingMask):
+    """See `real`."""
+
+    is_real: Tensor
+    name = "real"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.is_real[b, q_idx] & self.is_real[b, kv_idx]
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return ~self.is_real[:, :kv_len]
+
+
+@mask_value
+class KeyPadding(PaddingMask):
+    """See `key_padding`."""
+
+    pads: Tensor
+    name = "key_padding"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ~self.pads[b, kv_idx]
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return self.pads[:, :kv_len]
+
+
+def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
+    """The first ``lens[b]`` positions of batch row b are real; the padding behind them is hidden, as query and as key.
+
+    ::
+
+        lengths([3])    k0 k1 k2 k3
+                    q0   x  x  x
+                    q1   x  x  x
+                    q2   x  x  x
+                    q3
+
+    Args:
+        lens: integers (B,), real positions of each batch row.
+        kv_lens: integers (B,), the keys' own lengths for cross-attention; by default the same.
+
+    Raises:
+        TypeError, ValueError: not integers, not (B,), a negative length (looked at on the CPU only).
+    """
+    q_lens = length_table("lens", lens)
+    if kv_lens is None:
+        return Lengths(q_lens, q_lens)
+    keys = length_table("kv_lens", kv_lens)
+    _same_batch("lens", q_lens, "kv_lens", keys)
+    return Lengths(q_lens, keys)
+
+
+def real(is_real: Tensor) -> Real:
+    """Positions marked True or 1 are real, anywhere; all others are hidden, as query and as key.
+
+    This is how Hugging Face tokenizers' ``attention_mask`` is meant.
+
+    ::
+
+        real([[1, 0, 1]])   k0 k1 k2
+                        q0   x     x
+                        q1
+                        q2   x     x
+
+    Args:
+        is_real: bool (B, L), or integers (B, L) of 0 and 1.
+    """
+    if isinstance(is_real, Tensor) and is_real.dtype in (
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    ):
+        if readable(is_real) and is_real.numel() and not bool(((is_real == 0) | (is_real == 1)).all()):
+            raise ValueError(f"is_real holds 0 and 1; got values from {int(is_real.min())} to {int(is_real.max())}")
+        is_real = is_real.bool()
+    return Real(flags("is_real", is_real, true_means="a real token"))
+
+
+def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
+    """Positions marked True are padding, anywhere, and hidden as query and as key.
+
+    ::
+
+        padding([[False, True, False]])   k0 k1 k2
+                                      q0   x     x
+                                      q1
+                                      q2   x     x
+
+    Args:
+        pads: bool (B, L), True = padding.
+        kv_pads: bool (B, KV), the keys' own padding for cross-attention; by default the same.
+    """
+    q_pads = flags("pads", pads, true_means="padding")
+    if kv_pads is None:
+        return Padding(q_pads, q_pads)
+    keys = flags("kv_pads", kv_pads, true_means="padding")
+    _same_batch("pads", q_pads, "kv_pads", keys)
+    return Padding(q_pads, keys)
+
+
+def key_padding(pads: Tensor) -> KeyPadding:
+    """Positions marked True are hidden as keys; a query sees the others wherever it stands itself.
+
+    As ``key_padding_mask`` of ``nn.MultiheadAttention``.
+
+    ::
+
+        key_padding([[False, True, False]])   k0 k1 k2
+                                          q0   x     x
+                                          q1   x     x
+                                          q2   x     x
+
+    Args:
+        pads: bool (B, KV), True = padding.
+    """
+    return KeyPadding(flags("pads", pads, true_means="padding"))
+
+
+def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
+    """Which key positions a mask is known to hide from every query: bool (B, KV), True = hidden; None if none is known.
+
+    Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks``. Under
+    ``|`` or ``~`` it proves nothing.
+    """
+    known = None
+    for part in _conjuncts(mask_mod):
+        if isinstance(part, PaddingMask):
+            hidden = part.hidden_keys(kv_len)
+            known = hidden if known is None else known | hidden
+    return known
+
+
+def _conjuncts(mask_mod: MaskMod) -> Iterator[MaskMod]:
+    if isinstance(mask_mod, And):
+        for part in mask_mod.parts:
+            yield from _conjuncts(part)
+    elif isinstance(mask_mod, FromFunction):
+        yield from _conjuncts(mask_mod.function)
+    elif isinstance(mask_mod, types.FunctionType) and mask_mod.__code__ is _TORCH_AND:
+        for part in mask_mod.__closure__[0].cell_contents:  # type: ignore[index]
+            yield from _conjuncts(part)
+    else:
+        yield mask_mod
+
+
+_TORCH_AND = and_masks(noop_mask).__code__
+
+
+def _same_batch(name: str, table: Tensor, other_name: str, other: Tensor) -> None:
+    if table.shape[0] != other.shape[0]:
+        raise ValueError(f"{name} has {table.shape[0]} batch rows and {other_name} has {other.shape[0]}")
+
+
+def _one_or_both(name: str, q_table: Tensor, kv_table: Tensor) -> str:
+    return f"{name}({shown(q_table)})" if q_table is kv_table else f"{name}({shown(q_table)}, {shown(kv_table)})"

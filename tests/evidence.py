@@ -1,0 +1,73 @@
+"""How far attention may be from the truth: as far as the plain reference in the same dtype is, and a little more.
+
+The truth is the reference in float64. Errors are relative: |x - truth| / |truth| over the whole tensor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskloom.attention.reference import ScoreMod, reference
+
+
+@dataclass
+class Evidence:
+    """Relative errors of output and gradients, ours and those of the plain reference in the same dtype."""
+
+    ours: dict[str, float]
+    plain: dict[str, float]
+
+    def check(self, *, factor: float = 1.5, floor: float = 1e-7) -> None:
+        """Fail where ours is further from the truth than ``factor`` times the plain reference, plus ``floor``."""
+        for name, error in self.ours.items():
+            bound = factor * self.plain[name] + floor
+            assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
+
+    @property
+    def worst(self) -> float:
+        return max(self.ours.values())
+
+
+def gather(
+    attention: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    table: Tensor | None,
+    score_mod: ScoreMod | None = None,
+    scale: float | None = None,
+) -> Evidence:
+    """Run ``attention(query, key, value)`` forward and backward and compare with truth and plain reference.
+
+    Args:
+        table: the mask, bool, broadcastable to (B, H, Q, K).
+    """
+
+    def plain(q, k, v):
+        return reference(q, k, v, table, score_mod=score_mod, scale=scale)[0]
+
+    generator = torch.Generator(device=query.device).manual_seed(7)
+    shape = (*query.shape[:-1], value.shape[-1])
+    grad = torch.randn(shape, generator=generator, device=query.device, dtype=torch.float32).to(query.dtype)
+    truth = _run(plain, query, key, value, grad, torch.float64)
+    ours = _run(attention, query, key, value, grad, query.dtype)
+    same_dtype = _run(plain, query, key, value, grad, query.dtype)
+    return Evidence(_errors(ours, truth), _errors(same_dtype, truth))
+
+
+def _run(attention, query, key, value, grad, dtype) -> dict[str, Tensor]:
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (query, key, value)]
+    out = attention(*leaves)
+    out.backward(grad.to(dtype))
+    return {"out": out.detach(), **{name: leaf.grad for name, leaf in zip(("dq", "dk", "dv"), leaves, strict=True)}}
+
+
+def _errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    errors = {}
+    for name, exact in truth.items():
+        difference = (results[name].double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        errors[name] = float(difference.nan_to_num(nan=float("inf")))
+    return errors

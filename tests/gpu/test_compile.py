@@ -1,0 +1,191 @@
+"""Masks through compiled FlexAttention: every way to write one, every length, many kinds, no fallback."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import and_masks as torch_and
+from torch.nn.attention.flex_attention import or_masks as torch_or
+
+import maskloom as loom
+from maskloom.errors import FallbackError
+from tests.evidence import gather
+
+BATCH, HEADS, KV_HEADS, HEAD_DIM = 3, 4, 2, 64
+LONGEST = 1199
+BACKENDS = ["TRITON", "FLASH"] if importlib.util.find_spec("flash_attn") else ["TRITON"]
+
+LENS = torch.tensor([700, 333, 1199], device="cuda")
+
+
+def shorter_than(lens):
+    def mask_mod(b, h, q_idx, kv_idx):
+        return (q_idx < lens[b]) & (kv_idx < lens[b])
+
+    return mask_mod
+
+
+def torch_causal(b, h, q_idx, kv_idx):
+    return q_idx >= kv_idx
+
+
+def kinds():
+    """Twenty masks, no two of one structure: ours, torch's, closures, and mixtures."""
+    pads = torch.rand(BATCH, LONGEST, device="cuda", generator=torch.Generator("cuda").manual_seed(0)) < 0.2
+    ids = torch.arange(LONGEST, device="cuda") // 97
+    offsets = torch.tensor([0, 5, 400, 1199], device="cuda")
+    lengths, padding, documents = loom.lengths(LENS), loom.padding(pads), loom.documents(ids)
+    return {
+        "causal": loom.causal,
+        "causal & lengths": loom.causal & lengths,
+        "causal & padding": loom.causal & padding,
+        "causal & documents(offsets)": loom.causal & loom.documents(offsets=offsets),
+        "documents": documents,
+        "window | sinks": loom.window(back=100) | loom.sinks(4),
+        "(window | sinks) & lengths": (loom.window(back=100) | loom.sinks(4)) & lengths,
+        "~causal": ~loom.causal,
+        "~causal & documents": ~loom.causal & documents,
+        "causal ^ documents": loom.causal ^ documents,
+        "causal | prefix": loom.causal | loom.prefix(torch.tensor([9, 200, 1], device="cuda")),
+        "(causal | prefix) & padding": (loom.causal | loom.prefix(50)) & padding,
+        "window": loom.window(back=64, ahead=64),
+        "real": loom.real(~pads),
+        "key_padding": loom.key_padding(pads),
+        "everything": loom.everything,
+        "closure": shorter_than(LENS),
+        "causal & closure": loom.causal & shorter_than(LENS),
+        "torch and(causal, lengths)": torch_and(loom.causal, lengths),
+        "torch or(and(closure, ours), window)": torch_or(torch_and(torch_causal, padding), loom.window(back=9)),
+    }
+
+
+def inputs(q_len, *, dtype=torch.bfloat16, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    shapes = [(BATCH, heads, q_len, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    return [torch.randn(shape, device="cuda", generator=generator).to(dtype) for shape in shapes]
+
+
+def checked(mask, q_len, backend, **how):
+    """Forward and backward at one length against the float64 reference; the worst relative error."""
+    table = loom.as_mask(mask).dense(q_len, q_len, batch=None, device="cuda")
+    blocks = loom.block_mask(mask, q_len, q_len)
+
+    def attention(q, k, v):
+        return loom.attend(q, k, v, blocks, kernel_options={"BACKEND": backend})
+
+    evidence = gather(attention, *inputs(q_len, **how), table=table)
+    evidence.check()
+    return evidence.worst
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twenty_kinds_of_mask_in_one_process(backend):
+    before = graphs()
+    worst = {name: checked(mask, 517, backend) for name, mask in kinds().items()}
+    print(f"\n{backend}: {graphs() - before} graphs for {len(worst)} masks, worst error {max(worst.values()):.4f}")
+    assert len(worst) == 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lengths_change_freely(backend):
+    mask = loom.causal & loom.lengths(LENS)
+    checked(mask, 200, backend)
+    before = graphs()
+    for q_len in range(237, LONGEST, 137):
+        checked(mask, q_len, backend, seed=q_len)
+    assert graphs() - before <= 2  # one, and one more where two sizes that were equal no longer are
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_in_a_mask_change_freely(backend):
+    for back in (3, 50, 51, 120, 300, 301, 302, 303, 304, 305):  # more than the recompile limit
+        checked(loom.window(back=back) & loom.lengths(LENS), 517, backend)
+
+
+def test_batches_and_dtypes_change_freely():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        checked(loom.causal & loom.lengths(LENS), 300, "TRITON", dtype=dtype)
+
+
+@pytest.mark.parametrize("q_len", [1, 2, 127, 128, 129])
+def test_short_lengths(q_len):
+    checked(loom.causal & loom.lengths(LENS), q_len, "TRITON")
+
+
+def test_a_query_that_sees_nothing_gives_zero():
+    q, k, v = (tensor.requires_grad_() for tensor in inputs(300))
+    out = loom.attend(q, k, v, loom.lengths(torch.tensor([1, 0, 300], device="cuda")))
+    out.sum().backward()
+    assert not out[1].any() and not q.grad[1].any() and not v.grad[1].any()
+    assert not out[0, :, 1:].any() and out[2].all()
+
+
+@pytest.mark.parametrize("kind", ["causal & lengths", "torch and(causal, lengths)", "window | sinks"])
+def test_inside_an_outer_compile(kind):
+    mask = kinds()[kind]
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def model(q, k, v, blocks):
+        return loom.attend(q * 1.0, k, v, blocks)
+
+    for q_len in (300, 411):
+        table = loom.as_mask(mask).dense(q_len, q_len, device="cuda")
+        blocks = loom.block_mask(mask, q_len, q_len)
+        gather(lambda q, k, v, blocks=blocks: model(q, k, v, blocks), *inputs(q_len), table=table).check()
+
+
+def test_small_heads_are_widened():
+    q, k, v = (torch.randn(2, 3, 65, 8, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    table = loom.causal.dense(65, 65, device="cuda")
+    gather(lambda q, k, v: loom.attend(q, k, v, loom.causal), q, k, v, table=table).check()
+
+
+def test_float64_runs_on_the_reference():
+    q, k, v = inputs(65, dtype=torch.float64)
+    table = loom.causal.dense(65, 65, device="cuda")
+    gather(lambda q, k, v: loom.attend(q, k, v, loom.causal), q, k, v, table=table).check()
+
+
+def test_a_forced_eager_stance_is_an_error():
+    q, k, v = inputs(200)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(FallbackError, match="not compiled"):
+        loom.attend(q, k, v, loom.causal)
+
+
+LEAST = [0]  # a global list: its entry is a constant of the graph, so each value needs a graph of its own
+
+
+def reads_a_global(b, h, q_idx, kv_idx):
+    return (q_idx >= kv_idx) & (kv_idx >= LEAST[0])
+
+
+def test_an_exhausted_recompile_limit_is_an_error():
+    q, k, v = inputs(200)
+    with pytest.raises(FallbackError, match="recompile_limit"):
+        for least in range(2, torch._dynamo.config.recompile_limit + 4):
+            LEAST[0] = least
+            loom.attend(q, k, v, reads_a_global)
+
+
+def test_shared_tables_that_stand_for_one_row_only_are_an_error():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    blocks = create_block_mask(loom.lengths(LENS), None, None, 200, 200, device="cuda")
+    with pytest.raises(ValueError, match="B=3"):
+        q, k, v = inputs(200)
+        loom.attend(q, k, v, blocks)
+
+
+def test_masks_trace_in_torchs_create_block_mask():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    build = torch.compile(create_block_mask, fullgraph=True, backend="eager")
+    for mask in (loom.causal & loom.lengths(LENS), loom.window(back=3) | loom.sinks(2), ~loom.causal):
+        torch._dynamo.reset()
+        built = build(mask, BATCH, None, 200, 200, device="cuda")
+        expected = create_block_mask(mask, BATCH, None, 200, 200, device="cuda")
+        assert torch.equal(built.kv_num_blocks, expected.kv_num_blocks)
