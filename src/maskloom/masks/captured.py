@@ -154,8 +154,7 @@ def _structure(held: object, numbers: bool, order: dict[int, int], above: set[in
     return (kind, *(_structure(value, numbers, order, above | {id(held)}) for value in values))
 
 
-def _leaf_key(leaf: Any, numbers: bool) -> Hashable:
+def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
     if type(leaf) in (int, float):
         return (type(leaf), leaf) if numbers else type(leaf)
-    hashable = type(leaf).__hash__ is not None
-    return (type(leaf), leaf if hashable else id(leaf))
+    return type(leaf), (leaf if type(leaf).__hash__ is not None else id(leaf))
