@@ -1,12 +1,15 @@
 """`attend`: attention with a mask, right forward and backward on every device."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends import Backend, choose, run
 from maskloom.attention.reference import ScoreMod
+from maskloom.blocks.tables import tile_counts
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod
 
@@ -43,9 +46,50 @@ def attend(
         FallbackError: the fused kernel would not have run.
     """
     _check_tensors(query, key, value)
-    _check_mask(query, key, mask)
+    check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
     chosen = choose(query, score_mod, backend)
     return run(chosen.backend, query, key, value, mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `attend` does with its arguments, and why; ``print`` it.
+
+    Attributes:
+        backend: what runs; see `maskloom.attention.backends`.
+        reason: why that one.
+        skipped, partial, full: tiles of the BlockMask, over batch rows and heads; None where no BlockMask was given.
+    """
+
+    backend: Backend
+    reason: str
+    skipped: int | None = None
+    partial: int | None = None
+    full: int | None = None
+
+    def __str__(self) -> str:
+        lines = [f"backend: {self.backend} ({self.reason})"]
+        if self.skipped is not None:
+            lines.append(f"tiles: {self.skipped} skipped, {self.partial} partial, {self.full} full")
+        return "\n".join(lines)
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | None = None,
+    *,
+    score_mod: ScoreMod | None = None,
+    backend: Backend | Literal["auto"] = "auto",
+) -> Explanation:
+    """What `attend` would run with these arguments, and why. Nothing is run; errors are those of `attend`."""
+    _check_tensors(query, key, value)
+    check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
+    chosen = choose(query, score_mod, backend)
+    if not isinstance(mask, BlockMask):
+        return Explanation(chosen.backend, chosen.reason)
+    return Explanation(chosen.backend, chosen.reason, *tile_counts(mask))
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -78,7 +122,14 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"there is nothing to attend to in an empty tensor; got {shapes}")
 
 
-def _check_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> None:
+def check_mask_fits(
+    mask: BlockMask | MaskMod | None, batch: int, heads: int, q_len: int, kv_len: int, device: torch.device
+) -> None:
+    """Raise a TypeError if ``mask`` is none, a ValueError if it is a BlockMask for an attention of other sizes.
+
+    Args:
+        batch, heads, q_len, kv_len, device: B, H, Q, K of the attention, and where it runs.
+    """
     if mask is None:
         return
     if not isinstance(mask, BlockMask):
@@ -86,14 +137,12 @@ def _check_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) ->
         return
     if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
         raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
-    lengths = (query.shape[-2], key.shape[-2])
-    if tuple(mask.seq_lengths) != lengths:
+    if tuple(mask.seq_lengths) != (q_len, kv_len):
         raise ValueError(
-            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; query and key have {lengths}"
+            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
         )
-    for have, need, item in zip(mask.kv_indices.shape[:2], query.shape[:2], ("batch rows", "heads"), strict=True):
+    for have, need, item in zip(mask.kv_indices.shape[:2], (batch, heads), ("batch rows", "heads"), strict=True):
         if have not in (1, need):
-            raise ValueError(f"the block mask has {have} {item}, and query has {need}; it needs {need}, or 1 for all")
-    device = mask.kv_indices.device
-    if device != query.device:
-        raise ValueError(f"the block mask is on {device} and query on {query.device}")
+            raise ValueError(f"the block mask is for {have} {item}; the attention has {need} (1 would serve all)")
+    if mask.kv_indices.device != device:
+        raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")

@@ -4,6 +4,8 @@ A BlockMask means: every element of its full tiles, and those elements of its pa
 Neither the tables nor mask_mod alone are the mask.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -22,6 +24,20 @@ def tile_states(block_mask: BlockMask) -> Tensor:
         full = _listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, key_tiles)
         states = states.masked_fill(full, FULL)
     return states
+
+
+class TileCounts(NamedTuple):
+    """How many tiles a BlockMask has of each state, over all batch rows and heads of its tables."""
+
+    skipped: int
+    partial: int
+    full: int
+
+
+def tile_counts(block_mask: BlockMask) -> TileCounts:
+    """How many tiles attention skips, and how many it visits with and without asking mask_mod."""
+    counts = torch.bincount(tile_states(block_mask).flatten().long(), minlength=3)
+    return TileCounts(*counts.tolist())
 
 
 def dense_of(block_mask: BlockMask, batch: int, heads: int) -> Tensor:

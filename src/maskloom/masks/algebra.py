@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import operator
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 
 from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod, dense
@@ -222,7 +224,7 @@ nothing = Nothing()
 
 
 def as_mask(function: MaskMod) -> Mask:
-    """A `Mask` from any mask_mod; a Mask comes back as it is.
+    """A `Mask` from any mask_mod; a Mask comes back as it is, and torch's ``and_masks(a, b)`` as ``a & b``.
 
     Args:
         function: ``(b, h, q_idx, kv_idx) -> bool``, a scalar function as torch's ``create_block_mask`` takes it.
@@ -232,6 +234,11 @@ def as_mask(function: MaskMod) -> Mask:
     """
     if isinstance(function, Mask):
         return function
+    if not torch.compiler.is_dynamo_compiling():
+        if is_torch_and(function):
+            return and_masks(*_parts_of(function))
+        if _is_torch_or(function):
+            return or_masks(*_parts_of(function))
     if not callable(function):
         raise TypeError(
             f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {function!r}"
@@ -257,6 +264,23 @@ def or_masks(*masks: MaskMod) -> Mask:
 def xor_masks(*masks: MaskMod) -> Mask:
     """Visible where an odd number of masks says so: ``a ^ b ^ ...``. Without masks: `nothing`."""
     return _joined(Xor, masks, identity=nothing, absorbing=None)
+
+
+_TORCH_AND = flex.and_masks().__code__
+_TORCH_OR = flex.or_masks().__code__
+
+
+def is_torch_and(function: MaskMod) -> bool:
+    """Whether it was made by torch's ``and_masks``."""
+    return isinstance(function, types.FunctionType) and function.__code__ is _TORCH_AND
+
+
+def _is_torch_or(function: MaskMod) -> bool:
+    return isinstance(function, types.FunctionType) and function.__code__ is _TORCH_OR
+
+
+def _parts_of(torch_composition: Any) -> tuple[MaskMod, ...]:
+    return torch_composition.__closure__[0].cell_contents  # its one cell holds the tuple of parts
 
 
 def _inverted(mask: Mask) -> Mask:

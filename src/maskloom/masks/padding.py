@@ -4,15 +4,13 @@ A table named ``pads`` has True = padding, as ``nn.MultiheadAttention`` has it. 
 as Hugging Face's ``attention_mask`` has it, goes to `real`.
 """
 
-import types
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import and_masks, noop_mask
 
-from maskloom.masks.algebra import And, FromFunction, Mask, mask_value, shown
+from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and, mask_value, shown
 from maskloom.masks.checks import flags, length_table, readable
 from maskloom.masks.dense import MaskMod
 
@@ -186,29 +184,23 @@ def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
 
     Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks``. Under
     ``|`` or ``~`` it proves nothing.
+
+    Raises:
+        ValueError: torch compiles, and the mask is a composition of torch's, which cannot be looked into then.
     """
+    if torch.compiler.is_dynamo_compiling() and is_torch_and(mask_mod):
+        # dynamo cannot call a closure once it has read a cell of it (assertion in side_effects.load_cell; 2.11, 2.13)
+        raise ValueError(
+            "torch.compile cannot look into torch's and_masks, to see whether it hides padding: "
+            "combine the masks with & or maskloom.and_masks, or open it first with maskloom.as_mask(mask)"
+        )
+    mask = as_mask(mask_mod)
     known = None
-    for part in _conjuncts(mask_mod):
+    for part in mask.parts if isinstance(mask, And) else (mask,):
         if isinstance(part, PaddingMask):
             hidden = part.hidden_keys(kv_len)
             known = hidden if known is None else known | hidden
     return known
-
-
-def _conjuncts(mask_mod: MaskMod) -> Iterator[MaskMod]:
-    if isinstance(mask_mod, And):
-        for part in mask_mod.parts:
-            yield from _conjuncts(part)
-    elif isinstance(mask_mod, FromFunction):
-        yield from _conjuncts(mask_mod.function)
-    elif isinstance(mask_mod, types.FunctionType) and mask_mod.__code__ is _TORCH_AND:
-        for part in mask_mod.__closure__[0].cell_contents:  # type: ignore[index]
-            yield from _conjuncts(part)
-    else:
-        yield mask_mod
-
-
-_TORCH_AND = and_masks(noop_mask).__code__
 
 
 def _same_batch(name: str, table: Tensor, other_name: str, other: Tensor) -> None:

@@ -1,0 +1,107 @@
+"""Multi-head self-attention under any mask, safe against whatever lies in padded positions."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.functional import attend, check_mask_fits
+from maskloom.masks.dense import MaskMod
+from maskloom.masks.padding import known_padding
+
+
+class MultiheadOutput(NamedTuple):
+    """What `MultiheadFlexAttention` returns; it unpacks into ``out, queries, keys``.
+
+    Attributes:
+        out: (B, L, d_out).
+        queries, keys: (B, n_heads, L, d_out / n_heads), to be drawn by `maskloom.visualize_attention_scores`.
+    """
+
+    out: Tensor
+    queries: Tensor
+    keys: Tensor
+
+
+class MultiheadFlexAttention(nn.Module):
+    """Multi-head self-attention: one projection to queries, keys and values, `maskloom.attend`, one projection back.
+
+    What lies in padded positions, NaN and infinity too, changes no output and no gradient at real positions: where the
+    mask is known to hide a key from every query (a padding mask at the top of a conjunction), x is set to zero there.
+    A query that sees nothing gets zero from attention, so its output is the bias of ``out_proj``.
+
+    Args:
+        d_in: features of x.
+        d_out: features of the output, a multiple of ``n_heads``.
+        n_heads: number of heads, each ``d_out / n_heads`` wide.
+        bias: whether ``in_proj`` has a bias; ``out_proj`` always has one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: sizes below 1, or d_out that n_heads does not divide.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        n_heads: int,
+        bias: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("d_in", d_in), ("d_out", d_out), ("n_heads", n_heads)):
+            if size < 1:
+                raise ValueError(f"{name} is at least 1; got {size}")
+        if d_out % n_heads:
+            raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
+        self.d_in, self.d_out, self.n_heads = d_in, d_out, n_heads
+        self.in_proj = nn.Linear(d_in, 3 * d_out, bias=bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(d_out, d_out, device=device, dtype=dtype)
+
+    def forward(
+        self, x: Tensor, block_mask: BlockMask | MaskMod | None = None, **attend_options: Any
+    ) -> MultiheadOutput:
+        """Attend from each position of x to those that the mask lets it see.
+
+        Args:
+            x: (B, L, d_in).
+            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys.
+            attend_options: for `maskloom.attend`: score_mod, scale, backend, kernel_options.
+
+        Raises:
+            ValueError: x of another width or rank; a mask for another length or batch size.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.d_in:
+            raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
+        batch, length, _ = x.shape
+        check_mask_fits(block_mask, batch, self.n_heads, length, length, x.device)
+        x = _cleaned(x, block_mask)
+        heads = self.in_proj(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads.unbind(0)
+        attention = attend(queries, keys, values, block_mask, **attend_options)
+        out = self.out_proj(attention.transpose(1, 2).reshape(batch, length, self.d_out))
+        return MultiheadOutput(out, queries, keys)
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``print(module)`` shows them."""
+        bias = self.in_proj.bias is not None
+        return f"d_in={self.d_in}, d_out={self.d_out}, n_heads={self.n_heads}, bias={bias}"
+
+
+def _cleaned(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor:
+    """x with zeros where it is known to be padding. x: (B, L, d_in)."""
+    if mask is None:
+        return x
+    mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
+    pads = known_padding(mask_mod, x.shape[1])
+    if pads is None:
+        return x
+    if pads.shape != x.shape[:2]:
+        raise ValueError(
+            f"x has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
+        )
+    return x.masked_fill(pads[..., None], 0.0)
