@@ -1,21 +1,63 @@
-"""Attention over batches that are not rectangles, on top of torch's FlexAttention."""
+"""Attention over batches that are not rectangles, on top of torch's FlexAttention.
 
-from maskloom.attention.functional import attend as attend
-from maskloom.attention.reference import reference as reference
-from maskloom.blocks.build import block_mask as block_mask
-from maskloom.blocks.build import create_block_mask as create_block_mask
-from maskloom.errors import FallbackError as FallbackError
-from maskloom.masks.algebra import and_masks as and_masks
-from maskloom.masks.algebra import as_mask as as_mask
-from maskloom.masks.algebra import everything as everything
-from maskloom.masks.algebra import nothing as nothing
-from maskloom.masks.algebra import or_masks as or_masks
-from maskloom.masks.padding import key_padding as key_padding
-from maskloom.masks.padding import lengths as lengths
-from maskloom.masks.padding import padding as padding
-from maskloom.masks.padding import real as real
-from maskloom.masks.position import prefix as prefix
-from maskloom.masks.position import sinks as sinks
-from maskloom.masks.relative import causal as causal
-from maskloom.masks.relative import window as window
-from maskloom.masks.segments import documents as documents
+A mask is written once, as ``mask(b, h, q_idx, kv_idx) -> bool``, and read many ways. True means "may attend".
+"""
+
+from maskloom.attention.functional import attend, explain
+from maskloom.attention.reference import reference
+from maskloom.batches.lengths import (
+    lengths_from_offsets,
+    lengths_from_pads,
+    offsets_from_lengths,
+    pads_from_lengths,
+    pads_from_tokens,
+    pads_from_zeros,
+)
+from maskloom.blocks.build import block_mask, create_block_mask
+from maskloom.errors import FallbackError
+from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, nothing, or_masks
+from maskloom.masks.padding import create_padding_mask, key_padding, lengths, padding, real
+from maskloom.masks.position import prefix, sinks
+from maskloom.masks.relative import causal, window
+from maskloom.masks.segments import documents
+from maskloom.nn.multihead import MultiheadFlexAttention
+
+__version__ = "0.1.0"
+
+# The public surface, in the order of the documentation.
+__all__ = [
+    # masks: what may attend to what
+    "causal",
+    "window",
+    "prefix",
+    "sinks",
+    "lengths",
+    "real",
+    "padding",
+    "key_padding",
+    "documents",
+    "everything",
+    "nothing",
+    "as_mask",
+    "and_masks",
+    "or_masks",
+    "create_padding_mask",
+    "Mask",
+    # batches: where the padding is
+    "pads_from_lengths",
+    "pads_from_tokens",
+    "pads_from_zeros",
+    "lengths_from_pads",
+    "offsets_from_lengths",
+    "lengths_from_offsets",
+    # blocks: which tiles must be visited
+    "block_mask",
+    "create_block_mask",
+    # attention: run it
+    "attend",
+    "explain",
+    "reference",
+    "FallbackError",
+    # nn: the module
+    "MultiheadFlexAttention",
+]

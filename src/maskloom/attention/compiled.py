@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from maskloom.attention.reference import ScoreMod
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
+
+_COMPILER = "inductor"  # tests put in one that only traces
 
 _pool: dict[Hashable, Callable[..., Tensor]] = {}
 _pool_lock = threading.Lock()
@@ -44,6 +45,9 @@ def fused_attention(
     if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
         return _attend_or_fail(*arguments)
     kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, options)
+    # imported here: it loads torch's compiler, which `import maskloom` shall not
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
     try:
         return _compiled_for(kind, dynamic)(*arguments)
     except FailOnRecompileLimitHit as error:
@@ -128,7 +132,7 @@ def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., Tensor]
             found = _pool.get(kind)
             if found is None:
                 body = _with_its_own_code(_attend_or_fail, f"attend_{len(_pool)}")
-                found = _pool[kind] = torch.compile(body, fullgraph=True, dynamic=dynamic)
+                found = _pool[kind] = torch.compile(body, backend=_COMPILER, fullgraph=True, dynamic=dynamic)
     return found
 
 

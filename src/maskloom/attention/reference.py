@@ -80,12 +80,13 @@ def _for_each_query_head(tensor: Tensor, query: Tensor) -> Tensor:
 
 
 def _modified(scores: Tensor, score_mod: ScoreMod) -> Tensor:
+    # imported here: it loads torch's compiler, which `import maskloom` shall not
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
     lifted = score_mod
     for index in (3, 2, 1, 0):
         dims = [0] + [0 if index == at else None for at in range(4)]
         lifted = torch.vmap(lifted, in_dims=tuple(dims))
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
     with TransformGetItemToIndex():  # as torch's create_mask: a tensor read at a scalar tensor's place
         return lifted(scores, *indices)

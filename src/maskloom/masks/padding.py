@@ -161,6 +161,10 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
     return Padding(q_pads, keys)
 
 
+create_padding_mask = padding
+"""`padding` by the name that the article on padded causal FlexAttention gives it."""
+
+
 def key_padding(pads: Tensor) -> KeyPadding:
     """Positions marked True are hidden as keys; a query sees the others wherever it stands itself.
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,6 +90,9 @@ def read(mask_mod: Any, device: torch.device | str) -> Reading:
     Raises:
         TypeError: it does not answer with one bool.
     """
+    # imported here: it loads torch's compiler, which `import maskloom` shall not
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
     marking = _Marking()
     with torch.no_grad():
         scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]

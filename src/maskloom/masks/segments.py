@@ -35,7 +35,10 @@ class PackedDocuments(Mask):
 
 
 def documents(
-    ids: Tensor | None = None, *, offsets: Tensor | Sequence[int] | None = None, length: int | None = None
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
 ) -> Documents | PackedDocuments:
     """A query sees the keys of its own document.
 

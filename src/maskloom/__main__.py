@@ -1,0 +1,5 @@
+"""``python -m maskloom``."""
+
+from maskloom.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""The command line: ``maskloom demo``."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from maskloom.demo import Demo
+
+BAD_INPUT = 2
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def maskloom() -> None:
+    """Attention over batches that are not rectangles, on torch's FlexAttention."""
+
+
+@app.command()
+def demo(
+    text: Annotated[
+        Path | None, typer.Option(help="A text file, one sequence of words in each line. Default: the Zen of Python.")
+    ] = None,
+    heads: Annotated[int, typer.Option(help="Heads of the attention.")] = 8,
+    dim: Annotated[int, typer.Option(help="Features of a word, a multiple of the heads.")] = 64,
+    out: Annotated[Path, typer.Option(help="Directory for the two pictures.")] = Path("maskloom-demo"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
+) -> None:
+    """Take real sequences of unequal length to attention and its picture, and check every number on the way."""
+    from maskloom import demo as job  # torch loads here, not for --help
+
+    console = Console()
+
+    @contextlib.contextmanager
+    def progress(what: str) -> Iterator[None]:
+        with console.status(what):
+            yield
+
+    try:
+        found = job.run(text, heads=heads, dim=dim, out=out, device=device, progress=progress)
+    except job.InputError as error:
+        typer.echo(f"maskloom demo: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    console.print(_summary(found))
+    worst = max(found.differences, key=lambda difference: difference.ours)
+    if found.is_right:
+        console.print(
+            f"[green]Right:[/] output and {len(found.differences) - 1} gradients agree with the dense reference in "
+            f"float64; the largest difference is {worst.ours:.1e} (of {worst.name}), "
+            f"and the reference itself in {_dtype(found)} is off by {worst.plain:.1e}."
+        )
+        return
+    for difference in found.differences:
+        if not difference.is_right:
+            console.print(
+                f"[red]Wrong:[/] {difference.name} differs by {difference.ours:.1e} from the dense reference in float64"
+                f" (the reference in {_dtype(found)}: {difference.plain:.1e})."
+            )
+    raise typer.Exit(1)
+
+
+def _summary(found: "Demo") -> Table:
+    lengths = [len(words) for words in found.batch.words]
+    batch, length, dim = found.batch.x.shape
+    skipped, partial, full = found.explanation.skipped, found.explanation.partial, found.explanation.full
+    q_block, kv_block = found.blocks.BLOCK_SIZE
+    rows = {
+        "sequences": f"{len(lengths)} of {min(lengths)} to {max(lengths)} words, {sum(lengths)} words in all",
+        "batch": f"{batch} × {length} × {dim}, {_dtype(found)}, on {found.batch.x.device}",
+        "padding": f"{found.batch.pads.float().mean():.0%} of all positions",
+        "mask": repr(found.mask),
+        "tiles": f"{skipped} skipped, {partial} partial, {full} full, of {q_block} × {kv_block} positions",
+        "kernel": f"{found.explanation.backend}: {found.explanation.reason}",
+        "times": ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.seconds.items()),
+        "pictures": "\n".join(map(str, found.pictures)),
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def _dtype(found: "Demo") -> str:
+    return str(found.batch.x.dtype).removeprefix("torch.")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+def main() -> None:
+    """Entry point of the ``maskloom`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The pool of compiled functions: one per kind, none falls back.
+
+Most tests trace only (no kernel is built), which is where graphs are counted and limits are met; one runs the CPU kernel.
+tests/gpu runs the same on a GPU.
+"""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import and_masks as torch_and
+from torch.nn.attention.flex_attention import or_masks as torch_or
+
+import maskloom as loom
+from maskloom.attention import compiled
+from maskloom.attention.reference import reference
+from tests.all_masks import ALL_MASKS
+
+B, H, D = 3, 2, 16
+
+
+@pytest.fixture
+def tracing(monkeypatch):
+    """Graphs are traced and run eagerly; returns a counter of them. The pool starts empty."""
+    graphs = []
+    monkeypatch.setattr(compiled, "_COMPILER", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(compiled, "_pool", {})
+    torch._dynamo.reset()
+    return graphs
+
+
+def attend(mask, q_len, *, kv_len=None, batch=B, heads=H, dtype=torch.float32, score_mod=None, options=None):
+    """Compiled attention, checked against the reference."""
+    kv_len = q_len if kv_len is None else kv_len
+    generator = torch.Generator().manual_seed(q_len)
+    query = torch.randn(batch, heads, q_len, D, generator=generator).to(dtype)
+    key = torch.randn(batch, heads, kv_len, D, generator=generator).to(dtype)
+    blocks = loom.block_mask(mask, q_len, kv_len, block_size=16)
+    with torch.no_grad():
+        out = compiled.fused_attention(query, key, key, blocks, score_mod=score_mod, scale=None, kernel_options=options)
+    table = loom.as_mask(mask).dense(q_len, kv_len)
+    expected, _ = reference(query.double(), key.double(), key.double(), table, score_mod=score_mod)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
+
+
+LENS = torch.tensor([20, 5, 40])
+
+
+def closure(lens):
+    def mask_mod(b, h, q_idx, kv_idx):
+        return kv_idx < lens[b]
+
+    return mask_mod
+
+
+def test_twenty_eight_lengths_are_few_graphs(tracing):
+    for q_len in range(33, 33 + 28 * 5, 5):
+        attend(loom.causal & loom.lengths(LENS), q_len)
+    assert compiled.compiled_kinds() == 1
+    assert len(tracing) == 1
+
+
+def test_every_kind_of_mask_has_a_function_of_its_own(tracing):
+    masks = [make() for name, make in ALL_MASKS.items() if "cross" not in name]
+    masks += [
+        closure(LENS),
+        loom.causal & closure(LENS),
+        torch_and(loom.causal, closure(LENS)),
+        torch_or(loom.causal, loom.lengths(LENS)),
+    ]
+    for mask in masks:
+        attend(mask, 17)
+    assert len(masks) > 20
+    assert compiled.compiled_kinds() == len(tracing)
+    assert len(tracing) >= 20  # more than the recompile limit of one function
+
+
+def test_numbers_tensors_and_batches_change_freely(tracing):
+    for back in range(2, 14):
+        attend(loom.window(back=back) & loom.lengths(LENS + back), 33)
+    assert len(tracing) == 1
+    for batch in (4, 5, 7):
+        attend(loom.lengths(torch.arange(1, batch + 1)), 33 + batch, batch=batch)
+    assert len(tracing) == 2
+
+
+def test_sizes_of_one_are_kinds_of_their_own(tracing):
+    attend(loom.causal, 33)
+    attend(loom.causal, 33, batch=1)
+    attend(loom.causal, 1, kv_len=33)
+    attend(loom.causal, 33, kv_len=50)
+    assert compiled.compiled_kinds() == len(tracing) == 4
+
+
+def test_dtypes_heads_and_score_mods_are_kinds_of_their_own(tracing):
+    attend(loom.causal, 33)
+    attend(loom.causal, 33, dtype=torch.bfloat16)
+    attend(loom.causal, 33, heads=5)
+    attend(loom.causal, 33, score_mod=lambda score, b, h, q, k: score * 2)
+    attend(loom.causal, 33, options={"PRESCALE_QK": True})
+    assert compiled.compiled_kinds() == len(tracing) == 5
+
+
+def test_numbers_belong_to_the_kind_where_the_backend_takes_no_dynamic_number(tracing):
+    flash = {"BACKEND": "FLASH"}
+    for back in range(2, 13):
+        for q_len in (33, 40, 47):
+            attend(loom.window(back=back), q_len, options=flash)
+    assert compiled.compiled_kinds() == 11
+    assert len(tracing) <= 2 * 11  # the second length makes sizes dynamic
+    for graph in tracing:
+        assert "window" not in str(graph.graph)  # the mask itself left no object behind
+    attend(loom.causal & loom.lengths(LENS), 33, options=flash)
+    attend(loom.causal & loom.lengths(LENS), 40, options=flash)
+    assert compiled.compiled_kinds() == 12
+
+
+def test_a_forced_eager_stance_is_an_error(tracing):
+    with torch.compiler.set_stance("force_eager"), pytest.raises(loom.FallbackError, match="was not compiled"):
+        attend(loom.causal, 33)
+
+
+LEAST = [0]  # an entry of a global list is a constant of the graph: each value needs a graph of its own
+
+
+def reads_a_global(b, h, q_idx, kv_idx):
+    return (q_idx >= kv_idx) & (kv_idx >= LEAST[0])
+
+
+def test_an_exhausted_recompile_limit_is_an_error(tracing):
+    def use_up():
+        for least in range(2, torch._dynamo.config.recompile_limit + 4):
+            LEAST[0] = least
+            attend(reads_a_global, 33)
+
+    torch._dynamo.config.specialize_int, before = True, torch._dynamo.config.specialize_int
+    try:
+        with pytest.raises(loom.FallbackError, match="recompile_limit"):
+            use_up()
+    finally:
+        torch._dynamo.config.specialize_int = before
+
+
+def test_inside_an_outer_compile_there_is_one_graph(tracing):
+    blocks = loom.block_mask(loom.causal & loom.lengths(LENS), 33, 33)
+    query = torch.randn(B, H, 33, D)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def model(query, blocks):
+        return compiled.fused_attention(
+            query * 2, query, query, blocks, score_mod=None, scale=None, kernel_options=None
+        )
+
+    expected, _ = reference(query * 2, query, query, loom.causal & loom.lengths(LENS))
+    torch.testing.assert_close(model(query, blocks), expected)
+    assert compiled.compiled_kinds() == 0
+
+
+def test_the_cpu_kernel_itself():
+    torch._dynamo.reset()
+    attend((loom.window(back=9) | loom.sinks(3)) & loom.lengths(LENS), 50)

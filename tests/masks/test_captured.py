@@ -1,0 +1,87 @@
+"""What mask_mods hold, whatever they are made of."""
+
+import functools
+
+import torch
+
+import maskloom as loom
+from maskloom.masks import captured
+
+LENS = torch.tensor([2, 3, 5])
+
+
+def closure(lens, offset=0):
+    def mask_mod(b, h, q_idx, kv_idx):
+        return kv_idx + offset < lens[b]
+
+    return mask_mod
+
+
+def nested():
+    return functools.partial(lambda inner, b, h, q, k: inner(b, h, q, k), closure(LENS))
+
+
+def recursive():
+    def mask_mod(b, h, q_idx, kv_idx, *, again=None):
+        return mask_mod(b, h, q_idx, kv_idx) if again else kv_idx < LENS_IN_CELL[b]
+
+    LENS_IN_CELL = LENS
+    return mask_mod
+
+
+class Object:
+    def __init__(self):
+        self.tables = {"lens": [LENS]}
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx < self.tables["lens"][0][b]
+
+
+HOLDERS = [closure(LENS), nested(), recursive(), Object(), Object().__call__, loom.causal & closure(LENS)]
+
+
+def test_tensors_are_found_once_each():
+    for holder in HOLDERS:
+        found = captured.tensors(holder)
+        assert len(found) == 1
+        assert found[0] is LENS
+    assert len(captured.tensors(loom.lengths(LENS) & loom.prefix(LENS))) == 1
+
+
+def test_moving_replaces_tensors_everywhere_and_nowhere_else():
+    for holder in HOLDERS:
+        moved = captured.moved(holder, lambda tensor: tensor + 1)
+        assert captured.tensors(moved)[0].tolist() == [3, 4, 6]
+        assert captured.tensors(holder)[0] is LENS
+        scalars = [torch.tensor(value) for value in (0, 0, 5, 2)]
+        assert moved(*scalars)
+        assert not holder(*scalars)
+        assert captured.moved(holder, lambda tensor: tensor) is holder
+
+
+def test_a_tensor_held_twice_stays_one_tensor():
+    mask = loom.lengths(LENS)
+    moved = mask.to("meta")
+    assert moved.q_lens is moved.kv_lens
+
+
+def test_structure_ignores_values_and_tells_kinds_apart():
+    def key(holder, numbers=False):
+        return captured.structure(holder, numbers=numbers)
+
+    assert key(closure(LENS)) == key(closure(torch.tensor([1, 1])))
+    assert key(closure(LENS)) != key(closure(torch.tensor([1])))  # torch.compile specialises sizes of 1
+    assert key(closure(LENS)) != key(closure(LENS.int()))
+    assert key(loom.window(back=2)) == key(loom.window(back=3))
+    assert key(loom.window(back=2), numbers=True) != key(loom.window(back=3), numbers=True)
+    assert key(loom.lengths(LENS)) != key(loom.lengths(LENS, LENS.clone()))
+    assert key(loom.causal & loom.lengths(LENS)) != key(loom.lengths(LENS) & loom.causal)
+    assert key(recursive())
+
+
+def test_numbers_and_devices():
+    assert captured.has_numbers(loom.window(back=2))
+    assert captured.has_numbers(closure(LENS, offset=3))
+    assert not captured.has_numbers(loom.causal & loom.lengths(LENS))
+    assert captured.device_of(loom.causal) is None
+    assert captured.device_of(nested()) == LENS.device
