@@ -261,9 +261,10 @@ def _dense(
     return _results(plain, out, x)
 
 
-def _projected(module: MultiheadFlexAttention, x: Tensor) -> list[Tensor]:
+def _projected(module: MultiheadFlexAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each (B, H, L, D)."""
-    return [part.unflatten(-1, (module.n_heads, -1)).transpose(1, 2) for part in module.in_proj(x).chunk(3, dim=-1)]
+    query, key, value = module.in_proj(x).unflatten(-1, (3, module.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    return query, key, value
 
 
 def _results(module: MultiheadFlexAttention, out: Tensor, x: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,162 @@
+"""MultiheadFlexAttention: what it computes, that padding never leaks, and where it works."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import and_masks as torch_and
+
+import maskloom as loom
+
+B, L, D_IN, D_OUT, HEADS = 3, 7, 11, 26, 2
+LENS = torch.tensor([5, 0, 7])
+
+
+@pytest.fixture
+def module():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS)
+
+
+def sequences(**how):
+    return torch.randn(B, L, D_IN, generator=torch.Generator().manual_seed(1)).to(**how)
+
+
+def masks():
+    pads = loom.pads_from_lengths(LENS, L)
+    return {
+        "lengths": loom.causal & loom.lengths(LENS),
+        "padding": loom.padding(pads) & (loom.window(back=2) | loom.sinks(1)),
+        "real": loom.real(~pads),
+        "key padding": loom.key_padding(pads),
+        "torch's and": torch_and(loom.causal, loom.padding(pads)),
+        "torch's and, twice": torch_and(torch_and(lambda b, h, q, k: q >= k, loom.causal), loom.padding(pads)),
+        "torch's and, as a mask": loom.as_mask(torch_and(lambda b, h, q, k: q >= k, loom.padding(pads))),
+    }
+
+
+def test_it_is_multi_head_attention(module):
+    """Against torch's own layer, with the same weights."""
+    x = sequences()
+    theirs = torch.nn.MultiheadAttention(D_OUT, HEADS, bias=False, batch_first=True)
+    pads = loom.pads_from_lengths([5, 1, 7], L)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.eye(D_OUT).repeat(3, 1))  # it is given what is projected already
+        theirs.out_proj.weight.copy_(module.out_proj.weight)
+        expected, _ = theirs(*module.in_proj(x).chunk(3, -1), key_padding_mask=pads)
+        out = module(x, loom.key_padding(pads)).out - module.out_proj.bias
+    real = ~pads  # at padded queries x is cleaned here, and theirs is not
+    torch.testing.assert_close(out[real], expected[real])
+
+
+def test_the_result_is_a_named_tuple_of_three(module):
+    found = module(sequences(), loom.causal)
+    out, queries, keys = found
+    assert found.out is out
+    assert out.shape == (B, L, D_OUT)
+    assert queries.shape == keys.shape == (B, HEADS, L, D_OUT // HEADS)
+
+
+@pytest.mark.parametrize("name", masks())
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_padding_never_leaks(module, name, garbage):
+    mask = masks()[name]
+    pads = loom.pads_from_lengths(LENS, L)
+    results = []
+    for filling in (0.0, garbage):
+        module.zero_grad()
+        x = sequences().masked_fill(pads[..., None], filling).requires_grad_()
+        out = module(x, loom.create_block_mask(mask, B, None, L, L)).out
+        (out * ~pads[..., None]).sum().backward()
+        results.append([out[~pads], x.grad, *(parameter.grad for parameter in module.parameters())])
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+    assert not results[1][1][pads].any()
+
+
+def test_a_query_that_sees_nothing_gives_the_bias(module):
+    out = module(sequences(), loom.lengths(LENS)).out
+    assert torch.equal(out[1], module.out_proj.bias.expand(L, -1))
+
+
+def test_one_module_takes_any_batch_and_length(module):
+    for batch, length in ((1, 1), (2, 3), (5, 13)):
+        assert module(torch.randn(batch, length, D_IN), loom.causal).out.shape == (batch, length, D_OUT)
+    assert module(sequences()).out.shape == (B, L, D_OUT)
+
+
+@pytest.mark.parametrize("name", [name for name in masks() if name in ("lengths", "padding", "torch's and, as a mask")])
+def test_under_a_full_graph_compile(module, name):
+    blocks = loom.create_block_mask(masks()[name], B, None, L, L)
+    x = sequences()
+    expected = module(x, blocks).out
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x[loom.pads_from_lengths(LENS, L)] = float("nan")
+    torch.testing.assert_close(compiled(x, blocks).out, expected)
+    compiled(x.requires_grad_(), blocks).out.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_torchs_own_compositions_are_refused_while_compiling(module):
+    torch._dynamo.reset()
+    blocks = loom.create_block_mask(masks()["torch's and"], B, None, L, L)
+    with pytest.raises(Exception, match=r"cannot look into torch's and_masks.*maskloom\.and_masks"):
+        torch.compile(module, backend="eager", fullgraph=True)(sequences(), blocks)
+
+
+def test_autocast(module):
+    blocks = loom.block_mask(masks()["lengths"], L, L)
+    exact = module(sequences(), blocks).out
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(sequences(), blocks).out
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).norm() / exact.norm() < 4 * torch.finfo(torch.bfloat16).eps
+    out.sum().backward()
+    assert module.in_proj.weight.grad.isfinite().all()
+
+
+def test_float64_deepcopy_and_state_dict(module):
+    twin = copy.deepcopy(module).double()
+    twin.load_state_dict(module.state_dict())
+    exact = twin(sequences(dtype=torch.float64), loom.causal).out
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(module(sequences(), loom.causal).out.double(), exact, rtol=1e-5, atol=1e-6)
+    assert (
+        loom.MultiheadFlexAttention(2, 3, 1, device="meta", dtype=torch.float16).in_proj.weight.dtype == torch.float16
+    )
+
+
+def test_gradients(module):
+    module = module.double()
+    mask = loom.causal & loom.lengths([3, 5])
+    x = torch.randn(2, 5, D_IN, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: module(x, mask).out, x, fast_mode=True)
+
+
+def test_repr_and_projections(module):
+    assert repr(module).startswith("MultiheadFlexAttention(\n  d_in=11, d_out=26, n_heads=2, bias=False")
+    assert module.in_proj.bias is None
+    assert module.out_proj.bias is not None
+    assert loom.MultiheadFlexAttention(2, 3, 1, bias=True).in_proj.bias is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: loom.MultiheadFlexAttention(3, 7, 2), "d_out is a multiple of n_heads; got d_out=7 and n_heads=2"),
+        (lambda m: loom.MultiheadFlexAttention(3, 7, 0), "n_heads is at least 1; got 0"),
+        (lambda m: m(torch.ones(B, L, 5)), r"x has shape \(batch, length, 11\); got \(3, 7, 5\)"),
+        (lambda m: m(torch.ones(L, D_IN)), r"got \(7, 11\)"),
+        (lambda m: m(sequences(), loom.block_mask(loom.causal, 5, 5)), r"\(5, 5\); the attention has \(7, 7\)"),
+        (
+            lambda m: m(sequences(), loom.block_mask(loom.causal, L, L, batch=2)),
+            "for 2 batch rows; the attention has 3",
+        ),
+        (lambda m: m(sequences(), loom.lengths([3, 5])), r"\(batch, length\) = \(3, 7\), .* for \(2, 7\)"),
+    ],
+)
+def test_words(module, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(module)

@@ -1,0 +1,78 @@
+"""The public surface, what importing costs, and which way imports run."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskloom as loom
+
+PACKAGE = Path(loom.__file__).parent
+LAYERS = ["masks", "blocks", "attention", "nn"]  # each may import those before it
+BESIDE = {"batches": {"masks"}, "scores": {"masks"}}
+EDGE = {"show", "demo", "cli", "testing", "integrations", "__main__"}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "maskloom":
+            names = [node.module] if node.module != "maskloom" else [f"maskloom.{alias.name}" for alias in node.names]
+            found |= {room(name) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {room(alias.name) for alias in node.names if alias.name.split(".")[0] == "maskloom"}
+    return found
+
+
+FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_import_arrows_run_one_way(path):
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if here in EDGE:
+        return
+    if here in LAYERS:
+        allowed = set(LAYERS[: LAYERS.index(here) + 1]) | {"errors"}
+    elif here in BESIDE:
+        allowed = BESIDE[here] | {here, "errors"}
+    else:
+        allowed = {"errors"}
+    assert imports_of(path) <= allowed, f"{here} may import {sorted(allowed)}"
+
+
+def test_the_arrow_test_sees_a_wrong_arrow(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("from maskloom.nn.multihead import MultiheadFlexAttention\nimport maskloom.show.plot\n")
+    assert imports_of(wrong) == {"nn", "show"}
+
+
+def test_every_name_exists_and_says_what_it_is():
+    assert len(set(loom.__all__)) == len(loom.__all__)
+    for name in loom.__all__:
+        value = getattr(loom, name)
+        assert value.__doc__, name
+
+
+def fresh(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_importing_is_light():
+    code = (
+        "import time, torch, sys; start = time.perf_counter(); import maskloom; "
+        "print((time.perf_counter() - start) * 1e3); "
+        "print([name for name in ('matplotlib', 'transformers', 'typer', 'rich', 'torch._dynamo', 'torch._inductor')"
+        " if name in sys.modules])"
+    )
+    runs = [fresh(code).splitlines() for _ in range(3)]
+    assert min(float(run[0]) for run in runs) < 50  # milliseconds; another worker may slow one run down
+    assert runs[0][1] == "[]"
