@@ -63,7 +63,9 @@ def test_every_name_exists_and_says_what_it_is():
 
 def fresh(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
 def test_importing_is_light():

@@ -35,7 +35,9 @@ def attend(mask, q_len, *, kv_len=None, batch=B, heads=H, dtype=torch.float32, s
     key = torch.randn(batch, heads, kv_len, D, generator=generator).to(dtype)
     blocks = loom.block_mask(mask, q_len, kv_len, block_size=16)
     with torch.no_grad():
-        out = compiled.fused_attention(query, key, key, blocks, score_mod=score_mod, scale=None, kernel_options=options)
+        out = compiled.fused_attention(
+            query, key, key.clone(), blocks, score_mod=score_mod, scale=None, kernel_options=options
+        )
     table = loom.as_mask(mask).dense(q_len, kv_len)
     expected, _ = reference(query.double(), key.double(), key.double(), table, score_mod=score_mod)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)

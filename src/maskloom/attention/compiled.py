@@ -106,6 +106,7 @@ def _kind(
         tuple(_tensor_kind(tensor) for tensor in (query, key, value)),
         tuple(table is None or tuple(size == 1 for size in table.shape) for table in _tables(block_mask)),
         query.shape[-2] == key.shape[-2],  # equal lengths share one symbol in the graph
+        (query is key, key is value),  # and one tensor given twice is one input
         block_mask.BLOCK_SIZE,
         scale,
         tuple(sorted(options.items())),

@@ -1,0 +1,128 @@
+"""``maskloom demo``: the main job end to end, and one clear line for each bad input."""
+
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from maskloom import demo
+from maskloom.cli import app
+from maskloom.nn import multihead
+
+runner = CliRunner()
+
+
+def run(*arguments, **how):
+    return runner.invoke(app, ["demo", *map(str, arguments)], env={"COLUMNS": "200"}, **how)
+
+
+def test_the_zen_of_python(tmp_path):
+    result = run("--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "19 of 5 to 13 words",
+        "causal & padding(bool[19, 13])",
+        "skipped",
+        "sdpa: FlexAttention has no backward on the CPU",
+        "Right: output and 4 gradients agree with the dense reference in float64",
+    ):
+        assert words in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attention.png", "tiles.png"]
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_ones_own(tmp_path):
+    text = tmp_path / "lines.txt"
+    text.write_text("ein Wort\n\n$x_1$ und Ähnliches 漢字 mehr\r\nkurz\n", encoding="utf-8")
+    result = run("--text", text, "--out", tmp_path / "new" / "folder", "--heads", 3, "--dim", 15)
+    assert result.exit_code == 0, result.output
+    assert "3 of 1 to 5 words, 8 words in all" in result.output
+    assert (tmp_path / "new" / "folder" / "tiles.png").exists()
+
+
+def test_the_zen_has_nineteen_aphorisms(capsys):
+    lines = demo.zen_of_python()
+    assert len(lines) == 19
+    assert lines[0] == "Beautiful is better than ugly."
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wrong_result_is_told_and_fails(tmp_path, monkeypatch):
+    attend = multihead.attend
+    monkeypatch.setattr(multihead, "attend", lambda q, k, v, mask, **how: attend(q, k, v, None))
+    result = run("--out", tmp_path)
+    assert result.exit_code == 1
+    assert "Wrong: out differs by" in result.output
+    assert "Right" not in result.output
+
+
+def bad_files(tmp_path):
+    made = {name: tmp_path / name for name in ("empty", "blank", "wide", "long", "binary", "folder", "missing")}
+    made["empty"].write_bytes(b"")
+    made["blank"].write_bytes(b"\n")
+    made["wide"].write_bytes(b"x" * 2**20)
+    made["long"].write_bytes(b"word " * 2**18)
+    made["binary"].write_bytes(b"caf\xe9")
+    made["folder"].mkdir()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", "has no words; each line is a sequence of words"),
+        ("blank", "has no words"),
+        ("wide", "sequence 1 has a word of 1048576 characters; at most 256"),
+        ("long", "sequence 1 has 262144 words; the demo takes at most 1024"),
+        ("binary", "is not UTF-8 text: unexpected end of data at byte 3"),
+        ("folder", "is a directory; --text takes a file"),
+        ("missing", "cannot be read: No such file or directory"),
+    ],
+)
+def test_bad_text(tmp_path, name, words):
+    path = bad_files(tmp_path)[name]
+    check_refused(run("--text", path, "--out", tmp_path / "out"), f"{path}", words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_words_for_the_check(tmp_path):
+    text = tmp_path / "many"
+    text.write_text(f"{'word ' * 1000}\n" * 20)
+    check_refused(run("--text", text, "--out", tmp_path / "out"), "the dense check 160000000 scores")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--heads", 7], "--dim is a multiple of --heads, both at least 1; got --dim 64 and --heads 7"),
+        (["--heads", 0], "got --dim 64 and --heads 0"),
+        (["--dim", 10**9, "--heads", 1], "--dim is at most 4096"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+    ],
+)
+def test_bad_options(tmp_path, arguments, words):
+    check_refused(run("--out", tmp_path / "out", *arguments), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    check_refused(run("--out", tmp_path / "taken"), "cannot be a directory: File exists")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_output_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
+    check_refused(run("--out", tmp_path), "cannot be written to")
+    assert not list(tmp_path.iterdir())
+
+
+def check_refused(result, *words):
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("maskloom demo: ")
+    assert "Traceback" not in result.output
+    for part in words:
+        assert part in result.stderr
