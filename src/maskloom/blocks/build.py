@@ -123,6 +123,8 @@ def _refuse_shared_tables(
 def _device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
+    if torch.compiler.is_dynamo_compiling():
+        raise ValueError("while torch.compile traces, give the device of the block mask, or build it outside")
     return (
         captured.device_of(mask) or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     )

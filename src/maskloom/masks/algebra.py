@@ -243,7 +243,7 @@ def as_mask(function: MaskMod) -> Mask:
         raise TypeError(
             f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {function!r}"
         )
-    required = _required_arguments(function)
+    required = None if torch.compiler.is_dynamo_compiling() else _required_arguments(function)
     if required is not None and required != 4:
         hint = "; with five it looks like a score_mod, which goes to score_mod=" if required == 5 else ""
         name = getattr(function, "__name__", repr(function))
@@ -307,7 +307,8 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
 
 
 def _fields(mask: Any) -> list[Any]:
-    return [getattr(mask, field.name) for field in dataclasses.fields(mask)]
+    # torch 2.11 hashes masks that are made inside a compiled region, before their fields are set
+    return [getattr(mask, field.name, None) for field in dataclasses.fields(mask)]
 
 
 def _same(left: Any, right: Any) -> bool:

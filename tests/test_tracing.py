@@ -1,0 +1,63 @@
+"""maskloom inside a compiled region: everything traces into one graph, or says what to give it."""
+
+import pytest
+import torch
+
+import maskloom as loom
+
+B, H, L, D = 3, 2, 11, 8
+LENS = torch.tensor([5, 11, 7])
+
+
+def shorter(lens):
+    def mask_mod(b, h, q_idx, kv_idx):
+        return kv_idx < lens[b]
+
+    return mask_mod
+
+
+MAKE = {
+    "mask": lambda lens: loom.causal & loom.lengths(lens),
+    "closure": shorter,
+    "mask and closure": lambda lens: loom.window(back=3) ^ shorter(lens) ^ loom.everything,
+}
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    return torch.compile(function, backend="eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_masks_made_inside_attend_there(kind):
+    def model(query, lens):
+        return loom.attend(query, query, query, MAKE[kind](lens))
+
+    query = torch.randn(B, H, L, D)
+    torch.testing.assert_close(compiled(model)(query, LENS), model(query, LENS))
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_block_masks_made_inside_are_those_made_outside(kind):
+    def build(lens):
+        return loom.create_block_mask(MAKE[kind](lens), B, 1, L, L, device="cpu", BLOCK_SIZE=4)
+
+    inside, outside = compiled(build)(LENS), build(LENS)
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+        assert torch.equal(getattr(inside, name), getattr(outside, name)), name
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: loom.block_mask(loom.causal, L, L, batch=1, heads=1), "give the device of the block mask"),
+        (
+            lambda: loom.create_block_mask(loom.causal, 1, None, L, L, device="cpu"),
+            "give the batch size and the number",
+        ),
+        (lambda: loom.causal.dense(L, L, device="cpu"), "give the batch size and the number"),
+    ],
+)
+def test_what_cannot_be_found_out_while_tracing_is_asked_for(build, words):
+    with pytest.raises(Exception, match=words):
+        compiled(build)()
