@@ -81,8 +81,9 @@ def _drawn_rows(batch: int, batch_idx: int | None, max_rows: int) -> list[int]:
 
 def _table_index(name: str, index: int, size: int, items: str) -> int:
     """The place of a batch row or head in the tables, where one stands for any number of them."""
-    checked_index(name, index, size if size > 1 else max(1, index + 1), items)
-    return index if size > 1 else 0
+    if size == 1 and isinstance(index, int) and index > 0:
+        return 0
+    return checked_index(name, index, size, items)
 
 
 def _names(batch: int, names: Sequence[str] | None) -> list[str]:
