@@ -1,0 +1,72 @@
+"""Pictures of attention and of block masks, drawn with matplotlib, which is imported when the first one is drawn."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from maskloom.attention.reference import ScoreMod
+from maskloom.masks import captured
+from maskloom.masks.dense import MaskMod
+from maskloom.show.attention_map import plot_attention as plot_attention
+from maskloom.show.figures import save_figure as save_figure
+from maskloom.show.tile_map import plot_tiles as plot_tiles
+
+
+def visualize_attention_scores(
+    query: Tensor,
+    key: Tensor,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
+    device: torch.device | str | None = None,
+    name: str = "attention_scores",
+    path: str | os.PathLike[str] | None = None,
+    batch_idx: int = 0,
+    head_idx: int = 0,
+    scale: float | None = None,
+) -> Path:
+    """Write a picture of one head's scores, before the softmax, with hidden cells drawn as hidden.
+
+    The arguments are those of attention-gym's function of this name. Here score_mod and mask_mod may be given together
+    or not at all, and query heads may share key heads. `plot_attention` draws probabilities, tokens and more.
+
+    Args:
+        query: (B, H, Q, D), floating point.
+        key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
+        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask.
+        mask_mod: a Mask, a mask_mod or a BlockMask.
+        device: where to compute; query, key and what the two functions capture are moved there. By default they stay
+            where they are.
+        name: the picture's title, with blanks for underscores, and the default file's name.
+        path: the file to write, .png or .svg; without a suffix it is a .png. If it is a directory, ``name``.png in it;
+            by default in the working directory. Missing directories are made.
+        batch_idx, head_idx: which batch row and which query head.
+        scale: by default ``1 / sqrt(D)``.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        TypeError, ValueError: tensors, mask or indices that do not fit each other, or another suffix.
+        OSError: the file cannot be written.
+    """
+    if device is not None:
+        place = torch.device(device)
+        query, key, score_mod, mask_mod = captured.moved(
+            (query, key, score_mod, mask_mod), lambda tensor: tensor.to(place)
+        )
+    title = f"{name.replace('_', ' ')}\nbatch row {batch_idx}, head {head_idx}"
+    figure = plot_attention(
+        query, key, mask_mod, score_mod=score_mod, scale=scale, probabilities=False,
+        batch_idx=batch_idx, head_idx=head_idx, title=title,
+    )  # fmt: skip
+    return save_figure(figure, _file(name, path))
+
+
+def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
+    """The file to write; ``name`` may have dots in it, which start no suffix."""
+    path = Path() if path is None else Path(path)
+    if path.is_dir():
+        return path / f"{name}.png"
+    return path if path.suffix else path.with_name(f"{path.name}.png")
