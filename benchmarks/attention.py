@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import append
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 import maskloom as loom
-from rows import append
 
 B, H, D = 4, 8, 64
 

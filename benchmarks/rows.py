@@ -17,7 +17,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(full))
+        writer = csv.DictWriter(file, fieldnames=list(full), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(full)

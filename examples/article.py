@@ -11,8 +11,14 @@ from pathlib import Path
 
 import torch
 
-from maskloom import MultiheadFlexAttention, and_masks, causal, create_block_mask, create_padding_mask
-from maskloom import visualize_attention_scores
+from maskloom import (
+    MultiheadFlexAttention,
+    and_masks,
+    causal,
+    create_block_mask,
+    create_padding_mask,
+    visualize_attention_scores,
+)
 
 
 def main(batch_size: int, path: Path) -> torch.Tensor:

@@ -1,6 +1,9 @@
-"""How far attention may be from the truth: as far as the plain reference in the same dtype is, and a little more.
+"""How far attention may be from the truth: twice as far as the plain reference in the same dtype is, and a little more.
 
-The truth is the reference in float64. Errors are relative: |x - truth| / |truth| over the whole tensor.
+The truth is the reference in float64. Twice, because the largest ratio seen on the CPU is 1.6 (gradients of values in
+bfloat16 with shared heads, which are summed in another order). A little more, half a rounding step, is for results whose
+truth is 0: the gradient of the one query that sees one key. Errors are |x - truth| over the whole tensor, relative to
+|truth|, or to the incoming gradient where that is larger.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from maskloom.attention.reference import ScoreMod, reference
 
+TRUTH = 1e-14  # how well the truth knows itself: float64 sums in another order differ by some 1e-15
+
 
 @dataclass
 class Evidence:
@@ -18,11 +23,12 @@ class Evidence:
 
     ours: dict[str, float]
     plain: dict[str, float]
+    dtype: torch.dtype
 
-    def check(self, *, factor: float = 1.5, floor: float = 1e-7) -> None:
-        """Fail where ours is further from the truth than ``factor`` times the plain reference, plus ``floor``."""
+    def check(self) -> None:
+        """Fail where ours is further from the truth than evidence allows."""
         for name, error in self.ours.items():
-            bound = factor * self.plain[name] + floor
+            bound = 2 * self.plain[name] + max(torch.finfo(self.dtype).eps / 2, TRUTH)
             assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
 
     @property
@@ -55,7 +61,8 @@ def gather(
     truth = _run(plain, query, key, value, grad, torch.float64)
     ours = _run(attention, query, key, value, grad, query.dtype)
     same_dtype = _run(plain, query, key, value, grad, query.dtype)
-    return Evidence(_errors(ours, truth), _errors(same_dtype, truth))
+    least = float(grad.double().norm())
+    return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype)
 
 
 def _run(attention, query, key, value, grad, dtype) -> dict[str, Tensor]:
@@ -65,9 +72,10 @@ def _run(attention, query, key, value, grad, dtype) -> dict[str, Tensor]:
     return {"out": out.detach(), **{name: leaf.grad for name, leaf in zip(("dq", "dk", "dv"), leaves, strict=True)}}
 
 
-def _errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+def _errors(results: dict[str, Tensor], truth: dict[str, Tensor], least: float) -> dict[str, float]:
     errors = {}
     for name, exact in truth.items():
-        difference = (results[name].double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        scale = exact.norm() if name == "out" else exact.norm().clamp_min(least)
+        difference = (results[name].double() - exact).norm() / scale.clamp_min(1e-30)
         errors[name] = float(difference.nan_to_num(nan=float("inf")))
     return errors

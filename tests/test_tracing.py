@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import maskloom as loom
+from tests.all_masks import ALL_MASKS
 
 B, H, L, D = 3, 2, 11, 8
 LENS = torch.tensor([5, 11, 7])
@@ -61,3 +62,20 @@ def test_block_masks_made_inside_are_those_made_outside(kind):
 def test_what_cannot_be_found_out_while_tracing_is_asked_for(build, words):
     with pytest.raises(Exception, match=words):
         compiled(build)()
+
+
+@pytest.mark.parametrize("name", ["and", "mixed", "window"])
+def test_lengths_and_heads_are_dynamic_inside_one_graph(name):
+    mask = ALL_MASKS[name]()
+    graphs = []
+    torch._dynamo.reset()
+
+    @torch.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True, dynamic=True)
+    def model(query, key, blocks):
+        return loom.attend(query * 1.0, key, key, blocks)
+
+    for q_len in (11, 13, 7):
+        query, key = torch.randn(B, H, q_len, D), torch.randn(B, 1, 17, D)
+        blocks = loom.block_mask(mask, q_len, 17, block_size=4)
+        torch.testing.assert_close(model(query, key, blocks), loom.attend(query, key, key, blocks))
+    assert len(graphs) <= 2  # at first there are as many query tiles as batch rows, and torch takes the two for one

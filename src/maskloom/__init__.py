@@ -21,6 +21,7 @@ from maskloom.masks.position import prefix, sinks
 from maskloom.masks.relative import causal, window
 from maskloom.masks.segments import documents
 from maskloom.nn.multihead import MultiheadFlexAttention
+from maskloom.show.plot import plot_attention, plot_tiles, save_figure, visualize_attention_scores
 
 __version__ = "0.1.0"
 
@@ -60,4 +61,9 @@ __all__ = [
     "FallbackError",
     # nn: the module
     "MultiheadFlexAttention",
+    # show: see it
+    "visualize_attention_scores",
+    "plot_attention",
+    "plot_tiles",
+    "save_figure",
 ]

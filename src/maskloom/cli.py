@@ -26,11 +26,14 @@ def maskloom() -> None:
 @app.command()
 def demo(
     text: Annotated[
-        Path | None, typer.Option(help="A text file, one sequence of words in each line. Default: the Zen of Python.")
+        Path | None,
+        typer.Option(
+            help="A text file, one sequence of words in each line. Default: the Zen of Python.", readable=False
+        ),
     ] = None,
     heads: Annotated[int, typer.Option(help="Heads of the attention.")] = 8,
     dim: Annotated[int, typer.Option(help="Features of a word, a multiple of the heads.")] = 64,
-    out: Annotated[Path, typer.Option(help="Directory for the two pictures.")] = Path("maskloom-demo"),
+    out: Annotated[Path, typer.Option(help="Directory for the two pictures.", readable=False)] = Path("maskloom-demo"),
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
 ) -> None:
     """Take real sequences of unequal length to attention and its picture, and check every number on the way."""

@@ -30,6 +30,7 @@ SEED = 20240801
 LONGEST_FILE = 64 * 2**20  # bytes
 LONGEST_LINE = 1024  # words
 LONGEST_WORD = 256  # characters
+MOST_TILE_MAPS = 20
 LARGEST_DIM = 4096
 LARGEST_CHECK = 2**27  # float64 scores of the dense reference, 1 GiB
 
@@ -304,7 +305,8 @@ def _draw(module: MultiheadFlexAttention, batch: Batch, mask: Mask, blocks: Bloc
     attention = plot_attention(
         queries, keys, mask, batch_idx=row, head_idx=0, tokens=tokens, title=f"attention of sequence {row + 1}, head 1"
     )
-    tiles = plot_tiles(blocks, title=f"{mask!r}")
+    names = [f"sequence {number}" for number in range(1, len(batch.words) + 1)]
+    tiles = plot_tiles(blocks, title=repr(mask), names=names, max_rows=MOST_TILE_MAPS)
     return [save_figure(attention, out / "attention.png"), save_figure(tiles, out / "tiles.png")]
 
 

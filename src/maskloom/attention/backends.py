@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.compiled import fused_attention
+from maskloom.attention.compiled import fused_attention, shares_heads
 from maskloom.attention.kept import Kept
 from maskloom.attention.reference import ScoreMod, reference
 from maskloom.blocks.build import block_mask as build_block_mask
@@ -85,7 +85,7 @@ def run(
     if backend == "reference":
         return reference(query, key, value, table, score_mod=score_mod, scale=scale)[0]
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=table, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, attn_mask=table, scale=scale, enable_gqa=shares_heads(query, key)
     )
 
 

@@ -41,7 +41,7 @@ def fused_attention(
         FallbackError: torch.compile did not compile it.
     """
     options = dict(kernel_options or {})
-    arguments = (query, key, value, score_mod, block_mask, scale, query.shape[1] != key.shape[1], options)
+    arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), options)
     if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
         return _attend_or_fail(*arguments)
     kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, options)
@@ -52,6 +52,14 @@ def fused_attention(
         return _compiled_for(kind, dynamic)(*arguments)
     except FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
+
+
+def shares_heads(query: Tensor, key: Tensor) -> bool:
+    """Whether there are fewer key heads than query heads (grouped-query attention)."""
+    # a branch, because a comparison of sizes is a symbol while torch compiles, and torch's functions take none
+    if query.shape[1] != key.shape[1]:  # noqa: SIM103
+        return True
+    return False
 
 
 def compiled_kinds() -> int:

@@ -103,23 +103,25 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} is floating point; got {tensor.dtype}")
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
-    for word, values in (
-        ("dtype", [tensor.dtype for tensor in named.values()]),
-        ("device", [tensor.device for tensor in named.values()]),
-        ("batch size", [tensor.shape[0] for tensor in named.values()]),
-    ):
-        if any(other != values[0] for other in values):
-            listed = ", ".join(f"{name} {value}" for name, value in zip(named, values, strict=True))
-            raise ValueError(f"query, key and value have one {word}; got {listed}")
-    if key.shape[1:3] != value.shape[1:3]:
-        raise ValueError(f"key and value have the same heads and length; got {shapes}")
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query and key have the same head dim; got {query.shape[-1]} and {key.shape[-1]} ({shapes})")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}")
+    if not query.device == key.device == value.device:
+        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
+    if key.shape[1] != value.shape[1] or key.shape[2] != value.shape[2]:
+        raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
     if query.shape[1] % key.shape[1]:
-        raise ValueError(f"the query heads are a multiple of the key heads; got {query.shape[1]} and {key.shape[1]}")
+        raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
-        raise ValueError(f"there is nothing to attend to in an empty tensor; got {shapes}")
+        raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
+
+
+def _each(named: dict[str, Tensor], what: str) -> str:
+    values = {name: getattr(tensor, what) for name, tensor in named.items()}
+    return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
 
 
 def check_mask_fits(

@@ -101,7 +101,7 @@ class Mask(ABC):
 
     @property
     def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a mask_mod
-        return repr(self)
+        return type(self).__qualname__ if torch.compiler.is_dynamo_compiling() else repr(self)
 
     def to(self, device: torch.device | str) -> Self:
         """The same mask with its tensors on ``device``; itself if they are there already."""

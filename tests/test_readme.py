@@ -1,0 +1,44 @@
+"""The README's code runs, its pictures exist, and its figures are those of committed rows."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+import maskloom as loom
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_code_runs(code):
+    exec(code, {})
+
+
+def test_pictures_exist():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / path).read_bytes().startswith(b"\x89PNG"), path
+
+
+def test_links_lead_somewhere():
+    for path in re.findall(r"[^!]\[.*?\]\(([^)#:]*)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_figures_are_committed_rows():
+    with (ROOT / "benchmarks/results/attention_cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = README.split("<!-- attention_cpu -->")[1].split("<!-- /attention_cpu -->")[0]
+    shown = [line.split("|")[1:-1] for line in table.strip().splitlines()[2:]]
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        length = re.search(r"N(\d+)", row["shape"]).group(1)
+        expected = [row["contender"], length, row["forward_ms"], row["forward_backward_ms"]]
+        assert [cell.strip().strip("`") for cell in line] == expected
+
+
+def test_every_public_name_is_mentioned():
+    for name in loom.__all__:
+        assert name in README or name in {"Mask", "and_masks", "or_masks", "create_padding_mask"}, name
