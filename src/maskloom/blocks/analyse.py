@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.interval import LEAD, Interval, Run, truth, unknown
-from maskloom.blocks.lifted import lifted
+from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.blocks.rules import RULES, Rule
 from maskloom.masks.program import Program, Ref, Step
 
@@ -75,7 +75,7 @@ def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[A
     unruled: set[str] = set()
     for step in program.steps:
         try:
-            outs = _step(step, values, device, rules)
+            outs = None if ambiguous(step, program) else _step(step, values, device, rules)
         except _NoInterval:
             outs = None
         for place, ref in enumerate(step.results):

@@ -154,7 +154,7 @@ class Source:
 
     def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
         """The state of every tile; see `classify`."""
-        return classify(self.program, self.mask, grid, self.device, exact=exact, count=count)
+        return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
 
 
 def _read(mask: MaskMod, device: torch.device | str | None) -> Source:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from maskloom.blocks.analyse import Analysis, Grid, analyse
 from maskloom.blocks.evaluate import Elements, evaluate, widest
+from maskloom.blocks.interval import Interval
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.program import Program
+from maskloom.masks.program import INDICES, Index, Program
+from maskloom.masks.reading import Reading
 
 CHUNK = 1 << 22
 """Elements that are evaluated at once, at most (one tile at least): 4 Mi, so 32 MiB for each int64 value."""
@@ -41,6 +43,7 @@ class Decided:
 
 def classify(
     program: Program,
+    reading: Reading,
     mask_mod: MaskMod,
     grid: Grid,
     device: torch.device,
@@ -51,12 +54,13 @@ def classify(
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
     Args:
+        program, reading: of ``mask_mod``.
         exact: False takes what intervals leave open as partial. That is right for attention, where mask_mod decides
             inside a partial tile, and does not wait for the device.
         count: told how the tiles were decided. Counting waits for the device.
     """
     analysis = analyse(program, grid, device)
-    must, may = _over_tiles(analysis, grid)
+    must, may = _over_tiles(analysis.answer, reading.marks, grid)
     cut = _cut(grid, device)
     states = torch.where(may, torch.where(must & ~cut, FULL, PARTIAL), SKIPPED).to(torch.int8)
     open_tiles = (may & ~must).nonzero() if exact and not analysis.answer.exact else None
@@ -67,10 +71,11 @@ def classify(
     return states
 
 
-def _over_tiles(analysis: Analysis, grid: Grid) -> tuple[Tensor, Tensor]:
-    must, may = torch.broadcast_tensors(analysis.answer.lo, analysis.answer.hi)
-    shape = (*must.shape[:2], *grid.shape[2:])
-    return must.expand(shape), may.expand(shape)
+def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[Tensor, Tensor]:
+    """Must and may, for every tile that can differ. What became unknown on the way has lost its dims: marks have not."""
+    batch, heads = (size if index in marks else 1 for size, index in zip(grid.shape[:2], INDICES[:2], strict=True))
+    shape = (batch, heads, *grid.shape[2:])
+    return answer.lo[:batch, :heads].expand(shape), answer.hi[:batch, :heads].expand(shape)
 
 
 def _cut(grid: Grid, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
-from maskloom.blocks.lifted import lifted
+from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.program import Program, Ref, Step
 
@@ -54,6 +54,8 @@ def _run(program: Program, elements: Elements) -> Tensor | None:
     indices.append(elements.kv_idx[:, None])
     values: dict[Ref, Tensor] = {Ref(i): index for i, index in enumerate(indices)}
     for step in program.steps:
+        if ambiguous(step, program):
+            return None
         out = lifted(step.op, *_arguments(step, values, elements.b.device), LEAD)
         outs = out if isinstance(out, (tuple, list)) else (out,)
         if any(not _fits(result, program, ref) for result, ref in zip(outs, step.results, strict=True)):

@@ -157,11 +157,11 @@ def _to_float(value: Interval, dtype: torch.dtype) -> Interval:
 
 def _int_to_int(value: Interval, dtype: torch.dtype) -> Interval:
     span, (least, most) = value.bounds, RANGES[dtype]
-    lo, hi = value.lo, value.hi
-    if span[0] < least or span[1] > most:
-        wraps = (lo < least) | (hi > most)
-        return Interval(lo.masked_fill(wraps, least).to(dtype), hi.masked_fill(wraps, most).to(dtype))
-    return dataclasses.replace(value, lo=lo.to(dtype), hi=hi.to(dtype), span=span)
+    if least <= span[0] and span[1] <= most:
+        return dataclasses.replace(value, lo=value.lo.to(dtype), hi=value.hi.to(dtype), span=span)
+    lo, hi = value.lo.long(), value.hi.long()
+    wraps = (lo < least) | (hi > most)
+    return Interval(lo.masked_fill(wraps, least).to(dtype), hi.masked_fill(wraps, most).to(dtype))
 
 
 def _float_to_int(value: Interval, dtype: torch.dtype) -> Interval:

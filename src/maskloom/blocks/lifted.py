@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskloom.masks.program import Program, Ref, Step
+
 _aten = torch.ops.aten
 
-_PROMOTING = {
+_COMPARISONS = {_aten.lt, _aten.le, _aten.gt, _aten.ge, _aten.eq, _aten.ne}
+_ARITHMETIC = {
     _aten.add, _aten.sub, _aten.rsub, _aten.mul, _aten.div, _aten.floor_divide, _aten.remainder, _aten.fmod, _aten.pow,
-    _aten.lt, _aten.le, _aten.gt, _aten.ge, _aten.eq, _aten.ne, _aten.minimum, _aten.maximum, _aten.clamp,
+    _aten.minimum, _aten.maximum,
     _aten.bitwise_and, _aten.bitwise_or, _aten.bitwise_xor, _aten.bitwise_left_shift, _aten.bitwise_right_shift,
-    _aten.__lshift__, _aten.__rshift__, _aten.logical_and, _aten.logical_or, _aten.logical_xor, _aten.where,
+    _aten.__lshift__, _aten.__rshift__,
+}  # fmt: skip
+_PROMOTING = {
+    *_ARITHMETIC, *_COMPARISONS, _aten.clamp, _aten.logical_and, _aten.logical_or, _aten.logical_xor, _aten.where,
 }  # fmt: skip
 _ONE_BY_ONE = {_aten._to_copy, _aten.clone, _aten.detach, _aten.alias, _aten.lift_fresh, *_PROMOTING}
 
@@ -44,24 +50,45 @@ def lifted(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> Any:
     return None
 
 
+def ambiguous(step: Step, program: Program) -> bool:
+    """Whether values without own dims meet others of another dtype where torch.vmap does not promote as scalars do.
+
+    vmap's comparisons promote an index to its full dtype (``uint8_table[b] <= q_idx`` does not wrap q_idx around, as the
+    scalar function would); its arithmetic promotes as scalars do. Of the others nothing is assumed.
+    """
+    values = [argument for argument in step.args if isinstance(argument, (Ref, Tensor))]
+    metas = [program.meta(value) for value in values]
+    if len({meta.dtype for meta in metas}) <= 1 or len({bool(meta.shape) for meta in metas}) == 1:
+        return False
+    if step.op.overloadpacket in _COMPARISONS:  # a constant scalar has no batch dim, and does not widen
+        return any(isinstance(value, Tensor) and not meta.shape for value, meta in zip(values, metas, strict=True))
+    return step.op.overloadpacket in _PROMOTING - _ARITHMETIC
+
+
 def aligned(tensors: list[Tensor], lead: int) -> list[Tensor]:
     """The same tensors with own dims of size 1 in front, so that all have as many and broadcast like the own ones."""
     rank = max(tensor.ndim for tensor in tensors)
     return [_padded(tensor, rank, lead) for tensor in tensors]
 
 
-def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any) -> torch.dtype:
-    """What torch promotes these values to in the scalar function: values without own dims do not widen the others."""
-    common: Any = None
-    for dimensioned in (True, False):
+def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any, wide: bool = False) -> torch.dtype:
+    """What torch promotes these values to in the scalar function: values without own dims do not widen the others.
+
+    With ``wide`` they do, as in vmap's comparisons.
+    """
+    common: Any = torch.empty(1, dtype=_widest(tensors)) if wide else None
+    for dimensioned in () if wide else (True, False):
         dtypes = [tensor.dtype for tensor in tensors if (tensor.ndim > lead) == dimensioned]
         if dtypes:
-            dtype = functools.reduce(torch.promote_types, dtypes)
-            found = torch.empty((1,) * dimensioned, dtype=dtype)
+            found = torch.empty((1,) * dimensioned, dtype=functools.reduce(torch.promote_types, dtypes))
             common = found if common is None else torch.empty(1, dtype=torch.result_type(common, found))
     for number in numbers:
         common = torch.empty(common.shape, dtype=torch.result_type(common, number))
     return common.dtype
+
+
+def _widest(tensors: list[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
 def _padded(tensor: Tensor, rank: int, lead: int) -> Tensor:
@@ -81,7 +108,7 @@ def _pointwise(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> T
     if len({args[place].dtype for place in promoted}) > 1:
         if op.overloadpacket not in _PROMOTING:
             return None
-        dtype = common_dtype([args[place] for place in promoted], lead)
+        dtype = common_dtype([args[place] for place in promoted], lead, wide=op.overloadpacket in _COMPARISONS)
         for place in promoted:
             new[place] = new[place].to(dtype)
     return op(*new, **kwargs)

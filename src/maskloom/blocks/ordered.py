@@ -31,7 +31,7 @@ def ordered(listed: Tensor) -> Ordered:
     """
     columns = listed.shape[-1]
     rank = listed.cumsum(-1, dtype=torch.int32)  # of listed ones up to and with this column
-    counts = rank[..., -1].contiguous()
+    counts = rank[..., -1].clone(memory_format=torch.contiguous_format)
     column = torch.arange(columns, dtype=torch.int32, device=listed.device)
     place = torch.where(listed, rank - 1, counts[..., None] + column - rank)
     indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)

@@ -29,11 +29,11 @@ _aten = torch.ops.aten
 # -- operands ----------------------------------------------------------------------------------------------------------
 
 
-def _operands(*values: Any, to_float: bool = False) -> list[Any] | None:
+def _operands(*values: Any, to_float: bool = False, wide: bool = False) -> list[Any] | None:
     """Values as torch promotes them, their own dims aligned; Python numbers stay. None where a cast says nothing."""
     intervals = [value for value in values if isinstance(value, Interval)]
     numbers = [value for value in values if not isinstance(value, Interval)]
-    dtype = common_dtype([interval.lo for interval in intervals], LEAD, *numbers)
+    dtype = common_dtype([interval.lo for interval in intervals], LEAD, *numbers, wide=wide)
     if to_float and not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
     if dtype in RANGES and any(not RANGES[dtype][0] <= number <= RANGES[dtype][1] for number in numbers):
@@ -426,7 +426,7 @@ def _equal(op: Any, left: Any, right: Any) -> Interval | None:
 
 
 def _compared(left: Any, right: Any, rule: Callable[[Any, Any], Interval]) -> Interval | None:
-    values = _operands(left, right)
+    values = _operands(left, right, wide=True)
     if values is None:
         return None
     out = rule(*values)
