@@ -62,7 +62,7 @@ def classify(
     analysis = analyse(program, grid, device)
     must, may = _over_tiles(analysis.answer, reading.marks, grid)
     cut = _cut(grid, device)
-    states = torch.where(may, torch.where(must & ~cut, FULL, PARTIAL), SKIPPED).to(torch.int8)
+    states = may.to(torch.int8) + (must & ~cut)  # SKIPPED, PARTIAL and FULL are 0, 1 and 2
     open_tiles = (may & ~must).nonzero() if exact and not analysis.answer.exact else None
     if count is not None:
         _tell(count, states, analysis, open_tiles)

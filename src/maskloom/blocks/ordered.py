@@ -29,13 +29,13 @@ def ordered(listed: Tensor) -> Ordered:
     Args:
         listed: bool (..., rows, columns).
     """
-    columns = listed.shape[-1]
-    rank = listed.cumsum(-1, dtype=torch.int32)  # of listed ones up to and with this column
+    flags = listed.to(torch.int32, memory_format=torch.contiguous_format)
+    rank = flags.cumsum(-1, dtype=torch.int32)  # of listed ones, up to and with this column
     counts = rank[..., -1].clone(memory_format=torch.contiguous_format)
-    column = torch.arange(columns, dtype=torch.int32, device=listed.device)
-    place = torch.where(listed, rank - 1, counts[..., None] + column - rank)
-    indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
-    indices.scatter_(-1, place.long(), column.expand(listed.shape))
+    column = torch.arange(listed.shape[-1], dtype=torch.int32, device=listed.device)
+    place = (counts[..., None] + column).sub_(rank)  # where an unlisted one goes
+    place.addcmul_(rank.sub_(1).sub_(place), flags)  # a listed one goes to rank - 1: torch.where, at half its time
+    indices = torch.empty_like(place).scatter_(-1, place.long(), column.expand(place.shape))
     return Ordered(counts, indices)
 
 
