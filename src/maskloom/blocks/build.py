@@ -5,7 +5,6 @@ where intervals cannot tell (`classify`). Nothing is compiled, and nothing of si
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +12,12 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.analyse import Grid
-from maskloom.blocks.classify import Decided, classify
 from maskloom.blocks.ordered import to_block_mask
+from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.masks import captured
-from maskloom.masks.algebra import as_mask
-from maskloom.masks.dense import MaskMod, checked_length, table_sizes
+from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
-from maskloom.masks.program import Program, record
-from maskloom.masks.reading import Reading, reading_of
+from maskloom.masks.reading import Reading
 
 _DEFAULT_BLOCK = 128
 _TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
@@ -62,10 +58,10 @@ def block_mask(
             tensors on another device.
     """
     kept = mask if _is_zero(q_offset) and _is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
-    sizes = _checked_sizes(mask, q_len, kv_len, block_size)
+    sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_dynamo_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
-    source = _read(mask, device)
+    source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
     return to_block_mask(source.states(grid, exact=exact), kept, grid)
 
@@ -105,7 +101,7 @@ def create_block_mask(
     """
     if compute_dq_write_order and "compute_dq_write_order" not in _TORCH_TAKES:
         raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
-    sizes = _checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
+    sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
     if torch.compiler.is_dynamo_compiling():
         wanted = {
             "separate_full_blocks": separate_full_blocks,
@@ -114,71 +110,13 @@ def create_block_mask(
         }
         options = {name: value for name, value in wanted.items() if name in _TORCH_TAKES}
         return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
-    source = _read(mask_mod, device)
+    source = read_source(mask_mod, device)
     _refuse_shared_tables(source.reading, B, H)
     grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)
     built = to_block_mask(source.states(grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
     if compute_dq_write_order:
         _add_write_order(built, dq_kv_order)
     return built
-
-
-@dataclass(frozen=True)
-class Source:
-    """A mask that was run once: its program, what it depends on, and where its tensors are."""
-
-    mask: MaskMod
-    program: Program
-    reading: Reading
-    device: torch.device
-
-    def grid(
-        self,
-        q_len: int,
-        kv_len: int,
-        batch: int | None,
-        heads: int | None,
-        sizes: tuple[int, int],
-        q_offset: int | Tensor = 0,
-        kv_offset: int | Tensor = 0,
-    ) -> Grid:
-        """The tiles to decide, B and H checked or inferred.
-
-        Raises:
-            ValueError: what is asked for does not fit the tables that the mask reads.
-        """
-        self.reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
-        self.reading.check_length("kv_idx", kv_len + (kv_offset if isinstance(kv_offset, int) else 0))
-        batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
-        return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
-
-    def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
-        """The state of every tile; see `classify`."""
-        return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
-
-
-def _read(mask: MaskMod, device: torch.device | str | None) -> Source:
-    device = device_for(mask, device)
-    program = record(mask, device)
-    return Source(mask, program, reading_of(program), device)
-
-
-def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
-    """Where a mask is built: as asked, else where its tensors are, else the current accelerator, else the CPU.
-
-    Raises:
-        ValueError: the mask's tensors are elsewhere, or on several devices.
-    """
-    held = captured.device_of(mask)
-    if device is None:
-        return held or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    asked = torch.empty(0, device=device).device  # "cuda" with its number
-    if held is not None and held != asked:
-        raise ValueError(
-            f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
-            f"mask.to({str(asked)!r}), or device={str(held)!r}"
-        )
-    return asked
 
 
 def _traced(
@@ -220,13 +158,3 @@ def _add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
 
 def _is_zero(offset: int | Tensor) -> bool:
     return isinstance(offset, int) and offset == 0
-
-
-def _checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
-    as_mask(mask)  # raises if it is none
-    checked_length("q_len", q_len)
-    checked_length("kv_len", kv_len)
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
-    if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
-        raise ValueError(f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {block_size!r}")
-    return pair
