@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Index = Literal["b", "h", "q_idx", "kv_idx"]
@@ -101,7 +101,7 @@ def record(mask_mod: Any, device: torch.device | str) -> Program:
         for scalar in scalars:
             recorder.name(scalar)
         try:
-            with recorder, TransformGetItemToIndex():
+            with recorder, _IndexByTensors():
                 answer = mask_mod(*scalars)
         except Exception as error:
             error.add_note(f"raised by the mask_mod {_name_of(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
@@ -125,6 +125,28 @@ def _check_answer(mask_mod: Any, answer: object) -> None:
 
 def _name_of(mask_mod: Any) -> str:
     return getattr(mask_mod, "__name__", None) or repr(mask_mod)
+
+
+class _IndexByTensors(TorchFunctionMode):
+    """``table[b, 3]`` as one lookup, as torch reads it in a mask_mod (its TransformGetItemToIndex, without autograd)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            table, leaves = args[0], list(_leaves_of(args[1]))
+            if all(isinstance(leaf, (Tensor, int)) for leaf in leaves):
+                device = table.device
+                return _aten.index(
+                    table, [i if isinstance(i, Tensor) else torch.tensor(int(i), device=device) for i in leaves]
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _leaves_of(index: Any) -> Iterator[Any]:
+    if isinstance(index, (tuple, list)):
+        for item in index:
+            yield from _leaves_of(item)
+    else:
+        yield index
 
 
 @dataclass
