@@ -1,19 +1,22 @@
 """From a mask to torch's BlockMask: which tiles attention must visit.
 
-Building goes through torch's own ``create_block_mask``, which evaluates the mask for every query and key.
+The mask is run once on scalars (`masks.program`), its program on intervals (`analyse`), and elements are looked at only
+where intervals cannot tell (`classify`). Nothing is compiled, and nothing of size Q×KV is made.
 """
 
 import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.masks import captured
-from maskloom.masks.algebra import as_mask
-from maskloom.masks.dense import MaskMod, checked_length, table_sizes
-from maskloom.masks.reading import read
+from maskloom.blocks.ordered import to_block_mask
+from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.masks.dense import MaskMod, table_sizes
+from maskloom.masks.moved import shifted
+from maskloom.masks.reading import Reading
 
 _DEFAULT_BLOCK = 128
 _TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
@@ -28,6 +31,9 @@ def block_mask(
     heads: int | None = None,
     device: torch.device | str | None = None,
     block_size: int | tuple[int, int] = _DEFAULT_BLOCK,
+    q_offset: int | Tensor = 0,
+    kv_offset: int | Tensor = 0,
+    exact: bool = True,
 ) -> BlockMask:
     """The BlockMask of a mask, with the fewest tables: one for all batch rows, or heads, that the mask treats alike.
 
@@ -38,14 +44,25 @@ def block_mask(
             a table needs as many rows as the table has; one that computes with ``b`` cannot say, and needs ``batch``.
         device: by default where the mask's tensors are, else torch's current accelerator, else the CPU.
         block_size: positions in a tile, an int or (Q, KV).
+        q_offset, kv_offset: the position of the first query and of the first key, ints or integer tensors without
+            dimensions. The BlockMask then keeps ``shifted(mask, ...)``, because attention itself counts from 0.
+        exact: False leaves tiles partial that intervals cannot decide. Attention is the same, since mask_mod decides
+            inside them, but may visit tiles that it could skip. Building then never waits for the device.
 
     Returns:
         torch's BlockMask, its tables (B or 1, H or 1, query tiles, key tiles).
 
     Raises:
-        TypeError: not a mask. ValueError: a length or block size below 1, or B or H that do not fit the mask's tables.
+        TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, or
+            tensors on another device.
     """
-    return _built(mask, q_len, kv_len, batch, heads, device, block_size, {})
+    kept = mask if _is_zero(q_offset) and _is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    sizes = checked_sizes(mask, q_len, kv_len, block_size)
+    if torch.compiler.is_dynamo_compiling():
+        return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
+    source = read_source(mask, device)
+    grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
+    return to_block_mask(source.states(grid, exact=exact), kept, grid)
 
 
 def create_block_mask(
@@ -57,7 +74,9 @@ def create_block_mask(
     device: torch.device | str | None = None,
     BLOCK_SIZE: int | tuple[int, int] = _DEFAULT_BLOCK,  # noqa: N803
     _compile: bool = False,
-    **torch_options: bool,
+    separate_full_blocks: bool = True,
+    compute_dq_write_order: bool = False,
+    dq_kv_order: bool = True,
 ) -> BlockMask:
     """torch's ``create_block_mask``: the same arguments, the same tables, and an error where those would be wrong.
 
@@ -70,46 +89,53 @@ def create_block_mask(
         device: by default where the mask's tensors are, else torch's current accelerator, else the CPU.
         BLOCK_SIZE: positions in a tile, an int or (Q, KV).
         _compile: accepted for torch's sake; there is nothing to compile.
-        torch_options: ``separate_full_blocks``, ``compute_dq_write_order``, ``dq_kv_order``, where torch has them (2.11
+        separate_full_blocks: False lists full tiles among the partial ones, and has no full tables.
+        compute_dq_write_order, dq_kv_order: the order of writes for a deterministic backward, where torch has it (2.11
             does not: a TypeError there that says so).
 
     Raises:
         TypeError: not a mask_mod, or an option that this torch does not have.
-        ValueError: B or H is None and the mask depends on it, or does not fit the tables that it reads.
+        ValueError: B or H is None and the mask depends on it, or does not fit the tables that it reads; a length or
+            block size below 1; tensors on another device.
     """
-    unknown = sorted(set(torch_options) - _TORCH_TAKES)
-    if unknown:
-        raise TypeError(f"torch {torch.__version__} has no create_block_mask({', '.join(unknown)}=); newer ones may")
-    _refuse_shared_tables(mask_mod, B, H, device)
-    return _built(mask_mod, Q_LEN, KV_LEN, B, H, device, BLOCK_SIZE, torch_options)
+    if compute_dq_write_order and "compute_dq_write_order" not in _TORCH_TAKES:
+        raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
+    sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
+    if torch.compiler.is_dynamo_compiling():
+        wanted = {
+            "separate_full_blocks": separate_full_blocks,
+            "compute_dq_write_order": compute_dq_write_order,
+            "dq_kv_order": dq_kv_order,
+        }
+        options = {name: value for name, value in wanted.items() if name in _TORCH_TAKES}
+        return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
+    source = read_source(mask_mod, device)
+    _refuse_shared_tables(source.reading, B, H)
+    grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)
+    built = to_block_mask(source.states(grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
+    if compute_dq_write_order:
+        _add_write_order(built, dq_kv_order)
+    return built
 
 
-def _built(
+def _traced(
     mask: MaskMod,
     q_len: int,
     kv_len: int,
     batch: int | None,
     heads: int | None,
     device: torch.device | str | None,
-    block_size: int | tuple[int, int],
-    torch_options: dict[str, Any],
+    sizes: tuple[int, int],
+    options: dict[str, Any],
 ) -> BlockMask:
-    as_mask(mask)  # raises if it is none
-    checked_length("q_len", q_len)
-    checked_length("kv_len", kv_len)
-    sizes = _checked_block_size(block_size)
-    device = _device_for(mask, device)
-    batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
-    return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, sizes, **torch_options)
+    """Inside torch.compile: torch's own, which traces. Programs cannot be recorded there."""
+    batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu")
+    if device is None:
+        raise ValueError("while torch.compile traces, give the device of the block mask, or build it outside")
+    return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, sizes, **options)
 
 
-def _refuse_shared_tables(
-    mask_mod: MaskMod, batch: int | None, heads: int | None, device: torch.device | str | None
-) -> None:
-    as_mask(mask_mod)
-    if torch.compiler.is_dynamo_compiling() or (batch is not None and heads is not None):
-        return
-    reading = read(mask_mod, _device_for(mask_mod, device))
+def _refuse_shared_tables(reading: Reading, batch: int | None, heads: int | None) -> None:
     for letter, index, given, item in (("B", "b", batch, "batch row"), ("H", "h", heads, "head")):
         if given is None and index in reading.marks:
             sizes = sorted(reading.sizes[index])
@@ -120,18 +146,13 @@ def _refuse_shared_tables(
             )
 
 
-def _device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if torch.compiler.is_dynamo_compiling():
-        raise ValueError("while torch.compile traces, give the device of the block mask, or build it outside")
-    return (
-        captured.device_of(mask) or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    )
+def _add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
+    if not isinstance(dq_kv_order, bool):
+        raise ValueError(f"dq_kv_order is a bool here; got {dq_kv_order!r}")
+    orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)
+    built.dq_write_order, built.dq_write_order_full = orders
+    built.dq_kv_order, built.dq_kv_order_spt = None, dq_kv_order
 
 
-def _checked_block_size(block_size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
-    if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
-        raise ValueError(f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {block_size!r}")
-    return pair
+def _is_zero(offset: int | Tensor) -> bool:
+    return isinstance(offset, int) and offset == 0

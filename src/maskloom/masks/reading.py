@@ -1,7 +1,7 @@
 """Which of its four indices a mask depends on, and through tables of which size.
 
-`read` runs the mask_mod once on marked scalars and follows the marks through every operation. A value is marked with
-the indices that can change it: an operation's result with all marks of its inputs, except that
+`reading_of` follows marks through the recorded program of a mask_mod. A value is marked with the indices that can change
+it: an operation's result with all marks of its inputs, except that
 
 - reading a table whose indexed dimension has size 1 depends on nothing (there is one thing to read), and
 - an operation that looks only at a tensor's dtype or shape (``b.new_ones(())``) reads no value.
@@ -15,18 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-Index = Literal["b", "h", "q_idx", "kv_idx"]
-INDICES: tuple[Index, ...] = ("b", "h", "q_idx", "kv_idx")
+from maskloom.masks.program import INDICES, Index, Program, Ref, Step, record
+
 _WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}
 
 _aten = torch.ops.aten
-_READS_NO_VALUE = {
-    _aten.new_ones, _aten.new_zeros, _aten.new_full, _aten.new_empty, _aten.new_empty_strided,
-    _aten.ones_like, _aten.zeros_like, _aten.full_like, _aten.empty_like,
-}  # fmt: skip
 _KEEPS_VALUE = {_aten._to_copy, _aten.clone, _aten.alias, _aten.detach, _aten.lift_fresh}
 
 
@@ -90,87 +84,50 @@ def read(mask_mod: Any, device: torch.device | str) -> Reading:
     Raises:
         TypeError: it does not answer with one bool.
     """
-    # imported here: it loads torch's compiler, which `import maskloom` shall not
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
-    marking = _Marking()
-    with torch.no_grad():
-        scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
-        for index, scalar in zip(INDICES, scalars, strict=True):
-            marking.start(index, scalar)
-        with marking, TransformGetItemToIndex():
-            answer = mask_mod(*scalars)
-    _check_answer(mask_mod, answer)
-    marks = marking.marks_of(answer) | marking.decided_on
-    return Reading(marks, {index: frozenset(marking.sizes[index]) for index in INDICES})
+    return reading_of(record(mask_mod, device))
 
 
-def _check_answer(mask_mod: Any, answer: object) -> None:
-    what = None
-    if not isinstance(answer, Tensor):
-        what = f"{type(answer).__name__} {answer!r}"
-    elif answer.dtype != torch.bool or answer.numel() != 1:
-        what = f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
-    if what is not None:
-        name = getattr(mask_mod, "__name__", repr(mask_mod))
-        raise TypeError(f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {name} gave {what}")
+def reading_of(program: Program) -> Reading:
+    """What the answer of a recorded mask_mod depends on."""
+    walk = _Walk()
+    for step in program.steps:
+        walk.follow(step, program)
+    marks = walk.marks_of(program.answer) if program.obstacle is None else walk.seen
+    return Reading(marks, {index: frozenset(walk.sizes[index]) for index in INDICES})
 
 
-class _Marking(TorchDispatchMode):
-    """Follows marks from tensor to tensor. They belong to storages, so that views and in-place writes carry them."""
+class _Walk:
+    """Follows marks from value to value."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.sizes: dict[Index, set[int]] = {index: set() for index in INDICES}
-        self.decided_on: frozenset[Index] = frozenset()  # indices whose value Python itself has seen
-        self._marks: dict[int, frozenset[Index]] = {}
-        self._is_index: dict[int, Index] = {}  # storages that hold an index's own value
-        self._alive: list[Tensor] = []  # a storage that dies could give its address to another
+        self.seen: frozenset[Index] = frozenset()
+        self._marks: dict[Ref, frozenset[Index]] = {Ref(i): frozenset({index}) for i, index in enumerate(INDICES)}
+        self._is_index: dict[Ref, Index] = {Ref(i): index for i, index in enumerate(INDICES)}  # an index's own value
 
-    def start(self, index: Index, scalar: Tensor) -> None:
-        self._mark(scalar, frozenset({index}))
-        self._is_index[_storage(scalar)] = index
-
-    def marks_of(self, tensor: Tensor) -> frozenset[Index]:
-        return self._marks.get(_storage(tensor), frozenset())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        operation = func.overloadpacket
+    def follow(self, step: Step, program: Program) -> None:
+        operation = step.op.overloadpacket
         if operation is _aten.index:
-            marks = self._marks_of_lookup(args[0], args[1])
-        elif operation in _READS_NO_VALUE:
-            marks = frozenset()
+            marks = self._marks_of_lookup(step, program)
         else:
-            marks = frozenset().union(*map(self.marks_of, inputs))
-        if operation is _aten._local_scalar_dense:
-            self.decided_on |= marks
-        for result in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
-            self._mark(result, marks)
-            if operation in _KEEPS_VALUE and _storage(inputs[0]) in self._is_index:
-                self._is_index[_storage(result)] = self._is_index[_storage(inputs[0])]
-        if func._schema.is_mutable and inputs:
-            self._is_index.pop(_storage(inputs[0]), None)
-        return out
+            marks = frozenset().union(*map(self.marks_of, step.refs))
+        self.seen |= frozenset().union(marks, *map(self.marks_of, step.refs))
+        for result in step.results:
+            self._marks[result] = marks
+        first = step.args[0]
+        if operation in _KEEPS_VALUE and isinstance(first, Ref) and first in self._is_index:
+            self._is_index[step.results[0]] = self._is_index[first]
 
-    def _marks_of_lookup(self, table: Tensor, indices: list[Tensor | None]) -> frozenset[Index]:
+    def marks_of(self, value: Ref | Tensor) -> frozenset[Index]:
+        return self._marks[value] if isinstance(value, Ref) else frozenset()
+
+    def _marks_of_lookup(self, step: Step, program: Program) -> frozenset[Index]:
+        table, indices = step.args
         marks = self.marks_of(table)
-        for dim, index in enumerate(indices):
-            if index is None or table.shape[dim] == 1:
+        for size, index in zip(program.meta(table).shape, indices, strict=False):
+            if not isinstance(index, Ref) or size == 1:
                 continue
-            marks |= self.marks_of(index)
-            itself = self._is_index.get(_storage(index))
-            if itself is not None and index.numel() == 1:
-                self.sizes[itself].add(table.shape[dim])
+            marks |= self._marks[index]
+            if index in self._is_index:
+                self.sizes[self._is_index[index]].add(size)
         return marks
-
-    def _mark(self, tensor: Tensor, marks: frozenset[Index]) -> None:
-        storage = _storage(tensor)
-        self._marks[storage] = self._marks.get(storage, frozenset()) | marks
-        self._alive.append(tensor)
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -1,0 +1,161 @@
+"""Run a recorded mask_mod on intervals: what it can answer over each tile."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskloom.blocks.interval import LEAD, Interval, Run, truth, unknown
+from maskloom.blocks.lifted import ambiguous, lifted
+from maskloom.blocks.rules import RULES, Rule
+from maskloom.masks.program import Program, Ref, Step
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a BlockMask.
+
+    Attributes:
+        batch, heads: B and H of the tables.
+        q_len, kv_len: Q and K, in positions.
+        q_block, kv_block: positions in a tile.
+        q_offset, kv_offset: the position of the first query and of the first key.
+    """
+
+    batch: int
+    heads: int
+    q_len: int
+    kv_len: int
+    q_block: int
+    kv_block: int
+    q_offset: int | Tensor = 0
+    kv_offset: int | Tensor = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, query tiles, key tiles)."""
+        return self.batch, self.heads, -(-self.q_len // self.q_block), -(-self.kv_len // self.kv_block)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of the largest tile: a tile is never longer than the sequence."""
+        return min(self.q_block, self.q_len), min(self.kv_block, self.kv_len)
+
+    def indices(self, device: torch.device) -> list[Interval]:
+        """b and h exactly, q_idx and kv_idx as intervals: what the mask_mod is run on."""
+        exact = [_counted(size, axis, device) for axis, size in enumerate(self.shape[:2])]
+        queries = _positions(2, self.q_len, self.q_block, self.q_offset, device)
+        keys = _positions(3, self.kv_len, self.kv_block, self.kv_offset, device)
+        return [*exact, queries, keys]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What intervals say.
+
+    Attributes:
+        answer: three-valued truth over tiles, its four dims 1 where the answer does not vary.
+        without_rule: names of operations that could not be followed, sorted.
+    """
+
+    answer: Interval
+    without_rule: tuple[str, ...]
+
+
+def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[Any, Rule] = RULES) -> Analysis:
+    """What a mask can answer over each tile.
+
+    Law: where an element of a tile is True, ``answer.hi`` is True; where one is False, ``answer.lo`` is False.
+    """
+    if program.obstacle is not None:
+        return Analysis(_anything(device), (program.obstacle,))
+    values: dict[Ref, Interval | None] = {Ref(i): index for i, index in enumerate(grid.indices(device))}
+    unruled: set[str] = set()
+    for step in program.steps:
+        try:
+            outs = None if ambiguous(step, program) else _step(step, values, device, rules)
+        except _NoInterval:
+            outs = None
+        for place, ref in enumerate(step.results):
+            out = outs[place] if outs is not None else None
+            if out is None:
+                unruled.add(step.op.overloadpacket.__name__)
+                out = unknown(*program.metas[ref.slot], device)
+            values[ref] = out
+    return Analysis(_filled(program.answer, values, device), tuple(sorted(unruled)))
+
+
+def _anything(device: torch.device) -> Interval:
+    ends = torch.tensor([False, True], device=device).view(2, *(1,) * LEAD)
+    return truth(ends[0], ends[1])
+
+
+def _step(
+    step: Step, values: dict[Ref, Interval | None], device: torch.device, rules: Mapping[Any, Rule]
+) -> tuple[Interval | None, ...] | None:
+    args = _filled(step.args, values, device)
+    kwargs = {name: _filled(item, values, device) for name, item in step.kwargs.items()}
+    given = list(_intervals_in([args, *kwargs.values()]))
+    if all(interval.exact for interval in given):
+        return _exactly(step, args, kwargs)
+    rule = rules.get(step.op.overloadpacket)
+    out = rule(step.op, *args, **kwargs) if rule is not None else None
+    return out if isinstance(out, tuple) or out is None else (out,)
+
+
+def _exactly(step: Step, args: Any, kwargs: dict[str, Any]) -> tuple[Interval | None, ...] | None:
+    """An operation on values that are exact: itself, except that an index out of range is held in the table."""
+    if step.op.overloadpacket is torch.ops.aten.index:
+        return (RULES[torch.ops.aten.index](step.op, *args),)
+    out = lifted(step.op, _tensors_in(args), {name: _tensors_in(item) for name, item in kwargs.items()}, LEAD)
+    outs = out if isinstance(out, (tuple, list)) else (out,)
+    return tuple(None if tensor is None else Interval.exactly(tensor) for tensor in outs)
+
+
+class _NoInterval(Exception):  # noqa: N818 - a signal, not an error
+    """A value of a dtype that has no intervals."""
+
+
+def _filled(argument: Any, values: dict[Ref, Interval | None], device: torch.device) -> Any:
+    if isinstance(argument, Ref):
+        value = values[argument]
+        if value is None:
+            raise _NoInterval
+        return value
+    if isinstance(argument, Tensor):
+        return Interval.exactly(argument.to(device).reshape(*(1,) * LEAD, *argument.shape))
+    if isinstance(argument, (list, tuple)):
+        return [_filled(item, values, device) for item in argument]
+    return argument
+
+
+def _intervals_in(arguments: Any) -> Any:
+    for argument in arguments:
+        if isinstance(argument, Interval):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _intervals_in(argument)
+
+
+def _tensors_in(argument: Any) -> Any:
+    if isinstance(argument, Interval):
+        return argument.lo
+    return [_tensors_in(item) for item in argument] if isinstance(argument, list) else argument
+
+
+def _counted(size: int, axis: int, device: torch.device) -> Interval:
+    numbers = torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(LEAD)))
+    return Interval.exactly(numbers, span=(0, size - 1))
+
+
+def _positions(axis: int, length: int, block: int, offset: int | Tensor, device: torch.device) -> Interval:
+    first = torch.arange(0, length, block, device=device).view(*(-1 if dim == axis else 1 for dim in range(LEAD)))
+    last = (first + (block - 1)).clamp(max=length - 1)
+    if isinstance(offset, Tensor):
+        return Interval(first + offset, last + offset)
+    if offset:
+        first, last = first + offset, last + offset
+    run = Run(axis, offset, block, length) if offset >= 0 else None
+    return Interval(first, last, span=(offset, offset + length - 1), run=run)

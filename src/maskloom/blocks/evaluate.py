@@ -1,0 +1,92 @@
+"""A mask_mod at chosen elements of chosen tiles: its recorded program run on exact indices, or torch.vmap itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskloom.blocks.lifted import ambiguous, lifted
+from maskloom.masks.dense import MaskMod
+from maskloom.masks.program import Program, Ref, Step
+
+LEAD = 3
+"""Dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K."""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """A rectangle of elements in each of T tiles.
+
+    Attributes:
+        b, h: int64 (T,), the batch row and head of each tile.
+        q_idx: int64 (T, n), positions.
+        kv_idx: int64 (T, m).
+    """
+
+    b: Tensor
+    h: Tensor
+    q_idx: Tensor
+    kv_idx: Tensor
+
+    def part(self, tiles: slice) -> "Elements":
+        """Some of the tiles."""
+        return Elements(self.b[tiles], self.h[tiles], self.q_idx[tiles], self.kv_idx[tiles])
+
+
+def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
+    """The mask_mod's answers: bool (T, n, m), or with a dim 1 where they do not vary."""
+    answers = _run(program, elements) if program.obstacle is None else None
+    return _vmapped(mask_mod, elements) if answers is None else answers
+
+
+def widest(program: Program) -> int:
+    """The most numbers that a value holds for one element; memory is counted by it."""
+    return max(math.prod(meta.shape) for meta in program.metas)
+
+
+def _run(program: Program, elements: Elements) -> Tensor | None:
+    """The program on exact indices; None if an operation of it cannot be lifted."""
+    indices = [elements.b[:, None, None], elements.h[:, None, None], elements.q_idx[..., None]]
+    indices.append(elements.kv_idx[:, None])
+    values: dict[Ref, Tensor] = {Ref(i): index for i, index in enumerate(indices)}
+    for step in program.steps:
+        if ambiguous(step, program):
+            return None
+        out = lifted(step.op, *_arguments(step, values, elements.b.device), LEAD)
+        outs = out if isinstance(out, (tuple, list)) else (out,)
+        if any(not _fits(result, program, ref) for result, ref in zip(outs, step.results, strict=True)):
+            return None
+        values.update(zip(step.results, outs, strict=True))
+    answer = program.answer
+    return values[answer] if isinstance(answer, Ref) else answer.reshape(1, 1, 1)
+
+
+def _fits(result: Tensor | None, program: Program, ref: Ref) -> bool:
+    """Whether the batch of results has the dtype and shape that the scalar program saw."""
+    meta = program.metas[ref.slot]
+    return result is not None and result.dtype == meta.dtype and tuple(result.shape[LEAD:]) == meta.shape
+
+
+def _arguments(step: Step, values: dict[Ref, Tensor], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+    def filled(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return values[argument]
+        if isinstance(argument, Tensor):
+            return argument.to(device).reshape(*(1,) * LEAD, *argument.shape)
+        return [filled(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
+
+    return [filled(argument) for argument in step.args], {name: filled(item) for name, item in step.kwargs.items()}
+
+
+def _vmapped(mask_mod: MaskMod, elements: Elements) -> Tensor:
+    """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
+    # imported here: it loads torch's compiler, which `import maskloom` shall not
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    over_keys: Callable[..., Tensor] = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
+    over_both = torch.vmap(over_keys, in_dims=(None, None, 0, None))
+    with torch.no_grad(), TransformGetItemToIndex():
+        return torch.vmap(over_both)(elements.b, elements.h, elements.q_idx, elements.kv_idx)

@@ -1,0 +1,165 @@
+"""What a BlockMask costs and what it skips; and how a mask's tiles were decided.
+
+These read tables, so they wait for the device.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.analyse import Grid
+from maskloom.blocks.classify import Decided
+from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.masks.dense import MaskMod
+
+
+def density(block_mask: BlockMask) -> float:
+    """The share of (query, key) pairs that lie in a tile that attention visits, in percent.
+
+    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is.
+    """
+    q_sizes, kv_sizes = _tile_sizes(block_mask)
+    visited = (tile_states(block_mask) != SKIPPED).double()
+    pairs = visited @ kv_sizes.double() @ q_sizes.double()
+    return float(100 * pairs.mean() / (q_sizes.sum() * kv_sizes.sum()))
+
+
+def tiles_per_row(block_mask: BlockMask) -> Tensor:
+    """How many tiles attention visits for each query tile: int64 (B or 1, H or 1, query tiles)."""
+    return (tile_states(block_mask) != SKIPPED).sum(-1)
+
+
+def blind_rows(block_mask: BlockMask) -> Tensor:
+    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles)."""
+    return tiles_per_row(block_mask) == 0
+
+
+def balance(block_mask: BlockMask, workers: int) -> float:
+    """How evenly the visited tiles fall on ``workers`` that each take the next query tile when free, in percent.
+
+    100 where all finish together; 50 where the last takes twice the mean. A mask without a visited tile is balanced.
+
+    Raises:
+        ValueError: fewer than 1 worker.
+    """
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f"workers is a number of workers, at least 1; got {workers!r}")
+    loads = [0] * workers
+    for tiles in tiles_per_row(block_mask).flatten().tolist():
+        heapq.heapreplace(loads, loads[0] + tiles)
+    return 100.0 * sum(loads) / workers / max(loads) if max(loads) else 100.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A BlockMask in numbers; ``print`` it.
+
+    Attributes:
+        shape: (B, H, Q, KV) of the tables, in positions.
+        block_size: (Q, KV) of a tile.
+        skipped, partial, full: tiles of each state.
+        density: percent, see `density`.
+        fewest, most: tiles visited for a query tile.
+        blind: query tiles that see nothing.
+    """
+
+    shape: tuple[int, ...]
+    block_size: tuple[int, int]
+    skipped: int
+    partial: int
+    full: int
+    density: float
+    fewest: int
+    most: int
+    blind: int
+
+    def __str__(self) -> str:
+        batch, heads, q_len, kv_len = self.shape
+        tiles = self.skipped + self.partial + self.full
+        return "\n".join(
+            [
+                f"block mask: B={batch} H={heads} Q={q_len} KV={kv_len}, tiles of {self.block_size[0]} × {self.block_size[1]}",
+                f"  {tiles} tiles: {self.full} full, {self.partial} partial, {self.skipped} skipped",
+                f"  {self.density:.1f} % of the pairs are visited",
+                f"  {self.fewest} to {self.most} tiles for a query tile; {self.blind} query tiles see nothing",
+            ]
+        )
+
+
+def summary(block_mask: BlockMask) -> Summary:
+    """A BlockMask in numbers, for ``print``."""
+    states = tile_states(block_mask)
+    rows = tiles_per_row(block_mask)
+    skipped, partial, full = (int((states == state).sum()) for state in (SKIPPED, PARTIAL, FULL))
+    return Summary(
+        shape=(*states.shape[:2], *block_mask.seq_lengths),
+        block_size=block_mask.BLOCK_SIZE,
+        skipped=skipped,
+        partial=partial,
+        full=full,
+        density=density(block_mask),
+        fewest=int(rows.min()),
+        most=int(rows.max()),
+        blind=int((rows == 0).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How the tiles of a mask are decided; ``print`` it.
+
+    Attributes:
+        grid: the tiles.
+        decided: how many of those that can differ each way of deciding decided.
+    """
+
+    grid: Grid
+    decided: Decided
+
+    def share(self, way: str) -> float:
+        """The tiles that ``way`` (intervals, witnesses or evaluation) decided, in percent."""
+        return 100.0 * getattr(self.decided, way) / self.decided.total
+
+    def __str__(self) -> str:
+        lines = [f"{self.decided.total} tiles of {self.grid.q_block} × {self.grid.kv_block}, decided by"]
+        for way in ("intervals", "witnesses", "evaluation"):
+            lines.append(f"  {way:<11}{getattr(self.decided, way):>9}{self.share(way):7.1f} %")
+        if self.decided.without_rule:
+            lines.append(f"  no interval rule for: {', '.join(self.decided.without_rule)}")
+        return "\n".join(lines)
+
+
+def explain_block_mask(
+    mask: MaskMod,
+    q_len: int,
+    kv_len: int,
+    *,
+    batch: int | None = None,
+    heads: int | None = None,
+    device: torch.device | str | None = None,
+    block_size: int | tuple[int, int] = 128,
+) -> Explanation:
+    """How `block_mask` decides the tiles of a mask, and which of its operations intervals cannot follow.
+
+    Takes and raises what `block_mask` does.
+    """
+    sizes = checked_sizes(mask, q_len, kv_len, block_size)
+    source = read_source(mask, device)
+    grid = source.grid(q_len, kv_len, batch, heads, sizes)
+    decided = Decided()
+    source.states(grid, count=decided)
+    return Explanation(grid, decided)
+
+
+def _tile_sizes(block_mask: BlockMask) -> tuple[Tensor, Tensor]:
+    """Positions in each query tile and in each key tile: the last may be cut."""
+    device = block_mask.kv_indices.device
+    q_sizes, kv_sizes = (
+        (length - torch.arange(0, length, block, device=device)).clamp(max=block)
+        for length, block in zip(block_mask.seq_lengths, block_mask.BLOCK_SIZE, strict=True)
+    )
+    return q_sizes, kv_sizes

@@ -1,0 +1,112 @@
+"""Block masks that are kept: moved to another device, updated in place, found again."""
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.build import block_mask as build_block_mask
+from maskloom.masks import captured
+from maskloom.masks.algebra import Mask
+from maskloom.masks.dense import MaskMod
+
+
+def to_device(block_mask: BlockMask, device: torch.device | str) -> BlockMask:
+    """The BlockMask on ``device`` with all its mask_mod captured; ``BlockMask.to`` leaves the captured tensors behind."""
+    moved = copy.copy(block_mask)
+    for name, value in vars(block_mask).items():
+        if isinstance(value, Tensor):
+            setattr(moved, name, value.to(device))
+    moved.mask_mod = captured.moved(block_mask.mask_mod, lambda tensor: tensor.to(device))
+    return moved
+
+
+def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
+    """Write a mask's tables into a BlockMask that exists, in place: for a captured CUDA graph, which reads fixed memory.
+
+    Tiles that intervals cannot decide are partial (``exact=False``), so the device is not waited for.
+
+    Args:
+        block_mask: of the same lengths, block size, B and H; it keeps ``mask`` from now on.
+
+    Raises:
+        ValueError: it has no full tables (``separate_full_blocks=False``).
+    """
+    if block_mask.full_kv_indices is None:
+        raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
+    batch, heads = block_mask.kv_indices.shape[:2]
+    new = build_block_mask(
+        mask,
+        *block_mask.seq_lengths,
+        batch=batch,
+        heads=heads,
+        device=block_mask.kv_indices.device,
+        block_size=block_mask.BLOCK_SIZE,
+        exact=False,
+    )
+    for name, value in vars(new).items():
+        if isinstance(value, Tensor):
+            getattr(block_mask, name).copy_(value)
+    block_mask.mask_mod = mask
+    return block_mask
+
+
+class BlockMaskCache:
+    """Block masks by mask, lengths, block size and device: made, owned and cleared by whoever calls.
+
+    Only masks without tensors: two tensors can be told apart by their values alone, and reading those would cost more
+    than building. Threads may share a cache. A plain function inside (`as_mask`) counts as itself, and must not change.
+
+    Args:
+        size: how many are kept; the one unused for longest goes first.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"size is a number of block masks, at least 1; got {size!r}")
+        self._size = size
+        self._kept: OrderedDict[Hashable, BlockMask] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+
+    def get(
+        self,
+        mask: Mask,
+        q_len: int,
+        kv_len: int,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        device: torch.device | str | None = None,
+        block_size: int | tuple[int, int] = 128,
+    ) -> BlockMask:
+        """What `block_mask` builds from the same arguments; the very object that an equal call got before.
+
+        Raises:
+            TypeError: not a Mask. ValueError: the mask holds tensors. And what `block_mask` raises.
+        """
+        if not isinstance(mask, Mask):
+            raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
+        if captured.tensors(mask):
+            raise ValueError(f"a cache keeps masks without tensors, and {mask!r} holds some; build it with block_mask")
+        key = (mask, q_len, kv_len, batch, heads, str(device), block_size)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = build_block_mask(
+                    mask, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size
+                )
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+            return self._kept[key]

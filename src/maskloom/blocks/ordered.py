@@ -1,0 +1,76 @@
+"""From the state of every tile to torch's ordered tables.
+
+A row of a table names the tiles that attention visits, ascending, and behind them the others, ascending: torch sorts each
+row with a stable argsort, and so do we, in one pass of running counts. Tables keep their full width, and all have the same
+shape and strides in each direction: the kernels of torch 2.11 to 2.14 read all of them with one set of strides.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.analyse import Grid
+from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED
+from maskloom.masks.dense import MaskMod
+
+
+class Ordered(NamedTuple):
+    """Counts int32 (B, H, rows) and indices int32 (B, H, rows, columns)."""
+
+    counts: Tensor
+    indices: Tensor
+
+
+def ordered(listed: Tensor) -> Ordered:
+    """The table that lists, for each row, the columns that are True.
+
+    Args:
+        listed: bool (..., rows, columns).
+    """
+    flags = listed.to(torch.int32, memory_format=torch.contiguous_format)
+    rank = flags.cumsum(-1, dtype=torch.int32)  # of listed ones, up to and with this column
+    counts = rank[..., -1].clone(memory_format=torch.contiguous_format)
+    column = torch.arange(listed.shape[-1], dtype=torch.int32, device=listed.device)
+    place = (counts[..., None] + column).sub_(rank)  # where an unlisted one goes
+    place.addcmul_(rank.sub_(1).sub_(place), flags)  # a listed one goes to rank - 1: torch.where, at half its time
+    indices = torch.empty_like(place).scatter_(-1, place.long(), column.expand(place.shape))
+    return Ordered(counts, indices)
+
+
+def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:
+    """torch's BlockMask, forward and transposed tables, from the state of every tile.
+
+    Args:
+        states: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
+        mask_mod: what the BlockMask keeps.
+        grid: of the states; the tables get all its B and H.
+        separate_full_blocks: False lists full tiles among the partial ones.
+    """
+    partial = states == PARTIAL if separate_full_blocks else states != SKIPPED
+    full = states == FULL if separate_full_blocks else None
+    kv, q = _both_ways(partial, grid)
+    full_kv, full_q = (None, None) if full is None else _both_ways(full, grid)
+    return BlockMask(
+        seq_lengths=(grid.q_len, grid.kv_len),
+        kv_num_blocks=kv.counts,
+        kv_indices=kv.indices,
+        full_kv_num_blocks=None if full_kv is None else full_kv.counts,
+        full_kv_indices=None if full_kv is None else full_kv.indices,
+        q_num_blocks=q.counts,
+        q_indices=q.indices,
+        full_q_num_blocks=None if full_q is None else full_q.counts,
+        full_q_indices=None if full_q is None else full_q.indices,
+        BLOCK_SIZE=(grid.q_block, grid.kv_block),
+        mask_mod=mask_mod,
+    )
+
+
+def _both_ways(listed: Tensor, grid: Grid) -> tuple[Ordered, Ordered]:
+    return _for_all(ordered(listed), grid), _for_all(ordered(listed.mT), grid)
+
+
+def _for_all(table: Ordered, grid: Grid) -> Ordered:
+    """The table of one batch row or head, for all that share it: written out, as torch has it."""
+    return Ordered(*(part.expand(grid.batch, grid.heads, *part.shape[2:]).contiguous() for part in table))

@@ -1,0 +1,88 @@
+"""What a block mask is built from: a mask that was run once, and the checks of what was asked for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskloom.blocks.analyse import Grid
+from maskloom.blocks.classify import Decided, classify
+from maskloom.masks import captured
+from maskloom.masks.algebra import as_mask
+from maskloom.masks.dense import MaskMod, checked_length
+from maskloom.masks.program import Program, record
+from maskloom.masks.reading import Reading, reading_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A mask that was run once: its program, what it depends on, and where its tensors are."""
+
+    mask: MaskMod
+    program: Program
+    reading: Reading
+    device: torch.device
+
+    def grid(
+        self,
+        q_len: int,
+        kv_len: int,
+        batch: int | None,
+        heads: int | None,
+        sizes: tuple[int, int],
+        q_offset: int | Tensor = 0,
+        kv_offset: int | Tensor = 0,
+    ) -> Grid:
+        """The tiles to decide, B and H checked or inferred.
+
+        Raises:
+            ValueError: what is asked for does not fit the tables that the mask reads.
+        """
+        self.reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
+        self.reading.check_length("kv_idx", kv_len + (kv_offset if isinstance(kv_offset, int) else 0))
+        batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
+        return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
+
+    def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
+        """The state of every tile; see `classify`."""
+        return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
+
+
+def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
+    """Run a mask once; see `device_for` and `masks.program.record` for what can be wrong."""
+    device = device_for(mask, device)
+    program = record(mask, device)
+    return Source(mask, program, reading_of(program), device)
+
+
+def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
+    """Where a mask is built: as asked, else where its tensors are, else the current accelerator, else the CPU.
+
+    Raises:
+        ValueError: the mask's tensors are elsewhere, or on several devices.
+    """
+    held = captured.device_of(mask)
+    if device is None:
+        return held or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    asked = torch.empty(0, device=device).device  # "cuda" with its number
+    if held is not None and held != asked:
+        raise ValueError(
+            f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
+            f"mask.to({str(asked)!r}), or device={str(held)!r}"
+        )
+    return asked
+
+
+def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The block size as a pair (Q, KV).
+
+    Raises:
+        TypeError: ``mask`` is not a mask. ValueError: a length or a block size below 1.
+    """
+    as_mask(mask)  # raises if it is none
+    checked_length("q_len", q_len)
+    checked_length("kv_len", kv_len)
+    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
+        raise ValueError(f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {block_size!r}")
+    return pair

@@ -1,0 +1,240 @@
+"""A mask_mod as a straight-line program: run once on scalars, every operation written down.
+
+torch lifts a mask_mod by vmap, and vmap sees a scalar function: no branch on data, the same operations for every
+element. So one run on scalars without dimensions shows all that the mask can ever do. `pads[b][kv_idx]`,
+``torch.stack([...]).any(0)`` and ``(starts[b] <= q_idx).any()`` are recorded as vmap sees them, and whoever reads the
+program (`reading`, and the builder of block masks) reads the mask itself, not a second definition of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Index = Literal["b", "h", "q_idx", "kv_idx"]
+INDICES: tuple[Index, ...] = ("b", "h", "q_idx", "kv_idx")
+
+_aten = torch.ops.aten
+_READS_NO_VALUE = {
+    _aten.new_ones, _aten.new_zeros, _aten.new_full, _aten.new_empty, _aten.new_empty_strided,
+    _aten.ones_like, _aten.zeros_like, _aten.full_like, _aten.empty_like,
+}  # fmt: skip
+_ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
+
+
+_OUT_OF_PLACE = {
+    getattr(getattr(_aten, f"{name}_"), overload): getattr(getattr(_aten, name), overload)
+    for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "add", "sub", "mul")
+    for overload in ("Tensor", "Scalar")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value that depends on the indices: slots 0 to 3 are the indices themselves, the others results of steps."""
+
+    slot: int
+
+
+class Meta(NamedTuple):
+    """dtype and shape of a value, as the scalar function sees it; an index has shape ()."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One aten operation. Arguments are Refs, captured or constant tensors, and Python values, lists of them too."""
+
+    op: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Ref, ...]
+
+    @property
+    def refs(self) -> Iterator[Ref]:
+        """The values that it reads."""
+        return _refs_in((self.args, *self.kwargs.values()))
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a mask_mod does, step by step.
+
+    Attributes:
+        steps: the operations whose result depends on an index, in order.
+        answer: the bool that the mask_mod returned; a tensor if it depends on nothing.
+        metas: of every slot.
+        obstacle: why the steps cannot be followed (a write into a shared tensor), None where they can.
+    """
+
+    steps: tuple[Step, ...]
+    answer: Ref | Tensor
+    metas: tuple[Meta, ...]
+    obstacle: str | None = None
+
+    def meta(self, value: Ref | Tensor) -> Meta:
+        """dtype and shape of a value of the program or of a constant tensor."""
+        return self.metas[value.slot] if isinstance(value, Ref) else Meta(value.dtype, tuple(value.shape))
+
+
+def record(mask_mod: Any, device: torch.device | str) -> Program:
+    """Run ``mask_mod`` once on scalars and write down what it does.
+
+    Args:
+        mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
+        device: where the mask's tensors are.
+
+    Raises:
+        TypeError: it does not answer with one bool, or decides in Python on an index's value. What it raises itself
+            comes through, with a note.
+    """
+    recorder = _Recorder()
+    with torch.no_grad():
+        scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
+        for scalar in scalars:
+            recorder.name(scalar)
+        try:
+            with recorder, _IndexByTensors():
+                answer = mask_mod(*scalars)
+        except Exception as error:
+            error.add_note(f"raised by the mask_mod {_name_of(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
+            raise
+    _check_answer(mask_mod, answer)
+    answered = recorder.value(answer)
+    return Program(tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle)
+
+
+def _check_answer(mask_mod: Any, answer: object) -> None:
+    what = None
+    if not isinstance(answer, Tensor):
+        what = f"{type(answer).__name__} {answer!r}"
+    elif answer.dtype != torch.bool or answer.ndim:
+        what = f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
+    if what is not None:
+        raise TypeError(
+            f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {_name_of(mask_mod)} gave {what}"
+        )
+
+
+def _name_of(mask_mod: Any) -> str:
+    return getattr(mask_mod, "__name__", None) or repr(mask_mod)
+
+
+class _IndexByTensors(TorchFunctionMode):
+    """``table[b, 3]`` as one lookup, as torch reads it in a mask_mod (its TransformGetItemToIndex, without autograd)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            table, leaves = args[0], list(_leaves_of(args[1]))
+            if all(isinstance(leaf, (Tensor, int)) for leaf in leaves):
+                device = table.device
+                return _aten.index(
+                    table, [i if isinstance(i, Tensor) else torch.tensor(int(i), device=device) for i in leaves]
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _leaves_of(index: Any) -> Iterator[Any]:
+    if isinstance(index, (tuple, list)):
+        for item in index:
+            yield from _leaves_of(item)
+    else:
+        yield index
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation on a value that depends on an index. Tensors are known by identity, and kept alive."""
+
+    steps: list[Step] = field(default_factory=list)
+    metas: list[Meta] = field(default_factory=list)
+    obstacle: str | None = None
+    _refs: dict[int, Ref] = field(default_factory=dict)
+    _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def name(self, tensor: Tensor) -> Ref:
+        """Make a tensor the program's next value."""
+        ref = Ref(len(self.metas))
+        self.metas.append(Meta(tensor.dtype, tuple(tensor.shape)))
+        if id(tensor) not in self._refs:
+            storage = _storage(tensor)
+            self._storages[storage] = self._storages.get(storage, 0) + 1
+            self._alive.append(tensor)
+        self._refs[id(tensor)] = ref
+        return ref
+
+    def value(self, argument: Any) -> Any:
+        """An argument with each tensor that depends on an index replaced by its Ref."""
+        if isinstance(argument, Tensor):
+            return self._value_of(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self.value(item) for item in argument]
+        return argument
+
+    def _value_of(self, tensor: Tensor) -> Ref | Tensor:
+        ref = self._refs.get(id(tensor))
+        if ref is not None:
+            return ref
+        if _storage(tensor) in self._storages:
+            self.obstacle = "a tensor that torch handed on under another identity"
+        self._alive.append(tensor)
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        values = tuple(map(self.value, args))
+        options = {name: self.value(item) for name, item in kwargs.items()}
+        depends = any(True for _ in _refs_in((values, *options.values())))
+        if depends and func.overloadpacket in _ASKS_PYTHON:
+            raise TypeError(
+                f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
+                "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
+                "an index beside a slice; write & | ~, torch.where, table[b][kv_idx]"
+            )
+        out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._write(func, values, options, out)
+        elif depends and func.overloadpacket not in _READS_NO_VALUE:
+            self._record(func, values, options, out)
+        return out
+
+    def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        self.steps.append(Step(op, args, kwargs, tuple(self.name(result) for result in results)))
+
+    def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """``x &= y``: as ``x = x & y`` where nothing else looks at x's memory; else the program has an obstacle."""
+        target = args[0] if args else None
+        alone = isinstance(target, Ref) and self._storages[_storage(out)] == 1
+        if alone and op in _OUT_OF_PLACE and self._dtypes(args) == {out.dtype}:
+            self._record(_OUT_OF_PLACE[op], args, kwargs, out)
+        else:
+            self.obstacle = f"{op.overloadpacket.__name__}, which writes into a tensor"
+            self._record(op, args, kwargs, out)
+
+    def _dtypes(self, args: tuple[Any, ...]) -> set[torch.dtype]:
+        refs = {self.metas[argument.slot].dtype for argument in args if isinstance(argument, Ref)}
+        return refs | {argument.dtype for argument in args if isinstance(argument, Tensor)}
+
+
+def _refs_in(arguments: Any) -> Iterator[Ref]:
+    for argument in arguments:
+        if isinstance(argument, Ref):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _refs_in(argument)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

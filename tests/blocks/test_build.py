@@ -1,0 +1,132 @@
+"""Block masks against torch's: every table, for random mask_mods and for masks of the algebra."""
+
+import inspect
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import flex_attention as flex
+
+import maskloom as loom
+from maskloom.blocks.tables import dense_of
+from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
+
+
+def _build(case: Case, **options):
+    shape = (case.batch, case.heads, case.q_len, case.kv_len)
+    return loom.create_block_mask(case.mask_mod, *shape, "cpu", case.block, **options)
+
+
+def _check(case: Case) -> None:
+    theirs = tables_of_torch(case)
+    if theirs is not None:
+        assert differing(_build(case), theirs) == []
+
+
+@settings(max_examples=350)
+@given(st.randoms(use_true_random=False))
+def test_any_mask_mod_has_the_tables_of_torch(rnd):
+    _check(random_case(rnd))
+
+
+@settings(max_examples=150)
+@given(st.randoms(use_true_random=False))
+def test_every_mask_of_the_algebra_has_the_tables_of_torch(rnd):
+    _check(random_case(rnd, algebra=True))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_inexact_tables_never_skip_nor_fill_wrongly(seed):
+    case = random_case(Random(seed))
+    truth = tables_of_torch(case)
+    if truth is None:
+        return
+    blocks = loom.block_mask(
+        case.mask_mod, case.q_len, case.kv_len, **_sizes(case), block_size=case.block, device="cpu", exact=False
+    )
+    assert torch.equal(
+        dense_of(blocks, case.batch, case.heads).expand(case.batch, case.heads, -1, -1),
+        dense_of(truth, case.batch, case.heads).expand(case.batch, case.heads, -1, -1),
+    )
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    return {"batch": case.batch, "heads": case.heads}
+
+
+def _causal(b, h, q_idx, kv_idx):
+    return q_idx >= kv_idx
+
+
+def test_the_mask_mod_is_kept_untouched():
+    assert loom.create_block_mask(_causal, 1, 1, 300, 300, "cpu").mask_mod is _causal
+    assert loom.block_mask(loom.causal, 300, 300, device="cpu").mask_mod is loom.causal
+
+
+def test_the_signature_is_that_of_torch():
+    ours, theirs = (inspect.signature(f).parameters for f in (loom.create_block_mask, flex.create_block_mask))
+    assert [*ours][: len(theirs)] == [*theirs]
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+
+
+def test_full_tiles_join_the_partial_ones_on_request():
+    blocks = loom.create_block_mask(_causal, 1, 1, 300, 300, "cpu", separate_full_blocks=False)
+    assert blocks.full_kv_indices is None and blocks.full_q_indices is None
+    assert blocks.kv_num_blocks.tolist() == [[[1, 2, 3]]]
+    if "separate_full_blocks" in inspect.signature(flex.create_block_mask).parameters:
+        assert (
+            differing(blocks, flex.create_block_mask(_causal, 1, 1, 300, 300, "cpu", separate_full_blocks=False)) == []
+        )
+
+
+def test_the_order_of_writes_is_that_of_torch_or_an_error():
+    if "compute_dq_write_order" not in inspect.signature(flex.create_block_mask).parameters:
+        with pytest.raises(TypeError, match="has no create_block_mask\\(compute_dq_write_order=\\)"):
+            loom.create_block_mask(_causal, 1, 1, 300, 300, "cpu", compute_dq_write_order=True)
+        return
+    for order in (True, False):
+        options = {"compute_dq_write_order": True, "dq_kv_order": order}
+        ours = loom.create_block_mask(_causal, 2, 1, 300, 500, "cpu", **options)
+        theirs = flex.create_block_mask(_causal, 2, 1, 300, 500, "cpu", **options)
+        for name in ("dq_write_order", "dq_write_order_full"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        assert ours.dq_kv_order_spt is theirs.dq_kv_order_spt
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("q_offset, kv_offset", [(70, 0), (0, 33), (130, 7), (-9, 0)])
+def test_offsets_shift_the_tables_and_the_kept_mask(q_offset, kv_offset, as_tensor):
+    mask = loom.window(back=40) | loom.sinks(5)
+    make = torch.tensor if as_tensor else int
+    blocks = loom.block_mask(
+        mask, 50, 200, block_size=16, device="cpu", q_offset=make(q_offset), kv_offset=make(kv_offset)
+    )
+
+    def moved(b, h, q_idx, kv_idx):
+        return mask(b, h, q_idx + q_offset, kv_idx + kv_offset)
+
+    assert differing(blocks, flex.create_block_mask(moved, 1, 1, 50, 200, "cpu", 16)) == []
+    expected = flex.create_mask(moved, 1, 1, 50, 200, "cpu")
+    assert torch.equal(flex.create_mask(blocks.mask_mod, 1, 1, 50, 200, "cpu"), expected)
+
+
+def test_an_offset_moves_reads_of_tables_block_by_block():
+    pads = torch.rand(2, 300, generator=torch.Generator().manual_seed(0)) < 0.4
+    blocks = loom.block_mask(loom.padding(pads), 64, 300, block_size=(16, 32), q_offset=236)
+    moved = flex.create_block_mask(lambda b, h, q, kv: ~pads[b, q + 236] & ~pads[b, kv], 2, 1, 64, 300, "cpu", (16, 32))
+    assert differing(blocks, moved) == []
+
+
+def test_one_table_serves_what_the_mask_treats_alike():
+    pads = torch.zeros(3, 200, dtype=torch.bool)
+    assert loom.block_mask(loom.causal, 200, 200).shape == (1, 1, 200, 200)
+    assert loom.block_mask(loom.causal & loom.padding(pads), 200, 200).shape == (3, 1, 200, 200)
+
+
+def test_building_traces_inside_torch_compile():
+    blocks = torch.compile(
+        lambda: loom.create_block_mask(_causal, 1, 1, 256, 256, "cpu").kv_num_blocks, backend="eager"
+    )
+    assert blocks().tolist() == [[[1, 1]]]

@@ -1,0 +1,158 @@
+"""Soundness of the interval rules: against every element, on the traps, and with a rule broken on purpose."""
+
+from random import Random
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_mask
+
+import maskloom as loom
+from maskloom.blocks import analyse as analysis
+from maskloom.blocks.analyse import Grid, analyse
+from maskloom.blocks.interval import Interval
+from maskloom.blocks.rules import RULES
+from maskloom.masks.program import record
+from tests.blocks.random_masks import Case, random_case, tables_of_torch
+
+aten = torch.ops.aten
+
+
+def _unsound_tiles(case: Case, rules=RULES) -> int:
+    """How many tiles hold an element that the intervals exclude."""
+    grid = Grid(case.batch, case.heads, case.q_len, case.kv_len, *case.block)
+    answer = analyse(record(case.mask_mod, "cpu"), grid, torch.device("cpu"), rules).answer
+    must, may = answer.lo.expand(grid.shape), answer.hi.expand(grid.shape)
+    truth = create_mask(case.mask_mod, case.batch, case.heads, case.q_len, case.kv_len, "cpu")
+    must, may = (_per_element(end, case) for end in (must, may))
+    return int(((truth & ~may) | (~truth & must)).sum())
+
+
+def _per_element(tiles: torch.Tensor, case: Case) -> torch.Tensor:
+    rows = tiles.repeat_interleave(case.block[0], -2)[..., : case.q_len, :]
+    return rows.repeat_interleave(case.block[1], -1)[..., : case.kv_len]
+
+
+@pytest.mark.parametrize("first", range(0, 300, 30))
+def test_no_element_lies_outside_its_interval(first):
+    for seed in range(first, first + 30):
+        case = random_case(Random(seed))
+        if tables_of_torch(case) is not None:
+            assert _unsound_tiles(case) == 0, case
+
+
+def _narrowed(rule):
+    """The rule, its upper end pulled down to the lower one: what a careless rule for a lookup or a sum would say."""
+
+    def broken(op, *args, **kwargs):
+        out = rule(op, *args, **kwargs)
+        return Interval(out.lo, out.lo.clone(), out.nan) if isinstance(out, Interval) else out
+
+    return broken
+
+
+BREAKABLE = [aten.sub, aten.index, aten.bitwise_and, aten.le, aten.remainder, aten.where, aten.any]
+
+
+@pytest.mark.parametrize("packet", BREAKABLE, ids=lambda packet: packet.__name__)
+def test_a_broken_rule_is_caught(packet):
+    rules = {**RULES, packet: _narrowed(RULES[packet])}
+    cases = (random_case(Random(seed)) for seed in range(600))
+    assert any(_unsound_tiles(case, rules) > 0 for case in cases if tables_of_torch(case) is not None)
+
+
+def test_breaking_a_rule_spoils_the_tables(monkeypatch):
+    broken = {**RULES, aten.ge: _narrowed(RULES[aten.ge])}
+    monkeypatch.setattr(analysis.analyse, "__defaults__", (broken,))
+    blocks = loom.block_mask(loom.causal, 256, 256, device="cpu")
+    assert blocks.kv_num_blocks.tolist() != [[[1, 1]]]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def _table(values, dtype, length=64):
+    return torch.tensor(values, dtype=dtype).repeat(length)[:length]
+
+
+floats = _table([1.0, NAN, 3.0], torch.float32)
+all_nan = _table([NAN], torch.float32)
+infinite = _table([INF, 1.0, -INF, 0.0], torch.float32)
+bytes_ = _table([1, 250, 3], torch.uint8)
+shorts = _table([-30000, 30000], torch.int16)
+huge = _table([2**62, -(2**62), 5], torch.int64)
+relative = torch.randn(127, generator=torch.Generator().manual_seed(0)) > 0
+thirds = _table([0.1, 0.3, 1.7], torch.bfloat16)
+
+TRAPS = {
+    "NaN compared": lambda b, h, q, kv: floats[kv] > 0,
+    "NaN, not": lambda b, h, q, kv: ~(floats[kv] > 0),
+    "NaN unequal": lambda b, h, q, kv: floats[kv] != floats[q],
+    "only NaN": lambda b, h, q, kv: ~(all_nan[kv] <= 5) & (all_nan[q] != 1),
+    "NaN as bool": lambda b, h, q, kv: all_nan[q].bool() & floats[kv].bool(),
+    "NaN from infinities": lambda b, h, q, kv: ~((infinite[q] - infinite[kv]) <= INF),
+    "NaN from 0 · inf": lambda b, h, q, kv: ~((infinite[q] * infinite[kv]) <= INF),
+    "NaN from 0 / 0": lambda b, h, q, kv: ~((infinite[q] / infinite[kv]) <= INF),
+    "isnan": lambda b, h, q, kv: floats[q].isnan() | all_nan[kv].isnan(),
+    "uint8 wraps": lambda b, h, q, kv: bytes_[q] - bytes_[kv] < 5,
+    "int16 wraps": lambda b, h, q, kv: shorts[q] + shorts[kv] < 0,
+    "int64 wraps": lambda b, h, q, kv: huge[q] + huge[kv] < 0,
+    "int64 product wraps": lambda b, h, q, kv: huge[q] * kv > 0,
+    "cast wraps": lambda b, h, q, kv: (q * 5).to(torch.int8) > kv,
+    "negative index": lambda b, h, q, kv: relative[q - kv],
+    "negative index, all": lambda b, h, q, kv: relative[-1 - q],
+    "index from far away": lambda b, h, q, kv: relative[(q * kv).clamp(-127, 126)],
+    "negative modulo": lambda b, h, q, kv: (q - kv) % 7 < (kv - q) % -5 + 6,
+    "negative floor division": lambda b, h, q, kv: (q - kv) // 5 == torch.div(q - kv, 5, rounding_mode="trunc"),
+    "bfloat16 rounds": lambda b, h, q, kv: thirds[q] * 0.1 + thirds[kv] > 0.2,
+    "least number by -1": lambda b, h, q, kv: (huge[q] * 2 - 2**62) // (kv - 40).clamp(-2, -1) > q,
+    "negative bits": lambda b, h, q, kv: ((q - kv) & 13) + ((q - kv) | 3) ^ (kv - q) > 3,
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_traps(name):
+    case = Case(TRAPS[name], 1, 1, 64, 61, (16, 8), name)
+    assert _unsound_tiles(case) == 0
+
+
+DECIDED = {
+    "causal": lambda b, h, q, kv: q >= kv,
+    "window": lambda b, h, q, kv: (q - kv < 16) & (q >= kv),
+    "row by row": lambda b, h, q, kv: relative[q] | ~relative[q],
+    "tile by tile": lambda b, h, q, kv: q // 16 == kv // 16,
+    "strided": lambda b, h, q, kv: (q // 16) % 2 == 0,
+    "power": lambda b, h, q, kv: (q // 16 - kv // 16) ** 2 <= 1,
+    "bits": lambda b, h, q, kv: (q & 15) < 16,
+    "count": lambda b, h, q, kv: (torch.tensor([0, 16, 32]) <= q).sum() == (torch.tensor([0, 16, 32]) <= kv).sum(),
+}
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_tiles_that_touch_no_boundary_are_decided_without_an_element(name):
+    grid = Grid(1, 1, 64, 64, 16, 16)
+    answer = analyse(record(DECIDED[name], "cpu"), grid, torch.device("cpu")).answer
+    truth = create_mask(DECIDED[name], 1, 1, 64, 64, "cpu").view(1, 1, 4, 16, 4, 16)
+    mixed = truth.any(-1).any(-2) & ~truth.all(-1).all(-2)
+    undecided = (answer.hi & ~answer.lo).expand(1, 1, 4, 4)
+    assert name == "row by row" or not (undecided & ~mixed).any()
+
+
+def test_an_operation_without_a_rule_is_named():
+    found = analyse(
+        record(lambda b, h, q, kv: torch.sin(q.float()) > 0, "cpu"), Grid(1, 1, 64, 64, 16, 16), torch.device("cpu")
+    )
+    assert found.without_rule == ("sin",)
+
+
+def test_a_write_into_a_shared_tensor_is_an_obstacle_and_evaluated():
+    def mask(b, h, q, kv):
+        seen = q >= kv
+        view = seen[None]
+        seen &= q < 40
+        return seen & view[0]
+
+    program = record(mask, "cpu")
+    assert program.obstacle == "bitwise_and_, which writes into a tensor"
+    blocks = loom.block_mask(mask, 64, 64, block_size=16, device="cpu")
+    truth = torch.nn.attention.flex_attention.create_block_mask(mask, 1, 1, 64, 64, "cpu", 16)
+    assert torch.equal(blocks.kv_indices, truth.kv_indices)

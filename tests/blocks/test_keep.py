@@ -1,0 +1,93 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention as flex
+
+import maskloom as loom
+from maskloom.blocks.keep import BlockMaskCache, to_device, update_
+from maskloom.masks import captured
+from maskloom.masks.moved import shifted
+from tests.blocks.random_masks import TABLES, differing
+
+PADS = torch.rand(3, 70, generator=torch.Generator().manual_seed(0)) < 0.3
+
+
+MASK = loom.causal & loom.padding(PADS)
+
+
+def _blocks(mask=MASK):
+    return loom.block_mask(mask, 70, 70, block_size=16, device="cpu")
+
+
+def test_to_device_moves_tables_and_what_the_mask_holds():
+    moved = to_device(_blocks(), "meta")
+    assert {getattr(moved, name).device.type for name in TABLES} == {"meta"}
+    assert {tensor.device.type for tensor in captured.tensors(moved.mask_mod)} == {"meta"}
+    assert moved.seq_lengths == (70, 70) and moved.BLOCK_SIZE == (16, 16)
+
+
+def test_to_device_leaves_the_original():
+    blocks = _blocks()
+    to_device(blocks, "meta")
+    assert blocks.kv_indices.device.type == "cpu" and captured.tensors(blocks.mask_mod)[0] is PADS
+
+
+@pytest.mark.parametrize("mask", [MASK, shifted(loom.window(back=9), q_offset=torch.tensor(3))])
+def test_pickle_keeps_tables_and_mask(mask):
+    blocks = _blocks(mask)
+    again = pickle.loads(pickle.dumps(blocks))
+    assert differing(blocks, again) == [] and again.mask_mod == mask
+
+
+def test_update_writes_into_the_same_memory():
+    blocks = _blocks()
+    memory = {name: getattr(blocks, name).data_ptr() for name in TABLES}
+    other = loom.window(back=5) & loom.padding(~PADS)
+    assert update_(blocks, other) is blocks and blocks.mask_mod is other
+    assert {name: getattr(blocks, name).data_ptr() for name in TABLES} == memory
+    assert differing(blocks, loom.block_mask(other, 70, 70, block_size=16, exact=False)) == []
+
+
+def test_update_needs_full_tables():
+    blocks = flex.create_block_mask(loom.causal, 1, 1, 70, 70, "cpu", 16)
+    blocks.full_kv_indices = None
+    with pytest.raises(ValueError, match="no full tables to write into"):
+        update_(blocks, loom.causal)
+
+
+def test_threads_build_what_one_thread_builds():
+    masks = [loom.causal & loom.padding(PADS ^ (torch.arange(70) % n == 0)) for n in range(2, 18)]
+    alone = [_blocks(mask) for mask in masks]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(_blocks, masks * 2))
+    assert all(differing(one, other) == [] for one, other in zip(alone * 2, together, strict=True))
+
+
+def test_cache_finds_equal_masks():
+    cache = BlockMaskCache(size=2)
+    first = cache.get(loom.window(back=3), 64, 64)
+    assert cache.get(loom.window(back=3), 64, 64) is first
+    assert cache.get(loom.window(back=4), 64, 64) is not first
+    assert cache.get(loom.window(back=3), 64, 80) is not first and len(cache) == 2
+    assert cache.get(loom.window(back=3), 64, 64) is not first  # was unused for longest
+    cache.clear()
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "mask, kind, words",
+    [
+        (lambda b, h, q, kv: q >= kv, TypeError, "a cache keeps Masks, which have equality; got function"),
+        (loom.padding(PADS), ValueError, r"masks without tensors, and padding\(bool\[3, 70\]\) holds some"),
+    ],
+)
+def test_cache_refuses_what_it_cannot_tell_apart(mask, kind, words):
+    with pytest.raises(kind, match=words):
+        BlockMaskCache().get(mask, 64, 64)
+
+
+def test_cache_size():
+    with pytest.raises(ValueError, match="size is a number of block masks, at least 1; got 0"):
+        BlockMaskCache(0)
