@@ -1,5 +1,6 @@
 """`attend` on the CPU: right forward and backward, kept tables, and the words of errors."""
 
+import dataclasses
 import gc
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.attention import backends
+from maskloom.attention import backends, kept
 from maskloom.blocks.tables import dense_of
 from tests.all_masks import ALL_MASKS
 from tests.evidence import gather
@@ -107,18 +108,102 @@ def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
     lens[0] = 2
     assert not loom.attend(*inputs(), blocks)[0, :, 2:].any()
     assert len(built) == 2
-    entries = len(backends._kept._entries)
-    del blocks
+    blocks.mask_mod = loom.lengths(torch.tensor([5, 7, 11]))  # another mask for the same tables
+    assert torch.equal(loom.attend(*inputs(), blocks), first)
+    assert len(built) == 3
+
+
+def test_what_is_kept_goes_with_its_mask():
+    before = len(backends._kept._entries)
+    for length in range(1, 6):
+        mask = loom.lengths([length, 7, 11])
+        loom.attend(*inputs(), mask)
+        q, k, _ = inputs()
+        backends._as_block_mask(q, k, mask)  # what the fused kernel would get
+    assert len(backends._kept._entries) == before + 1
+    del mask
     gc.collect()
-    assert len(backends._kept._entries) == entries - 1
+    assert len(backends._kept._entries) == before
+    for length in range(2, 40):
+        q, k, v = inputs(q_len=length)
+        loom.attend(q, k, v, loom.causal)
+    assert len(backends._kept._entries[id(loom.causal)].results) == kept.MOST
 
 
-def test_tables_of_one_row_that_stand_for_all_are_an_error_on_the_triton_path():
-    blocks = torch_create_block_mask(loom.lengths([5, 7, 11]), None, None, Q, Q, device="cpu")
-    with pytest.raises(ValueError, match=r"built with B=None, .* build it with B=3"):
-        backends._check_tables_are_shared_rightly(blocks, B, H)
-    shared = loom.block_mask(loom.causal, Q, Q)
-    backends._check_tables_are_shared_rightly(shared, B, H)
+GLOBAL = torch.tensor([5, 7, 11])
+
+
+def test_what_a_function_reads_may_change_at_any_time(monkeypatch):
+    class Limit:
+        value = 3
+
+    limit, cell = Limit(), torch.tensor([5, 7, 11])
+    masks = [
+        lambda b, h, q, k: k < GLOBAL[b],
+        lambda b, h, q, k: k < cell[b],
+        lambda b, h, q, k: k < limit.value,
+    ]
+    given = [form for mask in masks for form in (mask, loom.as_mask(mask), loom.block_mask(mask, Q, K))]
+    for mask in given:
+        loom.attend(*inputs(), mask)
+    monkeypatch.setitem(globals(), "GLOBAL", torch.tensor([1, 2, 3]))
+    limit.value, cell = 5, torch.tensor([1, 2, 3])
+    for place, mask in enumerate(given):
+        expected, _ = loom.reference(*inputs(), masks[place // 3])
+        torch.testing.assert_close(loom.attend(*inputs(), mask), expected)
+
+
+def test_nothing_is_kept_while_torch_traces():
+    mask = loom.window(back=2)
+    q, k, v = inputs()
+    expected = loom.attend(q, k, v, loom.causal & loom.causal & mask)
+
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v):
+            return loom.attend(q, k, v, mask)
+
+    exported = torch.export.export(Model(), (q, k, v), strict=False)
+    torch.testing.assert_close(exported.module()(q, k, v), expected)
+    torch.testing.assert_close(loom.attend(q, k, v, mask), expected)
+    with torch.inference_mode():
+        lens = torch.tensor([5, 7, 11])
+        first = loom.attend(q, k, v, loom.lengths(lens)).clone()
+        lens.fill_(1)  # inference tensors count no versions
+        assert not torch.equal(loom.attend(q, k, v, loom.lengths(lens)), first)
+
+
+def test_torch_func_grad_and_vmap():
+    q, k, v = inputs()
+    for mask in (loom.lengths([5, 7, 11]), loom.block_mask(loom.lengths([5, 7, 11]), Q, K)):
+        gradient = torch.func.grad(lambda q, mask=mask: loom.attend(q, k, v, mask).square().sum())(q)
+        leaf = q.clone().requires_grad_()
+        loom.attend(leaf, k, v, mask).square().sum().backward()
+        torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_objects_without_a_place_for_weak_references():
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class First:
+        n: int
+        lens: torch.Tensor
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return kv_idx < self.n
+
+    mask = First(4, torch.tensor([1, 2, 3]))
+    gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(), table=loom.prefix(4).dense(Q, K)).check()
+    assert loom.as_mask(mask).to("meta").function.lens.is_meta
+
+
+def test_tables_of_one_row_that_stand_for_all_are_an_error():
+    for sizes in (4, 128):
+        blocks = torch_create_block_mask(loom.lengths([2, 7, 11]), None, None, Q, K, device="cpu", BLOCK_SIZE=sizes)
+        if sizes == 4:
+            with pytest.raises(ValueError, match=r"built with B=None, .* build it with B=3"):
+                loom.attend(*inputs(), blocks)
+        else:  # one partial tile serves all
+            table = loom.lengths([2, 7, 11]).dense(Q, K)
+            gather(lambda *qkv, blocks=blocks: loom.attend(*qkv, blocks), *inputs(), table=table).check()
 
 
 def test_explain():

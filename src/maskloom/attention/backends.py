@@ -7,24 +7,29 @@
 | reference | the specification, dense                                          | float64 on a GPU; score_mod on the CPU  |
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.compiled import fused_attention, shares_heads
 from maskloom.attention.kept import Kept
 from maskloom.attention.reference import ScoreMod, reference
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.tables import dense_of
+from maskloom.blocks.tables import PARTIAL, dense_of, tile_states
 from maskloom.masks import captured
+from maskloom.masks.algebra import Everything, everything
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
 
 Backend = Literal["triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+R = TypeVar("R")
 
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST_FUSED_HEAD_DIM = 16
@@ -78,6 +83,8 @@ def run(
     kernel_options: dict[str, Any] | None,
 ) -> Tensor:
     """Attention on one backend. Arguments are checked already; see `maskloom.attend`."""
+    if isinstance(mask, BlockMask):
+        refuse_shared_tables(mask, query.shape[0], query.shape[1])
     if backend == "triton":
         blocks = _as_block_mask(query, key, mask)
         return _run_triton(query, key, value, blocks, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
@@ -114,29 +121,31 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
-    from maskloom.masks.algebra import everything
-
-    batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[-2]
-    device = query.device
+    """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it."""
     if isinstance(mask, BlockMask):
-        _check_tables_are_shared_rightly(mask, batch, heads)
         return mask
     source = everything if mask is None else mask
+    batch, heads, q_len, _ = query.shape
+    kv_len, device = key.shape[-2], query.device
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
         return build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
 
-    return _keep(source, ("blocks", batch, heads, q_len, kv_len, device), build)
+    def tables() -> BlockMask:  # without the mask: what is kept with it must not hold it
+        return _with_mask(build(), noop_mask)
+
+    if torch.compiler.is_dynamo_compiling():
+        return build()
+    return _with_mask(_keep(source, ("blocks", batch, heads, q_len, kv_len, device), tables), source)
 
 
 def _as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    if mask is None:
+    """The mask as a dense table, kept with it: bool (B or 1, H or 1, Q, K); None if everything is seen."""
+    if mask is None or isinstance(mask, Everything):
         return None
     batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[-2]
-    device = query.device
+    kv_len, device = key.shape[-2], query.device
 
     def build() -> Tensor:
         if isinstance(mask, BlockMask):
@@ -147,30 +156,61 @@ def _as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> T
     return _keep(mask, ("table", batch, heads, q_len, kv_len, device), build)
 
 
-def _check_tables_are_shared_rightly(block_mask: BlockMask, batch: int, heads: int) -> None:
-    """Refuse tables of one batch row or head that stand for all, where the mask differs between them."""
+def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
+    """Refuse the tables of batch row 0, or head 0, that stand for all where the mask's differ (attention-gym#98).
+
+    A hand-made BlockMask may share tables that are not those of row 0: that is its own affair.
+
+    Raises:
+        ValueError: the tables are such ones.
+    """
+    given = block_mask.kv_indices.shape[:2]
+    if torch.compiler.is_dynamo_compiling() or tuple(given) == (batch, heads):
+        return
 
     def check() -> bool:
         q_len, kv_len = block_mask.seq_lengths
-        needed = needed_sizes(
-            block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=block_mask.kv_indices.device
-        )
-        for given, size, letter in zip(block_mask.kv_indices.shape[:2], needed, "BH", strict=True):
-            if given == 1 and size > 1:
+        device = block_mask.kv_indices.device
+        needed = needed_sizes(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
+        for axis, letter in enumerate("BH"):
+            if given[axis] == 1 and needed[axis] > 1 and _stands_for_others(block_mask, needed, axis):
                 raise ValueError(
-                    f"the block mask was built with {letter}=None, and its mask differs from one to another of {size}: "
-                    f"its tables hold only the first; build it with {letter}={size}, or with maskloom.block_mask"
+                    f"the block mask was built with {letter}=None, and its mask differs from one to another of "
+                    f"{needed[axis]}: its tables hold only the first; build it with {letter}={needed[axis]}, "
+                    "or with maskloom.block_mask"
                 )
         return True
 
-    _keep(block_mask, ("checked", batch, heads), check)
+    _keep(block_mask, ("checked", batch, heads), check, functions_too=True)  # looked at once is enough for a warning
 
 
-def _keep(source: Any, key: tuple[Any, ...], compute: Any) -> Any:
-    if torch.compiler.is_dynamo_compiling():
+def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int) -> bool:
+    """Whether its tables are those of the first of ``needed[axis]``, and others need others."""
+    q_len, kv_len = block_mask.seq_lengths
+    batch, heads = needed
+    all_tables = build_block_mask(
+        block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads,
+        device=block_mask.kv_indices.device, block_size=block_mask.BLOCK_SIZE,
+    )  # fmt: skip
+    right, given = tile_states(all_tables), tile_states(block_mask)
+    first = right.narrow(axis, 0, 1)
+    return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
+
+
+def _with_mask(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
+    copied = copy.copy(block_mask)
+    copied.mask_mod = mask
+    return copied
+
+
+def _keep(source: Any, key: tuple[Any, ...], compute: Callable[[], R], *, functions_too: bool = False) -> R:
+    """``compute()``, kept with ``source`` unless that holds a function: what a function reads may change unseen."""
+    mask = source.mask_mod if isinstance(source, BlockMask) else source
+    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
         return compute()
-    tensors = captured.tensors(source)
-    if isinstance(source, BlockMask):
-        tensors = [*captured.tensors(source.mask_mod), source.kv_num_blocks, source.kv_indices]
-        tensors += [t for t in (source.full_kv_num_blocks, source.full_kv_indices) if t is not None]
-    return _kept.get(source, tensors, key, compute)
+    tensors = captured.tensors(mask)
+    if not isinstance(source, BlockMask):
+        return _kept.get(source, tensors, key, compute)
+    tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
+    tensors += [table for table in tables if table is not None]
+    return _kept.get(source, tensors, key, compute, parts=(mask,))

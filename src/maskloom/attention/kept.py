@@ -2,49 +2,106 @@
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 R = TypeVar("R")
 
+MOST = 8
+"""Results kept for one object, at most; the one unused for longest goes first."""
+
+
+@dataclass
+class _Entry:
+    """What is kept for one object, and what it was when it was kept."""
+
+    source: weakref.ref[Any]
+    state: tuple[tuple[weakref.ref[Tensor], int], ...]
+    parts: tuple[weakref.ref[Any], ...]
+    results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+
+    def is_of(self, source: object, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
+        """Whether this is the same object, holding the same parts and tensors, none of them written to since."""
+        return (
+            self.source() is source
+            and len(self.state) == len(tensors)
+            and all(
+                ref() is tensor and at == tensor._version for (ref, at), tensor in zip(self.state, tensors, strict=True)
+            )
+            and all(ref() is part for ref, part in zip(self.parts, parts, strict=True))
+        )
+
 
 class Kept:
-    """A cache by object identity. An entry goes when its object goes, or when a tensor that it came from was written to.
+    """A cache by object identity. An entry goes when its object goes, and counts only while the object is unchanged.
 
-    Writes are noticed by torch's version counters. Inference-mode tensors have none, so nothing is kept for them.
+    Unchanged means: it holds the same tensors, and torch's version counters have seen no write to them. Inference-mode
+    tensors have no such counter, and while torch traces, tensors are not what they seem: then nothing is kept.
+    Objects that can change otherwise (functions, which may read anything) must not be given.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Any], tuple[int, ...], dict[Hashable, Any]]] = {}
+        self._entries: dict[int, _Entry] = {}
         self._lock = threading.RLock()
 
-    def get(self, source: object, tensors: list[Tensor], key: Hashable, compute: Callable[[], R]) -> R:
+    def get(
+        self,
+        source: object,
+        tensors: list[Tensor],
+        key: Hashable,
+        compute: Callable[[], R],
+        *,
+        parts: tuple[object, ...] = (),
+    ) -> R:
         """``compute()``, or what it gave the last time for this very ``source`` and an equal ``key``.
 
         Args:
-            source: the object to keep the result with.
+            source: the object to keep the result with. The result must not hold it, or neither would ever go.
             tensors: those that the result is computed from.
+            parts: objects that ``source`` could come to hold others in place of.
         """
-        if any(tensor.is_inference() for tensor in tensors):
+        if torch_is_tracing() or any(tensor.is_inference() for tensor in tensors):
             return compute()
-        versions = tuple(tensor._version for tensor in tensors)
         with self._lock:
             entry = self._entries.get(id(source))
-            if entry is None or entry[0]() is not source or entry[1] != versions:
-                entry = (weakref.ref(source, self._forget(id(source))), versions, {})
-                self._entries[id(source)] = entry
-        results = entry[2]
-        if key not in results:
-            results[key] = compute()
-        return results[key]
+            if entry is None or not entry.is_of(source, tensors, parts):
+                try:
+                    entry = self._begun(source, tensors, parts)
+                except TypeError:  # an object with slots and no place for weak references
+                    return compute()
+            if key in entry.results:
+                entry.results.move_to_end(key)
+                return entry.results[key]
+        result = compute()
+        with self._lock:
+            entry.results[key] = result
+            while len(entry.results) > MOST:
+                entry.results.popitem(last=False)
+        return result
+
+    def _begun(self, source: object, tensors: list[Tensor], parts: tuple[object, ...]) -> _Entry:
+        state = tuple((weakref.ref(tensor), tensor._version) for tensor in tensors)
+        entry = _Entry(weakref.ref(source, self._forget(id(source))), state, tuple(map(weakref.ref, parts)))
+        self._entries[id(source)] = entry
+        return entry
 
     def _forget(self, address: int) -> Callable[[weakref.ref[Any]], None]:
         def forget(reference: weakref.ref[Any]) -> None:
             with self._lock:
                 entry = self._entries.get(address)
-                if entry is not None and entry[0] is reference:  # another object may have the address by now
+                if entry is not None and entry.source is reference:  # another object may have the address by now
                     del self._entries[address]
 
         return forget
+
+
+def torch_is_tracing() -> bool:
+    """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None

@@ -7,9 +7,10 @@ module's globals is not captured.
 
 import copy
 import dataclasses
+import enum
 import functools
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +22,7 @@ _Opened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 def tensors(held: object) -> list[Tensor]:
     """Every tensor that ``held`` captures, each once, in a fixed order."""
-    found: dict[int, Tensor] = {}
-    for leaf in _leaves(held, set()):
-        if isinstance(leaf, Tensor):
-            found.setdefault(id(leaf), leaf)
-    return list(found.values())
+    return [leaf for leaf in _leaves(held) if isinstance(leaf, Tensor)]
 
 
 def device_of(held: object) -> torch.device | None:
@@ -44,34 +41,46 @@ def device_of(held: object) -> torch.device | None:
 def moved(held: T, change: Callable[[Tensor], Tensor]) -> T:
     """A copy of ``held`` with every captured tensor replaced by ``change(tensor)``; itself if nothing changes.
 
-    A tensor that is held twice is changed once, so that it stays one tensor.
+    What is held twice is changed once, so that it stays one object.
     """
-    return _moved(held, change, {}, set())
+    return _moved(held, change, {})
 
 
 def structure(held: object, *, numbers: bool) -> Hashable:
     """A key that is equal for two mask_mods exactly if one compiled graph can serve both.
 
     Tensors count by dtype, device, rank and which of their sizes are 1 (torch.compile treats those as constants), never
-    by value. Python numbers count by type, and by value too if ``numbers``.
+    by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
+    what is read of them, torch.compile itself guards.
     """
-    return _structure(held, numbers, {}, set())
+    return _structure(held, numbers, {})
 
 
 def has_numbers(held: object) -> bool:
     """Whether any captured value is a Python int or float."""
-    return any(type(leaf) in (int, float) for leaf in _leaves(held, set()))
+    return any(type(leaf) in (int, float) for leaf in _leaves(held))
 
 
-def _open(held: object) -> _Opened | None:
+def holds_code(held: object) -> bool:
+    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    return any(not _is_value(opened) for opened in _walked(held))
+
+
+def _is_value(held: Any) -> bool:
+    if not callable(held):
+        return True
+    return dataclasses.is_dataclass(held) and held.__dataclass_params__.frozen  # type: ignore[union-attr]
+
+
+def _open(held: Any) -> _Opened | None:
     """The kind of ``held``, what it holds, and how to make it anew from such values; None for a leaf."""
     if isinstance(held, (Tensor, type, types.ModuleType)):
         return None
-    if isinstance(held, (tuple, list)) and type(held) in (tuple, list):
-        return (type(held), len(held)), tuple(held), type(held)
-    if type(held) is dict:
+    if isinstance(held, (tuple, list)):
+        return _open_sequence(held)
+    if isinstance(held, MutableMapping):
         keys = tuple(held)
-        return (dict, keys), tuple(held.values()), lambda values: dict(zip(keys, values, strict=True))
+        return (type(held), keys), tuple(held.values()), functools.partial(_remade_mapping, held, keys)
     if isinstance(held, functools.partial):
         parts = (held.func, held.args, held.keywords)
         return functools.partial, parts, lambda values: functools.partial(values[0], *values[1], **values[2])
@@ -79,11 +88,15 @@ def _open(held: object) -> _Opened | None:
         return types.MethodType, (held.__func__, held.__self__), lambda values: types.MethodType(*values)
     if isinstance(held, types.FunctionType):
         return _open_function(held)
-    if dataclasses.is_dataclass(held) or (callable(held) and hasattr(held, "__dict__")):
-        state = vars(held)
-        keys = tuple(state)
-        return (type(held), keys), tuple(state.values()), functools.partial(_remade, held, keys)
+    if dataclasses.is_dataclass(held) or (callable(held) and _attributes(held)):
+        keys = _attributes(held)
+        return (type(held), keys), tuple(getattr(held, key) for key in keys), functools.partial(_remade, held, keys)
     return None
+
+
+def _open_sequence(held: tuple[Any, ...] | list[Any]) -> _Opened:
+    remake = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields one by one
+    return (type(held), len(held)), tuple(held), remake
 
 
 def _open_function(function: types.FunctionType) -> _Opened:
@@ -96,7 +109,8 @@ def _open_function(function: types.FunctionType) -> _Opened:
         new_cells = tuple(cell if _is_empty(cell) else types.CellType(next(filled)) for cell in cells)
         new = types.FunctionType(function.__code__, function.__globals__, function.__name__, values[1], new_cells)
         new.__kwdefaults__ = values[2]
-        functools.update_wrapper(new, function)
+        new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
+        new.__dict__.update(function.__dict__)
         return new
 
     return (types.FunctionType, function.__code__), values, remake
@@ -110,51 +124,84 @@ def _is_empty(cell: types.CellType) -> bool:
     return False
 
 
+def _attributes(held: Any) -> tuple[str, ...]:
+    """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
+    slots = [name for kind in type(held).__mro__ for name in _listed(getattr(kind, "__slots__", ()))]
+    names = [*getattr(held, "__dict__", ()), *slots]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__") and hasattr(held, name))
+
+
+def _listed(slots: str | Iterable[str]) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots
+
+
 def _remade(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
     new = copy.copy(held)
-    vars(new).update(zip(keys, values, strict=True))
+    for key, value in zip(keys, values, strict=True):
+        object.__setattr__(new, key, value)  # frozen dataclasses too
     return new
 
 
-def _leaves(held: object, seen: set[int]) -> Iterator[Any]:
-    opened = _open(held)
-    if opened is None:
-        yield held
-    elif id(held) not in seen:  # a recursive closure holds itself
-        seen.add(id(held))
-        for value in opened[1]:
-            yield from _leaves(value, seen)
+def _remade_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+    new = copy.copy(held)
+    new.update(zip(keys, values, strict=True))
+    return new
 
 
-def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, Tensor], above: set[int]) -> Any:
+def _walked(held: object) -> Iterator[Any]:
+    """Everything that ``held`` reaches, itself first, each object once: a closure may hold itself."""
+    seen: dict[int, object] = {}  # kept alive, so that no address is used again
+    waiting = [held]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen[id(found)] = found
+        yield found
+        opened = _open(found)
+        if opened is not None:
+            waiting.extend(reversed(opened[1]))
+
+
+def _leaves(held: object) -> Iterator[Any]:
+    return (found for found in _walked(held) if _open(found) is None)
+
+
+def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, tuple[Any, Any]]) -> Any:
+    if id(held) in done:
+        return done[id(held)][1]
+    opened = None if isinstance(held, Tensor) else _open(held)
+    done[id(held)] = (held, held)  # what holds itself keeps its old self inside
     if isinstance(held, Tensor):
-        if id(held) not in done:
-            done[id(held)] = change(held)
-        return done[id(held)]
-    opened = _open(held)
-    if opened is None or id(held) in above:
-        return held
-    _, values, remake = opened
-    new = tuple(_moved(value, change, done, above | {id(held)}) for value in values)
-    same = all(before is after for before, after in zip(values, new, strict=True))
-    return held if same else remake(new)
+        new = change(held)
+    elif opened is None:
+        new = held
+    else:
+        _, values, remake = opened
+        changed = tuple(_moved(value, change, done) for value in values)
+        same = all(before is after for before, after in zip(values, changed, strict=True))
+        new = held if same else remake(changed)
+    done[id(held)] = (held, new)
+    return new
 
 
-def _structure(held: object, numbers: bool, order: dict[int, int], above: set[int]) -> Hashable:
-    if isinstance(held, Tensor):
-        ones = tuple(size == 1 for size in held.shape)
-        which = order.setdefault(id(held), len(order))  # two equal tensors are not one tensor held twice
-        return (Tensor, which, held.dtype, held.device, ones, held.requires_grad)
+def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]]) -> Hashable:
     opened = _open(held)
-    if opened is None:
+    if opened is None and not isinstance(held, Tensor):
         return _leaf_key(held, numbers)
-    if id(held) in above:
-        return "itself"
+    if id(held) in seen:  # two equal tensors are not one tensor held twice
+        return "the same as", seen[id(held)][1]
+    seen[id(held)] = (held, len(seen))
+    if isinstance(held, Tensor):
+        return Tensor, held.dtype, held.device, tuple(size == 1 for size in held.shape), held.requires_grad
+    assert opened is not None
     kind, values, _ = opened
-    return (kind, *(_structure(value, numbers, order, above | {id(held)}) for value in values))
+    return kind, *(_structure(value, numbers, seen) for value in values)
 
 
 def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
-    if type(leaf) in (int, float):
-        return (type(leaf), leaf) if numbers else type(leaf)
-    return type(leaf), (leaf if type(leaf).__hash__ is not None else id(leaf))
+    by_value = (*_CONSTANTS, int, float) if numbers else _CONSTANTS
+    return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
+
+
+_CONSTANTS = (bool, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, type, types.BuiltinFunctionType)

@@ -96,7 +96,7 @@ def record(mask_mod: Any, device: torch.device | str) -> Program:
             comes through, with a note.
     """
     recorder = _Recorder()
-    with torch.no_grad():
+    with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
         scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
         for scalar in scalars:
             recorder.name(scalar)
