@@ -2,6 +2,7 @@
 # make test   install what the tests need and run them
 # make check  format, lint, types, import arrows          make fix    format and mend what can be mended
 # make bench  the CPU benchmarks                          make gpu    the tests that need a CUDA device
+# make nightly  the tests with many more random examples
 # make setup  everything a developer needs                make clean  remove what was made here
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check fix bench gpu setup clean
+.PHONY: demo test check fix bench gpu nightly setup clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.package
@@ -35,22 +36,27 @@ bench: $(VENV)/.dev
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu
 
+nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=nightly
+
 setup: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis maskloom-demo
 
-$(VENV)/bin/python:
+$(VENV)/.made:
 	@echo "making $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "maskloom needs Python 3.11 or newer; set PYTHON=")'
+	@rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing maskloom into $(VENV)"
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing maskloom and its development tools into $(VENV)"
 	$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.package $@

@@ -17,6 +17,8 @@ def append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:
+        if not is_new and path.open().readline().strip() != ",".join(full):
+            raise ValueError(f"{path} has other columns; write to another file")
         writer = csv.DictWriter(file, fieldnames=list(full), lineterminator="\n")
         if is_new:
             writer.writeheader()

@@ -98,7 +98,9 @@ def test_too_many_words_for_the_check(tmp_path):
         (["--heads", 7], "--dim is a multiple of --heads, both at least 1; got --dim 64 and --heads 7"),
         (["--heads", 0], "got --dim 64 and --heads 0"),
         (["--dim", 10**9, "--heads", 1], "--dim is at most 4096"),
-        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "abacus"], "--device is auto, cpu, cuda or cuda:N; got abacus"),
+        (["--device", "meta"], "--device is auto, cpu, cuda or cuda:N; got meta"),
+        (["--text", "x" * 5000], "cannot be read: File name too long"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
     ],
 )

@@ -15,7 +15,7 @@ from maskloom.batches.lengths import (
 )
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.errors import FallbackError
-from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, nothing, or_masks
+from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
 from maskloom.masks.padding import create_padding_mask, key_padding, lengths, padding, real
 from maskloom.masks.position import prefix, sinks
 from maskloom.masks.relative import causal, window
@@ -44,6 +44,7 @@ __all__ = [
     "or_masks",
     "create_padding_mask",
     "Mask",
+    "mask_value",
     # batches: where the padding is
     "pads_from_lengths",
     "pads_from_tokens",

@@ -155,9 +155,9 @@ def embed(sequences: list[list[str]], dim: int, device: torch.device) -> Batch:
 
 
 def _lines(path: Path) -> list[str]:
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; --text takes a file with one sequence in each line")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a directory; --text takes a file with one sequence in each line")
         if path.stat().st_size > LONGEST_FILE:
             raise InputError(f"{path} has {path.stat().st_size} bytes; the demo takes at most {LONGEST_FILE}")
         text = path.read_text(encoding="utf-8-sig")
@@ -200,11 +200,14 @@ def _make_writable(out: Path) -> None:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise InputError(f"--device is auto, cpu, cuda or cuda:N; got {name}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0][:200]}") from None
     return device
 
 

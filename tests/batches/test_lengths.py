@@ -60,6 +60,7 @@ def test_pads_from_zeros_looks_at_all_features():
         (lambda: loom.pads_from_lengths([-3], 5), ValueError, "got -3"),
         (lambda: loom.lengths_from_pads(torch.tensor([[True, False]])), ValueError, "row 0 has padding that is not at"),
         (lambda: loom.pads_from_tokens(torch.tensor([1, 2]), 0), ValueError, r"\(B, L\); got \(2,\)"),
+        (lambda: loom.pads_from_tokens(torch.ones(2, 3).long(), None), TypeError, "pad_id is the token id .* got None"),
         (lambda: loom.pads_from_tokens(torch.ones(2, 3), 0), TypeError, "tokens are integers"),
         (lambda: loom.pads_from_zeros(torch.ones(2, 3)), ValueError, r"\(B, L, features\); got \(2, 3\)"),
         (lambda: loom.pads_from_zeros(torch.ones(2, 3, 5), where="up"), ValueError, "where is one of"),

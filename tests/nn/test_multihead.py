@@ -30,6 +30,8 @@ def masks():
         "padding": loom.padding(pads) & (loom.window(back=2) | loom.sinks(1)),
         "real": loom.real(~pads),
         "key padding": loom.key_padding(pads),
+        "documents by id": loom.documents(torch.where(pads, -1, torch.arange(L) // 3)),
+        "two paddings": loom.padding(pads) & loom.causal & loom.real(torch.ones(B, L, dtype=torch.bool)),
         "torch's and": torch_and(loom.causal, loom.padding(pads)),
         "torch's and, twice": torch_and(torch_and(lambda b, h, q, k: q >= k, loom.causal), loom.padding(pads)),
         "torch's and, as a mask": loom.as_mask(torch_and(lambda b, h, q, k: q >= k, loom.padding(pads))),
@@ -73,6 +75,14 @@ def test_padding_never_leaks(module, name, garbage):
     for clean, dirty in zip(*results, strict=True):
         assert torch.equal(clean, dirty)
     assert not results[1][1][pads].any()
+
+
+def test_the_tail_of_a_packed_row_never_leaks(module):
+    x = sequences()
+    mask = loom.documents(offsets=[0, 2, 5], length=L) & loom.causal
+    expected = module(x, mask).out[:, :5]
+    x[:, 5:] = float("nan")
+    assert torch.equal(module(x, mask).out[:, :5], expected)
 
 
 def test_a_query_that_sees_nothing_gives_the_bias(module):
@@ -146,7 +156,8 @@ def test_repr_and_projections(module):
     ("call", "words"),
     [
         (lambda m: loom.MultiheadFlexAttention(3, 7, 2), "d_out is a multiple of n_heads; got d_out=7 and n_heads=2"),
-        (lambda m: loom.MultiheadFlexAttention(3, 7, 0), "n_heads is at least 1; got 0"),
+        (lambda m: loom.MultiheadFlexAttention(3, 7, 0), "n_heads is an int, at least 1; got 0"),
+        (lambda m: loom.MultiheadFlexAttention(4, 8, 2.0), "n_heads is an int, at least 1; got 2.0"),
         (lambda m: m(torch.ones(B, L, 5)), r"x has shape \(batch, length, 11\); got \(3, 7, 5\)"),
         (lambda m: m(torch.ones(L, D_IN)), r"got \(7, 11\)"),
         (lambda m: m(sequences(), loom.block_mask(loom.causal, 5, 5)), r"\(5, 5\); the attention has \(7, 7\)"),

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.backends import Backend, choose, run
+from maskloom.attention.backends import Backend, choose, refuse_shared_tables, run
 from maskloom.attention.reference import ScoreMod
 from maskloom.blocks.tables import tile_counts
+from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
-from maskloom.masks.dense import MaskMod
+from maskloom.masks.dense import MaskMod, table_sizes
 
 
 def attend(
@@ -81,15 +82,21 @@ def explain(
     mask: BlockMask | MaskMod | None = None,
     *,
     score_mod: ScoreMod | None = None,
+    scale: float | None = None,
     backend: Backend | Literal["auto"] = "auto",
+    kernel_options: dict[str, Any] | None = None,
 ) -> Explanation:
-    """What `attend` would run with these arguments, and why. Nothing is run; errors are those of `attend`."""
+    """What `attend` would run with these arguments, and why. Nothing is run; the arguments are checked as there."""
     _check_tensors(query, key, value)
-    check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
+    batch, heads, q_len, _ = query.shape
+    check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
     chosen = choose(query, score_mod, backend)
-    if not isinstance(mask, BlockMask):
-        return Explanation(chosen.backend, chosen.reason)
-    return Explanation(chosen.backend, chosen.reason, *tile_counts(mask))
+    if isinstance(mask, BlockMask):
+        refuse_shared_tables(mask, batch, heads)
+        return Explanation(chosen.backend, chosen.reason, *tile_counts(mask))
+    if mask is not None:
+        table_sizes(mask, q_len, key.shape[2], batch=batch, heads=heads, device=query.device)
+    return Explanation(chosen.backend, chosen.reason)
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -136,6 +143,9 @@ def check_mask_fits(
         return
     if not isinstance(mask, BlockMask):
         as_mask(mask)  # raises if it is none
+        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(mask)
+        if held not in (None, device):
+            raise ValueError(f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to")
         return
     if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
         raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")

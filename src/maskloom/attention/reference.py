@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks.dense import MaskMod, dense
 
@@ -35,6 +36,9 @@ def reference(
         score_mod: changes scaled scores before the mask is applied.
         scale: by default ``1 / sqrt(D)``.
 
+    Raises:
+        TypeError: the mask is a BlockMask (`maskloom.attend` takes those). ValueError: heads that do not divide.
+
     Returns:
         The output (B, H, Q, E) and the log-sum-exp (natural logarithm) of each query's scores (B, H, Q), in the dtype
         of query. A query that sees nothing has output 0, log-sum-exp -inf, and gradients 0.
@@ -55,6 +59,12 @@ def attention_scores(
     """Scores before the softmax: (B, H, Q, K), -inf where the mask hides. Arguments as for `reference`."""
     batch, heads, q_len, _ = query.shape
     kv_len = key.shape[-2]
+    if isinstance(mask, BlockMask):
+        raise TypeError(
+            "the reference takes a mask or a bool table, not a BlockMask: dense_of(block_mask, B, H) is its table"
+        )
+    if heads % key.shape[1]:
+        raise ValueError(f"the query heads are a multiple of the key heads; got {heads} and {key.shape[1]}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query @ _for_each_query_head(key, query).transpose(-2, -1) * scale
     if score_mod is not None:

@@ -87,6 +87,8 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
         bool (B, L), True = padding.
     """
     tokens = integers("tokens", tokens)
+    if not isinstance(pad_id, int) or isinstance(pad_id, bool):
+        raise TypeError(f"pad_id is the token id that fills up, an int; got {pad_id!r}")
     if tokens.ndim != 2:
         raise ValueError(f"tokens has shape (B, L); got {tuple(tokens.shape)}")
     return _only_at(tokens == pad_id, where)

@@ -28,7 +28,7 @@ C = TypeVar("C", bound=type)
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def mask_value(cls: C) -> C:
-    """Make a Mask class a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
+    """Make a subclass of Mask a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
     return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
 
 
@@ -42,11 +42,16 @@ class Mask(ABC):
     - equality, hash, pickle and ``.to(device)`` treat it as a value; ``repr`` reads like the code that made it;
     - it traces, alone and combined, in ``torch.compile(flex_attention)`` and in torch's ``create_block_mask``.
 
+    Inside a function that torch.compile traces, write ``mask ^ everything`` for ``~mask``: dynamo has no ``~`` for objects.
+
     A mask knows no query or key length and no batch size beyond the tables that it reads.
     """
 
     name: ClassVar[str]
-    """The name of the public function that makes such a mask, as `repr` writes it."""
+    """The name of the public function that makes such a mask, as `repr` writes it; by default the class's own."""
+
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__)
 
     @abstractmethod
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -308,6 +313,8 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
 
 def _fields(mask: Any) -> list[Any]:
     # torch 2.11 hashes masks that are made inside a compiled region, before their fields are set
+    if not dataclasses.is_dataclass(mask):
+        raise TypeError(f"a Mask is a frozen dataclass; decorate {type(mask).__name__} with maskloom.mask_value")
     return [getattr(mask, field.name, None) for field in dataclasses.fields(mask)]
 
 
@@ -322,7 +329,9 @@ def _same(left: Any, right: Any) -> bool:
 
 def _hashable(value: Any) -> Any:
     # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
-    return (value.dtype, value.shape) if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    return value if type(value).__hash__ is not None else type(value)
 
 
 def shown(value: Any) -> str:

@@ -3,8 +3,9 @@
 Values are looked at only where they lie on the CPU, and not while torch compiles: a check never waits for a device.
 """
 
+import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from torch import Tensor
 
 def count(name: str, value: object) -> int:
     """A number of positions: a Python int, at least 0."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
         raise TypeError(f"{name} is a number of positions, an int; got {type(value).__name__}: {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} is a number of positions, at least 0; got {value}")
-    return value
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError(f"{name} is a number of positions, at least 0; got {number}")
+    return number
 
 
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
@@ -42,10 +44,13 @@ def flags(name: str, value: Tensor, *, true_means: str) -> Tensor:
 
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
-    table = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    if table.dtype.is_floating_point or table.dtype.is_complex or table.dtype == torch.bool:
+    table = value if isinstance(value, Tensor) else torch.tensor(value)  # a copy: a mask does not change
+    if table.dtype not in _INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
     return table
+
+
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def readable(table: Tensor) -> bool:

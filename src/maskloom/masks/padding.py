@@ -20,7 +20,7 @@ class PaddingMask(Mask):
 
     @abstractmethod
     def hidden_keys(self, kv_len: int) -> Tensor:
-        """Which of the first ``kv_len`` keys are hidden: bool (B, KV)."""
+        """Which of the first ``kv_len`` keys are hidden: bool (B or 1, KV)."""
 
 
 @mask_value
@@ -168,7 +168,8 @@ create_padding_mask = padding
 def key_padding(pads: Tensor) -> KeyPadding:
     """Positions marked True are hidden as keys; a query sees the others wherever it stands itself.
 
-    As ``key_padding_mask`` of ``nn.MultiheadAttention``.
+    As ``key_padding_mask`` of ``nn.MultiheadAttention``. `MultiheadFlexAttention` sets hidden positions to zero, so there a
+    query at a hidden position is one of a zero vector.
 
     ::
 
@@ -184,7 +185,7 @@ def key_padding(pads: Tensor) -> KeyPadding:
 
 
 def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
-    """Which key positions a mask is known to hide from every query: bool (B, KV), True = hidden; None if none is known.
+    """Which key positions a mask is known to hide from every query: bool (B or 1, KV), True = hidden; None if unknown.
 
     Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks``. Under
     ``|`` or ``~`` it proves nothing.

@@ -1,6 +1,7 @@
 """Masks of the key's own position."""
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def prefix(n: int | Tensor | Sequence[int]) -> Prefix:
     Args:
         n: keys in the prefix, at least 0: one int for all, or integers (B,), one for each batch row.
     """
-    return Prefix(count("n", n) if isinstance(n, int) else length_table("n", n))
+    return Prefix(count("n", n) if isinstance(n, SupportsIndex) and not isinstance(n, Tensor) else length_table("n", n))
 
 
 def sinks(n: int) -> Sinks:

@@ -21,6 +21,7 @@ from maskloom.masks.program import INDICES, Index, Program, Ref, Step, record
 _WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}
 
 _aten = torch.ops.aten
+_HOLDS_ANY_INDEX = (torch.int32, torch.int64)
 _KEEPS_VALUE = {_aten._to_copy, _aten.clone, _aten.alias, _aten.detach, _aten.lift_fresh}
 
 
@@ -30,7 +31,7 @@ class Reading:
 
     Attributes:
         marks: the indices that can change the answer.
-        sizes: for each index, the sizes above 1 of the table dimensions that it reads directly.
+        sizes: for each index, the sizes of the table dimensions that it reads directly.
     """
 
     marks: frozenset[Index]
@@ -115,7 +116,8 @@ class _Walk:
         for result in step.results:
             self._marks[result] = marks
         first = step.args[0]
-        if operation in _KEEPS_VALUE and isinstance(first, Ref) and first in self._is_index:
+        keeps = operation in _KEEPS_VALUE and program.meta(step.results[0]).dtype in _HOLDS_ANY_INDEX
+        if keeps and isinstance(first, Ref) and first in self._is_index:
             self._is_index[step.results[0]] = self._is_index[first]
 
     def marks_of(self, value: Ref | Tensor) -> frozenset[Index]:
@@ -125,9 +127,10 @@ class _Walk:
         table, indices = step.args
         marks = self.marks_of(table)
         for size, index in zip(program.meta(table).shape, indices, strict=False):
-            if not isinstance(index, Ref) or size == 1:
+            if not isinstance(index, Ref):
                 continue
-            marks |= self._marks[index]
+            if size > 1:
+                marks |= self._marks[index]
             if index in self._is_index:
                 self.sizes[self._is_index[index]].add(size)
         return marks

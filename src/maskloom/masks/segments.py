@@ -5,30 +5,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, mask_value, shown
-from maskloom.masks.checks import integers, readable
+from maskloom.masks.algebra import mask_value, shown
+from maskloom.masks.checks import count, integers, readable
+from maskloom.masks.padding import PaddingMask
+
+
+class _ByIds(PaddingMask):
+    """Documents by an id for each position; what has a negative id is in none, and hidden."""
+
+    ids: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        if self.ids.ndim == 1:
+            q_id, kv_id = self.ids[q_idx], self.ids[kv_idx]
+        else:
+            q_id, kv_id = self.ids[b, q_idx], self.ids[b, kv_idx]
+        return (q_id == kv_id) & (q_id >= 0)
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return torch.atleast_2d(self.ids)[:, :kv_len] < 0
 
 
 @mask_value
-class Documents(Mask):
+class Documents(_ByIds):
     """Documents by an id for each position; nothing is known about where they lie. See `documents`."""
 
     ids: Tensor
     name = "documents"
 
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _same_document(self.ids, b, q_idx, kv_idx)
-
 
 @mask_value
-class PackedDocuments(Mask):
+class PackedDocuments(_ByIds):
     """Documents that lie one behind the other, by their offsets. ``ids`` follows from them. See `documents`."""
 
     offsets: Tensor
     ids: Tensor
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _same_document(self.ids, b, q_idx, kv_idx)
 
     def __repr__(self) -> str:
         return f"documents(offsets={shown(self.offsets)})"
@@ -69,6 +80,7 @@ def documents(
         raise TypeError("documents takes ids or offsets=, one of them; got " + ("neither" if ids is None else "both"))
     if offsets is not None:
         table = _checked_offsets(offsets)
+        length = None if length is None else count("length", length)
         return PackedDocuments(table, _ids_from_offsets(table, length))
     if length is not None:
         raise TypeError("documents(ids) takes no length=: ids have one entry for each position")
@@ -76,14 +88,6 @@ def documents(
     if table.ndim not in (1, 2) or table.numel() == 0:
         raise ValueError(f"ids has shape (L,) or (B, L); got {tuple(table.shape)}")
     return Documents(table)
-
-
-def _same_document(ids: Tensor, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-    if ids.ndim == 1:
-        q_id, kv_id = ids[q_idx], ids[kv_idx]
-    else:
-        q_id, kv_id = ids[b, q_idx], ids[b, kv_idx]
-    return (q_id == kv_id) & (q_id >= 0)
 
 
 def _checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:

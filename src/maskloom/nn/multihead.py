@@ -28,7 +28,8 @@ class MultiheadFlexAttention(nn.Module):
     """Multi-head self-attention: one projection to queries, keys and values, `maskloom.attend`, one projection back.
 
     What lies in padded positions, NaN and infinity too, changes no output and no gradient at real positions: where the
-    mask is known to hide a key from every query (a padding mask at the top of a conjunction), x is set to zero there.
+    mask is known to hide a key from every query (a padding mask at the top of a conjunction), x is set to zero there. Of a
+    BlockMask its mask_mod says what is padding; a hand-made one must not list tiles of padding as full.
     A query that sees nothing gets zero from attention, so its output is the bias of ``out_proj``.
 
     Args:
@@ -54,8 +55,8 @@ class MultiheadFlexAttention(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("d_in", d_in), ("d_out", d_out), ("n_heads", n_heads)):
-            if size < 1:
-                raise ValueError(f"{name} is at least 1; got {size}")
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is an int, at least 1; got {size!r}")
         if d_out % n_heads:
             raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
         self.d_in, self.d_out, self.n_heads = d_in, d_out, n_heads
@@ -100,7 +101,7 @@ def _cleaned(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor:
     pads = known_padding(mask_mod, x.shape[1])
     if pads is None:
         return x
-    if pads.shape != x.shape[:2]:
+    if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:
         raise ValueError(
             f"x has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
         )
