@@ -39,6 +39,14 @@ def test_figures_are_committed_rows():
         assert [cell.strip().strip("`") for cell in line] == expected
 
 
+def test_names_stand_in_the_order_of_the_readme():
+    sections = [README.index(f"## {title}") for title in ("Masks", "Block masks", "Attention", "Pictures", "Measured")]
+    firsts = {"causal": 0, "pads_from_lengths": 0, "block_mask": 1, "attend": 2, "visualize_attention_scores": 3}
+    assert sorted(firsts, key=loom.__all__.index) == list(firsts)
+    for name, section in firsts.items():
+        assert f"`{name}" in README[sections[section] : sections[section + 1]], name
+
+
 def test_every_public_name_is_mentioned():
     for name in loom.__all__:
         assert name in README or name in {"Mask", "and_masks", "or_masks", "create_padding_mask"}, name

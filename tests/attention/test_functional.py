@@ -56,6 +56,23 @@ def test_score_mod_and_scale():
     ).check()
 
 
+def test_scale_without_a_score_mod():
+    table = loom.causal.dense(Q, K)
+    gather(lambda *qkv: loom.attend(*qkv, loom.causal, scale=0.9), *inputs(), table=table, scale=0.9).check()
+
+
+def test_groups_of_query_heads_with_masks_of_their_own():
+    generator = torch.Generator().manual_seed(5)
+    query = torch.randn(B, 6, Q, D, generator=generator)
+    key, value = torch.randn(B, 3, K, D, generator=generator), torch.randn(B, 3, K, E, generator=generator)
+    reach = torch.tensor([1, 2, 3, 5, 8, 13])
+    mask = loom.as_mask(lambda b, h, q_idx, kv_idx: (q_idx - kv_idx).abs() < reach[h])
+    for given in (mask, loom.block_mask(mask, Q, K, block_size=4)):
+        table = mask.dense(Q, K)
+        assert table.shape == (1, 6, Q, K)
+        gather(lambda *qkv, given=given: loom.attend(*qkv, given), query, key, value, table=table).check()
+
+
 def test_without_a_mask_everything_is_seen():
     gather(lambda *qkv: loom.attend(*qkv), *inputs(), table=None).check()
 
@@ -167,9 +184,10 @@ def test_nothing_is_kept_while_torch_traces():
     torch.testing.assert_close(loom.attend(q, k, v, mask), expected)
     with torch.inference_mode():
         lens = torch.tensor([5, 7, 11])
-        first = loom.attend(q, k, v, loom.lengths(lens)).clone()
+        mask = loom.lengths(lens)
+        first = loom.attend(q, k, v, mask).clone()
         lens.fill_(1)  # inference tensors count no versions
-        assert not torch.equal(loom.attend(q, k, v, loom.lengths(lens)), first)
+        assert not torch.equal(loom.attend(q, k, v, mask), first)
 
 
 def test_torch_func_grad_and_vmap():
@@ -264,6 +282,23 @@ q, k, v = inputs()
             "for 5 heads; the attention has 2",
         ),
         (lambda: loom.attend(q, k, v, loom.block_mask(loom.causal, Q, K, batch=3)[0]), ValueError, "was sliced"),
+        (lambda: loom.attend(q, k, v, loom.lengths([7])), ValueError, r"batch \(B\) is 3, .* for 1 batch rows"),
+        (lambda: loom.explain(q, k, v, loom.lengths([3, 4])), ValueError, r"batch \(B\) is 3, .* for 2 batch rows"),
+        (
+            lambda: loom.attend(q, k, v, loom.lengths([3, 4, 5]).to("meta")),
+            ValueError,
+            "on meta and the attention on cpu",
+        ),
+        (
+            lambda: loom.attend(q, k, v, loom.block_mask(loom.causal, Q, K).to("meta")),
+            ValueError,
+            "the block mask is on meta and the attention on cpu",
+        ),
+        (
+            lambda: loom.attend(q, k, v, loom.lengths([3, 4, 5]) & loom.lengths([3, 4, 5]).to("meta")),
+            ValueError,
+            r"lie on several devices \(cpu, meta\)",
+        ),
         (lambda: loom.attend(q, k, v, loom.lengths([3, 4])), ValueError, r"batch \(B\) is 3, .* for 2 batch rows"),
         (lambda: loom.attend(q, k, v, backend="fast"), ValueError, "one of auto, triton, sdpa, reference; got 'fast'"),
         (lambda: loom.attend(q, k, v, backend="triton"), ValueError, "'triton' needs a GPU"),

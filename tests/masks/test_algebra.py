@@ -10,6 +10,7 @@ from hypothesis import given
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
+from maskloom.testing import check_mask
 from tests.all_masks import ALL_MASKS, BATCH, HEADS, KV_LEN, Q_LEN
 
 
@@ -161,6 +162,39 @@ def test_partials_methods_and_callable_objects_are_masks():
     tables = [loom.as_mask(made).dense(3, 5) for made in (Later(2), Later(2).method, functools.partial(later, 2))]
     for table in tables:
         assert table[0, 0].tolist() == [[False, False, True, True, True]] * 3
+
+
+def test_a_class_of_ones_own():
+    @loom.mask_value
+    class Stripes(loom.Mask):
+        width: int
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return (q_idx // self.width) % 2 == (kv_idx // self.width) % 2
+
+    mask = Stripes(3)
+    assert repr(mask) == "Stripes(3)"
+    assert mask == Stripes(3) != Stripes(2)
+    check_mask(mask & loom.as_mask(one_b), batch=3)
+
+    class Forgetful(loom.Mask):
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx >= kv_idx
+
+    with pytest.raises(TypeError, match=r"decorate Forgetful with maskloom\.mask_value"):
+        hash(Forgetful())
+
+
+def test_check_mask_names_the_law_that_is_broken():
+    @loom.mask_value
+    class Wrong(loom.Mask):
+        lens: torch.Tensor
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return (self.lens <= q_idx).any()  # a scalar function that does not broadcast
+
+    with pytest.raises((AssertionError, RuntimeError), match=r"broadcasting|size of tensor"):
+        check_mask(Wrong(torch.tensor([3, 5])))
 
 
 def test_dense_checks_its_lengths():

@@ -55,6 +55,23 @@ def test_sizes_are_those_of_tables_read_by_the_index_itself():
     assert not computed.sizes["b"]
 
 
+def test_a_table_of_one_row_is_for_one_row():
+    assert read(loom.lengths([7]), "cpu").sizes["b"] == {1}
+    with pytest.raises(ValueError, match=r"batch \(B\) is 3, and the mask reads a table for 1 batch rows"):
+        loom.lengths([7]).dense(2, 5, batch=3)
+    with pytest.raises(ValueError, match="a table with 1 positions, and there are 5 queries"):
+        loom.documents([0]).dense(5, 5)
+    with pytest.raises(ValueError, match="different numbers of batch rows: 1 and 3"):
+        (loom.lengths([7]) & loom.lengths(LENS)).dense(2, 5)
+
+
+def test_an_index_that_is_cast_to_bool_is_not_the_index():
+    table = torch.tensor([True, False])
+    reading = read(lambda b, h, q, k: table[b.bool().long()], "cpu")
+    assert reading.marks == {"b"}
+    assert not reading.sizes["b"]
+
+
 def test_a_changed_copy_of_an_index_is_not_the_index():
     def function(b, h, q_idx, kv_idx):
         later = b.clone()
