@@ -15,7 +15,10 @@ from maskloom.blocks.analyse import Grid
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED
 from maskloom.masks.dense import MaskMod
 
-_AT_ONCE = 1 << 23  # entries that are ordered at once, so that the work needs little beside the tables themselves
+# Entries that are ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
+# in the cache: 20 ms instead of 50 for the four tables of causal at 128k.
+_AT_ONCE = {"cpu": 1 << 18}
+_AT_ONCE_ELSEWHERE = 1 << 25
 
 
 class Ordered(NamedTuple):
@@ -32,7 +35,8 @@ def ordered(listed: Tensor) -> Ordered:
         listed: bool (..., rows, columns).
     """
     indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
-    rows = max(1, _AT_ONCE * listed.shape[-2] // max(1, listed.numel()))
+    most = _AT_ONCE.get(listed.device.type, _AT_ONCE_ELSEWHERE)
+    rows = max(1, most * listed.shape[-2] // listed.numel())
     counts = [_order(*pair) for pair in zip(listed.split(rows, -2), indices.split(rows, -2), strict=True)]
     return Ordered(counts[0] if len(counts) == 1 else torch.cat(counts, -1), indices)
 
