@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
+from maskloom.blocks import classify, ordered
 from maskloom.blocks.tables import dense_of
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
 
@@ -35,6 +36,14 @@ def test_any_mask_mod_has_the_tables_of_torch(rnd):
 @given(st.randoms(use_true_random=False))
 def test_every_mask_of_the_algebra_has_the_tables_of_torch(rnd):
     _check(random_case(rnd, algebra=True))
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 5))
+def test_parts_that_are_held_at_once_do_not_show(seed, monkeypatch):
+    monkeypatch.setattr(classify, "BAND", 2)
+    monkeypatch.setattr(classify, "CHUNK", 300)
+    monkeypatch.setitem(ordered._AT_ONCE, "cpu", 3)
+    _check(random_case(Random(seed)))
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,6 +1,7 @@
 """Run a recorded mask_mod on intervals: what it can answer over each tile."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,16 @@ class Grid:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and columns of the largest tile: a tile is never longer than the sequence."""
+        """Elements of the largest tile along Q and K: a tile is never longer than the sequence."""
         return min(self.q_block, self.q_len), min(self.kv_block, self.kv_len)
+
+    def bands(self, most: int) -> Iterator["Grid"]:
+        """The grid in bands of query tiles, each of at most ``most`` tiles, but at least one row of them."""
+        batch, heads, rows, columns = self.shape
+        step = self.q_block * min(rows, max(1, most // (batch * heads * columns)))
+        for first in range(0, self.q_len, step):
+            q_len = min(step, self.q_len - first)
+            yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
 
     def indices(self, device: torch.device) -> list[Interval]:
         """b and h exactly, q_idx and kv_idx as intervals: what the mask_mod is run on."""

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from maskloom.blocks.analyse import Analysis, Grid, analyse
+from maskloom.blocks.analyse import Grid, analyse
 from maskloom.blocks.evaluate import Elements, evaluate, widest
 from maskloom.blocks.interval import Interval
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.program import INDICES, Index, Program
 from maskloom.masks.reading import Reading
 
 CHUNK = 1 << 22
 """Elements that are evaluated at once, at most (one tile at least): 4 Mi, so 32 MiB for each int64 value."""
+
+BAND = 1 << 22
+"""Tiles whose intervals are held at once, at most (one row of them at least): 32 MiB for each int64 end."""
 
 _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
 
@@ -35,6 +37,13 @@ class Decided:
     witnesses: int = 0
     evaluation: int = 0
     without_rule: tuple[str, ...] = field(default=())
+
+    def add(self, intervals: int, witnesses: int, evaluation: int, without_rule: tuple[str, ...]) -> None:
+        """Count the tiles of one more part of the grid."""
+        self.intervals += intervals
+        self.witnesses += witnesses
+        self.evaluation += evaluation
+        self.without_rule = without_rule
 
     @property
     def total(self) -> int:
@@ -59,16 +68,20 @@ def classify(
             inside a partial tile, and does not wait for the device.
         count: told how the tiles were decided. Counting waits for the device.
     """
-    analysis = analyse(program, grid, device)
-    must, may = _over_tiles(analysis.answer, reading.marks, grid)
-    cut = _cut(grid, device)
-    states = may.to(torch.int8) + (must & ~cut)  # SKIPPED, PARTIAL and FULL are 0, 1 and 2
-    open_tiles = (may & ~must).nonzero() if exact and not analysis.answer.exact else None
-    if count is not None:
-        _tell(count, states, analysis, open_tiles)
-    if open_tiles is not None and len(open_tiles):
-        _decide(states, open_tiles, cut, program, mask_mod, grid, count)
-    return states
+
+    def band_states(band: Grid) -> Tensor:
+        analysis = analyse(program, band, device)
+        must, may = _over_tiles(analysis.answer, reading.marks, band)
+        cut = _cut(band, device)
+        states = may.to(torch.int8) + (must & ~cut)  # SKIPPED, PARTIAL and FULL are 0, 1 and 2
+        open_tiles = (may & ~must).nonzero() if exact and not analysis.answer.exact else cut.new_empty(0, 4)
+        witnessed, evaluated = _decide(states, open_tiles, cut, program, mask_mod, band) if len(open_tiles) else (0, 0)
+        if count is not None:
+            count.add(states.numel() - len(open_tiles), witnessed, evaluated, analysis.without_rule)
+        return states
+
+    bands = [band_states(band) for band in grid.bands(BAND)]
+    return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
 
 def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -88,33 +101,32 @@ def _cut(grid: Grid, device: torch.device) -> Tensor:
     return cut
 
 
-def _tell(count: Decided, states: Tensor, analysis: Analysis, open_tiles: Tensor | None) -> None:
-    count.intervals = states.numel() - (0 if open_tiles is None else len(open_tiles))
-    count.without_rule = analysis.without_rule
-
-
 def _decide(
-    states: Tensor, tiles: Tensor, cut: Tensor, program: Program, mask_mod: MaskMod, grid: Grid, count: Decided | None
-) -> None:
-    """Write the true states of the open tiles, given as rows of (b, h, query tile, key tile)."""
+    states: Tensor, tiles: Tensor, cut: Tensor, program: Program, mask_mod: MaskMod, grid: Grid
+) -> tuple[int, int]:
+    """Write the true states of the open tiles, rows of (b, h, query tile, key tile).
+
+    Returns:
+        How many of them witnesses decided, and how many the evaluation of all their elements.
+    """
     seen_true = torch.zeros(len(tiles), dtype=torch.bool, device=tiles.device)
     seen_false = cut[tiles[:, 2], tiles[:, 3]]  # what lies behind the end is never visible
-    for side in _WITNESSES:
-        still = ~(seen_true & seen_false)
-        rows = still.nonzero()[:, 0]
-        if not len(rows):
-            break
+    rows = torch.arange(len(tiles), device=tiles.device)
+
+    def look(side: int) -> Tensor:
+        """Look at some elements of the undecided tiles; which are undecided still."""
         true, false = _look(program, mask_mod, _elements(grid, tiles[rows], side))
         seen_true[rows] |= true
         seen_false[rows] |= false
-    rows = (~(seen_true & seen_false)).nonzero()[:, 0]
+        return (~(seen_true & seen_false)).nonzero()[:, 0]
+
+    for side in _WITNESSES:
+        if len(rows):
+            rows = look(side)
     if len(rows):
-        true, false = _look(program, mask_mod, _elements(grid, tiles[rows], max(grid.tile)))
-        seen_true[rows] |= true
-        seen_false[rows] |= false
-    states[tuple(tiles.T)] = torch.where(seen_true, torch.where(seen_false, PARTIAL, FULL), SKIPPED).to(torch.int8)
-    if count is not None:
-        count.witnesses, count.evaluation = len(tiles) - len(rows), len(rows)
+        look(max(grid.tile))
+    states[tuple(tiles.T)] = seen_true.to(torch.int8) + (seen_true & ~seen_false)
+    return len(tiles) - len(rows), len(rows)
 
 
 def _elements(grid: Grid, tiles: Tensor, side: int) -> Elements:

@@ -15,6 +15,11 @@ from maskloom.blocks.analyse import Grid
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED
 from maskloom.masks.dense import MaskMod
 
+# Entries that are ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
+# in the cache: 20 ms instead of 50 for the four tables of causal at 128k.
+_AT_ONCE = {"cpu": 1 << 18}
+_AT_ONCE_ELSEWHERE = 1 << 25
+
 
 class Ordered(NamedTuple):
     """Counts int32 (B, H, rows) and indices int32 (B, H, rows, columns)."""
@@ -29,14 +34,23 @@ def ordered(listed: Tensor) -> Ordered:
     Args:
         listed: bool (..., rows, columns).
     """
+    indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
+    most = _AT_ONCE.get(listed.device.type, _AT_ONCE_ELSEWHERE)
+    rows = max(1, most * listed.shape[-2] // listed.numel())
+    counts = [_order(*pair) for pair in zip(listed.split(rows, -2), indices.split(rows, -2), strict=True)]
+    return Ordered(counts[0] if len(counts) == 1 else torch.cat(counts, -1), indices)
+
+
+def _order(listed: Tensor, indices: Tensor) -> Tensor:
+    """Write some rows of a table into ``indices``; their counts."""
     flags = listed.to(torch.int32, memory_format=torch.contiguous_format)
     rank = flags.cumsum(-1, dtype=torch.int32)  # of listed ones, up to and with this column
     counts = rank[..., -1].clone(memory_format=torch.contiguous_format)
     column = torch.arange(listed.shape[-1], dtype=torch.int32, device=listed.device)
     place = (counts[..., None] + column).sub_(rank)  # where an unlisted one goes
     place.addcmul_(rank.sub_(1).sub_(place), flags)  # a listed one goes to rank - 1: torch.where, at half its time
-    indices = torch.empty_like(place).scatter_(-1, place.long(), column.expand(place.shape))
-    return Ordered(counts, indices)
+    indices.scatter_(-1, place.long(), column.expand(place.shape))
+    return counts
 
 
 def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:
