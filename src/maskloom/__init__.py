@@ -14,8 +14,11 @@ from maskloom.batches.lengths import (
     pads_from_zeros,
 )
 from maskloom.blocks.build import block_mask, create_block_mask
+from maskloom.blocks.inspect import density, explain_block_mask, summary
+from maskloom.blocks.keep import BlockMaskCache, to_device, update_
 from maskloom.errors import FallbackError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
+from maskloom.masks.moved import shifted
 from maskloom.masks.padding import create_padding_mask, key_padding, lengths, padding, real
 from maskloom.masks.position import prefix, sinks
 from maskloom.masks.relative import causal, window
@@ -37,6 +40,7 @@ __all__ = [
     "padding",
     "key_padding",
     "documents",
+    "shifted",
     "everything",
     "nothing",
     "as_mask",
@@ -55,6 +59,12 @@ __all__ = [
     # blocks: which tiles must be visited
     "block_mask",
     "create_block_mask",
+    "explain_block_mask",
+    "summary",
+    "density",
+    "to_device",
+    "update_",
+    "BlockMaskCache",
     # attention: run it
     "attend",
     "explain",
