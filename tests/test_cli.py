@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from maskloom import demo
@@ -120,6 +121,48 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
     check_refused(run("--out", tmp_path), "cannot be written to")
     assert not list(tmp_path.iterdir())
+
+
+def show(*arguments):
+    return runner.invoke(app, ["show", *map(str, arguments)], env={"COLUMNS": "80"})
+
+
+def test_show_in_the_terminal():
+    result = show("causal & window(back=1)", "--q", 3, "--kv", 5)
+    assert result.exit_code == 0, result.output
+    assert result.output.split("\n") == ["x · · · ·", "x x · · ·", "· x x · ·", ""]
+    result = show("causal", "--q", 3, "--batch", "lengths=1,2", "--row", 1)
+    assert result.output.split("\n") == ["x · ·", "x x ·", "· · ·", ""]
+
+
+def test_show_as_a_picture(tmp_path):
+    result = show("sinks(2)", "--q", 5, "--out", tmp_path / "mask.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["causl"], "no mask is called 'causl'; is causal meant?\n  causl\n  ^^^^^\n"),
+        (["causal", "--batch", "lengths"], "--batch is a name and its values"),
+        (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),
+        (["causal", "--batch", "lengths=1,2", "--row", 5], "batch_idx is from 0 to 1"),
+        (["causal", "--out", "mask.gif"], "a figure is saved as .png or .svg"),
+    ],
+)
+def test_bad_show(arguments, words):
+    result = show(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("maskloom show: ")
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_env():
+    result = runner.invoke(app, ["env"])
+    assert result.exit_code == 0
+    assert f"torch         {torch.__version__}" in result.output
 
 
 def check_refused(result, *words):

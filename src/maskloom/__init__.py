@@ -16,15 +16,16 @@ from maskloom.batches.lengths import (
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.blocks.inspect import density, explain_block_mask, summary
 from maskloom.blocks.keep import BlockMaskCache, to_device, update_
-from maskloom.errors import FallbackError
+from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
 from maskloom.masks.moved import shifted
 from maskloom.masks.padding import create_padding_mask, key_padding, lengths, padding, real
+from maskloom.masks.parse import parse
 from maskloom.masks.position import prefix, sinks
 from maskloom.masks.relative import causal, window
 from maskloom.masks.segments import documents
 from maskloom.nn.multihead import MultiheadFlexAttention
-from maskloom.show.plot import plot_attention, plot_tiles, save_figure, visualize_attention_scores
+from maskloom.show.plot import plot_attention, plot_mask, plot_tiles, save_figure, visualize_attention_scores
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,8 @@ __all__ = [
     "and_masks",
     "or_masks",
     "create_padding_mask",
+    "parse",
+    "ParseError",
     "Mask",
     "mask_value",
     # batches: where the padding is
@@ -75,6 +78,7 @@ __all__ = [
     # show: see it
     "visualize_attention_scores",
     "plot_attention",
+    "plot_mask",
     "plot_tiles",
     "save_figure",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``maskloom demo``."""
+"""The command line: ``maskloom demo``, ``maskloom show``, ``maskloom env``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -67,6 +67,71 @@ def demo(
                 f" (the reference in {_dtype(found)}: {difference.plain:.1e})."
             )
     raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    expression: Annotated[str, typer.Argument(help="A mask: 'causal & window(back=127) | sinks(4)'.")],
+    q: Annotated[int, typer.Option(help="Queries, in positions.", min=1, max=16384)] = 32,
+    kv: Annotated[
+        int | None, typer.Option(help="Keys, in positions; as many as queries by default.", min=1, max=16384)
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(help="A mask of the batch, to be combined with &: lengths=5,3,9 (repeatable)."),
+    ] = None,
+    row: Annotated[int, typer.Option(help="The batch row to show.", min=0)] = 0,
+    head: Annotated[int, typer.Option(help="The head to show.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write a .png or .svg here instead of text.", readable=False)] = None,
+) -> None:
+    """Draw a mask in the terminal, or as a picture."""
+    from maskloom import and_masks, parse
+    from maskloom.show.text import picture
+
+    try:
+        mask = and_masks(parse(expression), *(parse(_batch_mask(given)) for given in batch or ()))
+        keys = q if kv is None else kv
+        if out is None:
+            typer.echo(picture(mask, q, keys, batch_idx=row, head_idx=head, width=Console().width))
+            return
+        from maskloom.show.plot import plot_mask, save_figure
+
+        typer.echo(save_figure(plot_mask(mask, q, keys, batch_idx=row, head_idx=head), out))
+    except (TypeError, ValueError, OSError) as error:
+        typer.echo(f"maskloom show: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def _batch_mask(given: str) -> str:
+    """``lengths=5,3,9`` as the expression ``lengths([5,3,9])``."""
+    name, equals, values = given.partition("=")
+    if not equals:
+        raise ValueError(f"--batch is a name and its values, such as lengths=5,3,9; got {given}")
+    return f"{name}([{values}])"
+
+
+@app.command()
+def env() -> None:
+    """Print what maskloom runs on: versions, devices, backends; for a report of a problem."""
+    import importlib.util
+    import platform
+
+    import torch
+
+    import maskloom
+
+    gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    found = {
+        "maskloom": maskloom.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gpus": ", ".join(gpus) or "none",
+        "triton": "found" if importlib.util.find_spec("triton") else "not found",
+        "flash-attn-4": "found" if importlib.util.find_spec("flash_attn") else "not found",
+    }
+    for name, value in found.items():
+        typer.echo(f"{name:<13} {value}")
 
 
 def _summary(found: "Demo") -> Table:

@@ -1,5 +1,9 @@
-"""The one error of maskloom's own. Bad input raises ValueError or TypeError, as in torch."""
+"""Errors of maskloom's own. Other bad input raises ValueError or TypeError, as in torch."""
 
 
 class FallbackError(RuntimeError):
     """The fused kernel would not have run, and something much slower would have run in its place."""
+
+
+class ParseError(ValueError):
+    """A text that is no mask; the message has a mark under the place."""

@@ -11,6 +11,7 @@ from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod
 from maskloom.show.attention_map import plot_attention as plot_attention
 from maskloom.show.figures import save_figure as save_figure
+from maskloom.show.mask_map import plot_mask as plot_mask
 from maskloom.show.tile_map import plot_tiles as plot_tiles
 
 

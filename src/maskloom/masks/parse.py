@@ -1,0 +1,138 @@
+"""Masks from text, for command lines and configuration files: ``parse("causal & window(back=127) | sinks(4)")``.
+
+The language is what the repr of a mask writes: names of masks, calls of the functions that make them, ``& ^ | ~`` with
+Python's precedence, brackets, and as arguments numbers, True, False, None, lists and masks. Python's own parser reads it
+(`ast`); nothing is evaluated but what stands in `VOCABULARY`.
+"""
+
+import ast
+import difflib
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from maskloom.errors import ParseError
+from maskloom.masks.algebra import Mask, everything, nothing
+from maskloom.masks.moved import shifted
+from maskloom.masks.padding import lengths
+from maskloom.masks.position import prefix, sinks
+from maskloom.masks.relative import causal, window
+from maskloom.masks.segments import documents
+
+VOCABULARY: dict[str, Mask | Callable[..., Mask]] = {
+    "causal": causal,
+    "window": window,
+    "prefix": prefix,
+    "sinks": sinks,
+    "lengths": lengths,
+    "documents": documents,
+    "shifted": shifted,
+    "everything": everything,
+    "nothing": nothing,
+}
+"""What a name means: a mask, or a function that makes one."""
+
+LONGEST = 10_000  # characters; Python's parser takes time and stack for more
+_OPERATORS = {ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor}
+
+
+def parse(text: str, names: Mapping[str, Mask | Callable[..., Mask]] | None = None) -> Mask:
+    """The mask that ``text`` writes. ``parse(str(mask)) == mask`` for masks without tensors.
+
+    Args:
+        text: an expression, ``~(causal & window(back=3, ahead=1)) | sinks(4)``. Tables are lists: ``lengths([5, 3])``.
+        names: further names, or other meanings of names; a name may be a mask that holds tensors.
+
+    Raises:
+        ParseError: it cannot be read, with a mark under the place; wrong arguments too.
+        TypeError: not a string.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a mask is parsed from a string; got {type(text).__name__}: {text!r}")
+    return _Reader(text, {**VOCABULARY, **(names or {})}).read()
+
+
+class _Reader:
+    """Walks Python's syntax tree of one text."""
+
+    def __init__(self, text: str, names: Mapping[str, Mask | Callable[..., Mask]]) -> None:
+        self.text = " ".join(text.split())
+        self.names = names
+
+    def read(self) -> Mask:
+        if len(self.text) > LONGEST:
+            raise ParseError(f"an expression has at most {LONGEST} characters; got {len(self.text)}")
+        if not self.text:
+            raise ParseError("the expression is empty; write a mask, such as causal")
+        try:
+            tree = ast.parse(self.text, mode="eval").body
+            return self._mask(tree)
+        except SyntaxError as error:
+            start = error.offset - 1 if error.offset else len(self.text)  # 0: it ends too early
+            raise self._error(f"this cannot be read: {error.msg}", start, start + 1) from None
+        except (RecursionError, MemoryError):
+            raise ParseError("the expression is nested too deeply") from None
+
+    def _mask(self, node: ast.expr) -> Mask:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](self._mask(node.left), self._mask(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+            return ~self._mask(node.operand)
+        if isinstance(node, ast.Name):
+            return self._named(node)
+        if isinstance(node, ast.Call):
+            return self._called(node)
+        if isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
+            raise self._at(node, "masks are combined with & | ^ ~, not with and, or, not")
+        raise self._at(node, "here stands a mask: a name, a call, or masks combined with & | ^ ~")
+
+    def _named(self, node: ast.Name) -> Mask:
+        found = self._look_up(node)
+        if not isinstance(found, Mask):
+            raise self._at(node, f"{node.id} takes arguments: write {node.id}(...)")
+        return found
+
+    def _called(self, node: ast.Call) -> Mask:
+        if not isinstance(node.func, ast.Name):
+            raise self._at(node.func, "here stands the name of a mask")
+        make = self._look_up(node.func)
+        if isinstance(make, Mask):
+            raise self._at(node, f"{node.func.id} is itself a mask: write it without brackets")
+        arguments = [self._argument(argument) for argument in node.args]
+        options = {}
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise self._at(keyword.value, "** has no meaning here")
+            options[keyword.arg] = self._argument(keyword.value)
+        try:
+            return make(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            raise self._at(node, str(error)) from None
+
+    def _look_up(self, node: ast.Name) -> Mask | Callable[..., Mask]:
+        if node.id in self.names:
+            return self.names[node.id]
+        close = difflib.get_close_matches(node.id, self.names, n=1)
+        hint = f"; is {close[0]} meant?" if close else f"; there are {', '.join(sorted(self.names))}"
+        raise self._at(node, f"no mask is called {node.id!r}{hint}")
+
+    def _argument(self, node: ast.expr) -> Any:
+        if isinstance(node, (ast.List, ast.Tuple)):
+            items = [self._argument(item) for item in node.elts]
+            return items if isinstance(node, ast.List) else tuple(items)
+        if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float, str, type(None))):
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            return -self._argument(node.operand)
+        return self._mask(node)
+
+    def _at(self, node: ast.expr, words: str) -> ParseError:
+        return self._error(words, _column(self.text, node.col_offset), _column(self.text, node.end_col_offset or 0))
+
+    def _error(self, words: str, start: int, end: int) -> ParseError:
+        return ParseError(f"{words}\n  {self.text}\n  {' ' * start}{'^' * max(1, end - start)}")
+
+
+def _column(text: str, byte_offset: int) -> int:
+    """ast counts bytes of UTF-8; a mark under the text counts characters."""
+    return len(text.encode()[:byte_offset].decode(errors="ignore"))

@@ -1,0 +1,69 @@
+"""`plot_mask`: what a mask shows and hides, element by element."""
+
+from typing import TYPE_CHECKING
+
+from maskloom.masks.algebra import as_mask
+from maskloom.masks.dense import MaskMod, dense
+from maskloom.show.figures import keys_on_top, label_axis, literal, load_matplotlib, panel_size, part_cells, spaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_VISIBLE, _HIDDEN = "#17406d", "#e9edf0"
+
+
+def plot_mask(
+    mask: MaskMod,
+    q_len: int,
+    kv_len: int,
+    *,
+    batch_idx: int = 0,
+    head_idx: int = 0,
+    batch: int | None = None,
+    heads: int | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """A mask as a picture, queries down and keys across, visible cells dark.
+
+    Args:
+        mask: a Mask or a mask_mod.
+        q_len, kv_len: Q and K, in positions.
+        batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
+        batch, heads: B and H, where the mask's tables do not say.
+        title: by default the mask's repr.
+
+    Returns:
+        A matplotlib Figure; `save_figure` writes it.
+
+    Raises:
+        TypeError, ValueError: not a mask, lengths below 1, or a batch row or head that is not there.
+    """
+    table = one_table(mask, q_len, kv_len, batch_idx, head_idx, batch, heads)
+    width, height = panel_size(q_len, kv_len, cell=0.24, longest=5.5, least=0.9)
+    figure = load_matplotlib().figure.Figure(figsize=(width + 1.0, height + 1.0), layout="constrained")
+    axes = figure.add_subplot()
+    colours = load_matplotlib().colors.ListedColormap([_HIDDEN, _VISIBLE])
+    axes.imshow(
+        table, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="antialiased", interpolation_stage="rgba"
+    )
+    keys_on_top(axes)
+    part_cells(axes, q_len, kv_len, min(width / kv_len, height / q_len))
+    for axis, name, length, room in ((axes.yaxis, "query", q_len, height), (axes.xaxis, "key", kv_len, width)):
+        places = spaced(range(length), room, apart=0.35)
+        label_axis(axis, name, places, places)
+    literal([figure.suptitle(repr(as_mask(mask)) if title is None else title, fontsize=10)])
+    return figure
+
+
+def one_table(
+    mask: MaskMod, q_len: int, kv_len: int, batch_idx: int, head_idx: int, batch: int | None, heads: int | None
+) -> list[list[bool]]:
+    """What one batch row and head of a mask shows: Q lists of K bools."""
+    table = dense(mask, q_len, kv_len, batch=batch, heads=heads)
+    for name, index, size, items in (
+        ("batch_idx", batch_idx, table.shape[0], "batch rows"),
+        ("head_idx", head_idx, table.shape[1], "heads"),
+    ):
+        if index < 0 or index >= size > 1:
+            raise ValueError(f"{name} is from 0 to {size - 1}, as there are {size} {items}; got {index}")
+    return table[batch_idx % table.shape[0], head_idx % table.shape[1]].tolist()
