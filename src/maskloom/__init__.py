@@ -24,6 +24,7 @@ from maskloom.masks.parse import parse
 from maskloom.masks.position import prefix, sinks
 from maskloom.masks.relative import causal, window
 from maskloom.masks.segments import documents
+from maskloom.masks.simplify import simplify
 from maskloom.nn.multihead import MultiheadFlexAttention
 from maskloom.show.plot import plot_attention, plot_mask, plot_tiles, save_figure, visualize_attention_scores
 
@@ -48,6 +49,7 @@ __all__ = [
     "and_masks",
     "or_masks",
     "create_padding_mask",
+    "simplify",
     "parse",
     "ParseError",
     "Mask",

@@ -1,0 +1,111 @@
+"""Equal masks that kernels run faster, found from declared structure alone.
+
+`simplify` looks at which masks are combined, never at the values of their tensors: every batch gets the same structure,
+and with it the same compiled kernel. A rewrite gives an exactly equal mask, or is not made:
+
+=====================================  ============================================================================
+``causal & window(back=b, ahead=a)``   ``window(back=b, ahead=0)``: one band
+``window(..) & window(..)``            the narrower in each direction
+``causal & lengths(lens)``             ``causal`` and ``q_idx < lens[b]``: the keys before a real query are real
+``causal & documents(offsets=..)``     ``causal`` and ``kv_idx >= start[q_idx]``: one table read, where ids take two
+``m & m``, ``m | m`` (one object)      ``m``
+=====================================  ============================================================================
+
+``causal`` may also be a window that looks back only. Constants and double negation go when masks are combined already.
+"""
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.algebra import And, Mask, Not, Or, Xor, and_masks, mask_value, or_masks, shown, xor_masks
+from maskloom.masks.padding import Lengths, PaddingMask
+from maskloom.masks.relative import Causal, Window
+from maskloom.masks.segments import PackedDocuments
+
+
+@mask_value
+class RealQueries(PaddingMask):
+    """What ``lengths(lens)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+
+    Keys behind the length are hidden from every query that sees anything, so that padding stays known.
+    """
+
+    lens: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return q_idx < self.lens[b]
+
+    def __repr__(self) -> str:
+        return f"lengths({shown(self.lens)})"
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return torch.arange(kv_len, device=self.lens.device) >= self.lens[:, None]
+
+
+@mask_value
+class FromStart(PaddingMask):
+    """What ``documents(offsets=...)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+
+    ``start`` holds for each query the first position of its document; behind the documents, one past the end.
+    """
+
+    offsets: Tensor
+    start: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return kv_idx >= self.start[q_idx]
+
+    def __repr__(self) -> str:
+        return f"documents(offsets={shown(self.offsets)})"
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        return (self.start == len(self.start))[None, :kv_len]
+
+
+def simplify(mask: Mask) -> Mask:
+    """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
+
+    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device.
+    """
+    if isinstance(mask, And):
+        return and_masks(*_conjunction([simplify(part) for part in mask.parts]))
+    if isinstance(mask, Or):
+        return or_masks(*_once([simplify(part) for part in mask.parts]))
+    if isinstance(mask, Xor):
+        return xor_masks(*(simplify(part) for part in mask.parts))
+    if isinstance(mask, Not):
+        return ~simplify(mask.part)
+    return mask
+
+
+def _conjunction(parts: list[Mask]) -> list[Mask]:
+    parts = _one_band(_once(parts))
+    if not any(isinstance(part, Causal) or (isinstance(part, Window) and part.ahead == 0) for part in parts):
+        return parts
+    return [_beside_causal(part) for part in parts]
+
+
+def _once(parts: list[Mask]) -> list[Mask]:
+    return list({id(part): part for part in parts}.values())
+
+
+def _one_band(parts: list[Mask]) -> list[Mask]:
+    """All windows, and causal with them, as one window; where the first of them stood."""
+    windows = [part for part in parts if isinstance(part, Window)]
+    if not windows:
+        return parts
+    is_causal = any(isinstance(part, Causal) for part in parts)
+    ahead = 0 if is_causal else min(window.ahead for window in windows)
+    band = Window(min(window.back for window in windows), ahead)
+    first = next(place for place, part in enumerate(parts) if isinstance(part, (Window, Causal)))
+    rest = [band if place == first else part for place, part in enumerate(parts)]
+    return [part for part in rest if part is band or not isinstance(part, (Window, Causal))]
+
+
+def _beside_causal(part: Mask) -> Mask:
+    if isinstance(part, Lengths) and part.q_lens is part.kv_lens:
+        return RealQueries(part.q_lens)
+    if isinstance(part, PackedDocuments):
+        start = part.offsets[part.ids.clamp(min=0)].to(torch.int32)
+        return FromStart(part.offsets, start.masked_fill(part.ids < 0, len(part.ids)))
+    return part

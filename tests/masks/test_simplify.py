@@ -1,0 +1,96 @@
+"""Simplified masks are equal masks, and simpler where they are meant to be."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+import maskloom as loom
+from maskloom.masks.padding import known_padding
+from maskloom.masks.simplify import FromStart, RealQueries
+from tests.all_masks import ALL_MASKS, BATCH, HEADS
+
+LENS = torch.tensor([5, 0, 13])
+DOCUMENTS = loom.documents(offsets=[0, 2, 2, 7], length=13)
+PIECES = [
+    loom.causal,
+    loom.window(back=3),
+    loom.window(back=5, ahead=2),
+    loom.window(back=0, ahead=4),
+    loom.lengths(LENS),
+    loom.lengths([3, 13, 2], [7, 11, 1]),
+    DOCUMENTS,
+    loom.documents(torch.arange(13) // 4),
+    loom.padding(torch.rand(BATCH, 13, generator=torch.Generator().manual_seed(2)) < 0.3),
+    loom.prefix(4),
+    loom.sinks(2),
+    loom.nothing,
+]
+expressions = st.recursive(
+    st.sampled_from(PIECES),
+    lambda parts: st.one_of(
+        parts.map(lambda part: ~part),
+        st.lists(parts, min_size=2, max_size=4).map(lambda many: loom.and_masks(*many)),
+        st.tuples(parts, parts).map(lambda two: two[0] | two[1]),
+        st.tuples(parts, parts).map(lambda two: two[0] ^ two[1]),
+    ),
+    max_leaves=10,
+)
+
+
+@given(expressions)
+def test_a_simplified_mask_is_equal(mask):
+    simple = loom.simplify(mask)
+    for q_len, kv_len in ((13, 13), (11, 13), (13, 7)):
+        expected = mask.dense(q_len, kv_len, batch=BATCH, heads=HEADS)
+        assert torch.equal(simple.dense(q_len, kv_len, batch=BATCH, heads=HEADS), expected)
+    assert loom.simplify(simple).dense(13, 13, batch=BATCH).equal(simple.dense(13, 13, batch=BATCH))
+
+
+@pytest.mark.parametrize("name", list(ALL_MASKS))
+def test_every_mask_simplified_is_equal(name):
+    mask = ALL_MASKS[name]() & loom.causal
+    assert torch.equal(loom.simplify(mask).dense(13, 17), mask.dense(13, 17))
+
+
+@pytest.mark.parametrize(
+    ("mask", "simple"),
+    [
+        (loom.causal & loom.window(back=5, ahead=2), loom.window(back=5)),
+        (loom.window(back=5, ahead=2) & loom.window(back=3, ahead=4), loom.window(back=3, ahead=2)),
+        (loom.causal & loom.lengths(LENS), loom.causal & RealQueries(LENS)),
+        (loom.lengths(LENS) & loom.window(back=3), RealQueries(LENS) & loom.window(back=3)),
+        (loom.lengths(LENS) & loom.window(back=3, ahead=1), loom.lengths(LENS) & loom.window(back=3, ahead=1)),
+        (
+            loom.causal & DOCUMENTS,
+            loom.causal & FromStart(DOCUMENTS.offsets, torch.tensor([0, 0, 2, 2, 2, 2, 2] + [13] * 6).int()),
+        ),
+        (~(loom.causal & loom.window(back=1)) | loom.prefix(2), ~loom.window(back=1) | loom.prefix(2)),
+        (loom.causal & loom.causal, loom.causal),
+        (loom.causal | loom.lengths(LENS), loom.causal | loom.lengths(LENS)),
+    ],
+)
+def test_what_becomes_of_masks(mask, simple):
+    assert loom.simplify(mask) == simple
+
+
+def test_padding_stays_known():
+    for mask in (loom.causal & loom.lengths(LENS), loom.causal & DOCUMENTS):
+        assert torch.equal(known_padding(loom.simplify(mask), 13), known_padding(mask, 13))
+
+
+def test_the_structure_does_not_depend_on_values():
+    from maskloom.masks import captured
+
+    keys = {
+        captured.structure(loom.simplify(loom.causal & loom.lengths(lens)), numbers=True)
+        for lens in ([5, 0, 13], [1, 1, 1], [13, 13, 13])
+    }
+    assert len(keys) == 1
+
+
+def test_simplified_masks_keep_the_laws():
+    from maskloom.testing import check_mask
+
+    check_mask(RealQueries(LENS))
+    check_mask(FromStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)
