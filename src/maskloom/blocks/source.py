@@ -43,6 +43,7 @@ class Source:
         batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
         return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
 
+    @torch.no_grad()
     def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
         """The state of every tile; see `classify`."""
         return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
