@@ -35,6 +35,7 @@ WRONG: dict[str, Any] = {
     "q_len": (_mask, {"q_len": 0}, ValueError, "q_len is a number of positions, at least 1; got 0"),
     "kv_len": (_mask, {"kv_len": -3}, ValueError, "kv_len is a number of positions, at least 1; got -3"),
     "block size": (_mask, {"block_size": 0}, ValueError, "the block size .* at least 1, or a pair .*; got 0"),
+    "block of a half": (_mask, {"block_size": 0.5}, ValueError, r"or a pair \(Q, KV\); got 0.5"),
     "block triple": (_mask, {"block_size": (1, 2, 3)}, ValueError, r"got \(1, 2, 3\)"),
     "smaller batch": (loom.key_padding(TABLE), {"batch": 2}, ValueError, r"\(B\) is 2, and the mask reads a table for 3"),
     "longer than the table": (loom.key_padding(TABLE), {"kv_len": 65}, ValueError, "table with 64 positions, and there are 65 keys"),
