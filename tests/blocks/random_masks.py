@@ -130,6 +130,9 @@ class _Builder:
             [rnd.randint(-3, 9), rnd.randint(0, 60), rnd.choice([1, 16, 127, 128, 255, 300, 2**31, 2**62])]
         )
 
+    def scalar(self) -> Tensor:
+        return torch.tensor(self.rnd.choice([0, 1, 3, 40, 100, 0.1]), dtype=self.rnd.choice([*INTS, *FLOATS]))
+
     def ints(self, *shape: int) -> Tensor:
         dtype = self.rnd.choice(INTS)
         least, most = self.rnd.choice([(0, 4), (-5, 40), (0, 255), (-(2**40), 2**40)])
@@ -184,6 +187,7 @@ class _Builder:
         rnd = self.rnd
         if depth <= 0:
             return self.index()
+        rnd_dtype, rnd_op = rnd.choice(INTS), rnd.choice([operator.add, operator.mul, operator.floordiv, torch.minimum])
         kinds: list[Callable[[], _Expression]] = [
             self.index,
             lambda: self.read(self.ints, depth),
@@ -198,6 +202,7 @@ class _Builder:
             lambda: _apply("where", torch.where, self.truth(depth - 1), self.integer(depth - 1), rnd.randint(-3, 60)),
             lambda: self.counted(depth),
             lambda: _apply("scalar", operator.add, self.integer(depth - 1), torch.tensor(rnd.randint(-9, 9))),
+            lambda: _apply("scalar", rnd_op, self.integer(depth - 1), torch.tensor(rnd.randint(1, 9), dtype=rnd_dtype)),
         ]
         return rnd.choice(kinds)()
 
@@ -258,6 +263,11 @@ class _Builder:
             lambda: _apply("max", torch.max, self.floating(depth - 1), self.floating(depth - 1)),
             lambda: _apply("one", unary, self.floating(depth - 1)),
             lambda: _apply("where", torch.where, self.truth(depth - 1), self.floating(depth - 1), c),
+            lambda: _apply("where", torch.where, self.truth(depth - 1), self.floating(depth - 1), self.scalar()),
+            lambda: _apply("*inf", lambda x: x * torch.inf, self.floating(depth - 1)),
+            lambda: _apply(
+                "nan", lambda t, x: torch.where(t, x, torch.nan), self.truth(depth - 1), self.floating(depth - 1)
+            ),
         ]
         rnd_dtype = rnd.choice(FLOATS)
         unary: Any = rnd.choice([torch.abs, torch.neg, torch.floor, torch.ceil, torch.round, torch.sqrt, torch.trunc,
@@ -288,9 +298,12 @@ class _Builder:
         relation: Any = rnd.choice([operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne])
         name = relation.__name__
         if rnd.random() < 0.3:
-            right = rnd.choice([self.floating(depth - 1), rnd.choice([0.0, 0.5, 2.5]), rnd.randint(0, 9)])
+            right = rnd.choice(
+                [self.floating(depth - 1), rnd.choice([0.1, 0.5, 2.5]), rnd.randint(0, 9), self.scalar()]
+            )
             return _apply(name, relation, self.floating(depth - 1), right)
-        return _apply(name, relation, self.integer(depth - 1), rnd.choice([self.integer(depth - 1), self.number()]))
+        right = rnd.choice([self.integer(depth - 1), self.integer(depth - 1), self.number(), self.scalar()])
+        return _apply(name, relation, self.integer(depth - 1), right)
 
     def logic(self, depth: int) -> _Expression:
         named: list[Named] = [

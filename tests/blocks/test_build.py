@@ -134,8 +134,14 @@ def test_one_table_serves_what_the_mask_treats_alike():
     assert loom.block_mask(loom.causal & loom.padding(pads), 200, 200).shape == (3, 1, 200, 200)
 
 
-def test_building_traces_inside_torch_compile():
-    blocks = torch.compile(
-        lambda: loom.create_block_mask(_causal, 1, 1, 256, 256, "cpu").kv_num_blocks, backend="eager"
+@pytest.mark.parametrize("mask", [_causal, loom.causal & loom.window(back=9), loom.lengths([200])])
+def test_building_traces_inside_torch_compile(mask):
+    build = torch.compile(
+        lambda: loom.create_block_mask(mask, 1, 1, 256, 256, "cpu").kv_num_blocks, backend="eager", fullgraph=True
     )
-    assert blocks().tolist() == [[[1, 1]]]
+    assert torch.equal(build(), loom.create_block_mask(mask, 1, 1, 256, 256, "cpu").kv_num_blocks)
+
+
+def test_inside_torch_compile_the_sizes_must_be_given():
+    with pytest.raises(Exception, match="give the batch size and the number of heads, or build outside"):
+        torch.compile(lambda: loom.block_mask(_causal, 256, 256).kv_num_blocks, backend="eager", fullgraph=True)()

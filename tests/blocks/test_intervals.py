@@ -81,6 +81,7 @@ bytes_ = _table([1, 250, 3], torch.uint8)
 shorts = _table([-30000, 30000], torch.int16)
 huge = _table([2**62, -(2**62), 5], torch.int64)
 relative = torch.randn(127, generator=torch.Generator().manual_seed(0)) > 0
+tenths = _table([0.1, 0.3], torch.float32)
 thirds = _table([0.1, 0.3, 1.7], torch.bfloat16)
 
 TRAPS = {
@@ -92,6 +93,11 @@ TRAPS = {
     "NaN from infinities": lambda b, h, q, kv: ~((infinite[q] - infinite[kv]) <= INF),
     "NaN from 0 · inf": lambda b, h, q, kv: ~((infinite[q] * infinite[kv]) <= INF),
     "NaN from 0 / 0": lambda b, h, q, kv: ~((infinite[q] / infinite[kv]) <= INF),
+    "NaN from a number": lambda b, h, q, kv: ~(thirds[q] * INF <= INF) | (torch.where(q > 3, floats[kv], NAN) < 2),
+    "0 times an infinite number": lambda b, h, q, kv: ~((infinite[q] - 1) * INF <= INF),
+    "positions that wrap": lambda b, h, q, kv: relative.repeat(2)[q.to(torch.int8).add(100).to(torch.int64)],
+    "a double beside floats": lambda b, h, q, kv: tenths[q] > torch.tensor(0.1, dtype=torch.float64),
+    "a byte table beside indices": lambda b, h, q, kv: (bytes_[:3] <= q * 9 - kv).any(),
     "isnan": lambda b, h, q, kv: floats[q].isnan() | all_nan[kv].isnan(),
     "uint8 wraps": lambda b, h, q, kv: bytes_[q] - bytes_[kv] < 5,
     "int16 wraps": lambda b, h, q, kv: shorts[q] + shorts[kv] < 0,

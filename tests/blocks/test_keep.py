@@ -41,6 +41,27 @@ def test_pickle_keeps_tables_and_mask(mask):
     assert differing(blocks, again) == [] and again.mask_mod == mask
 
 
+class _Rows(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row):
+        return _blocks(loom.causal & loom.padding(PADS[row : row + 1]))
+
+
+def _as_it_is(item):
+    return item
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_block_masks_come_out_of_data_loader_workers(start):
+    loader = torch.utils.data.DataLoader(
+        _Rows(), batch_size=None, num_workers=1, multiprocessing_context=start, collate_fn=_as_it_is
+    )
+    for row, blocks in enumerate(loader):
+        assert differing(blocks, _Rows()[row]) == [] and blocks.mask_mod == _Rows()[row].mask_mod
+
+
 def test_update_writes_into_the_same_memory():
     blocks = _blocks()
     memory = {name: getattr(blocks, name).data_ptr() for name in TABLES}

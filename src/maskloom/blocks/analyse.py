@@ -88,10 +88,11 @@ def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[A
         except _NoInterval:
             outs = None
         for place, ref in enumerate(step.results):
+            meta = program.metas[ref.slot]
             out = outs[place] if outs is not None else None
-            if out is None:
+            if out is None or out.dtype != meta.dtype or tuple(out.lo.shape[LEAD:]) != meta.shape:
                 unruled.add(step.op.overloadpacket.__name__)
-                out = unknown(*program.metas[ref.slot], device)
+                out = unknown(meta.dtype, meta.shape, device)
             values[ref] = out
     return Analysis(_filled(program.answer, values, device), tuple(sorted(unruled)))
 

@@ -51,18 +51,25 @@ def lifted(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> Any:
 
 
 def ambiguous(step: Step, program: Program) -> bool:
-    """Whether values without own dims meet others of another dtype where torch.vmap does not promote as scalars do.
+    """Whether dtypes meet that torch.vmap does not promote as the scalar function does, in a way not known here.
 
     vmap's comparisons promote an index to its full dtype (``uint8_table[b] <= q_idx`` does not wrap q_idx around, as the
-    scalar function would); its arithmetic promotes as scalars do. Of the others nothing is assumed.
+    scalar function would), but not a constant without dims. Its arithmetic promotes as scalars do. Of the others nothing
+    is assumed.
     """
-    values = [argument for argument in step.args if isinstance(argument, (Ref, Tensor))]
-    metas = [program.meta(value) for value in values]
-    if len({meta.dtype for meta in metas}) <= 1 or len({bool(meta.shape) for meta in metas}) == 1:
+    packet = step.op.overloadpacket
+    if packet not in _PROMOTING or packet in _ARITHMETIC:
         return False
-    if step.op.overloadpacket in _COMPARISONS:  # a constant scalar has no batch dim, and does not widen
-        return any(isinstance(value, Tensor) and not meta.shape for value, meta in zip(values, metas, strict=True))
-    return step.op.overloadpacket in _PROMOTING - _ARITHMETIC
+    values = [argument for argument in step.args if isinstance(argument, (Ref, Tensor))]
+    values = values[1:] if packet is _aten.where else values
+    metas = [program.meta(value) for value in values]
+    if len({meta.dtype for meta in metas}) <= 1:
+        return False
+    scalars = [meta for value, meta in zip(values, metas, strict=True) if isinstance(value, Tensor) and not meta.shape]
+    if packet in _COMPARISONS:
+        widest = functools.reduce(torch.promote_types, [meta.dtype for meta in metas if meta not in scalars])
+        return any(torch.promote_types(widest, scalar.dtype) != widest for scalar in scalars)
+    return bool(scalars) or len({bool(meta.shape) for meta in metas}) > 1
 
 
 def aligned(tensors: list[Tensor], lead: int) -> list[Tensor]:

@@ -43,6 +43,7 @@ class Source:
         batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
         return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
 
+    @torch.no_grad()
     def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
         """The state of every tile; see `classify`."""
         return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
@@ -82,7 +83,8 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     as_mask(mask)  # raises if it is none
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    given = (block_size, block_size) if isinstance(block_size, int) else block_size
+    pair = tuple(given) if isinstance(given, (tuple, list)) else ()
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
         raise ValueError(f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {block_size!r}")
     return pair

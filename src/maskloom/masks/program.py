@@ -202,6 +202,10 @@ class _Recorder(TorchDispatchMode):
                 "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
                 "an index beside a slice; write & | ~, torch.where, table[b][kv_idx]"
             )
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TypeError(
+                f"{func.overloadpacket.__name__} draws random numbers: a mask_mod answers the same every time"
+            )
         out = func(*args, **kwargs)
         if func._schema.is_mutable:
             self._write(func, values, options, out)

@@ -42,6 +42,8 @@ def moving_runs(rule: Rule, sign: int) -> Rule:
         run = getattr(left, "run", None)
         if out is None or run is None or not isinstance(right, int) or run.start + sign * right < 0:
             return out
+        if out.span is None:  # it may wrap around
+            return out
         return dataclasses.replace(out, run=dataclasses.replace(run, start=run.start + sign * right))
 
     return moving

@@ -1,6 +1,7 @@
 """What rules are made of: operands as torch promotes them, ends, and results that may wrap around or become NaN."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,9 @@ def as_interval(value: Any, like: Interval) -> Interval:
     if isinstance(value, Interval):
         return value
     tensor = torch.full((1,) * like.lo.ndim, value, dtype=like.dtype, device=like.lo.device)
-    return Interval.exactly(tensor, span=None if like.dtype.is_floating_point else (int(value), int(value)))
+    if like.dtype.is_floating_point:
+        return Interval.exactly(tensor).loose()
+    return Interval.exactly(tensor, span=(int(value), int(value)))
 
 
 def tensor_ends(value: Any, like: Interval | Any) -> list[Any]:
@@ -124,6 +127,8 @@ def nan_from(values: list[Any]) -> Tensor | None:
     """Where a NaN goes in, and where infinities could meet (inf - inf, 0 · inf) between ends that show no NaN."""
     infinite = [end.isinf() for value in values if isinstance(value, Interval) for end in ends_of(value)]
     nan = functools.reduce(torch.logical_or, infinite)
+    if any(not isinstance(value, Interval) and not math.isfinite(value) for value in values):
+        nan = torch.ones_like(nan)
     given = nan_of(*values)
     return nan if given is None else nan | given
 

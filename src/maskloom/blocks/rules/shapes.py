@@ -25,8 +25,11 @@ def choice(op: Any, condition: Interval, left: Any, right: Any) -> Interval | No
     condition, left, right = align([condition, *(as_interval(value, like) for value in values)])
     lo = torch.where(condition.lo, left.lo, torch.where(condition.hi, torch.minimum(left.lo, right.lo), right.lo))
     hi = torch.where(condition.lo, left.hi, torch.where(condition.hi, torch.maximum(left.hi, right.hi), right.hi))
-    least, most = zip(left.bounds, right.bounds, strict=True) if like.dtype in RANGES else ((0,), (0,))
-    return Interval(lo, hi, nan_of(left, right), (min(least), max(most)) if like.dtype in RANGES else None)
+    if like.dtype in RANGES:
+        least, most = zip(left.bounds, right.bounds, strict=True)
+        return Interval(lo, hi, span=(min(least), max(most)))
+    nan = nan_of(left, right)
+    return Interval(lo, hi, None if nan is None else nan.expand(torch.broadcast_shapes(nan.shape, lo.shape)))
 
 
 def _where_numbers(condition: Interval, left: Any, right: Any) -> Interval | None:
@@ -84,7 +87,7 @@ def extreme(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
 
 def total(op: Any, value: Interval, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Interval | None:
     """Of integers and bools; the order of a float sum, and so its rounding, is not known."""
-    if value.dtype.is_floating_point or kwargs.get("dtype") not in (None, torch.int64):
+    if value.dtype.is_floating_point or kwargs.get("dtype") not in (None, torch.int64) or (dim is None and keepdim):
         return None
     reach = max(map(abs, value.bounds)) * math.prod(value.lo.shape[LEAD:])
     if reach > RANGES[torch.int64][1]:
