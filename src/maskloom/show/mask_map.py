@@ -22,6 +22,7 @@ def plot_mask(
     batch: int | None = None,
     heads: int | None = None,
     title: str | None = None,
+    longest: float = 5.5,
 ) -> "Figure":
     """A mask as a picture, queries down and keys across, visible cells dark.
 
@@ -30,7 +31,8 @@ def plot_mask(
         q_len, kv_len: Q and K, in positions.
         batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
         batch, heads: B and H, where the mask's tables do not say.
-        title: by default the mask's repr.
+        title: by default the mask's repr; an empty one is left out.
+        longest: the longer side of the drawing, in inches, at most.
 
     Returns:
         A matplotlib Figure; `save_figure` writes it.
@@ -39,7 +41,7 @@ def plot_mask(
         TypeError, ValueError: not a mask, lengths below 1, or a batch row or head that is not there.
     """
     table = one_table(mask, q_len, kv_len, batch_idx, head_idx, batch, heads)
-    width, height = panel_size(q_len, kv_len, cell=0.24, longest=5.5, least=0.9)
+    width, height = panel_size(q_len, kv_len, cell=0.24, longest=longest, least=0.9)
     figure = load_matplotlib().figure.Figure(figsize=(width + 1.0, height + 1.0), layout="constrained")
     axes = figure.add_subplot()
     colours = load_matplotlib().colors.ListedColormap([_HIDDEN, _VISIBLE])
@@ -51,7 +53,9 @@ def plot_mask(
     for axis, name, length, room in ((axes.yaxis, "query", q_len, height), (axes.xaxis, "key", kv_len, width)):
         places = spaced(range(length), room, apart=0.35)
         label_axis(axis, name, places, places)
-    literal([figure.suptitle(repr(as_mask(mask)) if title is None else title, fontsize=10)])
+    title = repr(as_mask(mask)) if title is None else title
+    if title:
+        literal([figure.suptitle(title, fontsize=10)])
     return figure
 
 

@@ -1,0 +1,128 @@
+"""Makes docs/masks.md: every mask with its picture, and how the builder of block masks decides its tiles.
+
+    python docs/make_masks.py
+
+Pictures show ``n`` positions, shares are measured at 2,048 positions in tiles of 128 × 128. Each example is an expression of the
+public names and ``n``.
+"""
+
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import maskloom as loom
+
+HERE = Path(__file__).parent
+PICTURED, MEASURED = 24, 2048
+
+
+@dataclass(frozen=True)
+class Example:
+    """A mask to show: an expression of ``n`` positions, and the name whose docstring says what it is."""
+
+    expression: str
+    name: str = ""
+
+    @property
+    def of(self) -> str:
+        return self.name or re.match(r"\w+", self.expression.lstrip("~("))[0]  # type: ignore[index]
+
+    def mask(self, n: int) -> loom.Mask:
+        return eval(self.expression, {**vars(loom), "n": n, "torch": torch, "math": math})
+
+
+FAMILIES: dict[str, list[Example]] = {
+    "Relative": [
+        Example("causal"),
+        Example("window(back=n // 6)"),
+        Example("window(back=n // 8, ahead=n // 4)"),
+    ],
+    "Position": [
+        Example("causal | prefix(n // 4)", "prefix"),
+        Example("window(back=n // 8) | sinks(n // 12)", "sinks"),
+    ],
+    "Padding": [
+        Example("causal & lengths([2 * n // 3])", "lengths"),
+        Example("padding(torch.arange(n)[None] % 7 == 3)"),
+        Example("key_padding(torch.arange(n)[None] % 7 == 3)"),
+        Example("real(torch.arange(n)[None] > n // 4)"),
+    ],
+    "Segments": [
+        Example("documents(offsets=[0, n // 4, n // 3, n])"),
+        Example("causal & documents(torch.arange(n) * 5 // n)", "documents"),
+    ],
+    "Moved": [
+        Example("shifted(causal, q_offset=n // 3)"),
+    ],
+    "Combined": [
+        Example("~causal", "Mask"),
+        Example("causal ^ window(back=n // 6)", "Mask"),
+    ],
+}
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    for name, example in named().items():
+        figure = loom.plot_mask(example.mask(PICTURED), PICTURED, PICTURED, title="", longest=2.0)
+        loom.save_figure(figure, HERE / picture_of(name), dpi=110)
+    (HERE / "masks.md").write_text(page())
+
+
+def named() -> dict[str, Example]:
+    """Every example by a name of its own: the mask's, and a number from the second on."""
+    found: dict[str, Example] = {}
+    for example in (example for examples in FAMILIES.values() for example in examples):
+        before = sum(other.of == example.of for other in found.values())
+        found[f"{example.of}-{before + 1}" if before else example.of] = example
+    return found
+
+
+def page() -> str:
+    """docs/masks.md."""
+    names = {id(example): name for name, example in named().items()}
+    parts = [HEAD]
+    for family, examples in FAMILIES.items():
+        parts.append(f"## {family}\n")
+        parts += [section(example, names[id(example)]) for example in examples]
+    return "\n".join(parts)
+
+
+def picture_of(name: str) -> str:
+    """Where a picture is, from docs/."""
+    return f"pictures/masks/{name}.png"
+
+
+HEAD = """# The masks
+
+Made by `python docs/make_masks.py`. Pictures show queries down and keys across, dark where the query may attend to the key.
+Shares say how the tiles of a block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a few
+elements (witnesses), or by all elements ([how](blocks.md)). All are exact. Every mask combines with every other by `& | ^ ~`.
+"""
+
+
+def section(example: Example, name: str) -> str:
+    """One mask: its expression, the first paragraph of its docstring, its source, its picture and its shares."""
+    words = inspect.cleandoc(getattr(loom, example.of).__doc__)
+    lines = [f"### `{example.expression}`", "", words.split("\n\n")[0].replace("\n", " "), ""]
+    source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
+    if source:
+        lines += [f"Source: {' '.join(source[1].split())}", ""]
+    lines += [f"![{example.of}]({picture_of(name)})", "", shares(example), ""]
+    return "\n".join(lines)
+
+
+def shares(example: Example) -> str:
+    """How the builder of block masks decides its tiles."""
+    found = loom.explain_block_mask(example.mask(MEASURED), MEASURED, MEASURED)
+    ways = ", ".join(f"{way} {found.share(way):.1f} %" for way in ("intervals", "witnesses", "evaluation"))
+    unknown = found.decided.without_rule
+    return f"Tiles decided by {ways}." + (f" No rule for {', '.join(unknown)}." if unknown else "")
+
+
+if __name__ == "__main__":
+    main()
