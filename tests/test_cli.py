@@ -1,6 +1,7 @@
 """``maskloom demo``: the main job end to end, and one clear line for each bad input."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -157,6 +158,34 @@ def test_bad_show(arguments, words):
     assert result.stderr.startswith("maskloom show: ")
     assert words in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_explain():
+    result = runner.invoke(app, ["explain", "causal & window(back=100)", "--q", "1000"])
+    assert result.exit_code == 0, result.output
+    for words in (
+        "B=1 H=1 Q=1000 KV=1000",
+        "64 tiles of 128 × 128, decided by",
+        "simpler, and equal: window(back=100, ahead=0)",
+    ):
+        assert words in result.output
+    refused = runner.invoke(app, ["explain", "causal()"])
+    assert refused.exit_code == 2
+    assert "causal is itself a mask" in refused.stderr
+
+
+def test_bench(tmp_path, monkeypatch):
+    refused = runner.invoke(app, ["bench", "nothing"])
+    assert refused.exit_code == 2
+    assert "there are attention, attn_gym_masks, blocks, compile, exactness" in refused.stderr
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "quick.py").write_text("import sys; print('ran', sys.argv[1:])")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert runner.invoke(app, ["bench", "quick", "--lengths", "3"]).output == "ran ['--lengths', '3']\n"
+    monkeypatch.chdir(tmp_path / "benchmarks")
+    assert "run it in a checkout" in runner.invoke(app, ["bench", "../quick"]).stderr
 
 
 def test_env():

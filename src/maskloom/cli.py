@@ -1,4 +1,4 @@
-"""The command line: ``maskloom demo``, ``maskloom show``, ``maskloom env``."""
+"""The command line: ``maskloom demo``, ``show``, ``explain``, ``bench`` and ``env``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from maskloom.demo import Demo
+    from maskloom.masks.algebra import Mask
 
 BAD_INPUT = 2
 
@@ -85,11 +86,10 @@ def show(
     out: Annotated[Path | None, typer.Option(help="Write a .png or .svg here instead of text.", readable=False)] = None,
 ) -> None:
     """Draw a mask in the terminal, or as a picture."""
-    from maskloom import and_masks, parse
     from maskloom.show.text import picture
 
     try:
-        mask = and_masks(parse(expression), *(parse(_batch_mask(given)) for given in batch or ()))
+        mask = _parsed(expression, batch)
         keys = q if kv is None else kv
         if out is None:
             typer.echo(picture(mask, q, keys, batch_idx=row, head_idx=head, width=Console().width))
@@ -102,12 +102,66 @@ def show(
         raise typer.Exit(BAD_INPUT) from None
 
 
+def _parsed(expression: str, batch: list[str] | None) -> "Mask":
+    from maskloom import and_masks, parse
+
+    return and_masks(parse(expression), *(parse(_batch_mask(given)) for given in batch or ()))
+
+
 def _batch_mask(given: str) -> str:
     """``lengths=5,3,9`` as the expression ``lengths([5,3,9])``."""
     name, equals, values = given.partition("=")
     if not equals:
         raise ValueError(f"--batch is a name and its values, such as lengths=5,3,9; got {given}")
     return f"{name}([{values}])"
+
+
+@app.command()
+def explain(
+    expression: Annotated[str, typer.Argument(help="A mask: 'causal & window(back=127) | sinks(4)'.")],
+    q: Annotated[int, typer.Option(help="Queries, in positions.", min=1)] = 4096,
+    kv: Annotated[int | None, typer.Option(help="Keys, in positions; as many as queries by default.", min=1)] = None,
+    block_size: Annotated[int, typer.Option(help="Positions in a tile.", min=1)] = 128,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(help="A mask of the batch, to be combined with &: lengths=5,3,9 (repeatable)."),
+    ] = None,
+) -> None:
+    """Say what the block mask of a mask costs, and how its tiles were decided."""
+    from maskloom import block_mask, explain_block_mask, simplify, summary
+
+    try:
+        mask = _parsed(expression, batch)
+        keys = q if kv is None else kv
+        typer.echo(summary(block_mask(mask, q, keys, block_size=block_size)))
+        typer.echo(explain_block_mask(mask, q, keys, block_size=block_size))
+        simple = simplify(mask)
+        if simple != mask:
+            typer.echo(f"simpler, and equal: {simple}")
+    except (TypeError, ValueError) as error:
+        typer.echo(f"maskloom explain: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Which: blocks, attention, compile, exactness, ...")],
+) -> None:
+    """Run a benchmark of this checkout, with its own options behind the name."""
+    import runpy
+    import sys
+
+    folder = Path("benchmarks")
+    script = folder / f"{name}.py"
+    if not name.isidentifier() or not script.is_file():
+        there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "rows")
+        hint = f"there are {', '.join(there)}" if there else "run it in a checkout of maskloom, where benchmarks/ is"
+        typer.echo(f"maskloom bench: there is no benchmark {name!r} here; {hint}", err=True)
+        raise typer.Exit(BAD_INPUT)
+    sys.path.insert(0, str(folder))
+    sys.argv = [str(script), *context.args]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 @app.command()
