@@ -1,0 +1,73 @@
+"""Block masks on the GPU: torch's tables, no wait for the device, CUDA graphs, and attention with them."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
+
+import maskloom as loom
+from tests.evidence import gather
+from tests.gpu.test_compile import BACKENDS, LENS, inputs, kinds
+
+NAMES = (
+    "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
+    "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("q_len", [1199, 1024])
+def test_tables_are_torchs(name, q_len):
+    mask = kinds()[name]
+    ours = loom.block_mask(mask, q_len, q_len)
+    batch, heads = ours.kv_indices.shape[:2]
+    theirs = torch_create_block_mask(mask, batch, heads, q_len, q_len, device="cuda")
+    for table in NAMES:
+        assert torch.equal(getattr(ours, table), getattr(theirs, table)), table
+
+
+def test_inexact_building_does_not_wait_for_the_device():
+    mask = (loom.window(back=100) | loom.sinks(4)) & loom.lengths(LENS)
+    loom.block_mask(mask, 1199, 1199, exact=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loom.block_mask(mask, 1199, 1199, exact=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_update_inside_a_cuda_graph():
+    lens = torch.tensor([300, 100, 512], device="cuda")
+    mask = loom.causal & loom.lengths(lens)
+    blocks = loom.block_mask(mask, 512, 512, exact=False)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        loom.update_(blocks, mask)  # warm up on a side stream, as capture wants
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loom.update_(blocks, mask)
+    lens.copy_(torch.tensor([512, 7, 200], device="cuda"))
+    graph.replay()
+    expected = loom.block_mask(mask, 512, 512, exact=False)
+    for table in NAMES:
+        assert torch.equal(getattr(blocks, table), getattr(expected, table)), table
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_attention_with_our_tables(backend, exact):
+    mask = loom.causal & loom.lengths(LENS)
+    blocks = loom.block_mask(mask, 1199, 1199, exact=exact)
+    table = mask.dense(1199, 1199)
+    gather(
+        lambda q, k, v: loom.attend(q, k, v, blocks, kernel_options={"BACKEND": backend}), *inputs(1199), table=table
+    ).check()
+
+
+def test_a_block_mask_moves_with_what_it_captured():
+    blocks = loom.block_mask(loom.causal & loom.lengths(LENS.cpu()), 1199, 1199)
+    moved = loom.to_device(blocks, "cuda")
+    there = loom.block_mask(loom.causal & loom.lengths(LENS), 1199, 1199)
+    assert moved.mask_mod == there.mask_mod
+    q, k, v = inputs(1199)
+    torch.testing.assert_close(loom.attend(q, k, v, moved), loom.attend(q, k, v, there), rtol=0, atol=0)
