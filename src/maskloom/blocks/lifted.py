@@ -186,7 +186,9 @@ def _squeeze(lead: int, value: Tensor, dims: Any = None) -> Tensor:
     return value.squeeze(tuple(place for place in places if value.shape[place] == 1))
 
 
-def _view(lead: int, value: Tensor, shape: list[int]) -> Tensor:
+def _view(lead: int, value: Tensor, shape: Any) -> Tensor | None:
+    if not isinstance(shape, (list, tuple)):  # as another dtype
+        return None
     return value.reshape(*value.shape[:lead], *shape)
 
 

@@ -77,8 +77,8 @@ def _inside(index: Interval, size: int) -> Interval:
         raise ValueError(f"the mask reads position {most} of a table with {size} positions")
     if least >= 0 and most < size:
         return index
-    if index.exact:
-        return Interval.exactly(_wrapped(index.lo, size).clamp(0, size - 1), span=(0, size - 1))
+    if index.exact:  # torch wraps it around itself, or raises
+        return index
     lo, hi = index.lo, index.hi
     if least < 0:
         crosses = (lo < 0) & (hi >= 0)
