@@ -112,7 +112,7 @@ TRAPS = {
     "bfloat16 rounds": lambda b, h, q, kv: thirds[q] * 0.1 + thirds[kv] > 0.2,
     "least number by -1": lambda b, h, q, kv: (huge[q] * 2 - 2**62) // (kv - 40).clamp(-2, -1) > q,
     "alpha": lambda b, h, q, kv: torch.add(q, 3, alpha=2) > torch.sub(kv, q, alpha=3) + torch.rsub(kv, 4, alpha=2),
-    "view as another dtype": lambda b, h, q, kv: (q.view(torch.float64) == 0) & (kv[None].view(1, 1) > 3).view(()),
+    "views": lambda b, h, q, kv: (torch.stack([q, kv]).view(1, 2).expand(3, 2) > 3).view(-1)[1:4].all(),
     "negative exact index": lambda b, h, q, kv: relative[b - 3] | (q > kv),
     "negative bits": lambda b, h, q, kv: ((q - kv) & 13) + ((q - kv) | 3) ^ (kv - q) > 3,
 }
