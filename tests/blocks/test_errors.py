@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
+from maskloom.masks.moved import shifted
 
 
 def _mask(b, h, q_idx, kv_idx):
@@ -40,6 +41,7 @@ WRONG: dict[str, Any] = {
     "smaller batch": (loom.key_padding(TABLE), {"batch": 2}, ValueError, r"\(B\) is 2, and the mask reads a table for 3"),
     "longer than the table": (loom.key_padding(TABLE), {"kv_len": 65}, ValueError, "table with 64 positions, and there are 65 keys"),
     "shifted past the table": (loom.key_padding(TABLE), {"kv_offset": 1}, ValueError, "table with 64 positions, and there are 65 keys"),
+    "positions past the table": (shifted(loom.key_padding(TABLE), kv_offset=9), {}, ValueError, "reads position 72 of a table with 64 positions"),
     "another device": (loom.key_padding(TABLE), {"device": "meta"}, ValueError, r"tensors lie on cpu, .* on meta; .* mask.to\('meta'\)"),
     "a float offset": (_mask, {"q_offset": 1.5}, TypeError, "q_offset is a position, an int or .*; got 1.5"),
     "unknown number of rows": (lambda b, h, q, kv: q >= b, {}, ValueError, "pass batch= "),

@@ -12,7 +12,7 @@ from maskloom.blocks.analyse import Grid, analyse
 from maskloom.blocks.interval import Interval
 from maskloom.blocks.rules import RULES
 from maskloom.masks.program import record
-from tests.blocks.random_masks import Case, random_case, tables_of_torch
+from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
 
 aten = torch.ops.aten
 
@@ -111,6 +111,9 @@ TRAPS = {
     "negative floor division": lambda b, h, q, kv: (q - kv) // 5 == torch.div(q - kv, 5, rounding_mode="trunc"),
     "bfloat16 rounds": lambda b, h, q, kv: thirds[q] * 0.1 + thirds[kv] > 0.2,
     "least number by -1": lambda b, h, q, kv: (huge[q] * 2 - 2**62) // (kv - 40).clamp(-2, -1) > q,
+    "alpha": lambda b, h, q, kv: torch.add(q, 3, alpha=2) > torch.sub(kv, q, alpha=3) + torch.rsub(kv, 4, alpha=2),
+    "views": lambda b, h, q, kv: (torch.stack([q, kv]).view(1, 2).expand(3, 2) > 3).view(-1)[1:4].all(),
+    "negative exact index": lambda b, h, q, kv: relative[b - 3] | (q > kv),
     "negative bits": lambda b, h, q, kv: ((q - kv) & 13) + ((q - kv) | 3) ^ (kv - q) > 3,
 }
 
@@ -141,6 +144,18 @@ def test_tiles_that_touch_no_boundary_are_decided_without_an_element(name):
     mixed = truth.any(-1).any(-2) & ~truth.all(-1).all(-2)
     undecided = (answer.hi & ~answer.lo).expand(1, 1, 4, 4)
     assert name == "row by row" or not (undecided & ~mixed).any()
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_traps_have_the_tables_of_torch(name):
+    case = Case(TRAPS[name], 1, 1, 64, 61, (16, 8), name)
+    ours = loom.create_block_mask(case.mask_mod, 1, 1, 64, 61, "cpu", (16, 8))
+    assert differing(ours, tables_of_torch(case)) == []
+
+
+def test_an_exact_index_past_the_table_raises_as_in_torch():
+    with pytest.raises(IndexError):
+        loom.block_mask(lambda b, h, q, kv: relative[b + 500] & (q > kv), 64, 64, batch=2, device="cpu")
 
 
 def test_an_operation_without_a_rule_is_named():

@@ -116,9 +116,7 @@ def _step(
 
 
 def _exactly(step: Step, args: Any, kwargs: dict[str, Any]) -> tuple[Interval | None, ...] | None:
-    """An operation on values that are exact: itself, except that an index out of range is held in the table."""
-    if step.op.overloadpacket is torch.ops.aten.index:
-        return (RULES[torch.ops.aten.index](step.op, *args),)
+    """An operation on values that are exact: itself."""
     out = lifted(step.op, _tensors_in(args), {name: _tensors_in(item) for name, item in kwargs.items()}, LEAD)
     outs = out if isinstance(out, (tuple, list)) else (out,)
     return tuple(None if tensor is None else Interval.exactly(tensor) for tensor in outs)

@@ -75,7 +75,7 @@ def ambiguous(step: Step, program: Program) -> bool:
 def aligned(tensors: list[Tensor], lead: int) -> list[Tensor]:
     """The same tensors with own dims of size 1 in front, so that all have as many and broadcast like the own ones."""
     rank = max(tensor.ndim for tensor in tensors)
-    return [_padded(tensor, rank, lead) for tensor in tensors]
+    return [padded(tensor, rank, lead) for tensor in tensors]
 
 
 def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any, wide: bool = False) -> torch.dtype:
@@ -83,6 +83,9 @@ def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any, wide: bool = F
 
     With ``wide`` they do, as in vmap's comparisons.
     """
+    dtype = tensors[0].dtype
+    if all(tensor.dtype == dtype for tensor in tensors) and all(_adopts(dtype, number) for number in numbers):
+        return dtype
     common: Any = torch.empty(1, dtype=_widest(tensors)) if wide else None
     for dimensioned in () if wide else (True, False):
         dtypes = [tensor.dtype for tensor in tensors if (tensor.ndim > lead) == dimensioned]
@@ -94,11 +97,17 @@ def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any, wide: bool = F
     return common.dtype
 
 
+def _adopts(dtype: torch.dtype, number: Any) -> bool:
+    """Whether a Python number beside a tensor of ``dtype`` leaves the dtype as it is."""
+    return dtype.is_floating_point or type(number) is bool or (type(number) is int and dtype != torch.bool)
+
+
 def _widest(tensors: list[Tensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
-def _padded(tensor: Tensor, rank: int, lead: int) -> Tensor:
+def padded(tensor: Tensor, rank: int, lead: int) -> Tensor:
+    """The tensor with as many dims as ``rank``: own dims of size 1 in front of its own ones."""
     if tensor.ndim == rank:
         return tensor
     return tensor.reshape(*tensor.shape[:lead], *(1,) * (rank - tensor.ndim), *tensor.shape[lead:])
@@ -177,12 +186,14 @@ def _squeeze(lead: int, value: Tensor, dims: Any = None) -> Tensor:
     return value.squeeze(tuple(place for place in places if value.shape[place] == 1))
 
 
-def _view(lead: int, value: Tensor, shape: list[int]) -> Tensor:
+def _view(lead: int, value: Tensor, shape: Any) -> Tensor | None:
+    if not isinstance(shape, (list, tuple)):  # as another dtype
+        return None
     return value.reshape(*value.shape[:lead], *shape)
 
 
 def _expand(lead: int, value: Tensor, shape: list[int], *, implicit: bool = False) -> Tensor:
-    return _padded(value, lead + len(shape), lead).expand(*value.shape[:lead], *shape)
+    return padded(value, lead + len(shape), lead).expand(*value.shape[:lead], *shape)
 
 
 def _permute(lead: int, value: Tensor, dims: list[int]) -> Tensor:

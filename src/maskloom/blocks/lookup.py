@@ -36,6 +36,9 @@ def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
     """``table[i, j, ...]``; None if an index is no integer index.
 
     Out-of-range ends are moved into the table: an element that truly read there would raise in torch.
+
+    Raises:
+        ValueError: positions themselves, or positions plus a number, that run past the table.
     """
     if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
         return None
@@ -70,10 +73,12 @@ def _gathered(read: _Read) -> Interval | None:
 def _inside(index: Interval, size: int) -> Interval:
     """The index with negative ends counted from the table's end, and held inside the table."""
     least, most = index.bounds
+    if index.run is not None and most >= size:  # a run holds every position between its ends
+        raise ValueError(f"the mask reads position {most} of a table with {size} positions")
     if least >= 0 and most < size:
         return index
-    if index.exact:
-        return Interval.exactly(_wrapped(index.lo, size).clamp(0, size - 1), span=(0, size - 1))
+    if index.exact:  # torch wraps it around itself, or raises
+        return index
     lo, hi = index.lo, index.hi
     if least < 0:
         crosses = (lo < 0) & (hi >= 0)

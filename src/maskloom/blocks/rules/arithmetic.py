@@ -24,7 +24,7 @@ def from_ends(ends: Callable[[list[Any], list[Any]], Pair], on_bools: Rule | Non
     """A rule from a function of ends; see `computed`."""
 
     def rule(op: Any, *args: Any, alpha: Any = 1) -> Interval | None:
-        values = operands(*args) if alpha == 1 else None
+        values = operands(*args) if alpha == 1 and len(args) <= 2 else None  # some overloads take alpha by position
         if values is None:
             return None
         if dtype_of(values) == torch.bool:
@@ -37,8 +37,8 @@ def from_ends(ends: Callable[[list[Any], list[Any]], Pair], on_bools: Rule | Non
 def moving_runs(rule: Rule, sign: int) -> Rule:
     """Positions plus a Python int are positions, and still read tables block by block."""
 
-    def moving(op: Any, left: Any, right: Any, *, alpha: Any = 1) -> Interval | None:
-        out = rule(op, left, right, alpha=alpha)
+    def moving(op: Any, left: Any, right: Any, *rest: Any, alpha: Any = 1) -> Interval | None:
+        out = rule(op, left, right, *rest, alpha=alpha)
         run = getattr(left, "run", None)
         if out is None or run is None or not isinstance(right, int) or run.start + sign * right < 0:
             return out

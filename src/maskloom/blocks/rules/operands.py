@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.interval import LEAD, RANGES, Interval, as_float, as_int, cast
-from maskloom.blocks.lifted import aligned, common_dtype
+from maskloom.blocks.lifted import common_dtype, padded
 
 Rule = Callable[..., Interval | None]
 
@@ -36,18 +36,16 @@ def align(intervals: list[Interval]) -> list[Interval]:
     """The intervals with own dims of size 1 in front, so that all have as many."""
     if len({interval.lo.ndim for interval in intervals}) == 1:
         return intervals
-    los = aligned([interval.lo for interval in intervals], LEAD)
-    his = aligned([interval.hi for interval in intervals], LEAD)
-    nans = [interval.nan for interval in intervals]
-    rank = los[0].ndim
-    nans = [nan if nan is None else _padded_to(nan, rank) for nan in nans]
+    rank = max(interval.lo.ndim for interval in intervals)
     return [
-        Interval(lo, hi, nan, interval.span) for lo, hi, nan, interval in zip(los, his, nans, intervals, strict=True)
+        Interval(
+            padded(interval.lo, rank, LEAD),
+            padded(interval.hi, rank, LEAD),
+            None if interval.nan is None else padded(interval.nan, rank, LEAD),
+            interval.span,
+        )
+        for interval in intervals
     ]
-
-
-def _padded_to(tensor: Tensor, rank: int) -> Tensor:
-    return tensor.reshape(*tensor.shape[:LEAD], *(1,) * (rank - tensor.ndim), *tensor.shape[LEAD:])
 
 
 def nan_of(*values: Any) -> Tensor | None:

@@ -115,6 +115,8 @@ def reshaped(op: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
     if any(item.nan is not None for item in loose):
         parts.append([torch.zeros_like(item.lo, dtype=torch.bool) if item.nan is None else item.nan for item in loose])
     outs = [lifted(op, [part if isinstance(value, list) else part[0], *args], kwargs, LEAD) for part in parts]
+    if outs[0] is None:
+        return None
     if isinstance(outs[0], (tuple, list)):
         return tuple(Interval(*ends) for ends in zip(*outs, strict=True))
     return Interval(*outs)
