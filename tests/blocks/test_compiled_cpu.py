@@ -25,7 +25,11 @@ def _window(b, h, q_idx, kv_idx):
     return (q_idx - kv_idx < 50) & (q_idx >= kv_idx)
 
 
-@pytest.mark.parametrize("mask_mod, kv_heads", [(_causal_padding, 4), (_documents, 4), (_window, 2)])
+def _prefix(b, h, q_idx, kv_idx):
+    return (kv_idx < LENS[b] // 2) | (q_idx >= kv_idx)
+
+
+@pytest.mark.parametrize("mask_mod, kv_heads", [(_causal_padding, 4), (_documents, 4), (_window, 2), (_prefix, 4)])
 def test_compiled_attention_with_our_tables_is_the_reference(mask_mod, kv_heads):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 """Pages that are made from code say what the code says; links and pictures of all pages exist."""
 
+import csv
 import importlib
 import re
 from pathlib import Path
@@ -27,3 +28,35 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def rows_of(name):
+    with (DOCS.parent / "benchmarks" / "results" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_measured_table_of_block_masks_is_the_committed_rows():
+    shown = {
+        (cells[0], cells[1]): cells[2:]
+        for cells in (
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in (DOCS / "blocks.md").read_text().splitlines()
+            if re.match(r"\| [\w &]+ \| \d+k \|", line)
+        )
+    }
+    rows = rows_of("blocks.csv")
+    assert len(shown) == len(rows)
+    for row in rows:
+        cells = shown[row["mask"], f"{int(row['length']) // 1024}k"]
+        measured = [row["ours_ms"], row["ours_inexact_ms"], row["ours_first_call_ms"]]
+        assert [float(cell) for cell in cells[:3]] == pytest.approx([float(value) for value in measured], abs=0.0051)
+        assert cells[3] == (row["torch_eager_ms"] or "–")
+        assert cells[4] == (row["times_faster"] or "–")
+
+
+def test_the_random_cases_are_the_committed_row():
+    row = rows_of("exactness.csv")[-1]
+    assert row["wrong"] == "0"
+    text = (DOCS / "blocks.md").read_text()
+    for name in ("cases", "identical", "undefined_in_torch"):
+        assert f"{int(row[name]):,}" in text or row[name] in text, name
