@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import and_masks as torch_and
 from torch.nn.attention.flex_attention import or_masks as torch_or
 
 import maskloom as loom
-from maskloom.attention import compiled
+from maskloom.attention import backends, compiled
 from maskloom.attention.reference import reference
 from tests.all_masks import ALL_MASKS
 
@@ -159,3 +159,33 @@ def test_inside_an_outer_compile_there_is_one_graph(tracing):
 def test_the_cpu_kernel_itself():
     torch._dynamo.reset()
     attend((loom.window(back=9) | loom.sinks(3)) & loom.lengths(LENS), 50)
+
+
+def test_small_heads_are_widened_and_the_mask_is_kept(tracing):
+    generator = torch.Generator().manual_seed(0)
+    query, value = torch.randn(B, H, 33, 8, generator=generator), torch.randn(B, H, 33, 5, generator=generator)
+    mask = loom.causal & loom.lengths(LENS)
+    expected, _ = reference(query, query, value, mask)
+    for _ in range(2):
+        blocks = backends._as_block_mask(query, query, mask)
+        with torch.no_grad():
+            out = backends._run_triton(
+                query, query.clone(), value, blocks, score_mod=None, scale=None, kernel_options=None
+            )
+        torch.testing.assert_close(out, expected)
+        assert blocks.mask_mod is mask
+    assert len(tracing) == 1
+
+
+def test_objects_that_a_closure_holds_are_one_kind(tracing):
+    class Settings:
+        def __init__(self, lens):
+            self.lens = lens
+
+    def made_of(settings):
+        return lambda b, h, q_idx, kv_idx: kv_idx < settings.lens[b]
+
+    for add in range(12):  # more than the recompile limit
+        attend(made_of(Settings(LENS + add)), 33)
+    assert compiled.compiled_kinds() == 1
+    assert len(tracing) <= 2

@@ -107,13 +107,14 @@ def _run_triton(
     kernel_options: dict[str, Any] | None,
 ) -> Tensor:
     head_dim, value_dim = query.shape[-1], value.shape[-1]
-    if head_dim < _SMALLEST_FUSED_HEAD_DIM or value_dim < _SMALLEST_FUSED_HEAD_DIM:  # zeros change no score
+    narrow = head_dim < _SMALLEST_FUSED_HEAD_DIM or value_dim < _SMALLEST_FUSED_HEAD_DIM
+    if narrow:  # the zeros that widen it change no score
         scale = head_dim**-0.5 if scale is None else scale
         query, key, value = (_widened(tensor) for tensor in (query, key, value))
     out = fused_attention(
         query, key, value, block_mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options
     )
-    return out[..., :value_dim]
+    return out[..., :value_dim] if narrow else out
 
 
 def _widened(tensor: Tensor) -> Tensor:

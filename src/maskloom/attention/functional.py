@@ -32,8 +32,9 @@ def attend(
         query: (B, H, Q, D), floating point.
         key: (B, Hkv, K, D). H is a multiple of Hkv: with fewer key-value heads, each serves H / Hkv query heads (GQA).
         value: (B, Hkv, K, E).
-        mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask or mask_mod the BlockMask (on the CPU
-            the dense table) is built at the first call and kept with it; in-place changes of its tensors are noticed.
+        mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
+            table) is built at the first call and kept with it; in-place changes of its tensors are noticed. What a plain
+            function reads may change unseen, so from one it is built at every call.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention.
         scale: by default ``1 / sqrt(D)``.
         backend: "auto", or one of `maskloom.attention.backends.BACKENDS`.
