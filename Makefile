@@ -1,9 +1,12 @@
-# make demo   install maskloom into .venv and run the main job
-# make test   install what the tests need and run them
-# make check  format, lint, types, import arrows          make fix    format and mend what can be mended
-# make bench  the CPU benchmarks                          make gpu    the tests that need a CUDA device
+# make demo     install maskloom into .venv and run the main job
+# make test     install what the tests need and run them
+# make check    format, lint, types, import arrows
+# make fix      format, and mend what can be mended
 # make nightly  the tests with many more random examples
-# make setup  everything a developer needs                make clean  remove what was made here
+# make bench    the CPU benchmarks, into build/
+# make gpu      the tests that need a CUDA device
+# make setup    everything a developer needs
+# make clean    remove what was made here
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,8 +33,8 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/blocks.py
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/blocks.py --out build/blocks.csv
+	$(BIN)/python benchmarks/attention.py --out build/attention_cpu.csv
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu
