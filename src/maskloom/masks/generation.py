@@ -1,0 +1,311 @@
+"""Masks of generation: diffusion by blocks, trees of drafts, beams, and sequences of text and images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.algebra import Mask, mask_value, shown
+from maskloom.masks.checks import count, integers, positive, readable
+
+
+@mask_value
+class BlockDiffusion(Mask):
+    """See `block_diffusion`."""
+
+    length: int
+    block_size: int
+    name = "block_diffusion"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_noised, kv_noised = q_idx < self.length, kv_idx < self.length
+        q_block, kv_block = (q_idx % self.length) // self.block_size, (kv_idx % self.length) // self.block_size
+        block_diagonal = q_noised & kv_noised & (q_block == kv_block)
+        offset_block_causal = q_noised & ~kv_noised & (q_block > kv_block)
+        block_causal = ~q_noised & ~kv_noised & (q_block >= kv_block)
+        return (block_diagonal | offset_block_causal | block_causal) & self._holds(q_idx) & self._holds(kv_idx)
+
+    def _holds(self, idx: Tensor) -> Tensor:
+        return (idx >= 0) & (idx < 2 * self.length)
+
+
+def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
+    """The training mask of block diffusion, over the noised sequence and, behind it, the clean one.
+
+    ::
+
+        block_diffusion(4, 2)   k0 k1 k2 k3 k4 k5 k6 k7
+                    noised q0    x  x
+                           q1    x  x
+                           q2          x  x  x  x
+                           q3          x  x  x  x
+                    clean  q4                x  x
+                           q5                x  x
+                           q6                x  x  x  x
+                           q7                x  x  x  x
+
+    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks up to
+    its own. Positions behind both sequences see nothing. A last block that is not full is cut.
+
+    Source: Arriola et al. 2025 (BD3-LM), the specialised attention masks of section 3.
+
+    Args:
+        length: positions of the clean sequence, at least 1; the mask is for twice as many.
+        block_size: positions of a block, at least 1.
+    """
+    return BlockDiffusion(positive("length", length), positive("block_size", block_size))
+
+
+@mask_value
+class Tree(Mask):
+    """See `tree`."""
+
+    ancestors: Tensor
+    prefix: int | Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        nodes = self.ancestors.shape[-1]
+        q_node, kv_node = q_idx - self.prefix, kv_idx - self.prefix
+        rows = (b,) if self.ancestors.ndim == 3 else ()
+        is_ancestor = self.ancestors[(*rows, q_node.clamp(0, nodes - 1), kv_node.clamp(0, nodes - 1))]
+        in_tree = (q_node >= 0) & (q_node < nodes)
+        of_prompt = (kv_node < 0) & (kv_node <= q_node) & (kv_idx >= 0) & (q_node < nodes)
+        return of_prompt | (in_tree & (kv_node >= 0) & (kv_node < nodes) & is_ancestor)
+
+    def __repr__(self) -> str:
+        return f"tree(int64{list(self.ancestors.shape[:-1])}, prefix={shown(self.prefix)})"
+
+
+def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
+    """A node of a tree sees itself and its ancestors, and the whole prompt in front of the tree: speculative decoding.
+
+    ::
+
+        tree([-1, 0, 0, 1], prefix=2)    k0 k1 k2 k3 k4 k5            2
+                              prompt q0   x                          / \\
+                                     q1   x  x                      3   4
+                              node 0 q2   x  x  x                   |
+                              node 1 q3   x  x  x  x                5
+                              node 2 q4   x  x  x     x
+                              node 3 q5   x  x  x  x     x
+
+    Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries, and the
+    prompt is in the cache, ``shifted(tree(...), q_offset=prefix)`` numbers the queries from the first node. Positions behind the
+    tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the parents' device in log2(N)
+    steps.
+
+    Source: Miao et al. 2023 (SpecInfer), section 4.1; Cai et al. 2024 (Medusa), section 2.1.2.
+
+    Args:
+        parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent, -1 for a
+            root. There may be several roots.
+        prefix: positions of the prompt, an int, or an integer tensor without dimensions, which may change from step to step
+            without a compilation.
+
+    Raises:
+        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors (looked
+            at on the CPU only), a negative prefix.
+    """
+    table = integers("parents", parents).long()
+    if table.ndim not in (1, 2) or table.numel() == 0:
+        raise ValueError(f"parents has shape (N,) or (B, N); got {tuple(table.shape)}")
+    nodes = table.shape[-1]
+    if readable(table) and not bool(((table >= -1) & (table < nodes)).all()):
+        wrong = table[(table < -1) | (table >= nodes)]
+        raise ValueError(f"parents are numbers of nodes, -1 (a root) to {nodes - 1}; got {int(wrong[0])}")
+    return Tree(_ancestors(table), _checked_prefix(prefix))
+
+
+def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0) -> Tree:
+    """Beam search without moving the cache: a beam's token sees the prompt and its own history, through parent pointers.
+
+    ::
+
+        beams([[-1, -1], [1, 1], [0]], prefix=1)   k0 k1 k2 k3 k4 k5
+                                      prompt q0     x
+                                step 0, beam 0 q1   x  x
+                                        beam 1 q2   x     x
+                                step 1, beam 0 q3   x     x  x
+                                        beam 1 q4   x     x     x
+                                step 2, beam 0 q5   x     x  x     x
+
+    Tokens lie step by step, and within a step beam by beam; steps may have different numbers of beams. A token sees itself, the
+    token of the step before that its pointer names, the one that that one's pointer names, and so on, and the whole prompt. It
+    sees no other beam, also none that was given up. The result is `tree` of these tokens.
+
+    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same.
+
+    Args:
+        parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on from, and
+            -1 in the first step, which goes on from the prompt.
+        prefix: positions of the prompt, as in `tree`.
+
+    Raises:
+        TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at on the
+            CPU only).
+    """
+    steps = [integers("parents", step) for step in parents]
+    if not steps:
+        raise ValueError("beams has the pointers of each step; got no step")
+    nodes, first, before = [], 0, 0  # the tokens of the step before: `before` of them, from node `first` on
+    for number, step in enumerate(steps):
+        _check_pointers(step, number, before)
+        nodes.append(step + first if number else step)
+        first, before = first + before, step.shape[-1]
+    return tree(torch.cat(nodes, dim=-1), prefix=prefix)
+
+
+@mask_value
+class MixedModal(Mask):
+    """See `mixed_modal`."""
+
+    last: Tensor
+    name = "mixed_modal"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return kv_idx <= _at(self.last, b, q_idx)
+
+
+def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
+    """Text is causal, and the tokens of one image see each other both ways, and all before them.
+
+    ::
+
+        mixed_modal([-1, 0, 0, -1, 1, 1])   k0 k1 k2 k3 k4 k5
+                                   text q0   x
+                                image 0 q1   x  x  x
+                                image 0 q2   x  x  x
+                                   text q3   x  x  x  x
+                                image 1 q4   x  x  x  x  x  x
+                                image 1 q5   x  x  x  x  x  x
+
+    An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
+
+    Source: Zhou et al. 2024 (Transfusion), section 3.3; Gemma 3's images are seen so too, in its global layers. PaliGemma's
+    prompt is both ways throughout: ``causal | prefix(n)``.
+
+    Args:
+        modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token of an
+            image, will do where text stands between any two images.
+
+    Raises:
+        TypeError: neither integers nor bool. ValueError: another shape.
+    """
+    table = modality_ids if isinstance(modality_ids, Tensor) else torch.tensor(modality_ids)
+    ids = integers("modality_ids", table.long() - 1 if table.dtype == torch.bool else table)
+    if ids.ndim not in (1, 2) or ids.numel() == 0:
+        raise ValueError(f"modality_ids has shape (L,) or (B, L); got {tuple(ids.shape)}")
+    return MixedModal(_last_of_run(ids))
+
+
+@mask_value
+class Flamingo(Mask):
+    """See `flamingo`."""
+
+    text_media: Tensor
+    media: int | Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_media = _at(self.text_media, b, q_idx)
+        kv_media = _at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
+        return (q_media == kv_media) & (q_media >= 0)
+
+    def __repr__(self) -> str:
+        media = "media_ids" if isinstance(self.media, Tensor) else "tokens_per_media"
+        return f"flamingo(bool{list(self.text_media.shape)}, {media}={shown(self.media)})"
+
+
+def flamingo(
+    media_locations: Tensor | Sequence[bool],
+    *,
+    tokens_per_media: int | None = None,
+    media_ids: Tensor | Sequence[int] | None = None,
+) -> Flamingo:
+    """Cross-attention from text to images: each text token sees the latest image before it, or at its own position.
+
+    ::
+
+        flamingo([False, True, False, True], tokens_per_media=2)    k0 k1 k2 k3
+                                                       a word q0
+                                                      image 0 q1     x  x
+                                                       a word q2     x  x
+                                                      image 1 q3           x  x
+
+    Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the other. The
+    mask holds the image that each query sees, int64 (Q,) or (B, Q).
+
+    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``.
+
+    Args:
+        media_locations: bool (Q,) or (B, Q), True where an image stands in the text.
+        tokens_per_media: tokens of an image, at least 1, if all have as many.
+        media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for none.
+
+    Raises:
+        TypeError: not bool, not integers; both of the last two, or neither. ValueError: another shape.
+    """
+    if (tokens_per_media is None) == (media_ids is None):
+        got = "neither" if media_ids is None else "both"
+        raise TypeError(f"flamingo takes tokens_per_media= or media_ids=, one of them; got {got}")
+    table = media_locations if isinstance(media_locations, Tensor) else torch.tensor(media_locations)
+    if table.dtype != torch.bool:
+        raise TypeError(f"media_locations are bool, True = an image stands here; got {table.dtype}")
+    if table.ndim not in (1, 2) or table.numel() == 0:
+        raise ValueError(f"media_locations has shape (Q,) or (B, Q); got {tuple(table.shape)}")
+    text_media = table.long().cumsum(-1) - 1
+    if media_ids is None:
+        return Flamingo(text_media, positive("tokens_per_media", tokens_per_media))
+    ids = integers("media_ids", media_ids)
+    if ids.ndim not in (1, 2) or ids.numel() == 0:
+        raise ValueError(f"media_ids has shape (K,) or (B, K); got {tuple(ids.shape)}")
+    return Flamingo(text_media, ids)
+
+
+def _at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
+    """The entry for a position, of a table (L,) or (B, L)."""
+    return table[idx] if table.ndim == 1 else table[b, idx]
+
+
+def _ancestors(parents: Tensor) -> Tensor:
+    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor. Pointer jumping."""
+    nodes = parents.shape[-1]
+    none = parents.new_full(
+        (*parents.shape[:-1], 1), nodes
+    )  # a node behind the others, the parent of roots and of itself
+    jump = torch.cat([torch.where(parents < 0, nodes, parents), none], dim=-1)
+    seen = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(*jump.shape, -1)
+    for _ in range(nodes.bit_length()):  # `seen` holds the nearest 2^i ancestors, `jump` names the one behind them
+        seen = seen | seen.take_along_dim(jump[..., None], dim=-2)
+        jump = jump.take_along_dim(jump, dim=-1)
+    if readable(parents) and bool((jump < nodes).any()):
+        raise ValueError(f"parents has a cycle: node {int((jump < nodes).nonzero()[0, -1])} never comes to a root")
+    return seen[..., :nodes, :nodes].contiguous()
+
+
+def _check_pointers(step: Tensor, number: int, before: int) -> None:
+    if step.ndim not in (1, 2) or step.numel() == 0:
+        raise ValueError(f"parents has shape (beams,) or (B, beams) in each step; got {tuple(step.shape)}")
+    least, most = (0, before - 1) if number else (-1, -1)
+    if readable(step) and not bool(((step >= least) & (step <= most)).all()):
+        words = f"beams of the step before, 0 to {most}" if number else "-1 in the first step"
+        raise ValueError(f"parents are {words}; got {step.tolist()} in step {number}")
+
+
+def _checked_prefix(prefix: int | Tensor) -> int | Tensor:
+    if not isinstance(prefix, Tensor):
+        return count("prefix", prefix)
+    if prefix.ndim or prefix.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"prefix is a number of positions, an int or an int32 or int64 tensor without dimensions; "
+            f"got {prefix.dtype} of shape {tuple(prefix.shape)}"
+        )
+    return prefix
+
+
+def _last_of_run(ids: Tensor) -> Tensor:
+    """For each position the last of its run of equal ids, itself where the id is negative: int64."""
+    positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    ends = torch.ones_like(ids, dtype=torch.bool)
+    ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
+    next_end = torch.where(ends, positions, ids.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.where(ids < 0, positions, next_end)
