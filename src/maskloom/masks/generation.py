@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import count, integers, positive, readable
+from maskloom.masks.indexing import at, within
 
 
 @mask_value
@@ -23,10 +24,8 @@ class BlockDiffusion(Mask):
         block_diagonal = q_noised & kv_noised & (q_block == kv_block)
         offset_block_causal = q_noised & ~kv_noised & (q_block > kv_block)
         block_causal = ~q_noised & ~kv_noised & (q_block >= kv_block)
-        return (block_diagonal | offset_block_causal | block_causal) & self._holds(q_idx) & self._holds(kv_idx)
-
-    def _holds(self, idx: Tensor) -> Tensor:
-        return (idx >= 0) & (idx < 2 * self.length)
+        inside = within(q_idx, 2 * self.length) & within(kv_idx, 2 * self.length)
+        return (block_diagonal | offset_block_causal | block_causal) & inside
 
 
 def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
@@ -68,9 +67,8 @@ class Tree(Mask):
         q_node, kv_node = q_idx - self.prefix, kv_idx - self.prefix
         rows = (b,) if self.ancestors.ndim == 3 else ()
         is_ancestor = self.ancestors[(*rows, q_node.clamp(0, nodes - 1), kv_node.clamp(0, nodes - 1))]
-        in_tree = (q_node >= 0) & (q_node < nodes)
-        of_prompt = (kv_node < 0) & (kv_node <= q_node) & (kv_idx >= 0) & (q_node < nodes)
-        return of_prompt | (in_tree & (kv_node >= 0) & (kv_node < nodes) & is_ancestor)
+        of_prompt = (kv_idx >= 0) & (kv_node < 0) & (kv_node <= q_node) & (q_node < nodes)
+        return of_prompt | (within(q_node, nodes) & within(kv_node, nodes) & is_ancestor)
 
     def __repr__(self) -> str:
         return f"tree(int64{list(self.ancestors.shape[:-1])}, prefix={shown(self.prefix)})"
@@ -144,9 +142,12 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0
         TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at on the
             CPU only).
     """
-    steps = [integers("parents", step) for step in parents]
+    steps = [integers("parents", step).long() for step in parents]
     if not steps:
         raise ValueError("beams has the pointers of each step; got no step")
+    if len({step.shape[:-1] for step in steps}) > 1:
+        shapes = " and ".join(str(tuple(step.shape)) for step in steps)
+        raise ValueError(f"parents has shape (beams,) in each step, or (B, beams) in each; got {shapes}")
     nodes, first, before = [], 0, 0  # the tokens of the step before: `before` of them, from node `first` on
     for number, step in enumerate(steps):
         _check_pointers(step, number, before)
@@ -163,7 +164,7 @@ class MixedModal(Mask):
     name = "mixed_modal"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return kv_idx <= _at(self.last, b, q_idx)
+        return kv_idx <= at(self.last, b, q_idx)
 
 
 def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
@@ -206,8 +207,8 @@ class Flamingo(Mask):
     media: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_media = _at(self.text_media, b, q_idx)
-        kv_media = _at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
+        q_media = at(self.text_media, b, q_idx)
+        kv_media = at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
         return (q_media == kv_media) & (q_media >= 0)
 
     def __repr__(self) -> str:
@@ -259,11 +260,6 @@ def flamingo(
     if ids.ndim not in (1, 2) or ids.numel() == 0:
         raise ValueError(f"media_ids has shape (K,) or (B, K); got {tuple(ids.shape)}")
     return Flamingo(text_media, ids)
-
-
-def _at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
-    """The entry for a position, of a table (L,) or (B, L)."""
-    return table[idx] if table.ndim == 1 else table[b, idx]
 
 
 def _ancestors(parents: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
+from maskloom.masks.indexing import entry, within
 
 
 @mask_value
@@ -17,7 +18,7 @@ class FromDense(Mask):
     name = "from_dense"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _entry(self.table, b, h, q_idx, kv_idx)
+        return entry(self.table, b, h, q_idx, kv_idx)
 
 
 @mask_value
@@ -30,8 +31,8 @@ class FromBlocks(Mask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]
         row, column = q_idx // self.block_size[0], kv_idx // self.block_size[1]
-        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-        return inside & _entry(self.tiles, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
+        inside = within(row, rows) & within(column, columns)
+        return inside & entry(self.tiles, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
 
     def __repr__(self) -> str:
         return f"from_blocks({shown(self.tiles)}, {self.block_size})"
@@ -131,9 +132,3 @@ def _table(name: str, value: Tensor, sides: str) -> Tensor:
     if not 2 <= value.ndim <= 4 or value.numel() == 0:
         raise ValueError(f"{name} has shape {sides}, with B or B, H in front; got {tuple(value.shape)}")
     return value
-
-
-def _entry(table: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The entry of a table (..., rows, columns) whose B and H may be missing, or 1 for all."""
-    lead = zip(table.shape[:-2], (b, h), strict=False)
-    return table[(*(0 if size == 1 else index for size, index in lead), row, column)]

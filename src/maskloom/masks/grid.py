@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import per_axis, positive
+from maskloom.masks.indexing import within
 
 Cell = list[Tensor]
 """Where a position lies: its coordinate along each axis."""
@@ -38,7 +39,7 @@ class GridMask(Mask):
 
     def holds(self, idx: Tensor) -> Tensor:
         """Whether a position is a cell of the grid: bool."""
-        return (idx >= 0) & (idx < math.prod(self.shape))
+        return within(idx, math.prod(self.shape))
 
 
 @mask_value

@@ -106,9 +106,7 @@ def morton(mask: GridMask) -> Morton:
 class GridTiles(Mask):
     """See `grid_tiles`."""
 
-    shape: tuple[int, ...]
     tile: tuple[int, ...]
-    window: tuple[int, ...]
     tiles: Neighbourhood
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -116,7 +114,8 @@ class GridTiles(Mask):
         return self.tiles.__call__(b, h, q_idx // cells, kv_idx // cells)
 
     def __repr__(self) -> str:
-        return f"grid_tiles({self.shape}, {self.tile}, {self.window})"
+        shape = tuple(tiles * side for tiles, side in zip(self.tiles.shape, self.tile, strict=True))
+        return f"grid_tiles({shape}, {self.tile}, {self.tiles.window})"
 
 
 def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Sequence[int]) -> GridTiles:
@@ -143,8 +142,7 @@ def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Se
     """
     sizes = grid_shape(shape)
     sides = _checked_tile(sizes, tile)
-    tiles = neighbourhood(_tiles(sizes, sides), window)
-    return GridTiles(sizes, sides, tiles.window, tiles)
+    return GridTiles(sides, neighbourhood(_tiles(sizes, sides), window))
 
 
 def _tiles(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:

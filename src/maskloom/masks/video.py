@@ -4,6 +4,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import count, positive
+from maskloom.masks.indexing import within
 
 
 class _Frames(Mask):
@@ -15,7 +16,7 @@ class _Frames(Mask):
     prompt: int
 
     def _holds(self, idx: Tensor) -> Tensor:
-        return (idx >= 0) & (idx < self.prompt + self.frames * self.frame_size)
+        return within(idx, self.prompt + self.frames * self.frame_size)
 
 
 @mask_value
@@ -86,10 +87,10 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
     Raises:
         TypeError: not ints. ValueError: a number that is too small, more sink frames than frames.
     """
-    sinks = count("sink_frames", sink_frames)
+    checked, sinks = _checked(frames, frame_size, width, prompt), count("sink_frames", sink_frames)
     if sinks > frames:
         raise ValueError(f"sink_frames are some of the {frames} frames; got {sinks}")
-    return Spatial(*_checked(frames, frame_size, width, prompt), sinks)
+    return Spatial(*checked, sinks)
 
 
 def temporal(frames: int, frame_size: int, *, width: int, prompt: int = 0) -> Temporal:
