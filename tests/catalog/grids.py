@@ -14,18 +14,18 @@ from maskloom.masks.video import spatial, temporal
 BATCH, HEADS = 3, 2
 
 
-def _flags(*shape: int) -> torch.Tensor:
+def flags(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape))) < 0.4
 
 
-def _integers(least: int, most: int, *shape: int) -> torch.Tensor:
+def integers(least: int, most: int, *shape: int) -> torch.Tensor:
     return torch.randint(least, most + 1, shape, generator=torch.Generator().manual_seed(most))
 
 
 # a random tree for each batch row: a node's parent is one before it, or none
-PARENTS = (_integers(0, 999, BATCH, 11) % (torch.arange(11) + 1)) - 1
+PARENTS = (integers(0, 999, BATCH, 11) % (torch.arange(11) + 1)) - 1
 BEAMS = [[-1, -1, -1], [2, 0, 0, 2], [3, 3], [1, 0, 1]]
-BEAMS_BY_ROW = [torch.full((BATCH, 2), -1), _integers(0, 1, BATCH, 5), _integers(0, 4, BATCH, 3)]
+BEAMS_BY_ROW = [torch.full((BATCH, 2), -1), integers(0, 1, BATCH, 5), integers(0, 4, BATCH, 3)]
 TEXT_AND_IMAGES = torch.tensor([-1, 2, 2, 2, 5, 5, -1, -3, 2, 2, -1, 0, 0])
 
 MASKS: dict[str, tuple[Callable[[], Mask], int, int]] = {
@@ -66,19 +66,19 @@ MASKS: dict[str, tuple[Callable[[], Mask], int, int]] = {
     "beams": (lambda: beams(BEAMS, prefix=3), 15, 17),
     "beams_by_row": (lambda: beams(BEAMS_BY_ROW), 10, 10),
     "mixed_modal": (lambda: mixed_modal(TEXT_AND_IMAGES), 13, 17),
-    "mixed_modal_by_row": (lambda: mixed_modal(_integers(-1, 1, BATCH, 17)), 17, 17),
-    "mixed_modal_flags": (lambda: mixed_modal(_flags(BATCH, 17)), 13, 17),
+    "mixed_modal_by_row": (lambda: mixed_modal(integers(-1, 1, BATCH, 17)), 17, 17),
+    "mixed_modal_flags": (lambda: mixed_modal(flags(BATCH, 17)), 13, 17),
     "flamingo": (lambda: flamingo([False, True, False, False, True, True, False], tokens_per_media=3), 7, 11),
-    "flamingo_by_row": (lambda: flamingo(_flags(BATCH, 13), tokens_per_media=5), 13, 17),
-    "flamingo_ids": (lambda: flamingo(_flags(13), media_ids=_integers(-1, 3, BATCH, 11)), 13, 11),
-    "from_dense": (lambda: from_dense(_flags(7, 11)), 7, 11),
-    "from_dense_by_row": (lambda: from_dense(_flags(BATCH, 7, 11)), 7, 11),
-    "from_dense_by_head": (lambda: from_dense(_flags(1, HEADS, 7, 11)), 7, 11),
-    "from_dense_by_both": (lambda: from_dense(_flags(BATCH, HEADS, 7, 11)), 7, 11),
-    "from_dense_for_all": (lambda: from_dense(_flags(1, 1, 7, 11)), 7, 11),
-    "from_blocks": (lambda: from_blocks(_flags(2, 5), 3), 7, 17),
-    "from_blocks_by_row": (lambda: from_blocks(_flags(BATCH, 1, 2, 5), (5, 2)), 7, 10),
-    "from_blocks_by_both": (lambda: from_blocks(_flags(BATCH, HEADS, 2, 5), (5, 2)), 11, 10),
-    "top_k_blocks": (lambda: top_k_blocks(_integers(-1, 4, BATCH, HEADS, 3, 2), (5, 3), key_blocks=5), 13, 17),
-    "top_k_blocks_by_query": (lambda: top_k_blocks(_integers(-1, 2, BATCH, 11, 2), (1, 5)), 11, 13),
+    "flamingo_by_row": (lambda: flamingo(flags(BATCH, 13), tokens_per_media=5), 13, 17),
+    "flamingo_ids": (lambda: flamingo(flags(13), media_ids=integers(-1, 3, BATCH, 11)), 13, 11),
+    "from_dense": (lambda: from_dense(flags(7, 11)), 7, 11),
+    "from_dense_by_row": (lambda: from_dense(flags(BATCH, 7, 11)), 7, 11),
+    "from_dense_by_head": (lambda: from_dense(flags(1, HEADS, 7, 11)), 7, 11),
+    "from_dense_by_both": (lambda: from_dense(flags(BATCH, HEADS, 7, 11)), 7, 11),
+    "from_dense_for_all": (lambda: from_dense(flags(1, 1, 7, 11)), 7, 11),
+    "from_blocks": (lambda: from_blocks(flags(2, 5), 3), 7, 17),
+    "from_blocks_by_row": (lambda: from_blocks(flags(BATCH, 1, 2, 5), (5, 2)), 7, 10),
+    "from_blocks_by_both": (lambda: from_blocks(flags(BATCH, HEADS, 2, 5), (5, 2)), 11, 10),
+    "top_k_blocks": (lambda: top_k_blocks(integers(-1, 4, BATCH, HEADS, 3, 2), (5, 3), key_blocks=5), 13, 17),
+    "top_k_blocks_by_query": (lambda: top_k_blocks(integers(-1, 2, BATCH, 11, 2), (1, 5)), 11, 13),
 }

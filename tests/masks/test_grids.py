@@ -16,8 +16,7 @@ from maskloom.masks.layout import grid_tiles, morton, tiled
 from maskloom.masks.video import spatial, temporal
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
-from tests.catalog import grids
-from tests.catalog.grids import BATCH, BEAMS, BEAMS_BY_ROW, HEADS, MASKS, PARENTS, TEXT_AND_IMAGES
+from tests.catalog.grids import BATCH, BEAMS, BEAMS_BY_ROW, HEADS, MASKS, PARENTS, TEXT_AND_IMAGES, flags, integers
 
 PUBLIC = (
     neighbourhood, grid_window, axial, shifted_windows, tiled, morton, grid_tiles, spatial, temporal, block_diffusion, tree,
@@ -266,21 +265,21 @@ ORACLES = {
     "beams": searched(BEAMS, 3),
     "beams_by_row": searched_by_row(BEAMS_BY_ROW),
     "mixed_modal": mixed(TEXT_AND_IMAGES.tolist()),
-    "mixed_modal_by_row": mixed(grids._integers(-1, 1, BATCH, 17).tolist()),
-    "mixed_modal_flags": mixed((grids._flags(BATCH, 17).long() - 1).tolist()),
+    "mixed_modal_by_row": mixed(integers(-1, 1, BATCH, 17).tolist()),
+    "mixed_modal_flags": mixed((flags(BATCH, 17).long() - 1).tolist()),
     "flamingo": latest([False, True, False, False, True, True, False], [k // 3 for k in range(11)]),
-    "flamingo_by_row": latest(grids._flags(BATCH, 13).tolist(), [k // 5 for k in range(17)]),
-    "flamingo_ids": latest(grids._flags(13).tolist(), grids._integers(-1, 3, BATCH, 11).tolist()),
-    "from_dense": table_by(grids._flags(7, 11)[None, None]),
-    "from_dense_by_row": table_by(grids._flags(BATCH, 7, 11)[:, None]),
-    "from_dense_by_head": table_by(grids._flags(1, HEADS, 7, 11)),
-    "from_dense_by_both": table_by(grids._flags(BATCH, HEADS, 7, 11)),
-    "from_dense_for_all": table_by(grids._flags(1, 1, 7, 11)),
-    "from_blocks": table_by(grids._flags(2, 5)[None, None], 3, 3),
-    "from_blocks_by_row": table_by(grids._flags(BATCH, 1, 2, 5), 5, 2),
-    "from_blocks_by_both": table_by(grids._flags(BATCH, HEADS, 2, 5), 5, 2),
-    "top_k_blocks": chosen(grids._integers(-1, 4, BATCH, HEADS, 3, 2), 5, 3),
-    "top_k_blocks_by_query": chosen(grids._integers(-1, 2, BATCH, 11, 2)[:, None], 1, 5),
+    "flamingo_by_row": latest(flags(BATCH, 13).tolist(), [k // 5 for k in range(17)]),
+    "flamingo_ids": latest(flags(13).tolist(), integers(-1, 3, BATCH, 11).tolist()),
+    "from_dense": table_by(flags(7, 11)[None, None]),
+    "from_dense_by_row": table_by(flags(BATCH, 7, 11)[:, None]),
+    "from_dense_by_head": table_by(flags(1, HEADS, 7, 11)),
+    "from_dense_by_both": table_by(flags(BATCH, HEADS, 7, 11)),
+    "from_dense_for_all": table_by(flags(1, 1, 7, 11)),
+    "from_blocks": table_by(flags(2, 5)[None, None], 3, 3),
+    "from_blocks_by_row": table_by(flags(BATCH, 1, 2, 5), 5, 2),
+    "from_blocks_by_both": table_by(flags(BATCH, HEADS, 2, 5), 5, 2),
+    "top_k_blocks": chosen(integers(-1, 4, BATCH, HEADS, 3, 2), 5, 3),
+    "top_k_blocks_by_query": chosen(integers(-1, 2, BATCH, 11, 2)[:, None], 1, 5),
 }
 
 
@@ -544,7 +543,7 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         (lambda: temporal(2, 5, width=1, prompt=-3), ValueError, "prompt is a number .* at least 0; got -3"),
         (lambda: block_diffusion(0, 2), ValueError, "length is a number .* at least 1; got 0"),
         (lambda: block_diffusion(4, 1.5), TypeError, "block_size is a number .* got float: 1.5"),
-        (lambda: tree([0.5]), TypeError, "parents are integers; got torch.float32"),
+        (lambda: tree(torch.tensor([0.5])), TypeError, "parents are integers; got torch.float32"),
         (lambda: tree(torch.zeros(2, 3, 5).long()), ValueError, r"shape \(N,\) or \(B, N\); got \(2, 3, 5\)"),
         (lambda: tree([-1, 0, 3]), ValueError, r"numbers of nodes, -1 \(a root\) to 2; got 3"),
         (lambda: tree([-1, -2]), ValueError, r"-1 \(a root\) to 1; got -2"),
@@ -562,14 +561,22 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
             ValueError,
             r"\(B, beams\) in each; got \(2,\) and \(3, 2\)",
         ),
-        (lambda: mixed_modal([0.5]), TypeError, "modality_ids are integers; got torch.float32"),
+        (lambda: mixed_modal(torch.tensor([0.5])), TypeError, "modality_ids are integers; got torch.float32"),
         (lambda: mixed_modal(torch.zeros(2, 3, 5).long()), ValueError, r"shape \(L,\) or \(B, L\); got \(2, 3, 5\)"),
         (lambda: flamingo([True]), TypeError, "tokens_per_media= or media_ids=, one of them; got neither"),
         (lambda: flamingo([True], tokens_per_media=2, media_ids=[0]), TypeError, "got both"),
-        (lambda: flamingo([1, 0], tokens_per_media=2), TypeError, "True = an image stands here; got torch.int64"),
+        (
+            lambda: flamingo(torch.tensor([1, 0]), tokens_per_media=2),
+            TypeError,
+            "True = an image stands here; got torch.int64",
+        ),
         (lambda: flamingo(FLAGS[None], tokens_per_media=2), ValueError, r"shape \(Q,\) or \(B, Q\); got \(1, 2, 3\)"),
         (lambda: flamingo(FLAGS, tokens_per_media=0), ValueError, "tokens_per_media is .* at least 1; got 0"),
-        (lambda: flamingo(FLAGS, media_ids=[[[0]]]), ValueError, r"shape \(K,\) or \(B, K\); got \(1, 1, 1\)"),
+        (
+            lambda: flamingo(FLAGS, media_ids=torch.zeros(1, 1, 1).long()),
+            ValueError,
+            r"shape \(K,\) or \(B, K\); got \(1, 1, 1\)",
+        ),
         (lambda: from_dense(FLAGS.long()), TypeError, "table is a bool tensor, True = may attend; got torch.int64"),
         (lambda: from_dense([[True]]), TypeError, "table is a bool tensor, True = may attend; got list"),
         (lambda: from_dense(FLAGS[0]), ValueError, r"shape \(Q, K\), with B or B, H in front; got \(3,\)"),
@@ -581,7 +588,7 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         ),
         (lambda: from_blocks(FLAGS, 0), ValueError, "block_size is a number of positions, at least 1; got 0"),
         (lambda: from_blocks(FLAGS, (1, 2, 3)), ValueError, r"each of the 2 axes; got \(1, 2, 3\)"),
-        (lambda: top_k_blocks([0, 1], 2), ValueError, r"shape \(query blocks, k\), .* got \(2,\)"),
+        (lambda: top_k_blocks(torch.tensor([0, 1]), 2), ValueError, r"shape \(query blocks, k\), .* got \(2,\)"),
         (lambda: top_k_blocks(FLAGS, 2), TypeError, "indices are integers; got torch.bool"),
         (lambda: top_k_blocks([[0, -2]], 2), ValueError, r"-1 \(none\) to 0; got values from -2 to 0"),
         (lambda: top_k_blocks([[0, 5]], 2, key_blocks=5), ValueError, r"-1 \(none\) to 4; got values from 0 to 5"),

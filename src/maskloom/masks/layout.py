@@ -5,6 +5,7 @@ compact, so windows touch fewer tiles. Tokens must be brought into the order, an
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,17 +16,27 @@ from maskloom.masks.checks import per_axis
 from maskloom.masks.grid import Cell, GridMask, Neighbourhood, coordinates, grid_shape, neighbourhood
 
 
+class _InOrder(Mask):
+    """A grid mask that finds the cell at a position in its own way."""
+
+    mask: GridMask
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        seen = self.mask.sees(self._cell(q_idx), self._cell(kv_idx))
+        return seen & self.mask.holds(q_idx) & self.mask.holds(kv_idx)
+
+    @abstractmethod
+    def _cell(self, idx: Tensor) -> Cell:
+        """The cell at a position."""
+
+
 @mask_value
-class Tiled(Mask):
+class Tiled(_InOrder):
     """See `tiled`."""
 
     mask: GridMask
     tile: tuple[int, ...]
     name = "tiled"
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        seen = self.mask.sees(self._cell(q_idx), self._cell(kv_idx))
-        return seen & self.mask.holds(q_idx) & self.mask.holds(kv_idx)
 
     def _cell(self, idx: Tensor) -> Cell:
         cells = math.prod(self.tile)
@@ -59,15 +70,11 @@ def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
 
 
 @mask_value
-class Morton(Mask):
+class Morton(_InOrder):
     """See `morton`."""
 
     mask: GridMask
     cells: Tensor
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        seen = self.mask.sees(self._cell(q_idx), self._cell(kv_idx))
-        return seen & self.mask.holds(q_idx) & self.mask.holds(kv_idx)
 
     def __repr__(self) -> str:
         return f"morton({self.mask!r})"
