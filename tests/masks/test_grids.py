@@ -47,6 +47,44 @@ def test_block_tables_are_those_of_torch(name, block):
     assert differing(ours, flex.create_block_mask(mask, batch, heads, q_len, kv_len, "cpu", block)) == []
 
 
+# -- how the block builder decides them, in tiles of 128 ---------------------------------------------------------------
+
+IMAGES = torch.where(torch.arange(4096) % 700 < 256, torch.arange(4096) // 700, -1)
+LARGE = {  # 4096 positions
+    "neighbourhood": neighbourhood((64, 64), 13),
+    "neighbourhood_dilated": neighbourhood((64, 64), 7, dilation=4),
+    "neighbourhood_3d": neighbourhood((16, 16, 16), 5),
+    "grid_window": grid_window((64, 64), 13),
+    "axial_rows": axial((64, 64), axis=1),
+    "axial_columns": axial((64, 64), axis=0),
+    "shifted_windows": shifted_windows((64, 64), 8, shift=4),
+    "tiled": tiled(neighbourhood((64, 64), 13), (8, 16)),
+    "morton": morton(neighbourhood((64, 64), 13)),
+    "grid_tiles": grid_tiles((64, 64), (8, 16), 3),
+    "spatial": spatial(16, 240, width=480, prompt=256),
+    "temporal": temporal(16, 240, width=30, prompt=256),
+    "block_diffusion": block_diffusion(2048, 32),
+    "tree": tree((torch.arange(512) - 3).div(2, rounding_mode="floor").clamp(min=-1), prefix=3584),
+    "mixed_modal": mixed_modal(IMAGES),
+    "flamingo": flamingo(torch.arange(4096) % 512 == 7, tokens_per_media=256),
+    "from_blocks": from_blocks(flags(64, 64), 64),
+    "top_k_blocks": top_k_blocks(integers(-1, 63, 4096, 16), (1, 64)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_few_tiles_are_decided_by_their_elements(name):
+    explained = loom.explain_block_mask(LARGE[name], 4096, 4096)
+    assert explained.share("evaluation") < (20 if name == "neighbourhood_3d" else 10)
+    assert explained.decided.without_rule == ()
+
+
+@pytest.mark.parametrize("name", ["grid_tiles", "from_blocks"])
+def test_whole_blocks_make_no_partial_tiles(name):
+    side = 64 if name == "from_blocks" else 128
+    assert loom.summary(loom.block_mask(LARGE[name], 4096, 4096, block_size=side)).partial == 0
+
+
 # -- oracles: each mask again, in plain Python -------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
     A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks up to
     its own. Positions behind both sequences see nothing. A last block that is not full is cut.
 
-    Source: Arriola et al. 2025 (BD3-LM), the specialised attention masks of section 3.
+    Source: Arriola et al. 2025 (BD3-LM); the three parts bear its names in the code.
 
     Args:
         length: positions of the clean sequence, at least 1; the mask is for twice as many.
@@ -79,11 +79,11 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
 
     ::
 
-        tree([-1, 0, 0, 1], prefix=2)    k0 k1 k2 k3 k4 k5            2
-                              prompt q0   x                          / \\
-                                     q1   x  x                      3   4
-                              node 0 q2   x  x  x                   |
-                              node 1 q3   x  x  x  x                5
+        tree([-1, 0, 0, 1], prefix=2)    k0 k1 k2 k3 k4 k5       the tree, by positions
+                              prompt q0   x
+                                     q1   x  x                   2 ── 3 ── 5
+                              node 0 q2   x  x  x                └─── 4
+                              node 1 q3   x  x  x  x
                               node 2 q4   x  x  x     x
                               node 3 q5   x  x  x  x     x
 
@@ -92,7 +92,7 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
     tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the parents' device in log2(N)
     steps.
 
-    Source: Miao et al. 2023 (SpecInfer), section 4.1; Cai et al. 2024 (Medusa), section 2.1.2.
+    Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
 
     Args:
         parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent, -1 for a
@@ -182,8 +182,8 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
 
     An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
 
-    Source: Zhou et al. 2024 (Transfusion), section 3.3; Gemma 3's images are seen so too, in its global layers. PaliGemma's
-    prompt is both ways throughout: ``causal | prefix(n)``.
+    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same, and in its sliding layers
+    ``window(back=...) | documents(modality_ids)``. PaliGemma's prompt is seen both ways throughout: ``causal | prefix(n)``.
 
     Args:
         modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token of an

@@ -125,8 +125,8 @@ def grid_window(shape: Sequence[int], window: int | Sequence[int], *, dilation: 
                                   x x . . .      Q x . . .      . x x x .      . . . x x
                                   . . . . .      x x . . .      . . . . .      . . . x Q
 
-    This is what a convolution with zero padding looks at (Parmar et al. 2018, Image Transformer, attends to such
-    windows). `neighbourhood` is moved inwards at the borders instead.
+    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding looks at the same cells.
+    `neighbourhood` is moved inwards at the borders instead.
 
     Args:
         shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.

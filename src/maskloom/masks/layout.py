@@ -97,7 +97,7 @@ def morton(mask: GridMask) -> Morton:
     The last axis has the lowest bit. In a grid whose sides are no powers of two the cells keep that order, and there are no
     gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves it.
 
-    Source: Morton 1966; for neighborhood attention, the FlexAttention blog and attention-gym.
+    Source: Morton 1966; with neighborhood attention, in attention-gym.
 
     Args:
         mask: a mask of this package that is made from a grid's shape: `neighbourhood`, `axial`, ...

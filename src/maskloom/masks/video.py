@@ -75,7 +75,7 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
     The sequence is the prompt, which sees everything and which everything sees, and then the frames. With ``width`` a multiple of
     the frame's size, a token sees its own frame and as many around it. A position behind the frames sees nothing.
 
-    Source: Xi et al. 2025 (Sparse VideoGen), section 4. There the width is given in frames, and rounded to tiles.
+    Source: Xi et al. 2025 (Sparse VideoGen). There the width is given in frames, and rounded to tiles.
 
     Args:
         frames: number of frames.
@@ -110,7 +110,7 @@ def temporal(frames: int, frame_size: int, *, width: int, prompt: int = 0) -> Te
     The sequence is the prompt, which sees everything and which everything sees, and then the frames. A token's place is its
     number within its frame. A position behind the frames sees nothing.
 
-    Source: Xi et al. 2025 (Sparse VideoGen), section 4. There the width follows from that of the spatial head.
+    Source: Xi et al. 2025 (Sparse VideoGen). There the width follows from that of the spatial head.
 
     Args:
         frames: number of frames.
