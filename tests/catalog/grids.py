@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 
 from maskloom.masks.algebra import Mask
-from maskloom.masks.generation import beams, block_diffusion, flamingo, mixed_modal, tree
+from maskloom.masks.generation import beams, block_diffusion, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
 from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
 from maskloom.masks.layout import grid_tiles, morton, tiled
+from maskloom.masks.media import flamingo, mixed_modal
 from maskloom.masks.video import spatial, temporal
 
 BATCH, HEADS = 3, 2

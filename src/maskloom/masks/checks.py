@@ -68,6 +68,13 @@ def integers(name: str, value: Any) -> Tensor:
     return table
 
 
+def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
+    """A table with an entry for each position: (L,) for all batch rows, or (B, L); ``length`` is its letter."""
+    if table.ndim not in (1, 2) or table.numel() == 0:
+        raise ValueError(f"{name} has shape ({length},) or (B, {length}); got {tuple(table.shape)}")
+    return table
+
+
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
