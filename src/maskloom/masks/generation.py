@@ -43,8 +43,8 @@ def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
                            q6                x  x  x  x
                            q7                x  x  x  x
 
-    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks up to
-    its own. Positions behind both sequences see nothing. A last block that is not full is cut.
+    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks
+    up to its own. Positions behind both sequences see nothing. A last block that is not full is cut.
 
     Source: Arriola et al. 2025 (BD3-LM); the three parts bear its names in the code.
 
@@ -87,22 +87,22 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
                               node 2 q4   x  x  x     x
                               node 3 q5   x  x  x  x     x
 
-    Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries, and the
-    prompt is in the cache, ``shifted(tree(...), q_offset=prefix)`` numbers the queries from the first node. Positions behind the
-    tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the parents' device in log2(N)
-    steps.
+    Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries,
+    and the prompt is in the cache, ``shifted(tree(...), q_offset=prefix)`` numbers the queries from the first node.
+    Positions behind the tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the
+    parents' device in log2(N) steps.
 
     Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
 
     Args:
-        parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent, -1 for a
-            root. There may be several roots.
-        prefix: positions of the prompt, an int, or an integer tensor without dimensions, which may change from step to step
-            without a compilation.
+        parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent,
+            -1 for a root. There may be several roots.
+        prefix: positions of the prompt, an int, or an integer tensor without dimensions, which may change from step to
+            step without a compilation.
 
     Raises:
-        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors (looked
-            at on the CPU only), a negative prefix.
+        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors
+            (looked at on the CPU only), a negative prefix.
     """
     table = by_position("parents", integers("parents", parents).long(), "N")
     nodes = table.shape[-1]
@@ -113,7 +113,7 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
 
 
 def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0) -> Tree:
-    """Beam search without moving the cache: a beam's token sees the prompt and its own history, through parent pointers.
+    """Beam search without moving the cache: a token sees the prompt and its own beam's history, by parent pointers.
 
     ::
 
@@ -125,20 +125,20 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0
                                         beam 1 q4   x     x     x
                                 step 2, beam 0 q5   x     x  x     x
 
-    Tokens lie step by step, and within a step beam by beam; steps may have different numbers of beams. A token sees itself, the
-    token of the step before that its pointer names, the one that that one's pointer names, and so on, and the whole prompt. It
-    sees no other beam, also none that was given up. The result is `tree` of these tokens.
+    Tokens lie step by step, and within a step beam by beam; steps may have different numbers of beams. A token sees
+    itself, the token of the step before that its pointer names, the one that that one's pointer names, and so on, and
+    the whole prompt. It sees no other beam, also none that was given up. The result is `tree` of these tokens.
 
     A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same.
 
     Args:
-        parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on from, and
-            -1 in the first step, which goes on from the prompt.
+        parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on
+            from, and -1 in the first step, which goes on from the prompt.
         prefix: positions of the prompt, as in `tree`.
 
     Raises:
-        TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at on the
-            CPU only).
+        TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at
+            on the CPU only).
     """
     steps = [by_position("parents", integers("parents", step).long(), "beams") for step in parents]
     if not steps:
@@ -155,11 +155,10 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0
 
 
 def _ancestors(parents: Tensor) -> Tensor:
-    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor. Pointer jumping."""
+    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor; pointer jumping."""
     nodes = parents.shape[-1]
-    none = parents.new_full(
-        (*parents.shape[:-1], 1), nodes
-    )  # a node behind the others, the parent of roots and of itself
+    # one more node behind the others is the parent of roots, and of itself
+    none = parents.new_full((*parents.shape[:-1], 1), nodes)
     jump = torch.cat([torch.where(parents < 0, nodes, parents), none], dim=-1)
     seen = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(*jump.shape, -1)
     for _ in range(nodes.bit_length()):  # `seen` holds the nearest 2^i ancestors, `jump` names the one behind them

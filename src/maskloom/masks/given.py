@@ -69,12 +69,12 @@ def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
                                        q2  x  x  x  x
                                        q3  x  x  x  x
 
-    Positions behind the last block see nothing, and nothing sees them. With the block size of the block mask, or multiples of
-    it, no tile is partial.
+    Positions behind the last block see nothing, and nothing sees them. With the block size of the block mask, or
+    multiples of it, no tile is partial.
 
     Args:
-        tiles: bool (query blocks, key blocks), (B, query blocks, key blocks) or (B, H, query blocks, key blocks), True = may
-            attend; B and H of 1 are for all.
+        tiles: bool (query blocks, key blocks), (B, query blocks, key blocks) or (B, H, query blocks, key blocks),
+            True = may attend; B and H of 1 are for all.
         block_size: positions of a block, at least 1; (queries, keys) if they differ.
 
     Raises:
@@ -95,17 +95,18 @@ def top_k_blocks(
                       [0, 2]], (1, 2))  q0   x  x
                                         q1   x  x        x  x
 
-    ``causal & top_k_blocks(...)`` hides what lies ahead within a selected block. The result is `from_blocks` of a table,
-    bool (..., query blocks, key blocks), which is made on the indices' device.
+    ``causal & top_k_blocks(...)`` hides what lies ahead within a selected block. The result is `from_blocks` of a
+    table, bool (..., query blocks, key blocks), which is made on the indices' device.
 
     Source: Yuan et al. 2025 (Native Sparse Attention), section 3.3; Lu et al. 2025 (Mixture of Block Attention).
 
     Args:
-        indices: integers (query blocks, k), (B, query blocks, k) or (B, H, query blocks, k): the numbers of the selected blocks
-            of keys, in any order, also more than once; -1 is none. B and H of 1 are for all.
-        block_size: positions of a block; (queries, keys) if they differ. Where each query selects for itself: (1, keys).
-        key_blocks: number of blocks of keys. By default the greatest index and 1, which is read from the tensor (on a GPU that
-            waits for it).
+        indices: integers (query blocks, k), (B, query blocks, k) or (B, H, query blocks, k): the numbers of the
+            selected blocks of keys, in any order, also more than once; -1 is none. B and H of 1 are for all.
+        block_size: positions of a block; (queries, keys) if they differ. Where each query selects for itself:
+            (1, keys).
+        key_blocks: number of blocks of keys. By default the greatest index and 1, which is read from the tensor (on a
+            GPU that waits for it).
 
     Raises:
         TypeError: not integers. ValueError: another number of dimensions, an index below -1 or beyond ``key_blocks``

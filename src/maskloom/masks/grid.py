@@ -102,8 +102,8 @@ def neighbourhood(
         shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
         window: cells seen along each axis, at most those of the axis; one int for all axes. An odd window has the query
             in its middle, an even one reaches one cell further back than ahead.
-        dilation: distance between neighbouring cells of the window along each axis; one int for all. With d, a cell sees
-            only cells whose coordinate leaves its own remainder by d, and ``window * dilation`` fits the axis.
+        dilation: distance between neighbouring cells of the window along each axis; one int for all. With d, a cell
+            sees only cells whose coordinate divided by d leaves its own remainder; ``window * dilation`` fits the axis.
 
     Raises:
         TypeError: not ints. ValueError: a number below 1, another number of axes, or a window that does not fit.
@@ -125,8 +125,8 @@ def grid_window(shape: Sequence[int], window: int | Sequence[int], *, dilation: 
                                   x x . . .      Q x . . .      . x x x .      . . . x x
                                   . . . . .      x x . . .      . . . . .      . . . x Q
 
-    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding looks at the same cells.
-    `neighbourhood` is moved inwards at the borders instead.
+    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding looks at the same
+    cells. `neighbourhood` is moved inwards at the borders instead.
 
     Args:
         shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
@@ -163,7 +163,9 @@ def axial(shape: Sequence[int], axis: int | Sequence[int]) -> Axial:
         its row                 x Q x x        its column              . Q . .
                                 . . . .                                . x . .
 
-    In a video of (frames, rows, columns) ``axis=(1, 2)`` is the cell's own frame, and ``axis=0`` its place in all frames.
+    In a video of (frames, rows, columns) ``axis=(1, 2)`` is the cell's own frame, and ``axis=0`` its place in all
+    frames.
+
     Source: axial attention, Ho et al. 2019; frames and places, Bertasius et al. 2021 (TimeSformer, divided attention).
 
     Args:
@@ -208,8 +210,8 @@ def shifted_windows(
                                      c c d d                                              g h h i
 
     Swin rolls the grid by ``-shift``, cuts it into windows, and masks the parts of a window that were no neighbours
-    before. What remains visible are windows that begin at ``shift``, and their remains along the borders: this mask, on the
-    grid as it was before rolling.
+    before. What remains visible are windows that begin at ``shift``, and their remains along the borders: this mask, on
+    the grid as it was before rolling.
 
     Source: Liu et al. 2021 (Swin Transformer), section 3.2; three axes, Liu et al. 2022 (Video Swin).
 
@@ -217,7 +219,8 @@ def shifted_windows(
         shape: cells along each axis.
         window: cells of a window along each axis; one int for all axes. Windows at the end of an axis that they do not
             divide are cut.
-        shift: how far the windows are shifted along each axis, less than the window; Swin alternates 0 and ``window // 2``.
+        shift: how far the windows are shifted along each axis, less than the window; Swin alternates 0 and half
+            the window.
 
     Raises:
         TypeError: not ints. ValueError: a window below 1, a shift that is negative or not below the window.

@@ -1,7 +1,7 @@
 """Grid masks for tokens that do not lie in row-major order.
 
-Tiles of a block mask are runs of 128 positions. In row-major order such a run is a strip of the grid; in these orders it is
-compact, so windows touch fewer tiles. Tokens must be brought into the order, and positions numbered in it.
+Tiles of a block mask are runs of 128 positions. In row-major order such a run is a strip of the grid; in these orders
+it is compact, so windows touch fewer tiles. Tokens must be brought into the order, and positions numbered in it.
 """
 
 import math
@@ -55,8 +55,8 @@ def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
                                              12 13 16 17 20 21
                                              14 15 18 19 22 23
 
-    Tiles, and the cells in a tile, are in row-major order. ``tiled(neighbourhood(shape, window), tile)`` is neighborhood
-    attention with static tiling.
+    Tiles, and the cells in a tile, are in row-major order. ``tiled(neighbourhood(shape, window), tile)`` is
+    neighborhood attention with static tiling.
 
     Args:
         mask: a mask of this package that is made from a grid's shape: `neighbourhood`, `axial`, ...
@@ -94,8 +94,9 @@ def morton(mask: GridMask) -> Morton:
                                        8  9 12 13                           8  9 10 11 14
                                       10 11 14 15
 
-    The last axis has the lowest bit. In a grid whose sides are no powers of two the cells keep that order, and there are no
-    gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves it.
+    The last axis has the lowest bit. In a grid whose sides are no powers of two the cells keep that order, and there
+    are no gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves
+    it.
 
     Source: Morton 1966; with neighborhood attention, in attention-gym.
 
@@ -128,8 +129,8 @@ class GridTiles(Mask):
 def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Sequence[int]) -> GridTiles:
     """Sliding tile attention: a cell sees whole tiles, those in the window around its own tile.
 
-    Tokens lie in tile order, as in `tiled`. The window is moved inwards at the borders, as in `neighbourhood`, so every query
-    sees ``prod(window)`` tiles. What the cells of tile Q see, for a grid of 2 × 5 tiles::
+    Tokens lie in tile order, as in `tiled`. The window is moved inwards at the borders, as in `neighbourhood`, so every
+    query sees ``prod(window)`` tiles. What the cells of tile Q see, for a grid of 2 × 5 tiles::
 
         grid_tiles((4, 10), 2, (1, 3))    Q x x . .      . x Q x .      . . . . .
                                           . . . . .      . . . . .      . . x x Q
@@ -141,8 +142,8 @@ def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Se
     Args:
         shape: cells along each axis.
         tile: cells of a tile along each axis, each dividing the axis; one int for all axes.
-        window: tiles seen along each axis, at most those of the axis; one int for all axes. An odd window has the query's
-            tile in its middle, an even one reaches one tile further back than ahead.
+        window: tiles seen along each axis, at most those of the axis; one int for all axes. An odd window has the
+            query's tile in its middle, an even one reaches one tile further back than ahead.
 
     Raises:
         TypeError: not ints. ValueError: a tile that does not divide the grid, a window that does not fit.

@@ -36,12 +36,13 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
 
     An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
 
-    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same, and in its sliding layers
-    ``window(back=...) | documents(modality_ids)``. PaliGemma's prompt is seen both ways throughout: ``causal | prefix(n)``.
+    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same, and in its sliding
+    layers ``window(back=...) | documents(modality_ids)``. PaliGemma's prompt is seen both ways throughout:
+    ``causal | prefix(n)``.
 
     Args:
-        modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token of an
-            image, will do where text stands between any two images.
+        modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token
+            of an image, will do where text stands between any two images.
 
     Raises:
         TypeError: neither integers nor bool. ValueError: another shape.
@@ -84,15 +85,16 @@ def flamingo(
                                                        a word q2     x  x
                                                       image 1 q3           x  x
 
-    Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the other. The
-    mask holds the image that each query sees, int64 (Q,) or (B, Q).
+    Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the
+    other. The mask holds the image that each query sees, int64 (Q,) or (B, Q).
 
     Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``.
 
     Args:
         media_locations: bool (Q,) or (B, Q), True where an image stands in the text.
         tokens_per_media: tokens of an image, at least 1, if all have as many.
-        media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for none.
+        media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for
+            none.
 
     Raises:
         TypeError: not bool, not integers; both of the last two, or neither. ValueError: another shape.
