@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
+from maskloom.masks import captured
 from maskloom.masks.generation import beams, block_diffusion, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
 from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
@@ -253,6 +254,24 @@ def test_narrow_and_unsigned_indices_do_not_wrap():
     assert torch.equal(beams(steps).dense(141, 141), loom.causal.dense(141, 141))
     chosen_blocks = torch.tensor([[200], [3]], dtype=torch.uint8)
     assert top_k_blocks(chosen_blocks, 1).dense(2, 201)[0, 0].nonzero().tolist() == [[0, 200], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tree(torch.zeros(2, 5, dtype=torch.int32, device="meta")),
+        lambda: beams([torch.zeros(3, 2, device="meta").int(), torch.zeros(3, 5, device="meta").int()]),
+        lambda: mixed_modal(torch.zeros(5, device="meta").int()),
+        lambda: mixed_modal(torch.zeros(2, 5, device="meta").bool()),
+        lambda: flamingo(torch.zeros(2, 5, device="meta").bool(), media_ids=torch.zeros(7, device="meta").int()),
+        lambda: from_dense(torch.zeros(5, 7, device="meta").bool()),
+        lambda: from_blocks(torch.zeros(2, 5, 7, device="meta").bool(), 3),
+        lambda: top_k_blocks(torch.zeros(2, 5, 7, device="meta").int(), 3, key_blocks=11),
+    ],
+)
+def test_making_a_mask_waits_for_no_device(make):
+    """A meta tensor has no values to look at."""
+    assert all(tensor.is_meta for tensor in captured.tensors(make()))
 
 
 # -- attention-gym -----------------------------------------------------------------------------------------------------

@@ -155,7 +155,10 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0
 
 
 def _ancestors(parents: Tensor) -> Tensor:
-    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor; pointer jumping."""
+    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor.
+
+    Pointer jumping: what is known of a node's nearest 2^i ancestors doubles in each step.
+    """
     nodes = parents.shape[-1]
     # one more node behind the others is the parent of roots, and of itself
     none = parents.new_full((*parents.shape[:-1], 1), nodes)

@@ -72,9 +72,9 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
                                         q5  x           x  x  x
                                         q6  x              x  x
 
-    The sequence is the prompt, which sees everything and which everything sees, and then the frames. With a ``width`` of
-    at least the frame's size a token sees all of its own frame, and what is as near of the frames around it. A position
-    behind the frames sees nothing.
+    The sequence is the prompt, which sees everything and which everything sees, and then the frames. With a ``width``
+    no less than the frame's size a token sees all of its own frame, and what is as near of the frames around it. A
+    position behind the frames sees nothing.
 
     Source: Xi et al. 2025 (Sparse VideoGen). There the width is given in frames, and rounded to tiles.
 
