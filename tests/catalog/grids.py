@@ -61,7 +61,7 @@ MASKS: dict[str, tuple[Callable[[], Mask], int, int]] = {
     "block_diffusion": (lambda: block_diffusion(6, 3), 12, 13),
     "block_diffusion_cut": (lambda: block_diffusion(7, 3), 14, 14),
     "tree": (lambda: tree(PARENTS[0]), 11, 13),
-    "tree_of_a_list": (lambda: tree([-1, 3, -1, 0, 1], prefix=2), 7, 8),
+    "tree_of_a_list": (lambda: tree([-1, 3, -1, 0, 1], prefix=2), 8, 9),
     "tree_by_row": (lambda: tree(PARENTS, prefix=5), 16, 17),
     "tree_prefix_tensor": (lambda: tree(PARENTS, prefix=torch.tensor(3)), 14, 15),
     "beams": (lambda: beams(BEAMS, prefix=3), 15, 17),
