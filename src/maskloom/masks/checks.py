@@ -21,6 +21,24 @@ def count(name: str, value: object) -> int:
     return number
 
 
+def positive(name: str, value: object) -> int:
+    """A number of positions that cannot be 0: a Python int, at least 1."""
+    number = count(name, value)
+    if number < 1:
+        raise ValueError(f"{name} is a number of positions, at least 1; got {number}")
+    return number
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1) -> tuple[int, ...]:
+    """A number of positions for each of ``axes`` axes; one int stands for all."""
+    check = positive if least else count
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        return (check(name, value),) * axes
+    if len(value) != axes:
+        raise ValueError(f"{name} has one number for each of the {axes} axes; got {value!r}")
+    return tuple(check(name, number) for number in value)
+
+
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     """Lengths: integers (B,), none negative."""
     table = integers(name, value)
@@ -47,6 +65,13 @@ def integers(name: str, value: Any) -> Tensor:
     table = value if isinstance(value, Tensor) else torch.tensor(value)  # a copy: a mask does not change
     if table.dtype not in _INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
+    return table
+
+
+def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
+    """A table with an entry for each position: (L,) for all batch rows, or (B, L); ``length`` is its letter."""
+    if table.ndim not in (1, 2) or table.numel() == 0:
+        raise ValueError(f"{name} has shape ({length},) or (B, {length}); got {tuple(table.shape)}")
     return table
 
 

@@ -1,0 +1,190 @@
+"""Masks of generation: diffusion by blocks, trees of drafts, and beams."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.algebra import Mask, mask_value, shown
+from maskloom.masks.checks import by_position, count, integers, positive, readable
+from maskloom.masks.indexing import within
+
+
+@mask_value
+class BlockDiffusion(Mask):
+    """See `block_diffusion`."""
+
+    length: int
+    block_size: int
+    name = "block_diffusion"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_noised, kv_noised = q_idx < self.length, kv_idx < self.length
+        q_block, kv_block = (q_idx % self.length) // self.block_size, (kv_idx % self.length) // self.block_size
+        block_diagonal = q_noised & kv_noised & (q_block == kv_block)
+        offset_block_causal = q_noised & ~kv_noised & (q_block > kv_block)
+        block_causal = ~q_noised & ~kv_noised & (q_block >= kv_block)
+        inside = within(q_idx, 2 * self.length) & within(kv_idx, 2 * self.length)
+        return (block_diagonal | offset_block_causal | block_causal) & inside
+
+
+def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
+    """The training mask of block diffusion, over the noised sequence and, behind it, the clean one.
+
+    ::
+
+        block_diffusion(4, 2)   k0 k1 k2 k3 k4 k5 k6 k7
+                    noised q0    x  x
+                           q1    x  x
+                           q2          x  x  x  x
+                           q3          x  x  x  x
+                    clean  q4                x  x
+                           q5                x  x
+                           q6                x  x  x  x
+                           q7                x  x  x  x
+
+    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks
+    up to its own. Positions behind both sequences see nothing. A last block that is not full is cut.
+
+    Source: Arriola et al. 2025 (BD3-LM); the three parts bear its names in the code.
+
+    Args:
+        length: positions of the clean sequence, at least 1; the mask is for twice as many.
+        block_size: positions of a block, at least 1.
+    """
+    return BlockDiffusion(positive("length", length), positive("block_size", block_size))
+
+
+@mask_value
+class Tree(Mask):
+    """See `tree`."""
+
+    ancestors: Tensor
+    prefix: int | Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        nodes = self.ancestors.shape[-1]
+        q_node, kv_node = q_idx - self.prefix, kv_idx - self.prefix
+        rows = (b,) if self.ancestors.ndim == 3 else ()
+        is_ancestor = self.ancestors[(*rows, q_node.clamp(0, nodes - 1), kv_node.clamp(0, nodes - 1))]
+        of_prompt = (kv_idx >= 0) & (kv_node < 0) & (kv_node <= q_node) & (q_node < nodes)
+        return of_prompt | (within(q_node, nodes) & within(kv_node, nodes) & is_ancestor)
+
+    def __repr__(self) -> str:
+        return f"tree(int64{list(self.ancestors.shape[:-1])}, prefix={shown(self.prefix)})"
+
+
+def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
+    """A node of a tree sees itself and its ancestors, and the whole prompt in front of the tree: speculative decoding.
+
+    ::
+
+        tree([-1, 0, 0, 1], prefix=2)    k0 k1 k2 k3 k4 k5       the tree, by positions
+                              prompt q0   x
+                                     q1   x  x                   2 ── 3 ── 5
+                              node 0 q2   x  x  x                └─── 4
+                              node 1 q3   x  x  x  x
+                              node 2 q4   x  x  x     x
+                              node 3 q5   x  x  x  x     x
+
+    Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries,
+    and the prompt is in the cache, ``shifted(tree(...), q_offset=prefix)`` numbers the queries from the first node.
+    Positions behind the tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the
+    parents' device in log2(N) steps.
+
+    Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
+
+    Args:
+        parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent,
+            -1 for a root. There may be several roots.
+        prefix: positions of the prompt, an int, or an integer tensor without dimensions, which may change from step to
+            step without a compilation.
+
+    Raises:
+        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors
+            (looked at on the CPU only), a negative prefix.
+    """
+    table = by_position("parents", integers("parents", parents).long(), "N")
+    nodes = table.shape[-1]
+    if readable(table) and not bool(((table >= -1) & (table < nodes)).all()):
+        wrong = table[(table < -1) | (table >= nodes)]
+        raise ValueError(f"parents are numbers of nodes, -1 (a root) to {nodes - 1}; got {int(wrong[0])}")
+    return Tree(_ancestors(table), _checked_prefix(prefix))
+
+
+def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0) -> Tree:
+    """Beam search without moving the cache: a token sees the prompt and its own beam's history, by parent pointers.
+
+    ::
+
+        beams([[-1, -1], [1, 1], [0]], prefix=1)   k0 k1 k2 k3 k4 k5
+                                      prompt q0     x
+                                step 0, beam 0 q1   x  x
+                                        beam 1 q2   x     x
+                                step 1, beam 0 q3   x     x  x
+                                        beam 1 q4   x     x     x
+                                step 2, beam 0 q5   x     x  x     x
+
+    Tokens lie step by step, and within a step beam by beam; steps may have different numbers of beams. A token sees
+    itself, the token of the step before that its pointer names, the one that that one's pointer names, and so on, and
+    the whole prompt. It sees no other beam, also none that was given up. The result is `tree` of these tokens.
+
+    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same.
+
+    Args:
+        parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on
+            from, and -1 in the first step, which goes on from the prompt.
+        prefix: positions of the prompt, as in `tree`.
+
+    Raises:
+        TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at
+            on the CPU only).
+    """
+    steps = [by_position("parents", integers("parents", step).long(), "beams") for step in parents]
+    if not steps:
+        raise ValueError("beams has the pointers of each step; got no step")
+    if len({step.shape[:-1] for step in steps}) > 1:
+        shapes = " and ".join(str(tuple(step.shape)) for step in steps)
+        raise ValueError(f"parents has shape (beams,) in each step, or (B, beams) in each; got {shapes}")
+    nodes, first, before = [], 0, 0  # the tokens of the step before: `before` of them, from node `first` on
+    for number, step in enumerate(steps):
+        _check_pointers(step, number, before)
+        nodes.append(step + first if number else step)
+        first, before = first + before, step.shape[-1]
+    return tree(torch.cat(nodes, dim=-1), prefix=prefix)
+
+
+def _ancestors(parents: Tensor) -> Tensor:
+    """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor.
+
+    Pointer jumping: what is known of a node's nearest 2^i ancestors doubles in each step.
+    """
+    nodes = parents.shape[-1]
+    # one more node behind the others is the parent of roots, and of itself
+    none = parents.new_full((*parents.shape[:-1], 1), nodes)
+    jump = torch.cat([torch.where(parents < 0, nodes, parents), none], dim=-1)
+    seen = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(*jump.shape, -1)
+    for _ in range(nodes.bit_length()):  # `seen` holds the nearest 2^i ancestors, `jump` names the one behind them
+        seen = seen | seen.take_along_dim(jump[..., None], dim=-2)
+        jump = jump.take_along_dim(jump, dim=-1)
+    if readable(parents) and bool((jump < nodes).any()):
+        raise ValueError(f"parents has a cycle: node {int((jump < nodes).nonzero()[0, -1])} never comes to a root")
+    return seen[..., :nodes, :nodes].contiguous()
+
+
+def _check_pointers(step: Tensor, number: int, before: int) -> None:
+    least, most = (0, before - 1) if number else (-1, -1)
+    if readable(step) and not bool(((step >= least) & (step <= most)).all()):
+        words = f"beams of the step before, 0 to {most}" if number else "-1 in the first step"
+        raise ValueError(f"parents are {words}; got {step.tolist()} in step {number}")
+
+
+def _checked_prefix(prefix: int | Tensor) -> int | Tensor:
+    if not isinstance(prefix, Tensor):
+        return count("prefix", prefix)
+    if prefix.ndim or prefix.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"prefix is a number of positions, an int or an int32 or int64 tensor without dimensions; "
+            f"got {prefix.dtype} of shape {tuple(prefix.shape)}"
+        )
+    return prefix

@@ -1,0 +1,120 @@
+"""Masks of text with images: in one sequence, and by cross-attention."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.algebra import Mask, mask_value, shown
+from maskloom.masks.checks import by_position, integers, positive
+from maskloom.masks.indexing import at
+
+
+@mask_value
+class MixedModal(Mask):
+    """See `mixed_modal`."""
+
+    last: Tensor
+    name = "mixed_modal"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return kv_idx <= at(self.last, b, q_idx)
+
+
+def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
+    """Text is causal, and the tokens of one image see each other both ways, and all before them.
+
+    ::
+
+        mixed_modal([-1, 0, 0, -1, 1, 1])   k0 k1 k2 k3 k4 k5
+                                   text q0   x
+                                image 0 q1   x  x  x
+                                image 0 q2   x  x  x
+                                   text q3   x  x  x  x
+                                image 1 q4   x  x  x  x  x  x
+                                image 1 q5   x  x  x  x  x  x
+
+    An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
+
+    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same, and in its sliding
+    layers ``window(back=...) | documents(modality_ids)``. PaliGemma's prompt is seen both ways throughout:
+    ``causal | prefix(n)``.
+
+    Args:
+        modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token
+            of an image, will do where text stands between any two images.
+
+    Raises:
+        TypeError: neither integers nor bool. ValueError: another shape.
+    """
+    table = modality_ids if isinstance(modality_ids, Tensor) else torch.tensor(modality_ids)
+    ids = table.long() - 1 if table.dtype == torch.bool else integers("modality_ids", table)
+    return MixedModal(_last_of_run(by_position("modality_ids", ids)))
+
+
+@mask_value
+class Flamingo(Mask):
+    """See `flamingo`."""
+
+    text_media: Tensor
+    media: int | Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_media = at(self.text_media, b, q_idx)
+        kv_media = at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
+        return (q_media == kv_media) & (q_media >= 0)
+
+    def __repr__(self) -> str:
+        media = "media_ids" if isinstance(self.media, Tensor) else "tokens_per_media"
+        return f"flamingo(bool{list(self.text_media.shape)}, {media}={shown(self.media)})"
+
+
+def flamingo(
+    media_locations: Tensor | Sequence[bool],
+    *,
+    tokens_per_media: int | None = None,
+    media_ids: Tensor | Sequence[int] | None = None,
+) -> Flamingo:
+    """Cross-attention from text to images: each text token sees the latest image before it, or at its own position.
+
+    ::
+
+        flamingo([False, True, False, True], tokens_per_media=2)    k0 k1 k2 k3
+                                                       a word q0
+                                                      image 0 q1     x  x
+                                                       a word q2     x  x
+                                                      image 1 q3           x  x
+
+    Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the
+    other. The mask holds the image that each query sees, int64 (Q,) or (B, Q).
+
+    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``.
+
+    Args:
+        media_locations: bool (Q,) or (B, Q), True where an image stands in the text.
+        tokens_per_media: tokens of an image, at least 1, if all have as many.
+        media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for
+            none.
+
+    Raises:
+        TypeError: not bool, not integers; both of the last two, or neither. ValueError: another shape.
+    """
+    if (tokens_per_media is None) == (media_ids is None):
+        got = "neither" if media_ids is None else "both"
+        raise TypeError(f"flamingo takes tokens_per_media= or media_ids=, one of them; got {got}")
+    table = media_locations if isinstance(media_locations, Tensor) else torch.tensor(media_locations)
+    if table.dtype != torch.bool:
+        raise TypeError(f"media_locations are bool, True = an image stands here; got {table.dtype}")
+    text_media = by_position("media_locations", table, "Q").long().cumsum(-1) - 1
+    if media_ids is None:
+        return Flamingo(text_media, positive("tokens_per_media", tokens_per_media))
+    return Flamingo(text_media, by_position("media_ids", integers("media_ids", media_ids), "K"))
+
+
+def _last_of_run(ids: Tensor) -> Tensor:
+    """For each position the last of its run of equal ids, itself where the id is negative: int64."""
+    positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    ends = torch.ones_like(ids, dtype=torch.bool)
+    ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
+    next_end = torch.where(ends, positions, ids.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.where(ids < 0, positions, next_end)
