@@ -254,12 +254,12 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
     ::
 
         random_blocks(block_size=2, blocks=1, length=6, seed=0)   k0 k1 k2 k3 k4 k5
-                                                              q0         x  x
-                                                              q1         x  x
-                                                              q2               x  x
-                                                              q3               x  x
-                                                              q4         x  x
-                                                              q5         x  x
+                                                              q0               x  x
+                                                              q1               x  x
+                                                              q2   x  x
+                                                              q3   x  x
+                                                              q4               x  x
+                                                              q5               x  x
 
     Drawn once, when the mask is made, from a generator of its own: the same seed gives the same blocks. Add
     ``window_both_ways(n) | global_tokens(n)`` for BigBird's whole mask. Source: BigBird, Zaheer et al. 2020, section 2.

@@ -132,7 +132,7 @@ class Within(PaddingMask):
 
 
 def within(segments: AnyDocuments, mask: MaskMod) -> Within:
-    """A mask inside each document, with positions that start at 0 in each.
+    """A mask inside each document, with positions that start anew in each: at 0, or where its position ids do.
 
     ::
 
@@ -155,7 +155,10 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
         TypeError: segments of another kind.
         ValueError: documents in several pieces, where positions cannot restart (looked at on the CPU only).
     """
-    return Within(segments, as_mask(mask), _positions_inside("within", segments))
+    positions = _positions_inside("within", segments)
+    if isinstance(segments, CountedDocuments):
+        positions = segments.position_ids.to(torch.int32)
+    return Within(segments, as_mask(mask), positions)
 
 
 @mask_value
