@@ -18,13 +18,33 @@ from maskloom.blocks.inspect import density, explain_block_mask, summary
 from maskloom.blocks.keep import BlockMaskCache, to_device, update_
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
+from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
+from maskloom.masks.generation import beams, block_diffusion, tree
+from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
+from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
+from maskloom.masks.layout import grid_tiles, morton, tiled
+from maskloom.masks.media import flamingo, mixed_modal
 from maskloom.masks.moved import shifted
 from maskloom.masks.padding import create_padding_mask, key_padding, lengths, padding, real
 from maskloom.masks.parse import parse
-from maskloom.masks.position import prefix, sinks
-from maskloom.masks.relative import causal, window
-from maskloom.masks.segments import documents
+from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
+from maskloom.masks.relative import (
+    anticausal,
+    band,
+    causal,
+    causal_lower_right,
+    chunked,
+    dilated,
+    fixed,
+    strided,
+    window,
+    window_both_ways,
+    window_counting_itself,
+    window_reaching_back,
+)
+from maskloom.masks.segments import document_prefix, documents, shared_prefix, turns, within
 from maskloom.masks.simplify import simplify
+from maskloom.masks.video import spatial, temporal
 from maskloom.nn.multihead import MultiheadFlexAttention
 from maskloom.show.plot import plot_attention, plot_mask, plot_tiles, save_figure, visualize_attention_scores
 
@@ -33,16 +53,64 @@ __version__ = "0.1.0"
 # The public surface, in the order of the documentation.
 __all__ = [
     # masks: what may attend to what
+    # relative
     "causal",
+    "anticausal",
+    "causal_lower_right",
     "window",
+    "window_counting_itself",
+    "window_reaching_back",
+    "window_both_ways",
+    "band",
+    "dilated",
+    "strided",
+    "fixed",
+    "chunked",
+    # position
     "prefix",
     "sinks",
+    "key_range",
+    "query_range",
+    "global_tokens",
+    "random_blocks",
+    # padding
     "lengths",
     "real",
     "padding",
     "key_padding",
+    # segments
     "documents",
+    "within",
+    "document_prefix",
+    "shared_prefix",
+    "turns",
+    # moved and arranged
     "shifted",
+    "transposed",
+    "per_head",
+    "per_batch",
+    "repeat_heads",
+    # grids and video
+    "neighbourhood",
+    "grid_window",
+    "axial",
+    "shifted_windows",
+    "tiled",
+    "morton",
+    "grid_tiles",
+    "spatial",
+    "temporal",
+    # generation
+    "block_diffusion",
+    "tree",
+    "beams",
+    "mixed_modal",
+    "flamingo",
+    # given
+    "from_dense",
+    "from_blocks",
+    "top_k_blocks",
+    # algebra
     "everything",
     "nothing",
     "as_mask",

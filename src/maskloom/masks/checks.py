@@ -11,22 +11,17 @@ import torch
 from torch import Tensor
 
 
-def count(name: str, value: object) -> int:
-    """A number of positions: a Python int, at least 0."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
-        raise TypeError(f"{name} is a number of positions, an int; got {type(value).__name__}: {value!r}")
-    number = operator.index(value)
-    if number < 0:
-        raise ValueError(f"{name} is a number of positions, at least 0; got {number}")
+def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
+    """A number of positions (or of what ``of`` says): a Python int, at least ``least``."""
+    number = integer(name, value, f"a number of {of}")
+    if number < least:
+        raise ValueError(f"{name} is a number of {of}, at least {least}; got {number}")
     return number
 
 
 def positive(name: str, value: object) -> int:
     """A number of positions that cannot be 0: a Python int, at least 1."""
-    number = count(name, value)
-    if number < 1:
-        raise ValueError(f"{name} is a number of positions, at least 1; got {number}")
-    return number
+    return count(name, value, least=1)
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1) -> tuple[int, ...]:
@@ -39,6 +34,20 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
     return tuple(check(name, number) for number in value)
 
 
+def integer(name: str, value: object, what: str) -> int:
+    """A Python int, which is ``what``."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
+        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
+    return operator.index(value)
+
+
+def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
+    """A number of positions: one int for all batch rows, or integers (B,); none negative."""
+    if isinstance(value, SupportsIndex) and not isinstance(value, Tensor):
+        return count(name, value)
+    return length_table(name, value)
+
+
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     """Lengths: integers (B,), none negative."""
     table = integers(name, value)
@@ -49,21 +58,22 @@ def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     return table
 
 
-def flags(name: str, value: Tensor, *, true_means: str) -> Tensor:
-    """A table of yes and no: bool (B, L)."""
+def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False) -> Tensor:
+    """A table of yes and no: bool (B, L); with ``or_one_row`` also (L,), the same for all batch rows."""
+    shape, ranks = ("(L,) or (B, L)", (1, 2)) if or_one_row else ("(B, L)", (2,))
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a bool tensor (B, L), True = {true_means}; got {type(value).__name__}")
+        raise TypeError(f"{name} is a bool tensor {shape}, True = {true_means}; got {type(value).__name__}")
     if value.dtype != torch.bool:
         raise TypeError(f"{name} is a bool tensor, True = {true_means}; got {value.dtype}")
-    if value.ndim != 2 or value.numel() == 0:
-        raise ValueError(f"{name} has shape (B, L), True = {true_means}; got {tuple(value.shape)}")
+    if value.ndim not in ranks or value.numel() == 0:
+        raise ValueError(f"{name} has shape {shape}, True = {true_means}; got {tuple(value.shape)}")
     return value
 
 
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
     table = value if isinstance(value, Tensor) else torch.tensor(value)  # a copy: a mask does not change
-    if table.dtype not in _INTEGERS:
+    if table.dtype not in INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
     return table
 
@@ -75,7 +85,12 @@ def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
     return table
 
 
-_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+def integers_by_position(name: str, value: Any) -> Tensor:
+    """Integers for each position, from a tensor or a sequence: (L,), or (B, L)."""
+    return by_position(name, integers(name, value))
+
+
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def readable(table: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import by_position, count, integers, positive, readable
-from maskloom.masks.indexing import within
+from maskloom.masks.tables import among_first
 
 
 @mask_value
@@ -24,7 +24,7 @@ class BlockDiffusion(Mask):
         block_diagonal = q_noised & kv_noised & (q_block == kv_block)
         offset_block_causal = q_noised & ~kv_noised & (q_block > kv_block)
         block_causal = ~q_noised & ~kv_noised & (q_block >= kv_block)
-        inside = within(q_idx, 2 * self.length) & within(kv_idx, 2 * self.length)
+        inside = among_first(q_idx, 2 * self.length) & among_first(kv_idx, 2 * self.length)
         return (block_diagonal | offset_block_causal | block_causal) & inside
 
 
@@ -68,7 +68,7 @@ class Tree(Mask):
         rows = (b,) if self.ancestors.ndim == 3 else ()
         is_ancestor = self.ancestors[(*rows, q_node.clamp(0, nodes - 1), kv_node.clamp(0, nodes - 1))]
         of_prompt = (kv_idx >= 0) & (kv_node < 0) & (kv_node <= q_node) & (q_node < nodes)
-        return of_prompt | (within(q_node, nodes) & within(kv_node, nodes) & is_ancestor)
+        return of_prompt | (among_first(q_node, nodes) & among_first(kv_node, nodes) & is_ancestor)
 
     def __repr__(self) -> str:
         return f"tree(int64{list(self.ancestors.shape[:-1])}, prefix={shown(self.prefix)})"

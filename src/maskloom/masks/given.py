@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
-from maskloom.masks.indexing import entry, within
+from maskloom.masks.tables import among_first, entry
 
 
 @mask_value
@@ -31,7 +31,7 @@ class FromBlocks(Mask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]
         row, column = q_idx // self.block_size[0], kv_idx // self.block_size[1]
-        inside = within(row, rows) & within(column, columns)
+        inside = among_first(row, rows) & among_first(column, columns)
         return inside & entry(self.tiles, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
 
     def __repr__(self) -> str:

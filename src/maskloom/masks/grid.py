@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import per_axis, positive
-from maskloom.masks.indexing import within
+from maskloom.masks.tables import among_first
 
 Cell = list[Tensor]
 """Where a position lies: its coordinate along each axis."""
@@ -39,7 +39,7 @@ class GridMask(Mask):
 
     def holds(self, idx: Tensor) -> Tensor:
         """Whether a position is a cell of the grid: bool."""
-        return within(idx, math.prod(self.shape))
+        return among_first(idx, math.prod(self.shape))
 
 
 @mask_value

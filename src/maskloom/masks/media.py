@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import by_position, integers, positive
-from maskloom.masks.indexing import at
+from maskloom.masks.tables import at
 
 
 @mask_value

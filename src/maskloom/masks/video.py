@@ -4,7 +4,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import count, positive
-from maskloom.masks.indexing import within
+from maskloom.masks.tables import among_first
 
 
 class _Frames(Mask):
@@ -16,7 +16,7 @@ class _Frames(Mask):
     prompt: int
 
     def _holds(self, idx: Tensor) -> Tensor:
-        return within(idx, self.prompt + self.frames * self.frame_size)
+        return among_first(idx, self.prompt + self.frames * self.frame_size)
 
 
 @mask_value
