@@ -20,18 +20,6 @@ from tests.blocks.random_masks import differing
 from tests.catalog.grids import BATCH, HEADS, MASKS, flags, integers
 from tests.masks.grid_oracles import ORACLES, cells_of
 
-PUBLIC = (
-    neighbourhood, grid_window, axial, shifted_windows, tiled, morton, grid_tiles, spatial, temporal, block_diffusion, tree,
-    beams, mixed_modal, flamingo, from_dense, from_blocks, top_k_blocks,
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def public_names(monkeypatch):
-    """The law of repr evaluates names of the package."""
-    for function in PUBLIC:
-        monkeypatch.setattr(loom, function.__name__, function, raising=False)
-
 
 @pytest.mark.parametrize("name", MASKS)
 def test_every_law(name):
@@ -332,7 +320,7 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
             "a window of 3 with dilation 2 does not fit axis 1 of 5 cells",
         ),
         (lambda: neighbourhood((3, 5), 3, dilation=0), ValueError, "dilation is a number .* at least 1; got 0"),
-        (lambda: grid_window((3, 5), (3, -1)), ValueError, "window is a number of positions, at least 0; got -1"),
+        (lambda: grid_window((3, 5), (3, -1)), ValueError, "window is a number of positions, at least 1; got -1"),
         (
             lambda: grid_window((3, 5), torch.tensor(3)),
             TypeError,

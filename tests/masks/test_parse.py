@@ -7,6 +7,7 @@ from hypothesis import given
 import maskloom as loom
 from maskloom.masks import captured
 from tests.all_masks import ALL_MASKS
+from tests.catalog import EVERY
 
 leaves = st.sampled_from([make() for make in ALL_MASKS.values() if not captured.tensors(make())])
 expressions = st.recursive(
@@ -24,6 +25,13 @@ expressions = st.recursive(
 @given(expressions)
 def test_the_repr_of_a_mask_without_tensors_parses_back(mask):
     assert loom.parse(str(mask)) == mask
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_mask_without_tensors_parses_back(name):
+    mask = EVERY[name][0]()
+    if not captured.tensors(mask):
+        assert loom.parse(str(mask)) == mask
 
 
 @pytest.mark.parametrize(

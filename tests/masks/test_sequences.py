@@ -5,7 +5,6 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.masks import arranged, position, relative, segments
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
 from maskloom.masks.padding import known_padding
 from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
@@ -28,15 +27,6 @@ from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
 from tests.catalog.sequences import CONTINUATIONS, IDS_BY_ROW, KV_LEN, MASKS, POSITION_IDS, Q_LEN, VISIBLE
 from tests.masks.test_meanings import drawn
-
-
-@pytest.fixture(autouse=True)
-def names_that_reprs_read(monkeypatch):
-    """What a repr evaluates by: the names as ``maskloom`` has them."""
-    for module in (relative, position, segments, arranged):
-        for name, value in vars(module).items():
-            if not name.startswith("_"):
-                monkeypatch.setattr(loom, name, value, raising=False)
 
 
 @pytest.mark.parametrize("name", MASKS)

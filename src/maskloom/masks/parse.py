@@ -12,23 +12,39 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from maskloom.errors import ParseError
+from maskloom.masks import (
+    arranged,
+    generation,
+    given,
+    grid,
+    layout,
+    media,
+    moved,
+    padding,
+    position,
+    relative,
+    segments,
+    video,
+)
 from maskloom.masks.algebra import Mask, everything, nothing
-from maskloom.masks.moved import shifted
-from maskloom.masks.padding import lengths
-from maskloom.masks.position import prefix, sinks
-from maskloom.masks.relative import causal, window
-from maskloom.masks.segments import documents
+
+_MAKERS = (
+    relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
+    relative.band, relative.dilated, relative.strided, relative.fixed, relative.chunked, relative.causal_lower_right,
+    position.prefix, position.sinks, position.key_range, position.query_range, position.global_tokens,
+    position.random_blocks, padding.lengths, segments.documents, segments.within, segments.document_prefix,
+    segments.shared_prefix, segments.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
+    arranged.repeat_heads, grid.neighbourhood, grid.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
+    layout.morton, layout.grid_tiles, video.spatial, video.temporal, generation.block_diffusion, generation.tree,
+    generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks,
+)  # fmt: skip
 
 VOCABULARY: dict[str, Mask | Callable[..., Mask]] = {
-    "causal": causal,
-    "window": window,
-    "prefix": prefix,
-    "sinks": sinks,
-    "lengths": lengths,
-    "documents": documents,
-    "shifted": shifted,
+    "causal": relative.causal,
+    "anticausal": relative.anticausal,
     "everything": everything,
     "nothing": nothing,
+    **{make.__name__: make for make in _MAKERS},
 }
 """What a name means: a mask, or a function that makes one."""
 
@@ -113,7 +129,7 @@ class _Reader:
         if node.id in self.names:
             return self.names[node.id]
         close = difflib.get_close_matches(node.id, self.names, n=1)
-        hint = f"; is {close[0]} meant?" if close else f"; there are {', '.join(sorted(self.names))}"
+        hint = f"; is {close[0]} meant?" if close else f"; there are {', '.join(self.names)}"
         raise self._at(node, f"no mask is called {node.id!r}{hint}")
 
     def _argument(self, node: ast.expr) -> Any:

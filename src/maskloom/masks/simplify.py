@@ -105,7 +105,7 @@ def _one_band(parts: list[Mask]) -> list[Mask]:
 def _beside_causal(part: Mask) -> Mask:
     if isinstance(part, Lengths) and part.q_lens is part.kv_lens:
         return RealQueries(part.q_lens)
-    if isinstance(part, PackedDocuments):
+    if isinstance(part, PackedDocuments) and part.ids.ndim == 1:
         start = part.offsets[part.ids.clamp(min=0)].to(torch.int32)
         return FromStart(part.offsets, start.masked_fill(part.ids < 0, len(part.ids)))
     return part
