@@ -1,10 +1,14 @@
 """Masks of other positions: the same mask, looked at from elsewhere."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
+from maskloom.masks.checks import integers
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.tables import of_row
 
 
 @mask_value
@@ -16,13 +20,15 @@ class Shifted(Mask):
     kv_offset: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.mask.__call__(b, h, q_idx + self.q_offset, kv_idx + self.kv_offset)
+        return self.mask(b, h, q_idx + of_row(self.q_offset, b), kv_idx + of_row(self.kv_offset, b))
 
     def __repr__(self) -> str:
         return f"shifted({self.mask!r}, q_offset={shown(self.q_offset)}, kv_offset={shown(self.kv_offset)})"
 
 
-def shifted(mask: MaskMod, *, q_offset: int | Tensor = 0, kv_offset: int | Tensor = 0) -> Mask:
+def shifted(
+    mask: MaskMod, *, q_offset: int | Tensor | Sequence[int] = 0, kv_offset: int | Tensor | Sequence[int] = 0
+) -> Mask:
     """The mask as queries and keys see it that begin at other positions than 0: decoding, and prefill in chunks.
 
     ::
@@ -31,29 +37,34 @@ def shifted(mask: MaskMod, *, q_offset: int | Tensor = 0, kv_offset: int | Tenso
                     q0   x                                           q0   x  x  x
                     q1   x  x                                        q1   x  x  x  x
 
+    Rows of a batch that stand at different positions (decoding after prompts of different lengths, padding on the left) have an
+    offset each.
+
     Args:
         mask: a Mask or a mask_mod.
-        q_offset: the position of the first query, an int or an integer tensor without dimensions. A tensor may change
-            from step to step without a compilation.
-        kv_offset: the position of the first key.
+        q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
+            (B,), one for each batch row. A tensor may change from step to step without a compilation.
+        kv_offset: the position of the first key, likewise.
 
     Raises:
-        TypeError: an offset that is neither.
+        TypeError, ValueError: an offset that is none of these.
     """
-    _check_offset("q_offset", q_offset)
-    _check_offset("kv_offset", kv_offset)
+    offsets = _checked_offset("q_offset", q_offset), _checked_offset("kv_offset", kv_offset)
     inner = as_mask(mask)
-    if _is_zero(q_offset) and _is_zero(kv_offset):
-        return inner
-    return Shifted(inner, q_offset, kv_offset)
+    return inner if all(map(_is_zero, offsets)) else Shifted(inner, *offsets)
 
 
-def _check_offset(name: str, offset: object) -> None:
-    is_int = isinstance(offset, int) and not isinstance(offset, bool)
-    is_scalar = isinstance(offset, Tensor) and offset.ndim == 0 and offset.dtype in (torch.int32, torch.int64)
-    if not is_int and not is_scalar:
-        what = f"{offset.dtype} of shape {tuple(offset.shape)}" if isinstance(offset, Tensor) else repr(offset)
-        raise TypeError(f"{name} is a position, an int or an int32 or int64 tensor without dimensions; got {what}")
+def _checked_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
+    if isinstance(offset, int) and not isinstance(offset, bool):
+        return offset
+    if isinstance(offset, Sequence) and not isinstance(offset, str):
+        offset = integers(name, offset)
+    if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
+        what = offset.dtype if isinstance(offset, Tensor) else repr(offset)
+        raise TypeError(f"{name} is a position, an int or int32 or int64 tensor; got {what}")
+    if offset.ndim > 1 or offset.numel() == 0:
+        raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(offset.shape)}")
+    return offset
 
 
 def _is_zero(offset: int | Tensor) -> bool:

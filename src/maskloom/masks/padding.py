@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and, mask_value, shown
-from maskloom.masks.checks import flags, length_table, readable
+from maskloom.masks.checks import INTEGERS, flags, length_table, readable
 from maskloom.masks.dense import MaskMod
 
 
@@ -61,14 +61,17 @@ class Padding(PaddingMask):
 class Real(PaddingMask):
     """See `real`."""
 
-    is_real: Tensor
-    name = "real"
+    q_real: Tensor
+    kv_real: Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.is_real[b, q_idx] & self.is_real[b, kv_idx]
+        return self.q_real[b, q_idx] & self.kv_real[b, kv_idx]
+
+    def __repr__(self) -> str:
+        return _one_or_both("real", self.q_real, self.kv_real)
 
     def hidden_keys(self, kv_len: int) -> Tensor:
-        return ~self.is_real[:, :kv_len]
+        return ~self.kv_real[:, :kv_len]
 
 
 @mask_value
@@ -111,7 +114,7 @@ def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None
     return Lengths(q_lens, keys)
 
 
-def real(is_real: Tensor) -> Real:
+def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
     """Positions marked True or 1 are real, anywhere; all others are hidden, as query and as key.
 
     This is how Hugging Face tokenizers' ``attention_mask`` is meant.
@@ -123,20 +126,18 @@ def real(is_real: Tensor) -> Real:
                         q1
                         q2   x     x
 
+    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``.
+
     Args:
         is_real: bool (B, L), or integers (B, L) of 0 and 1.
+        kv_is_real: the same for the keys (B, KV), for cross-attention; by default the same table.
     """
-    if isinstance(is_real, Tensor) and is_real.dtype in (
-        torch.int8,
-        torch.uint8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    ):
-        if readable(is_real) and is_real.numel() and not bool(((is_real == 0) | (is_real == 1)).all()):
-            raise ValueError(f"is_real holds 0 and 1; got values from {int(is_real.min())} to {int(is_real.max())}")
-        is_real = is_real.bool()
-    return Real(flags("is_real", is_real, true_means="a real token"))
+    q_real = _real_flags("is_real", is_real)
+    if kv_is_real is None:
+        return Real(q_real, q_real)
+    kv_real = _real_flags("kv_is_real", kv_is_real)
+    _same_batch("is_real", q_real, "kv_is_real", kv_real)
+    return Real(q_real, kv_real)
 
 
 def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
@@ -148,6 +149,9 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
                                       q0   x     x
                                       q1
                                       q2   x     x
+
+    From token ids: ``padding(pads_from_tokens(tokens, pad_id))``, and for cross-attention
+    ``padding(pads_from_tokens(tokens, pad_id), pads_from_tokens(kv_tokens, kv_pad_id))``.
 
     Args:
         pads: bool (B, L), True = padding.
@@ -206,6 +210,14 @@ def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
             hidden = part.hidden_keys(kv_len)
             known = hidden if known is None else known | hidden
     return known
+
+
+def _real_flags(name: str, is_real: Tensor) -> Tensor:
+    if isinstance(is_real, Tensor) and is_real.dtype in INTEGERS:
+        if readable(is_real) and is_real.numel() and not bool(((is_real == 0) | (is_real == 1)).all()):
+            raise ValueError(f"{name} holds 0 and 1; got values from {int(is_real.min())} to {int(is_real.max())}")
+        is_real = is_real.bool()
+    return flags(name, is_real, true_means="a real token")
 
 
 def _same_batch(name: str, table: Tensor, other_name: str, other: Tensor) -> None:

@@ -1,15 +1,45 @@
 """Masks of the distance between query and key."""
 
 import inspect
+from abc import abstractmethod
 
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
-from maskloom.masks.checks import count
+from maskloom.masks.checks import count, distance
+
+
+class _Order(Mask):
+    """Which of query and key comes first: a mask without parameters, of which there is one instance."""
+
+    def __call__(
+        self,
+        b: Tensor | None = None,
+        h: Tensor | None = None,
+        q_idx: Tensor | None = None,
+        kv_idx: Tensor | None = None,
+    ) -> Tensor:
+        if q_idx is None or kv_idx is None:
+            raise TypeError(
+                f"{self.name} is itself a mask, not a function that makes one: write {self.name}, without brackets"
+            )
+        return self.sees(q_idx, kv_idx)
+
+    @abstractmethod
+    def sees(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """Whether the query sees the key."""
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# torch counts the arguments without a default to tell a mask_mod from a score_mod
+_indices = [parameter for parameter in inspect.signature(Mask.__call__).parameters.values() if parameter.name != "self"]
+_Order.__signature__ = inspect.Signature(_indices)  # type: ignore[attr-defined]
 
 
 @mask_value
-class Causal(Mask):
+class Causal(_Order):
     """A query sees the keys up to its own position. Use the one instance, `causal`.
 
     ::
@@ -21,27 +51,39 @@ class Causal(Mask):
             q3   x  x  x  x
 
     Positions are absolute: for Q ≠ KV query i stands at position i (plus ``q_offset``), as in torch's FlexAttention.
+    `causal_lower_right` is the other kind.
     """
 
-    def __call__(
-        self,
-        b: Tensor | None = None,
-        h: Tensor | None = None,
-        q_idx: Tensor | None = None,
-        kv_idx: Tensor | None = None,
-    ) -> Tensor:
-        if q_idx is None or kv_idx is None:
-            raise TypeError("causal is itself a mask, not a function that makes one: write causal, without brackets")
+    name = "causal"
+
+    def sees(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return q_idx >= kv_idx
 
-    def __repr__(self) -> str:
-        return "causal"
+
+@mask_value
+class Anticausal(_Order):
+    """A query sees the keys from its own position on: the upper triangle. Use the one instance, `anticausal`.
+
+    ::
+
+                k0 k1 k2 k3
+            q0   x  x  x  x
+            q1      x  x  x
+            q2         x  x
+            q3            x
+
+    It is ``transposed(causal)``. Source: the backward half of bidirectional language models (ELMo, Peters et al. 2018,
+    section 3.1).
+    """
+
+    name = "anticausal"
+
+    def sees(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return q_idx <= kv_idx
 
 
-# torch counts the arguments without a default to tell a mask_mod from a score_mod
-_indices = [parameter for parameter in inspect.signature(Mask.__call__).parameters.values() if parameter.name != "self"]
-Causal.__signature__ = inspect.Signature(_indices)  # type: ignore[attr-defined]
 causal = Causal()
+anticausal = Anticausal()
 
 
 @mask_value
@@ -69,9 +111,8 @@ def window(*, back: int, ahead: int = 0) -> Window:
                     q2      x  x                                q2      x  x  x
                     q3         x  x                             q3         x  x
 
-    There is no bare window size, because in the wild it counts three different things: W keys with the own one
-    (Hugging Face's ``sliding_window``) is ``back=W - 1``; W keys and the own one (FlashAttention's
-    ``window_size=(W, 0)``) is ``back=W``; W on either side is ``back=W, ahead=W``.
+    There is no bare window size, because in the wild it counts three different things. Each has a name here:
+    `window_counting_itself`, `window_reaching_back` and `window_both_ways`.
 
     Args:
         back: keys visible before the query's position, at least 0.
@@ -81,3 +122,304 @@ def window(*, back: int, ahead: int = 0) -> Window:
         ValueError: a negative number. TypeError: not an int.
     """
     return Window(count("back", back), count("ahead", ahead))
+
+
+def window_counting_itself(size: int) -> Window:
+    """A query sees ``size`` keys: its own and the ``size - 1`` before it. It is ``window(back=size - 1)``.
+
+    ::
+
+        window_counting_itself(2)   k0 k1 k2 k3
+                                q0   x
+                                q1   x  x
+                                q2      x  x
+                                q3         x  x
+
+    This is what ``sliding_window`` counts in Hugging Face's transformers.
+
+    Args:
+        size: keys visible, at least 1.
+    """
+    return Window(count("size", size, least=1) - 1, 0)
+
+
+def window_reaching_back(size: int) -> Window:
+    """A query sees its own key and ``size`` keys before it, ``size + 1`` in all. It is ``window(back=size)``.
+
+    ::
+
+        window_reaching_back(2)   k0 k1 k2 k3
+                              q0   x
+                              q1   x  x
+                              q2   x  x  x
+                              q3      x  x  x
+
+    This is FlashAttention's ``window_size=(size, 0)`` and attention-gym's ``generate_sliding_window(size)``.
+
+    Args:
+        size: keys visible before the query's position, at least 0.
+    """
+    return Window(count("size", size), 0)
+
+
+def window_both_ways(size: int) -> Window:
+    """A query sees ``size`` keys on either side of its own, ``2 * size + 1`` in all. It is ``window(back=size, ahead=size)``.
+
+    ::
+
+        window_both_ways(1)   k0 k1 k2 k3
+                          q0   x  x
+                          q1   x  x  x
+                          q2      x  x  x
+                          q3         x  x
+
+    Hugging Face counts so for bidirectional models (``attention_window`` of Longformer is twice ``size``). Source:
+    Longformer, Beltagy et al. 2020, section 3.1.
+
+    Args:
+        size: keys visible on each side, at least 0.
+    """
+    return Window(count("size", size), size)
+
+
+@mask_value
+class Band(Mask):
+    """See `band`."""
+
+    low: int
+    high: int
+    name = "band"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return (kv_idx >= q_idx + self.low) & (kv_idx <= q_idx + self.high)
+
+
+def band(low: int, high: int) -> Band:
+    """A query sees the keys at distances ``low`` to ``high`` from its position: ``low <= kv_idx - q_idx <= high``.
+
+    ::
+
+        band(-2, -1)    k0 k1 k2 k3        band(1, 2)      k0 k1 k2 k3
+                    q0                                 q0      x  x
+                    q1   x                             q1         x  x
+                    q2   x  x                          q2            x
+                    q3      x  x                       q3
+
+    Unlike `window` it need not hold the query's own position. Source: banded matrices, as ``numpy.tri`` and LAPACK's band
+    storage count their diagonals.
+
+    Args:
+        low, high: distances in positions, both included; negative is before the query.
+
+    Raises:
+        ValueError: low above high. TypeError: not an int.
+    """
+    low, high = distance("low", low), distance("high", high)
+    if low > high:
+        raise ValueError(f"a band reaches from low up to high; got low={low} and high={high}")
+    return Band(low, high)
+
+
+@mask_value
+class Dilated(Mask):
+    """See `dilated`."""
+
+    back: int
+    ahead: int
+    step: int
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        behind = q_idx - kv_idx
+        return (behind <= self.back) & (behind >= -self.ahead) & (behind % self.step == 0)
+
+    def __repr__(self) -> str:
+        return f"dilated(back={self.back}, ahead={self.ahead}, step={self.step})"
+
+
+def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
+    """A query sees every ``step``-th key of ``window(back=back, ahead=ahead)``, counted from its own position.
+
+    ::
+
+        dilated(back=4, step=2)   k0 k1 k2 k3 k4 k5
+                              q0   x
+                              q1      x
+                              q2   x     x
+                              q3      x     x
+                              q4   x     x     x
+                              q5      x     x     x
+
+    ``back`` and ``ahead`` are positions, not steps. Source: Longformer, Beltagy et al. 2020, section 3.1.
+
+    Args:
+        back: how far it reaches before the query, in positions, at least 0.
+        ahead: how far it reaches after it, in positions, at least 0.
+        step: distance between visible keys, in positions, at least 1.
+    """
+    return Dilated(count("back", back), count("ahead", ahead), count("step", step, least=1))
+
+
+class _Factored(Mask):
+    """A causal mask that is split into two: one head sees what is near, another what is far; or one head sees both."""
+
+    factor: int | None
+
+    def _of_factor(self, near: Tensor, far: Tensor) -> Tensor:
+        return near | far if self.factor is None else (near, far)[self.factor - 1]
+
+    def _shown(self, parameters: str) -> str:
+        return f"{self.name}({parameters}{'' if self.factor is None else f', factor={self.factor}'})"
+
+
+@mask_value
+class Strided(_Factored):
+    """See `strided`."""
+
+    stride: int
+    factor: int | None
+    name = "strided"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        behind = q_idx - kv_idx
+        return (behind >= 0) & self._of_factor(behind <= self.stride, behind % self.stride == 0)
+
+    def __repr__(self) -> str:
+        return self._shown(f"{self.stride}")
+
+
+def strided(stride: int, *, factor: int | None = None) -> Strided:
+    """A query sees the ``stride`` keys before its own position, its own, and every ``stride``-th key before those.
+
+    ::
+
+        strided(2)      k0 k1 k2 k3 k4 k5      strided(2, factor=2)   k0 k1 k2 k3 k4 k5
+                    q0   x                                        q0   x
+                    q1   x  x                                     q1      x
+                    q2   x  x  x                                  q2   x     x
+                    q3      x  x  x                               q3      x     x
+                    q4   x     x  x  x                            q4   x     x     x
+                    q5      x     x  x  x                         q5      x     x     x
+
+    ``per_head([strided(n, factor=1), strided(n, factor=2)])`` gives each head one of the two. For data with a period, such
+    as rows of an image. Source: Sparse Transformer, Child et al. 2019, section 4.3 (strided attention).
+
+    Args:
+        stride: in positions, at least 1.
+        factor: 1 for the near keys alone, 2 for every ``stride``-th alone; by default both.
+    """
+    return Strided(count("stride", stride, least=1), _checked_factor(factor))
+
+
+@mask_value
+class Fixed(_Factored):
+    """See `fixed`."""
+
+    stride: int
+    summary: int
+    factor: int | None
+    name = "fixed"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        near = q_idx // self.stride == kv_idx // self.stride
+        far = kv_idx % self.stride >= self.stride - self.summary
+        return (q_idx >= kv_idx) & self._of_factor(near, far)
+
+    def __repr__(self) -> str:
+        return self._shown(f"{self.stride}, summary={self.summary}")
+
+
+def fixed(stride: int, *, summary: int = 1, factor: int | None = None) -> Fixed:
+    """A query sees the keys of its own block of ``stride``, up to itself, and the last ``summary`` keys of each block before.
+
+    ::
+
+        fixed(3)        k0 k1 k2 k3 k4 k5      fixed(3, factor=2)   k0 k1 k2 k3 k4 k5
+                    q0   x                                      q0
+                    q1   x  x                                   q1
+                    q2   x  x  x                                q2         x
+                    q3         x  x                             q3         x
+                    q4         x  x  x                          q4         x
+                    q5         x  x  x  x                       q5         x        x
+
+    ``per_head([fixed(n, factor=1), fixed(n, factor=2)])`` gives each head one of the two. For data without a period, such as
+    text. Source: Sparse Transformer, Child et al. 2019, section 4.3 (fixed attention; ``summary`` is its c).
+
+    Args:
+        stride: positions of a block, at least 1.
+        summary: positions at the end of each block that all later queries see, 1 to ``stride``.
+        factor: 1 for the own block alone, 2 for the ends of blocks alone; by default both.
+    """
+    stride, summary = count("stride", stride, least=1), count("summary", summary, least=1)
+    if summary > stride:
+        raise ValueError(f"summary is a part of a block of stride={stride} positions; got {summary}")
+    return Fixed(stride, summary, _checked_factor(factor))
+
+
+def _checked_factor(factor: int | None) -> int | None:
+    if factor not in (None, 1, 2) or isinstance(factor, bool):
+        raise ValueError(f"factor is 1 for the near keys, 2 for the far ones, or None for both; got {factor!r}")
+    return factor
+
+
+@mask_value
+class Chunked(Mask):
+    """See `chunked`."""
+
+    size: int
+    name = "chunked"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return q_idx // self.size == kv_idx // self.size
+
+
+def chunked(size: int) -> Chunked:
+    """A query sees the keys of its own chunk of ``size`` positions. ``causal & chunked(n)`` is Llama 4's local attention.
+
+    ::
+
+        chunked(2)      k0 k1 k2 k3 k4        causal & chunked(2)   k0 k1 k2 k3 k4
+                    q0   x  x                                   q0   x
+                    q1   x  x                                   q1   x  x
+                    q2         x  x                             q2         x
+                    q3         x  x                             q3         x  x
+                    q4               x                          q4               x
+
+    Source: Llama 4's ``attention_chunk_size``, and block-local attention of Liu et al. 2018 (arXiv 1801.10198), section 4.2.4.
+
+    Args:
+        size: positions of a chunk, at least 1.
+    """
+    return Chunked(count("size", size, least=1))
+
+
+@mask_value
+class CausalLowerRight(Mask):
+    """See `causal_lower_right`."""
+
+    q_len: int
+    kv_len: int
+    name = "causal_lower_right"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return kv_idx <= q_idx + (self.kv_len - self.q_len)
+
+
+def causal_lower_right(q_len: int, kv_len: int) -> CausalLowerRight:
+    """Causal, with the last query at the last key: query i stands at position ``i + kv_len - q_len``.
+
+    ::
+
+        causal_lower_right(2, 4)   k0 k1 k2 k3        causal_lower_right(4, 2)   k0 k1
+                               q0   x  x  x                                  q0
+                               q1   x  x  x  x                               q1
+                                                                             q2   x
+                                                                             q3   x  x
+
+    For new queries behind a cache of keys; it is ``shifted(causal, q_offset=kv_len - q_len)``, which also takes an offset for each
+    batch row. With more queries than keys the first ones see nothing. Source: ``torch.nn.attention.bias.causal_lower_right``, and
+    FlashAttention from version 2.1 on.
+
+    Args:
+        q_len, kv_len: Q and K, in positions, at least 1.
+    """
+    return CausalLowerRight(count("q_len", q_len, least=1), count("kv_len", kv_len, least=1))
