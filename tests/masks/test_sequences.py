@@ -332,7 +332,7 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
         (lambda: global_tokens(-1), ValueError, "positions is a number of positions, at least 0; got -1"),
         (lambda: global_tokens([2, -1]), ValueError, r"none negative; got \[2, -1\]"),
         (lambda: global_tokens([]), ValueError, r"at least one, none negative; got \[\]"),
-        (lambda: global_tokens([1.5]), TypeError, "each of positions is a distance in positions, an int; got float"),
+        (lambda: global_tokens([1.5]), TypeError, "each of positions is a position, an int; got float: 1.5"),
         (lambda: global_tokens(torch.tensor([1, 2])), TypeError, "positions is a bool tensor, True = global; got"),
         (lambda: global_tokens(REAL[None]), ValueError, r"positions has shape \(L,\) or \(B, L\), .* got \(1, 2, 3\)"),
         (
@@ -344,6 +344,11 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
             lambda: random_blocks(block_size=4, blocks=-1, length=9, seed=0),
             ValueError,
             "blocks is a number of blocks, at least 0; got -1",
+        ),
+        (
+            lambda: random_blocks(block_size=4, blocks=1, length=9, seed=0.5),
+            TypeError,
+            "seed is the seed of the draw, an",
         ),
         (lambda: loom.real(REAL, REAL.int() * 3), ValueError, "kv_is_real holds 0 and 1; got values from 3 to 3"),
         (lambda: loom.real(REAL, REAL[:1]), ValueError, "is_real has 2 batch rows and kv_is_real has 1"),

@@ -13,15 +13,17 @@ from torch import Tensor
 
 def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
     """A number of positions (or of what ``of`` says): a Python int, at least ``least``."""
-    number = _int(name, value, f"a number of {of}")
+    number = integer(name, value, f"a number of {of}")
     if number < least:
         raise ValueError(f"{name} is a number of {of}, at least {least}; got {number}")
     return number
 
 
-def distance(name: str, value: object) -> int:
-    """A distance in positions: a Python int, negative for what lies before."""
-    return _int(name, value, "a distance in positions")
+def integer(name: str, value: object, what: str) -> int:
+    """A Python int, which is ``what``."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
+        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
+    return operator.index(value)
 
 
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
@@ -75,9 +77,3 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 def readable(table: Tensor) -> bool:
     """Whether a check may look at the values of a tensor."""
     return table.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _int(name: str, value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
-        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
-    return operator.index(value)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
-from maskloom.masks.checks import count, count_by_row, distance, flags, readable
+from maskloom.masks.checks import count, count_by_row, flags, integer, readable
 from maskloom.masks.tables import at, of_row
 
 
@@ -221,7 +221,7 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
         return MarkedGlobal(flags("positions", positions, true_means="global", or_one_row=True))
     if not isinstance(positions, Sequence):
         return FirstGlobal(count("positions", positions))
-    listed = tuple(sorted({distance("each of positions", position) for position in positions}))
+    listed = tuple(sorted({integer("each of positions", one, "a position") for one in positions}))
     if not listed or listed[0] < 0:
         raise ValueError(f"positions lists positions, at least one, none negative; got {list(positions)}")
     table = torch.zeros(listed[-1] + 2, dtype=torch.bool)
@@ -277,6 +277,7 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
     there = -(-length // block_size)
     if count("blocks", blocks, of="blocks") > there:
         raise ValueError(f"blocks is {blocks}, and {length} positions in blocks of {block_size} make {there}")
-    order = torch.rand(there, there, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    generator = torch.Generator().manual_seed(integer("seed", seed, "the seed of the draw"))
+    order = torch.rand(there, there, generator=generator).argsort(-1)
     table = torch.zeros(there, there, dtype=torch.bool).scatter_(1, order[:, :blocks], True)
     return RandomBlocks(block_size, blocks, length, seed, table, torch.arange(length) // block_size)

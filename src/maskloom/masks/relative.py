@@ -6,7 +6,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
-from maskloom.masks.checks import count, distance
+from maskloom.masks.checks import count, integer
 
 
 class _Order(Mask):
@@ -214,7 +214,7 @@ def band(low: int, high: int) -> Band:
     Raises:
         ValueError: low above high. TypeError: not an int.
     """
-    low, high = distance("low", low), distance("high", high)
+    low, high = (integer(name, end, "a distance in positions") for name, end in (("low", low), ("high", high)))
     if low > high:
         raise ValueError(f"a band reaches from low up to high; got low={low} and high={high}")
     return Band(low, high)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import count, count_by_row, integers, integers_by_position, readable
+from maskloom.masks.checks import count_by_row, integers, integers_by_position, readable
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import PaddingMask
-from maskloom.masks.tables import at
+from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 
 
 class _Segmented(PaddingMask):
@@ -103,11 +103,11 @@ def documents(
     _exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
     if offsets is not None:
         table = _checked_offsets(offsets)
-        return PackedDocuments(table, _ids_from_offsets(table, length))
+        return PackedDocuments(table, ids_from_offsets(table, length))
     _no_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids)
-        return CountedDocuments(positions, _ids_from_positions(positions))
+        return CountedDocuments(positions, ids_from_positions(positions))
     return Documents(integers_by_position("ids", ids))
 
 
@@ -281,7 +281,7 @@ def shared_prefix(
     rows = torch.broadcast_shapes(prompts.shape, continuations.shape[:-1])
     prompts, continuations = prompts.expand(rows)[..., None], continuations.expand(*rows, -1)
     ends = torch.cat([prompts, continuations], -1).cumsum(-1)
-    return SharedPrefix(_ids_from_offsets(torch.nn.functional.pad(ends, (1, 0)), length))
+    return SharedPrefix(ids_from_offsets(torch.nn.functional.pad(ends, (1, 0)), length))
 
 
 @mask_value
@@ -339,7 +339,7 @@ def turns(
         _no_length(length)
         table = integers_by_position("ids", ids)
     else:
-        table = _ids_from_offsets(_checked_offsets(offsets), length)
+        table = ids_from_offsets(_checked_offsets(offsets), length)
     rule = visible if isinstance(visible, Tensor) else torch.tensor(visible, device=table.device)
     if rule.dtype != torch.bool:
         raise TypeError(f"visible is bool (T, T), True where turn i may see turn j; got {rule.dtype}")
@@ -381,40 +381,19 @@ def _checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
     return table
 
 
-def _ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
-    """The number of the piece that each position lies in, -1 behind the last: int32 (L,) or (B, L) of (..., pieces + 1)."""
-    filled = offsets[..., -1:]
-    if length is None:
-        length = int(filled.max())
-        if length < 1:
-            raise ValueError(f"a row has at least 1 position; got {length}")
-    elif count("length", length, least=1) and readable(offsets) and length < int(filled.max()):
-        raise ValueError(f"length is {length}, and {int(filled.max())} positions are filled")
-    positions = torch.arange(length, device=offsets.device).expand(*offsets.shape[:-1], -1).contiguous()
-    ids = torch.searchsorted(offsets.to(torch.int64), positions, right=True) - 1
-    return torch.where(positions < filled, ids, -1).to(torch.int32)
-
-
-def _ids_from_positions(positions: Tensor) -> Tensor:
-    """The number of the document that each position lies in, where positions count up inside a document."""
-    begins = positions.long().diff() != 1  # narrow types would wrap around
-    return torch.nn.functional.pad(begins, (1, 0)).cumsum(-1, dtype=torch.int32)
-
-
 def _positions_inside(name: str, segments: AnyDocuments) -> Tensor:
     """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
     if not isinstance(segments, AnyDocuments):
         raise TypeError(f"{name} takes documents made by documents(...); got {segments!r}")
-    begins = torch.nn.functional.pad(segments.ids.diff() != 0, (1, 0), value=True)
     if isinstance(segments, Documents) and readable(segments.ids):
-        _check_contiguous(name, segments.ids, begins)
-    positions = torch.arange(segments.ids.shape[-1], device=segments.ids.device)
-    return (positions - (positions * begins).cummax(-1).values).to(torch.int32)
+        _check_contiguous(name, segments.ids)
+    return positions_from_ids(segments.ids)
 
 
-def _check_contiguous(name: str, ids: Tensor, begins: Tensor) -> None:
-    for row, (row_ids, row_begins) in enumerate(zip(*map(torch.atleast_2d, (ids, begins)), strict=True)):
-        documents, pieces = row_ids[row_begins & (row_ids >= 0)].unique(return_counts=True)
+def _check_contiguous(name: str, ids: Tensor) -> None:
+    for row, row_ids in enumerate(torch.atleast_2d(ids)):
+        runs = row_ids.unique_consecutive()
+        documents, pieces = runs[runs >= 0].unique(return_counts=True)
         if bool((pieces > 1).any()):
             document = int(documents[pieces > 1][0])
             raise ValueError(

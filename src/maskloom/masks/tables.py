@@ -1,6 +1,18 @@
-"""How masks read what may be given once for all batch rows, or for each row."""
+"""Tables of positions: how masks read them, for all batch rows or for each row, and how they are made from one another.
 
+=========  =================  =====================================================
+table      shape              meaning
+=========  =================  =====================================================
+offsets    (..., pieces + 1)  where each piece begins, and the end
+ids        (..., L)           the number of the piece that each position lies in
+positions  (..., L)           how far each position is behind its piece's first
+=========  =================  =====================================================
+"""
+
+import torch
 from torch import Tensor
+
+from maskloom.masks.checks import count, readable
 
 
 def of_row(value: int | Tensor, b: Tensor) -> int | Tensor:
@@ -11,3 +23,35 @@ def of_row(value: int | Tensor, b: Tensor) -> int | Tensor:
 def at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
     """The entry of a position in a table (L,), or in the row's own of (B, L)."""
     return table[idx] if table.ndim == 1 else table[b, idx]
+
+
+def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
+    """Ids of pieces that lie one behind the other, -1 behind the last: int32 (..., L).
+
+    Args:
+        offsets: integers (pieces + 1,) or (B, pieces + 1).
+        length: L; by default the last offset (reading it waits for a GPU).
+    """
+    filled = offsets[..., -1:]
+    if length is None:
+        length = int(filled.max())
+        if length < 1:
+            raise ValueError(f"a row has at least 1 position; got {length}")
+    elif count("length", length, least=1) and readable(offsets) and length < int(filled.max()):
+        raise ValueError(f"length is {length}, and {int(filled.max())} positions are filled")
+    positions = torch.arange(length, device=offsets.device).expand(*offsets.shape[:-1], -1).contiguous()
+    ids = torch.searchsorted(offsets.to(torch.int64), positions, right=True) - 1
+    return torch.where(positions < filled, ids, -1).to(torch.int32)
+
+
+def ids_from_positions(positions: Tensor) -> Tensor:
+    """Ids of pieces inside which positions count up by 1: int32 (..., L)."""
+    begins = positions.long().diff() != 1  # narrow types would wrap around
+    return torch.nn.functional.pad(begins, (1, 0)).cumsum(-1, dtype=torch.int32)
+
+
+def positions_from_ids(ids: Tensor) -> Tensor:
+    """How far each position is from the first of the run of equal ids that it lies in: int32 (L,) or (B, L)."""
+    begins = torch.nn.functional.pad(ids.diff() != 0, (1, 0), value=True)
+    positions = torch.arange(ids.shape[-1], device=ids.device)
+    return (positions - (positions * begins).cummax(-1).values).to(torch.int32)
