@@ -32,6 +32,7 @@ from tests.masks.test_meanings import drawn
 
 @pytest.fixture(autouse=True)
 def names_that_reprs_read(monkeypatch):
+    """What a repr evaluates by: the names as ``maskloom`` has them."""
     for module in (relative, position, segments, arranged):
         for name, value in vars(module).items():
             if not name.startswith("_"):
@@ -52,6 +53,7 @@ def test_tables_are_those_of_torch(name, block):
     batch, heads = mask.dense(q_len, kv_len).shape[:2]
     ours = loom.create_block_mask(mask, batch, heads, q_len, kv_len, "cpu", block)
     assert differing(ours, flex.create_block_mask(mask, batch, heads, q_len, kv_len, "cpu", block)) == []
+    assert loom.explain_block_mask(mask, q_len, kv_len, device="cpu", block_size=block).decided.without_rule == ()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -275,6 +277,13 @@ def test_padding_is_known_where_segments_have_it():
     ]
     assert known_padding(shared_prefix(1, [2], length=5), 4).tolist() == [[False, False, False, True]]
     assert known_padding(turns([0, -1, 0], visible=[[True]]), 3).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize("name", ["global_listed", "random_blocks", "bigbird", "per_head_equal"])
+def test_reprs_of_masks_made_of_numbers_evaluate(name):
+    mask = MASKS[name][0]()
+    for made in (mask, transposed(mask), per_batch([mask, causal]), repeat_heads(per_head([causal, mask]), 3)):
+        assert eval(repr(made), dict(vars(loom))) == made
 
 
 def test_equal_masks_of_heads_share_the_work():

@@ -88,7 +88,7 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
                                                   q2   x  x  x             q2         x
 
     Give one for each batch row; building for another number of rows raises. Rows with equal masks share the work. It holds
-    a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong et al. 2019, section 2.2.
+    a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong et al. 2019.
 
     Args:
         masks: B Masks or mask_mods. Each is asked with the row's own number: a table in it has B rows too.

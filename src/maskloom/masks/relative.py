@@ -288,7 +288,7 @@ class Strided(_Factored):
 
 
 def strided(stride: int, *, factor: int | None = None) -> Strided:
-    """A query sees the ``stride`` keys before its own position, its own, and every ``stride``-th key before those.
+    """A query sees its own key, the ``stride`` keys before it, and farther back every ``stride``-th key, counted from its own.
 
     ::
 
@@ -384,7 +384,7 @@ def chunked(size: int) -> Chunked:
                     q3         x  x                             q3         x  x
                     q4               x                          q4               x
 
-    Source: Llama 4's ``attention_chunk_size``, and block-local attention of Liu et al. 2018 (arXiv 1801.10198), section 4.2.4.
+    Source: Llama 4's ``attention_chunk_size``, and the local attention of Liu et al. 2018 (arXiv 1801.10198).
 
     Args:
         size: positions of a chunk, at least 1.

@@ -145,7 +145,7 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
 
     ``causal`` and windows mean the same with and without it; chunks, sinks and prefixes do not. ``within(segments, causal |
     prefix(n))`` is a prefix-LM for each document; `document_prefix` has a length of its own for each. Source: packed sequences
-    whose position ids restart, Krell et al. 2021 (arXiv 2107.02027), section 3.2.
+    whose position ids restart, Krell et al. 2021 (arXiv 2107.02027).
 
     Args:
         segments: made by `documents`, of documents that are contiguous.
@@ -310,18 +310,16 @@ def turns(
 
     ::
 
-        turns(offsets=[0, 2, 3, 5], visible=[[1, 0, 0],   k0 k1 k2 k3 k4
-                                             [1, 1, 0],
-                                             [1, 0, 1]])
-                                                      q0   x  x
-                                                      q1   x  x
-                                                      q2   x  x  x
-                                                      q3   x  x     x  x
-                                                      q4   x  x     x  x
+        rule     t0 t1 t2        turns(offsets=[0, 2, 3, 5], visible=rule)   k0 k1 k2 k3 k4
+             t0   x                                                      q0   x  x
+             t1   x  x                                                   q1   x  x
+             t2   x     x                                                q2   x  x  x
+                                                                         q3   x  x     x  x
+                                                                         q4   x  x     x  x
 
-    (There with bools: True and False.) The last turn does not see the one before: a model's thoughts that are dropped from later
-    turns, say. ``causal & turns(...)`` adds the order inside turns. A rule by kind of turn is ``ids`` that name kinds: system,
-    user, assistant, tool. Source: chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one packed row in training.
+    Here the last turn does not see the one before: a model's thoughts, say, that later turns go without. ``causal & turns(...)``
+    adds the order inside turns. For a rule by kind of turn, let ``ids`` name kinds: system, user, assistant, tool. Source:
+    chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one row in training.
 
     Args:
         ids: integers (L,) or (B, L), the turn of each position, 0 to T - 1. A negative id is padding: it sees nothing and nothing
@@ -374,10 +372,8 @@ def _checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
             raise ValueError(f"offsets start at 0; got {int(table[0])}")
         falls = (table.diff() < 0).nonzero()
         if len(falls):
-            at = int(falls[0])
-            raise ValueError(
-                f"offsets never fall; got {int(table[at])} and then {int(table[at + 1])} at entry {at + 1}"
-            )
+            before, after = table[int(falls[0]) :][:2].tolist()
+            raise ValueError(f"offsets never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
     return table
 
 
