@@ -8,7 +8,7 @@ import maskloom as loom
 from maskloom.masks import arranged, position, relative, segments
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
 from maskloom.masks.padding import known_padding
-from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
+from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks
 from maskloom.masks.relative import (
     anticausal,
     band,
@@ -65,38 +65,13 @@ PACKED = documents(offsets=[0, 2, 5])
     ("mask", "picture"),
     [
         (anticausal, "xxxx .xxx ..xx ...x"),
-        (window_counting_itself(2), "x... xx.. .xx. ..xx"),
-        (window_reaching_back(2), "x... xx.. xxx. .xxx"),
-        (window_both_ways(1), "xx.. xxx. .xxx ..xx"),
-        (band(-2, -1), ".... x... xx.. .xx."),
-        (band(1, 2), ".xx. ..xx ...x ...."),
-        (dilated(back=4, step=2), "x..... .x.... x.x... .x.x.. x.x.x. .x.x.x"),
-        (strided(2), "x..... xx.... xxx... .xxx.. x.xxx. .x.xxx"),
-        (strided(2, factor=2), "x..... .x.... x.x... .x.x.. x.x.x. .x.x.x"),
         (strided(2, factor=1), "x..... xx.... xxx... .xxx.. ..xxx. ...xxx"),
-        (fixed(3), "x..... xx.... xxx... ..xx.. ..xxx. ..xxxx"),
         (fixed(3, factor=1), "x..... xx.... xxx... ...x.. ...xx. ...xxx"),
-        (fixed(3, factor=2), "...... ...... ..x... ..x... ..x... ..x..x"),
-        (chunked(2), "xx... xx... ..xx. ..xx. ....x"),
-        (causal & chunked(2), "x.... xx... ..x.. ..xx. ....x"),
-        (causal_lower_right(2, 4), "xxx. xxxx"),
-        (causal_lower_right(4, 2), ".. .. x. xx"),
-        (key_range(1, 3), ".xx. .xx. .xx. .xx."),
-        (query_range(1, 3), ".... xxxx xxxx ...."),
-        (global_tokens([1]), ".x.. xxxx .x.. .x.."),
-        (window_both_ways(1) | global_tokens(1), "xxxx xxx. xxxx x.xx"),
-        (random_blocks(block_size=2, blocks=1, length=6, seed=0), "....xx ....xx xx.... xx.... ....xx ....xx"),
-        (PACKED, "xx... xx... ..xxx ..xxx ..xxx"),
         (documents(position_ids=[0, 1, 0, 1, 2]), "xx... xx... ..xxx ..xxx ..xxx"),
-        (within(PACKED, sinks(1) | window(back=0)), "x.... xx... ..x.. ..xx. ..x.x"),
-        (document_prefix(PACKED, [1, 2]), "x.... x.... ..xx. ..xx. ..xx."),
         (PACKED & causal | document_prefix(PACKED, [1, 2]), "x.... xx... ..xx. ..xx. ..xxx"),
-        (shared_prefix(2, [2, 1]), "x.... xx... xxx.. xxxx. xx..x"),
-        (turns(offsets=[0, 2, 3, 5], visible=VISIBLE), "xx... xx... xxx.. xx.xx xx.xx"),
-        (transposed(prefix(1)), "xxx ... ..."),
     ],
 )
-def test_pictures(mask, picture):
+def test_pictures_that_no_docstring_draws(mask, picture):
     lines = picture.split()
     assert drawn(mask, len(lines), len(lines[0])) == lines
 

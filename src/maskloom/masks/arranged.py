@@ -83,9 +83,9 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
     ::
 
         per_batch([causal, window(back=0)])   row 0   k0 k1 k2        row 1   k0 k1 k2
-                                                  q0   x                   q0   x
-                                                  q1   x  x                q1      x
-                                                  q2   x  x  x             q2         x
+                                                  q0   x                  q0   x
+                                                  q1   x  x               q1      x
+                                                  q2   x  x  x            q2         x
 
     Give one for each batch row; building for another number of rows raises. Rows with equal masks share the work. It holds
     a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong et al. 2019.
