@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
@@ -285,6 +287,40 @@ def test_equal_masks_of_heads_share_the_work():
 def test_counts_that_do_not_fit(mask, sizes, words):
     with pytest.raises(ValueError, match=words):
         mask.dense(5, 7, **sizes)
+
+
+# -- any lengths -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 3))
+def test_documents_are_the_same_however_they_are_given(lens, rest):
+    offsets = loom.offsets_from_lengths(lens)
+    length = int(offsets[-1])
+    ids = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens))
+    position_ids = torch.cat([torch.arange(one) for one in lens])
+    ways = [documents(offsets=offsets), documents(ids), documents(position_ids=position_ids)]
+    inside = [within(way, causal & chunked(2) | prefix(1)) for way in ways]
+    for way, mask in zip(ways[1:], inside[1:], strict=True):
+        assert way.dense(length, length).equal(ways[0].dense(length, length))
+        assert mask.dense(length, length).equal(inside[0].dense(length, length))
+    longer = within(documents(offsets=offsets, length=length + rest), causal)
+    alone = [causal.dense(one, one)[0, 0] for one in [*lens, *[1] * rest]]
+    expected = torch.block_diag(*alone).bool()
+    expected[length:] = False
+    assert longer.dense(length + rest, length + rest)[0, 0].equal(expected)
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_each_continuation_behind_the_prompt_is_causal(prompt, lens):
+    length = prompt + sum(lens)
+    assume(length > 0)
+    table = shared_prefix(prompt, lens).dense(length, length)[0, 0]
+    begin = prompt
+    for one in lens:
+        own = [*range(prompt), *range(begin, begin + one)]
+        assert table[own][:, own].equal(torch.ones(len(own), len(own)).tril().bool())
+        assert not table[begin : begin + one, prompt:begin].any()
+        begin += one
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
