@@ -245,6 +245,10 @@ def test_offsets_of_each_row():
         loom.shifted(chunked(5), q_offset=[0, -4, -2], kv_offset=torch.tensor([0, -4, -2])),
         lambda b, h, q, kv: (q - starts[b]) // 5 == (kv - starts[b]) // 5,
     )
+    blocks = loom.block_mask(causal, Q_LEN, KV_LEN, q_offset=torch.tensor(starts), device="cpu", block_size=4)
+    shifted_blocks = loom.block_mask(loom.shifted(causal, q_offset=starts), Q_LEN, KV_LEN, device="cpu", block_size=4)
+    assert differing(blocks, shifted_blocks) == []
+    assert blocks.mask_mod == loom.shifted(causal, q_offset=torch.tensor(starts))
     assert repr(loom.shifted(causal, q_offset=[1, 2])) == "shifted(causal, q_offset=int64[2], kv_offset=0)"
 
 
@@ -413,6 +417,11 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
         (lambda: repeat_heads(causal, 0), ValueError, "times is a number of heads, at least 1; got 0"),
         (lambda: repeat_heads(lambda b, h, q, k: q >= k + h, 2), ValueError, "pass heads="),
         (lambda: repeat_heads(per_head([causal, anticausal]), 2, heads=3), ValueError, "is 3, .* for 2 heads"),
+        (
+            lambda: causal.dense(3, 5, q_offset=torch.tensor([1, 2])),
+            ValueError,
+            r"one position for all .* shape \(2,\)",
+        ),
         (lambda: loom.shifted(causal, q_offset=True), TypeError, "q_offset is a position, an int or .*; got True"),
         (lambda: loom.shifted(causal, q_offset=[]), TypeError, "q_offset are integers; got torch.float32"),
         (lambda: loom.shifted(causal, kv_offset=torch.tensor(1.0)), TypeError, "kv_offset .*; got torch.float32"),
