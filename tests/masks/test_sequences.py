@@ -84,6 +84,7 @@ def test_pictures_of_each_head_and_row():
     assert torch.equal(heads.dense(3, 3), torch.stack([triangle, diagonal])[None])
     assert torch.equal(rows.dense(3, 3), torch.stack([triangle, diagonal])[:, None])
     assert torch.equal(repeat_heads(heads, 2).dense(3, 3), torch.stack([triangle, triangle, diagonal, diagonal])[None])
+    assert torch.equal(repeat_heads(per_head([causal]), 2).dense(3, 3, heads=2), triangle.expand(1, 2, 3, 3))
 
 
 # -- meanings, in plain loops ------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
     inner, times = as_mask(mask), count("times", times, least=1, of="heads")
     device = captured.device_of(inner) or torch.device("cpu")
     reading = read(inner, device)
-    if "h" not in reading.marks:
+    if "h" not in reading.marks and not reading.sizes["h"]:
         return inner
     heads = reading.size("h", heads)
     return RepeatedHeads(inner, times, heads, torch.arange(heads, device=device).repeat_interleave(times))
@@ -190,9 +190,9 @@ def _chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask,
     parts: list[Mask] = []
     which: list[int] = []
     for mask in masks:
-        if not any(_known_equal(mask, part) for part in parts):
+        which.append(next((i for i, part in enumerate(parts) if _known_equal(mask, part)), len(parts)))
+        if which[-1] == len(parts):
             parts.append(mask)
-        which.append(next(i for i, part in enumerate(parts) if _known_equal(mask, part)))
     return masks, tuple(parts), torch.tensor(which, device=captured.device_of(masks))
 
 
