@@ -45,7 +45,8 @@ def block_mask(
         device: by default where the mask's tensors are, else torch's current accelerator, else the CPU.
         block_size: positions in a tile, an int or (Q, KV).
         q_offset, kv_offset: the position of the first query and of the first key, ints or integer tensors without
-            dimensions. The BlockMask then keeps ``shifted(mask, ...)``, because attention itself counts from 0.
+            dimensions, or (B,) for one in each batch row. The BlockMask then keeps ``shifted(mask, ...)``, because
+            attention itself counts from 0.
         exact: False leaves tiles partial that intervals cannot decide. Attention is the same, since mask_mod decides
             inside them, but may visit tiles that it could skip. Building then never waits for the device.
 
@@ -57,6 +58,10 @@ def block_mask(
             tensors on another device.
     """
     kept = mask if _is_zero(q_offset) and _is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    if not (_is_one(q_offset) and _is_one(kv_offset)):
+        return block_mask(
+            kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
+        )
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_dynamo_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
@@ -152,6 +157,11 @@ def _add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
     orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)
     built.dq_write_order, built.dq_write_order_full = orders
     built.dq_kv_order, built.dq_kv_order_spt = None, dq_kv_order
+
+
+def _is_one(offset: int | Tensor) -> bool:
+    """Whether an offset is the same for all batch rows."""
+    return isinstance(offset, int) or (isinstance(offset, Tensor) and offset.ndim == 0)
 
 
 def _is_zero(offset: int | Tensor) -> bool:

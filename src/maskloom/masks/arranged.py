@@ -83,9 +83,9 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
     ::
 
         per_batch([causal, window(back=0)])   row 0   k0 k1 k2        row 1   k0 k1 k2
-                                                  q0   x                   q0   x
-                                                  q1   x  x                q1      x
-                                                  q2   x  x  x             q2         x
+                                                  q0   x                  q0   x
+                                                  q1   x  x               q1      x
+                                                  q2   x  x  x            q2         x
 
     Give one for each batch row; building for another number of rows raises. Rows with equal masks share the work. It holds
     a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong et al. 2019.
@@ -170,7 +170,7 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
     inner, times = as_mask(mask), count("times", times, least=1, of="heads")
     device = captured.device_of(inner) or torch.device("cpu")
     reading = read(inner, device)
-    if "h" not in reading.marks:
+    if "h" not in reading.marks and not reading.sizes["h"]:
         return inner
     heads = reading.size("h", heads)
     return RepeatedHeads(inner, times, heads, torch.arange(heads, device=device).repeat_interleave(times))
@@ -190,9 +190,9 @@ def _chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask,
     parts: list[Mask] = []
     which: list[int] = []
     for mask in masks:
-        if not any(_known_equal(mask, part) for part in parts):
+        which.append(next((i for i, part in enumerate(parts) if _known_equal(mask, part)), len(parts)))
+        if which[-1] == len(parts):
             parts.append(mask)
-        which.append(next(i for i, part in enumerate(parts) if _known_equal(mask, part)))
     return masks, tuple(parts), torch.tensor(which, device=captured.device_of(masks))
 
 

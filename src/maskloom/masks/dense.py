@@ -46,6 +46,11 @@ def dense(
     checked_length("kv_len", kv_len)
     if isinstance(q_offset, int) and q_offset < 0:
         raise ValueError(f"q_offset is the position of the first query, at least 0; got {q_offset}")
+    if isinstance(q_offset, Tensor) and q_offset.ndim:
+        raise ValueError(
+            f"q_offset is one position for all batch rows; got shape {tuple(q_offset.shape)}: "
+            f"for one in each row, build from shifted(mask, q_offset=...)"
+        )
     device = torch.device(device) if device is not None else captured.device_of(mask_mod) or torch.device("cpu")
     batch, heads = table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 

@@ -310,12 +310,12 @@ def turns(
 
     ::
 
-        rule     t0 t1 t2        turns(offsets=[0, 2, 3, 5], visible=rule)   k0 k1 k2 k3 k4
-             t0   x                                                      q0   x  x
-             t1   x  x                                                   q1   x  x
-             t2   x     x                                                q2   x  x  x
-                                                                         q3   x  x     x  x
-                                                                         q4   x  x     x  x
+        turns(offsets=[0, 2, 3, 5], visible=rule)   k0 k1 k2 k3 k4        rule   t0 t1 t2
+                                                q0   x  x                    t0   x
+                                                q1   x  x                    t1   x  x
+                                                q2   x  x  x                 t2   x     x
+                                                q3   x  x     x  x
+                                                q4   x  x     x  x
 
     Here the last turn does not see the one before: a model's thoughts, say, that later turns go without. ``causal & turns(...)``
     adds the order inside turns. For a rule by kind of turn, let ``ids`` name kinds: system, user, assistant, tool. Source:
