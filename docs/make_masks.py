@@ -7,7 +7,6 @@ public names and ``n``.
 """
 
 import inspect
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +31,32 @@ class Example:
         return self.name or re.match(r"\w+", self.expression.lstrip("~("))[0]  # type: ignore[index]
 
     def mask(self, n: int) -> loom.Mask:
-        return eval(self.expression, {**vars(loom), "n": n, "torch": torch, "math": math})
+        return eval(self.expression, {**vars(loom), "n": n, "torch": torch})
 
 
 FAMILIES: dict[str, list[Example]] = {
     "Relative": [
         Example("causal"),
+        Example("anticausal"),
+        Example("causal_lower_right(n // 2, n)"),
         Example("window(back=n // 6)"),
         Example("window(back=n // 8, ahead=n // 4)"),
+        Example("window_counting_itself(n // 6)"),
+        Example("window_reaching_back(n // 6)"),
+        Example("window_both_ways(n // 6)"),
+        Example("band(-n // 3, -n // 6)"),
+        Example("dilated(back=n // 2, step=4)"),
+        Example("strided(n // 6)"),
+        Example("fixed(n // 4, summary=n // 24)"),
+        Example("causal & chunked(n // 3)", "chunked"),
     ],
     "Position": [
         Example("causal | prefix(n // 4)", "prefix"),
         Example("window(back=n // 8) | sinks(n // 12)", "sinks"),
+        Example("key_range(n // 4, n // 2)"),
+        Example("query_range(n // 4, n // 2)"),
+        Example("window_both_ways(n // 12) | global_tokens(n // 12)", "global_tokens"),
+        Example("random_blocks(block_size=n // 12, blocks=2, length=n, seed=0)"),
     ],
     "Padding": [
         Example("causal & lengths([2 * n // 3])", "lengths"),
@@ -54,13 +67,47 @@ FAMILIES: dict[str, list[Example]] = {
     "Segments": [
         Example("documents(offsets=[0, n // 4, n // 3, n])"),
         Example("causal & documents(torch.arange(n) * 5 // n)", "documents"),
+        Example("within(documents(offsets=[0, n // 4, n]), window(back=n // 8) | sinks(n // 12))"),
+        Example("documents(offsets=[0, n // 2, n]) & (causal | document_prefix(documents(offsets=[0, n // 2, n]), [n // 6, n // 4]))",
+                "document_prefix"),
+        Example("shared_prefix(n // 4, [n // 4, n // 4, n // 4])"),
+        Example("turns(offsets=[0, n // 3, 2 * n // 3, n], visible=torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool())"),
     ],
-    "Moved": [
+    "Moved and arranged": [
         Example("shifted(causal, q_offset=n // 3)"),
+        Example("transposed(causal | prefix(n // 4))"),
+        Example("per_head([causal, window(back=n // 6)])"),
+        Example("per_batch([causal, window(back=n // 6)])"),
+        Example("repeat_heads(per_head([causal, window(back=n // 6)]), 2)"),
+    ],
+    "Grids and video": [
+        Example("neighbourhood((n // 8, 8), 3)"),
+        Example("grid_window((n // 8, 8), 3)"),
+        Example("axial((n // 8, 8), axis=1)"),
+        Example("shifted_windows((n // 8, 8), (1, 4), (0, 2))"),
+        Example("tiled(grid_window((n // 8, 8), 3), (1, 2))"),
+        Example("morton(grid_window((n // 8, 8), 3))"),
+        Example("grid_tiles((n // 8, 8), (1, 4), (3, 1))"),
+        Example("spatial(4, n // 4, width=n // 6)"),
+        Example("temporal(4, n // 4, width=1)"),
+    ],
+    "Generation": [
+        Example("block_diffusion(n // 2, n // 8)"),
+        Example("tree([-1] + [node // 2 for node in range(n - 1)])"),
+        Example("beams([[-1, -1]] + [[0, step % 2] for step in range(n // 2 - 1)])"),
+        Example("mixed_modal(torch.where(torch.arange(n) % (n // 2) < n // 4, torch.arange(n) // (n // 2), -1))"),
+        Example("flamingo(torch.arange(n) % (n // 4) == n // 8, tokens_per_media=n // 4)"),
+    ],
+    "Given": [
+        Example("from_dense((torch.arange(n)[:, None] * torch.arange(n)) % 5 == 0)"),
+        Example("from_blocks(torch.eye(4).bool(), n // 4)"),
+        Example("top_k_blocks([[0, 1], [0, 3], [1, 2], [2, 3]], n // 4)"),
     ],
     "Combined": [
         Example("~causal", "Mask"),
         Example("causal ^ window(back=n // 6)", "Mask"),
+        Example("everything"),
+        Example("nothing"),
     ],
 }
 

@@ -34,9 +34,7 @@ def test_a_function_can_be_shifted():
     )
 
 
-@pytest.mark.parametrize("offset", [1.5, True, torch.tensor([1]), torch.tensor(1.0)])
+@pytest.mark.parametrize("offset", [1.5, True, torch.tensor(1.0)])
 def test_an_offset_is_a_position(offset):
-    with pytest.raises(
-        TypeError, match="kv_offset is a position, an int or an int32 or int64 tensor without dimensions"
-    ):
+    with pytest.raises(TypeError, match="kv_offset is a position, an int or int32 or int64 tensor; got"):
         shifted(loom.causal, kv_offset=offset)

@@ -223,7 +223,9 @@ def _mark_not_finite(axes: "Axes", cells: Cells, down: _Side, across: _Side) -> 
     return [matplotlib.patches.Patch(**_NOT_FINITE, label="not finite")]
 
 
-def _laid_out(values: np.ndarray, shown: Tensor, down: _Side, across: _Side) -> np.ma.MaskedArray:
+def _laid_out(
+    values: np.ndarray, shown: Tensor, down: _Side, across: _Side
+) -> "np.ma.MaskedArray":  # a string: numpy loads this part when it is asked for
     """Cells at the places where they are drawn, masked where they are not ``shown`` and in gaps."""
     cells = np.ix_(down.places, across.places)
     table = np.zeros((down.drawn, across.drawn))
