@@ -68,10 +68,14 @@ FAMILIES: dict[str, list[Example]] = {
         Example("documents(offsets=[0, n // 4, n // 3, n])"),
         Example("causal & documents(torch.arange(n) * 5 // n)", "documents"),
         Example("within(documents(offsets=[0, n // 4, n]), window(back=n // 8) | sinks(n // 12))"),
-        Example("documents(offsets=[0, n // 2, n]) & (causal | document_prefix(documents(offsets=[0, n // 2, n]), [n // 6, n // 4]))",
-                "document_prefix"),
+        Example(
+            "documents(offsets=[0, n // 2, n]) & (causal | document_prefix(documents(offsets=[0, n // 2, n]), [n // 6, n // 4]))",
+            "document_prefix",
+        ),
         Example("shared_prefix(n // 4, [n // 4, n // 4, n // 4])"),
-        Example("turns(offsets=[0, n // 3, 2 * n // 3, n], visible=torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool())"),
+        Example(
+            "turns(offsets=[0, n // 3, 2 * n // 3, n], visible=torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool())"
+        ),
     ],
     "Moved and arranged": [
         Example("shifted(causal, q_offset=n // 3)"),
