@@ -19,6 +19,8 @@ from maskloom.blocks.keep import BlockMaskCache, to_device, update_
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
+from maskloom.masks.blockwise import chunked, fixed, strided
+from maskloom.masks.conversations import shared_prefix, turns
 from maskloom.masks.generation import beams, block_diffusion, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
 from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
@@ -33,16 +35,13 @@ from maskloom.masks.relative import (
     band,
     causal,
     causal_lower_right,
-    chunked,
     dilated,
-    fixed,
-    strided,
     window,
     window_both_ways,
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, shared_prefix, turns, within
+from maskloom.masks.segments import document_prefix, documents, within
 from maskloom.masks.simplify import simplify
 from maskloom.masks.video import spatial, temporal
 from maskloom.nn.multihead import MultiheadFlexAttention

@@ -7,6 +7,8 @@ import torch
 from maskloom.batches.lengths import pads_from_tokens
 from maskloom.masks.algebra import Mask
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
+from maskloom.masks.blockwise import chunked, fixed, strided
+from maskloom.masks.conversations import shared_prefix, turns
 from maskloom.masks.moved import shifted
 from maskloom.masks.padding import key_padding, lengths, padding, real
 from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
@@ -15,16 +17,13 @@ from maskloom.masks.relative import (
     band,
     causal,
     causal_lower_right,
-    chunked,
     dilated,
-    fixed,
-    strided,
     window,
     window_both_ways,
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, shared_prefix, turns, within
+from maskloom.masks.segments import document_prefix, documents, within
 
 BATCH, HEADS, Q_LEN, KV_LEN = 3, 2, 13, 17
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.masks import arranged, moved, position, relative, segments
+from maskloom.masks import arranged, blockwise, conversations, moved, position, relative, segments
 
-MODULES = (relative, position, segments, moved, arranged)
+MODULES = (relative, blockwise, position, segments, conversations, moved, arranged)
 RULE = {"rule": torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool()}
 NAMES: dict[str, Any] = {name: value for module in MODULES for name, value in vars(module).items()} | RULE
 

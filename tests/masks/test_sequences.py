@@ -8,6 +8,8 @@ from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
+from maskloom.masks.blockwise import chunked, fixed, strided
+from maskloom.masks.conversations import shared_prefix, turns
 from maskloom.masks.padding import known_padding
 from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks
 from maskloom.masks.relative import (
@@ -15,16 +17,13 @@ from maskloom.masks.relative import (
     band,
     causal,
     causal_lower_right,
-    chunked,
     dilated,
-    fixed,
-    strided,
     window,
     window_both_ways,
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, shared_prefix, turns, within
+from maskloom.masks.segments import document_prefix, documents, within
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
 from tests.catalog.sequences import CONTINUATIONS, IDS_BY_ROW, KV_LEN, MASKS, POSITION_IDS, Q_LEN, VISIBLE

@@ -8,16 +8,17 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers import masking_utils as hugging_face
 
 import maskloom as loom
+from maskloom.masks.blockwise import chunked
+from maskloom.masks.conversations import shared_prefix
 from maskloom.masks.position import global_tokens
 from maskloom.masks.relative import (
     causal_lower_right,
-    chunked,
     dilated,
     window_both_ways,
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import documents, shared_prefix, within
+from maskloom.masks.segments import documents, within
 from tests.catalog.sequences import GLOBAL, POSITION_IDS_BY_ROW
 
 BATCH, Q_LEN, KV_LEN = 3, 13, 17

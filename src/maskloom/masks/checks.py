@@ -93,6 +93,40 @@ def integers_by_position(name: str, value: Any) -> Tensor:
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
+def exactly_one(name: str, **choices: object) -> None:
+    """Raise a TypeError unless one of the choices is given."""
+    given = [choice for choice, value in choices.items() if value is not None]
+    if len(given) != 1:
+        raise TypeError(f"{name} takes one of {', '.join(choices)}; got {' and '.join(given) or 'none'}")
+
+
+def refuse_length(length: int | None) -> None:
+    """Raise a TypeError if a length is given beside a table that has one."""
+    if length is not None:
+        raise TypeError("ids and position_ids take no length=: they have one entry for each position")
+
+
+def check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
+    """Raise a ValueError if an id is not below ``number`` (looked at on the CPU only)."""
+    if readable(ids) and int(ids.max()) >= number:
+        raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
+
+
+def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
+    """Offsets as a tensor (pieces + 1,): from 0, never falling (looked at on the CPU only)."""
+    table = integers("offsets", offsets)
+    if table.ndim != 1 or table.numel() < 2:
+        raise ValueError(f"offsets has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
+    if readable(table):
+        if int(table[0]) != 0:
+            raise ValueError(f"offsets start at 0; got {int(table[0])}")
+        falls = (table.diff() < 0).nonzero()
+        if len(falls):
+            before, after = table[int(falls[0]) :][:2].tolist()
+            raise ValueError(f"offsets never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
+    return table
+
+
 def readable(table: Tensor) -> bool:
     """Whether a check may look at the values of a tensor."""
     return table.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -14,6 +14,8 @@ from typing import Any
 from maskloom.errors import ParseError
 from maskloom.masks import (
     arranged,
+    blockwise,
+    conversations,
     generation,
     given,
     grid,
@@ -30,10 +32,10 @@ from maskloom.masks.algebra import Mask, everything, nothing
 
 _MAKERS = (
     relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
-    relative.band, relative.dilated, relative.strided, relative.fixed, relative.chunked, relative.causal_lower_right,
+    relative.band, relative.dilated, blockwise.strided, blockwise.fixed, blockwise.chunked, relative.causal_lower_right,
     position.prefix, position.sinks, position.key_range, position.query_range, position.global_tokens,
     position.random_blocks, padding.lengths, segments.documents, segments.within, segments.document_prefix,
-    segments.shared_prefix, segments.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
+    conversations.shared_prefix, conversations.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
     arranged.repeat_heads, grid.neighbourhood, grid.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
     layout.morton, layout.grid_tiles, video.spatial, video.temporal, generation.block_diffusion, generation.tree,
     generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks,

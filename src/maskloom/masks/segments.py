@@ -1,4 +1,4 @@
-"""Masks of packed sequences: several documents, continuations or turns in one row."""
+"""Masks of packed sequences: several documents in one row."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,21 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import count_by_row, integers, integers_by_position, readable
+from maskloom.masks.checks import (
+    check_ids_below,
+    checked_offsets,
+    exactly_one,
+    integers,
+    integers_by_position,
+    readable,
+    refuse_length,
+)
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import PaddingMask
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 
 
-class _Segmented(PaddingMask):
+class Segmented(PaddingMask):
     """Positions have ids; what has a negative id is padding, and hidden."""
 
     ids: Tensor
@@ -20,15 +28,16 @@ class _Segmented(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return torch.atleast_2d(self.ids)[:, :kv_len] < 0
 
-    def _ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
+    def ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids of the query and of the key."""
         return at(self.ids, b, q_idx), at(self.ids, b, kv_idx)
 
 
-class _ByIds(_Segmented):
+class _ByIds(Segmented):
     """Documents: what has equal ids sees each other."""
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_id, kv_id = self._ids_at(b, q_idx, kv_idx)
+        q_id, kv_id = self.ids_at(b, q_idx, kv_idx)
         return (q_id == kv_id) & (q_id >= 0)
 
 
@@ -100,11 +109,11 @@ def documents(
         TypeError, ValueError: none or several of them, not integers, offsets that do not start at 0 or that fall (looked
             at on the CPU only), a length below the last offset.
     """
-    _exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
+    exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
     if offsets is not None:
-        table = _checked_offsets(offsets)
+        table = checked_offsets(offsets)
         return PackedDocuments(table, ids_from_offsets(table, length))
-    _no_length(length)
+    refuse_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids)
         return CountedDocuments(positions, ids_from_positions(positions))
@@ -210,171 +219,9 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
         )
     if readable(table) and bool((table < 0).any()):
         raise ValueError(f"n are numbers of positions, at least 0; got {int(table.min())}")
-    _check_ids_below("n has numbers for", segments.ids, table.shape[-1], "documents")
+    check_ids_below("n has numbers for", segments.ids, table.shape[-1], "documents")
     own = table[ids] if table.ndim == 1 else table.gather(1, ids)
     return DocumentPrefix(segments, table, (positions < own) & (segments.ids >= 0))
-
-
-@mask_value
-class SharedPrefix(_Segmented):
-    """See `shared_prefix`."""
-
-    ids: Tensor
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_id, kv_id = self._ids_at(b, q_idx, kv_idx)
-        return (q_idx >= kv_idx) & (q_id >= 0) & ((q_id == kv_id) | (kv_id == 0))
-
-    def __repr__(self) -> str:
-        return f"shared_prefix(ids={shown(self.ids)})"
-
-
-def shared_prefix(
-    prefix_length: int | Tensor | Sequence[int] | None = None,
-    continuation_lengths: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    *,
-    ids: Tensor | Sequence[int] | None = None,
-    length: int | None = None,
-) -> SharedPrefix:
-    """One prompt and many continuations, one behind the other: each sees the prompt and itself, causally.
-
-    ::
-
-        shared_prefix(2, [2, 1])   k0 k1 k2 k3 k4
-                               q0   x
-                               q1   x  x
-                               q2   x  x  x
-                               q3   x  x  x  x
-                               q4   x  x        x
-
-    So the prompt of a group of rollouts is computed once. Positions for rotary embeddings go on from the prompt's end in each
-    continuation. Several groups in one row are ``documents(groups) & shared_prefix(ids=ids)``. Source: Prefix Grouper, Liu et
-    al. 2025 (arXiv 2506.05433); attention-gym's ``generate_shared_prefix_mask_mod``.
-
-    Give either the lengths or ids:
-
-    Args:
-        prefix_length: positions of the prompt, at least 0: one int for all rows, or integers (B,).
-        continuation_lengths: integers (continuations,), or (B, continuations); 0 where a row has fewer.
-        ids: integers (L,) or (B, L): 0 for the prompt, another number for each continuation; negative is padding.
-        length: with lengths, the positions of a row, if there are more than are filled; the rest sees nothing. By default
-            what the longest row fills, which is read from the tensor (on a GPU that waits for it).
-
-    Raises:
-        TypeError, ValueError: both or neither, not integers, a negative length (looked at on the CPU only), a length below
-            what is filled.
-    """
-    _exactly_one("shared_prefix", continuation_lengths=continuation_lengths, ids=ids)
-    if (prefix_length is None) != (continuation_lengths is None):
-        raise TypeError("shared_prefix takes prefix_length and continuation_lengths together, or ids alone")
-    if prefix_length is None:
-        _no_length(length)
-        return SharedPrefix(integers_by_position("ids", ids))
-    continuations = integers_by_position("continuation_lengths", continuation_lengths)
-    if readable(continuations) and bool((continuations < 0).any()):
-        raise ValueError(f"continuation_lengths are numbers of positions, at least 0; got {int(continuations.min())}")
-    prompts = torch.as_tensor(count_by_row("prefix_length", prefix_length), device=continuations.device)
-    if prompts.ndim and continuations.ndim == 2 and len(prompts) != len(continuations):
-        raise ValueError(
-            f"prefix_length has {len(prompts)} batch rows and continuation_lengths has {len(continuations)}"
-        )
-    rows = torch.broadcast_shapes(prompts.shape, continuations.shape[:-1])
-    prompts, continuations = prompts.expand(rows)[..., None], continuations.expand(*rows, -1)
-    ends = torch.cat([prompts, continuations], -1).cumsum(-1)
-    return SharedPrefix(ids_from_offsets(torch.nn.functional.pad(ends, (1, 0)), length))
-
-
-@mask_value
-class Turns(_Segmented):
-    """See `turns`."""
-
-    ids: Tensor
-    visible: Tensor
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_id, kv_id = self._ids_at(b, q_idx, kv_idx)
-        return self.visible[q_id, kv_id] & (q_id >= 0) & (kv_id >= 0)
-
-    def __repr__(self) -> str:
-        return f"turns({shown(self.ids)}, visible={shown(self.visible)})"
-
-
-def turns(
-    ids: Tensor | Sequence[int] | None = None,
-    *,
-    offsets: Tensor | Sequence[int] | None = None,
-    visible: Tensor | Sequence[Sequence[bool]],
-    length: int | None = None,
-) -> Turns:
-    """A conversation in turns, and a rule which turn may see which.
-
-    ::
-
-        turns(offsets=[0, 2, 3, 5], visible=rule)   k0 k1 k2 k3 k4        rule   t0 t1 t2
-                                                q0   x  x                    t0   x
-                                                q1   x  x                    t1   x  x
-                                                q2   x  x  x                 t2   x     x
-                                                q3   x  x     x  x
-                                                q4   x  x     x  x
-
-    Here the last turn does not see the one before: a model's thoughts, say, that later turns go without. ``causal & turns(...)``
-    adds the order inside turns. For a rule by kind of turn, let ``ids`` name kinds: system, user, assistant, tool. Source:
-    chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one row in training.
-
-    Args:
-        ids: integers (L,) or (B, L), the turn of each position, 0 to T - 1. A negative id is padding: it sees nothing and nothing
-            sees it.
-        offsets: instead of ids, integers (T + 1,), where each turn begins, and the end.
-        visible: bool (T, T): ``visible[i][j]`` is True where turn i may see turn j. Its own turn too must be said.
-        length: as for `documents`.
-
-    Raises:
-        TypeError, ValueError: ids and offsets or neither, a table that is not bool or not square, a turn that it does not
-            have (looked at on the CPU only).
-    """
-    _exactly_one("turns", ids=ids, offsets=offsets)
-    if offsets is None:
-        _no_length(length)
-        table = integers_by_position("ids", ids)
-    else:
-        table = ids_from_offsets(_checked_offsets(offsets), length)
-    rule = visible if isinstance(visible, Tensor) else torch.tensor(visible, device=table.device)
-    if rule.dtype != torch.bool:
-        raise TypeError(f"visible is bool (T, T), True where turn i may see turn j; got {rule.dtype}")
-    if rule.ndim != 2 or rule.shape[0] != rule.shape[1] or rule.numel() == 0:
-        raise ValueError(f"visible has shape (T, T), turn by turn; got {tuple(rule.shape)}")
-    _check_ids_below("visible has a rule for", table, len(rule), "turns")
-    return Turns(table.to(torch.int32), rule)  # torch takes uint8 indices for bools
-
-
-def _exactly_one(name: str, **choices: object) -> None:
-    given = [choice for choice, value in choices.items() if value is not None]
-    if len(given) != 1:
-        raise TypeError(f"{name} takes one of {', '.join(choices)}; got {' and '.join(given) or 'none'}")
-
-
-def _no_length(length: int | None) -> None:
-    if length is not None:
-        raise TypeError("ids and position_ids take no length=: they have one entry for each position")
-
-
-def _check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
-    if readable(ids) and int(ids.max()) >= number:
-        raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
-
-
-def _checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
-    table = integers("offsets", offsets)
-    if table.ndim != 1 or table.numel() < 2:
-        raise ValueError(f"offsets has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
-    if readable(table):
-        if int(table[0]) != 0:
-            raise ValueError(f"offsets start at 0; got {int(table[0])}")
-        falls = (table.diff() < 0).nonzero()
-        if len(falls):
-            before, after = table[int(falls[0]) :][:2].tolist()
-            raise ValueError(f"offsets never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
-    return table
 
 
 def _positions_inside(name: str, segments: AnyDocuments) -> Tensor:
