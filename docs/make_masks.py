@@ -1,6 +1,6 @@
 """Makes docs/masks.md: every mask with its picture, and how the builder of block masks decides its tiles.
 
-    python docs/make_masks.py
+    python -m docs.make_masks
 
 Pictures show ``n`` positions, shares are measured at 2,048 positions in tiles of 128 × 128. Each example is an expression of the
 public names and ``n``.
@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 import maskloom as loom
+from benchmarks.rows import append
 
 HERE = Path(__file__).parent
+ROWS = HERE.parent / "benchmarks" / "results" / "masks.csv"
 PICTURED, MEASURED = 24, 2048
 
 
@@ -122,6 +124,12 @@ def main() -> None:
         figure = loom.plot_mask(example.mask(PICTURED), PICTURED, PICTURED, title="", longest=2.0)
         loom.save_figure(figure, HERE / picture_of(name), dpi=110)
     (HERE / "masks.md").write_text(page())
+    ROWS.unlink(missing_ok=True)
+    for name, example in named().items():
+        append(
+            ROWS,
+            {"mask": name, "expression": example.expression, "positions": MEASURED, "tile": 128, **shares(example)},
+        )
 
 
 def named() -> dict[str, Example]:
@@ -150,9 +158,9 @@ def picture_of(name: str) -> str:
 
 HEAD = """# The masks
 
-Made by `python docs/make_masks.py`. Pictures show queries down and keys across, dark where the query may attend to the key.
+Made by `python -m docs.make_masks`. Pictures show queries down and keys across, dark where the query may attend to the key.
 Shares say how the tiles of a block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a few
-elements (witnesses), or by all elements ([how](blocks.md)). All are exact. Every mask combines with every other by `& | ^ ~`.
+elements (witnesses), or by all elements ([how](blocks.md); [rows](../benchmarks/results/masks.csv)). All are exact. Every mask combines with every other by `& | ^ ~`.
 """
 
 
@@ -163,16 +171,21 @@ def section(example: Example, name: str) -> str:
     source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
     if source:
         lines += [f"Source: {' '.join(source[1].split())}", ""]
-    lines += [f"![{example.of}]({picture_of(name)})", "", shares(example), ""]
+    lines += [f"![{example.of}]({picture_of(name)})", "", in_words(shares(example)), ""]
     return "\n".join(lines)
 
 
-def shares(example: Example) -> str:
-    """How the builder of block masks decides its tiles."""
+def shares(example: Example) -> dict[str, str]:
+    """How the builder of block masks decides its tiles, in percent."""
     found = loom.explain_block_mask(example.mask(MEASURED), MEASURED, MEASURED)
-    ways = ", ".join(f"{way} {found.share(way):.1f} %" for way in ("intervals", "witnesses", "evaluation"))
-    unknown = found.decided.without_rule
-    return f"Tiles decided by {ways}." + (f" No rule for {', '.join(unknown)}." if unknown else "")
+    assert not found.decided.without_rule, f"{example.expression}: no rule for {found.decided.without_rule}"
+    return {f"{way}_percent": f"{found.share(way):.1f}" for way in ("intervals", "witnesses", "evaluation")}
+
+
+def in_words(percent: dict[str, str]) -> str:
+    """The shares as the page says them."""
+    said = ", ".join(f"{name.removesuffix('_percent')} {share} %" for name, share in percent.items())
+    return f"Tiles decided by {said}."
 
 
 if __name__ == "__main__":

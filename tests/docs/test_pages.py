@@ -13,7 +13,7 @@ DOCS = Path(make_masks.__file__).parent
 
 
 def test_the_page_of_masks_is_what_its_program_makes():
-    assert (DOCS / "masks.md").read_text() == make_masks.page(), "run python docs/make_masks.py"
+    assert (DOCS / "masks.md").read_text() == make_masks.page(), "run python -m docs.make_masks"
 
 
 def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
@@ -52,6 +52,15 @@ def test_the_measured_table_of_block_masks_is_the_committed_rows():
         assert [float(cell) for cell in cells[:3]] == pytest.approx([float(value) for value in measured], abs=0.0051)
         assert cells[3] == (row["torch_eager_ms"] or "–")
         assert cells[4] == (row["times_faster"] or "–")
+
+
+def test_the_shares_on_the_page_of_masks_are_committed_rows():
+    rows = {row["mask"]: row for row in rows_of("masks.csv")}
+    assert rows.keys() == make_masks.named().keys()
+    for name, example in make_masks.named().items():
+        assert rows[name]["expression"] == example.expression
+        for way, share in make_masks.shares(example).items():
+            assert rows[name][way] == share, name
 
 
 def test_the_random_cases_are_the_committed_row():
