@@ -34,14 +34,14 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "flash_attn_4": _version("flash-attn-4"),
-        "command": " ".join(["python", _from_here(sys.argv[0]), *sys.argv[1:]]),
+        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
     }
 
 
-def _from_here(script: str) -> str:
-    """A script by its path from the working directory: ``python -m`` gives the whole one, which is this machine's affair."""
-    path, here = Path(script).resolve(), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+def _program() -> list[str]:
+    """What was run: a module by ``-m``, or a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["-m", spec.name] if spec is not None else [sys.argv[0]]
 
 
 def _version(package: str) -> str:
