@@ -149,6 +149,8 @@ def test_show_as_a_picture(tmp_path):
         (["causal", "--batch", "lengths"], "--batch is a name and its values"),
         (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),
         (["causal", "--batch", "lengths=1,2", "--row", 5], "batch_idx is from 0 to 1"),
+        (["window(back=1" + "0" * 30 + ")"], "back is a number of positions, at most 1073741824"),
+        (["lengths([causal])"], "lens are integers, a tensor or a list of them; got [causal]"),
         (["causal", "--out", "mask.gif"], "a figure is saved as .png or .svg"),
     ],
 )

@@ -13,6 +13,21 @@ PADS = torch.zeros(2, 3, dtype=torch.bool)
     [
         (lambda: loom.window(back=-1), ValueError, "back is a number of positions, at least 0; got -1"),
         (lambda: loom.window(back=1, ahead=2.5), TypeError, "ahead is a number of positions, an int; got float: 2.5"),
+        (
+            lambda: loom.window(back=10**30),
+            ValueError,
+            r"back is a number of positions, at most 1073741824 in size; got 10+$",
+        ),
+        (
+            lambda: loom.band(-(10**30), 0),
+            ValueError,
+            "low is a distance in positions, at most 1073741824 in size; got -10",
+        ),
+        (lambda: loom.lengths([10**30]), TypeError, r"lens are integers, a tensor or a list of them; got \[10+.*\]"),
+        (lambda: loom.lengths(["a"]), TypeError, r"lens are integers, a tensor or a list of them; got \['a'\]"),
+        (lambda: loom.lengths([loom.causal]), TypeError, r"got \[causal\]"),
+        (lambda: loom.lengths([]), ValueError, r"lens are integers, at least one; got \[\]"),
+        (lambda: loom.documents([[0, 1], [1]]), TypeError, r"ids are integers, .* got \[\[0, 1\], \[1\]\]"),
         (lambda: loom.window(3), TypeError, "positional argument"),
         (lambda: loom.sinks(True), TypeError, "n is a number of positions, an int; got bool"),
         (lambda: loom.prefix(-2), ValueError, "got -2"),

@@ -4,6 +4,7 @@ Values are looked at only where they lie on the CPU, and not while torch compile
 """
 
 import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -34,11 +35,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
     return tuple(check(name, number) for number in value)
 
 
-def integer(name: str, value: object, what: str) -> int:
-    """A Python int, which is ``what``."""
+def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
+    """A Python int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
         raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
-    return operator.index(value)
+    number = operator.index(value)
+    if abs(number) > most:
+        raise ValueError(f"{name} is {what}, at most {most} in size; got {number}")
+    return number
 
 
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
@@ -72,9 +76,22 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
 
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
-    table = value if isinstance(value, Tensor) else torch.tensor(value)  # a copy: a mask does not change
+    table = value if isinstance(value, Tensor) else _copied(name, value)
     if table.dtype not in INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
+    return table
+
+
+def _copied(name: str, value: Any) -> Tensor:
+    """A sequence as a tensor; a copy of an array, since a mask does not change."""
+    try:
+        table = torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} are integers, a tensor or a list of them; got {reprlib.repr(value)} ({error})"
+        ) from None
+    if not table.numel():
+        raise ValueError(f"{name} are integers, at least one; got {reprlib.repr(value)}")
     return table
 
 
