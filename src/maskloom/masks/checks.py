@@ -76,22 +76,20 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
 
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
-    table = value if isinstance(value, Tensor) else _copied(name, value)
+    table = value if isinstance(value, Tensor) else copied(name, value, "integers")
     if table.dtype not in INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
     return table
 
 
-def _copied(name: str, value: Any) -> Tensor:
-    """A sequence as a tensor; a copy of an array, since a mask does not change."""
+def copied(name: str, value: Any, what: str) -> Tensor:
+    """A sequence of ``what`` as a tensor; a copy of an array, since a mask does not change."""
     try:
         table = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name} are integers, a tensor or a list of them; got {reprlib.repr(value)} ({error})"
-        ) from None
+        raise TypeError(f"{name} are {what}, a tensor or a list of them; got {reprlib.repr(value)} ({error})") from None
     if not table.numel():
-        raise ValueError(f"{name} are integers, at least one; got {reprlib.repr(value)}")
+        raise ValueError(f"{name} are {what}, at least one; got {reprlib.repr(value)}")
     return table
 
 

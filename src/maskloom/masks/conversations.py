@@ -9,6 +9,7 @@ from maskloom.masks.algebra import mask_value, shown
 from maskloom.masks.checks import (
     check_ids_below,
     checked_offsets,
+    copied,
     count_by_row,
     exactly_one,
     integers_by_position,
@@ -142,7 +143,7 @@ def turns(
         table = integers_by_position("ids", ids)
     else:
         table = ids_from_offsets(checked_offsets(offsets), length)
-    rule = visible if isinstance(visible, Tensor) else torch.tensor(visible, device=table.device)
+    rule = visible if isinstance(visible, Tensor) else copied("visible", visible, "bools").to(table.device)
     if rule.dtype != torch.bool:
         raise TypeError(f"visible is bool (T, T), True where turn i may see turn j; got {rule.dtype}")
     if rule.ndim != 2 or rule.shape[0] != rule.shape[1] or rule.numel() == 0:

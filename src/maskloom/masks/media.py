@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
-from maskloom.masks.checks import by_position, integers, positive
+from maskloom.masks.checks import by_position, copied, integers, positive
 from maskloom.masks.tables import at
 
 
@@ -47,7 +47,7 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
     Raises:
         TypeError: neither integers nor bool. ValueError: another shape.
     """
-    table = modality_ids if isinstance(modality_ids, Tensor) else torch.tensor(modality_ids)
+    table = modality_ids if isinstance(modality_ids, Tensor) else copied("modality_ids", modality_ids, "integers")
     ids = table.long() - 1 if table.dtype == torch.bool else integers("modality_ids", table)
     return MixedModal(_last_of_run(by_position("modality_ids", ids)))
 
@@ -102,7 +102,9 @@ def flamingo(
     if (tokens_per_media is None) == (media_ids is None):
         got = "neither" if media_ids is None else "both"
         raise TypeError(f"flamingo takes tokens_per_media= or media_ids=, one of them; got {got}")
-    table = media_locations if isinstance(media_locations, Tensor) else torch.tensor(media_locations)
+    table = (
+        media_locations if isinstance(media_locations, Tensor) else copied("media_locations", media_locations, "bools")
+    )
     if table.dtype != torch.bool:
         raise TypeError(f"media_locations are bool, True = an image stands here; got {table.dtype}")
     text_media = by_position("media_locations", table, "Q").long().cumsum(-1) - 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import integers
+from maskloom.masks.checks import integer, integers
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.tables import of_row
 
@@ -56,7 +56,7 @@ def shifted(
 
 def _checked_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
     if isinstance(offset, int) and not isinstance(offset, bool):
-        return offset
+        return integer(name, offset, "a position")
     if isinstance(offset, Sequence) and not isinstance(offset, str):
         offset = integers(name, offset)
     if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
