@@ -367,7 +367,7 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         (lambda: beams([]), ValueError, "the pointers of each step; got no step"),
         (lambda: beams([[0, 0]]), ValueError, r"-1 in the first step; got \[0, 0\] in step 0"),
         (lambda: beams([[-1, -1], [2]]), ValueError, r"beams of the step before, 0 to 1; got \[2\] in step 1"),
-        (lambda: beams([[-1], []]), TypeError, "parents are integers; got torch.float32"),
+        (lambda: beams([[-1], []]), ValueError, r"parents are integers, at least one; got \[\]"),
         (lambda: beams([torch.tensor(-1)]), ValueError, r"shape \(beams,\) or \(B, beams\); got \(\)"),
         (
             lambda: beams([[-1, -1], torch.zeros(3, 2).long()]),

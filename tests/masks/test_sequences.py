@@ -413,7 +413,7 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
             r"one position for all .* shape \(2,\)",
         ),
         (lambda: loom.shifted(causal, q_offset=True), TypeError, "q_offset is a position, an int or .*; got True"),
-        (lambda: loom.shifted(causal, q_offset=[]), TypeError, "q_offset are integers; got torch.float32"),
+        (lambda: loom.shifted(causal, q_offset=[]), ValueError, r"q_offset are integers, at least one; got \[\]"),
         (lambda: loom.shifted(causal, kv_offset=torch.tensor(1.0)), TypeError, "kv_offset .*; got torch.float32"),
         (
             lambda: loom.shifted(causal, kv_offset=[[1]]),
