@@ -67,10 +67,12 @@ class Analysis:
     Attributes:
         answer: three-valued truth over tiles, its four dims 1 where the answer does not vary.
         without_rule: names of operations that could not be followed, sorted.
+        indices: b, h, q_idx and kv_idx of the tiles, which the mask was run on.
     """
 
     answer: Interval
     without_rule: tuple[str, ...]
+    indices: list[Interval]
 
 
 def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[Any, Rule] = RULES) -> Analysis:
@@ -78,9 +80,10 @@ def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[A
 
     Law: where an element of a tile is True, ``answer.hi`` is True; where one is False, ``answer.lo`` is False.
     """
+    indices = grid.indices(device)
     if program.obstacle is not None:
-        return Analysis(_anything(device), (program.obstacle,))
-    values: dict[Ref, Interval | None] = {Ref(i): index for i, index in enumerate(grid.indices(device))}
+        return Analysis(_anything(device), (program.obstacle,), indices)
+    values: dict[Ref, Interval | None] = {Ref(i): index for i, index in enumerate(indices)}
     unruled: set[str] = set()
     for step in program.steps:
         try:
@@ -94,7 +97,7 @@ def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[A
                 unruled.add(step.op.overloadpacket.__name__)
                 out = unknown(meta.dtype, meta.shape, device)
             values[ref] = out
-    return Analysis(_filled(program.answer, values, device), tuple(sorted(unruled)))
+    return Analysis(_filled(program.answer, values, device), tuple(sorted(unruled)), indices)
 
 
 def _anything(device: torch.device) -> Interval:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.analyse import Grid, analyse
-from maskloom.blocks.evaluate import Elements, evaluate, widest
-from maskloom.blocks.interval import Interval
+from maskloom.blocks.evaluate import Elements, evaluate, run, widest
+from maskloom.blocks.interval import LEAD, Interval
+from maskloom.blocks.tables import PARTIAL
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.program import INDICES, Index, Program
 from maskloom.masks.reading import Reading
@@ -25,6 +26,8 @@ CHUNK = 1 << 22
 
 BAND = 1 << 22
 """Tiles whose intervals are held at once, at most (one row of them at least): 32 MiB for each int64 end."""
+
+_AT_ALL_CORNERS = 1 << 20  # values at the corners of tiles, if all tiles are looked at: 8 MiB for int64
 
 _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
 
@@ -72,12 +75,17 @@ def classify(
     def band_states(band: Grid) -> Tensor:
         analysis = analyse(program, band, device)
         must, may = _over_tiles(analysis.answer, reading.marks, band)
-        cut = _cut(band, device)
-        states = may.to(torch.int8) + (must & ~cut)  # SKIPPED, PARTIAL and FULL are 0, 1 and 2
-        open_tiles = (may & ~must).nonzero() if exact and not analysis.answer.exact else cut.new_empty(0, 4)
-        witnessed, evaluated = _decide(states, open_tiles, cut, program, mask_mod, band) if len(open_tiles) else (0, 0)
+        states = _cut_short(may.to(torch.int8, memory_format=torch.contiguous_format).add_(must), band)
+        witnessed, evaluated, undecided = 0, 0, 0
+        if exact and not analysis.answer.exact:
+            is_open = may > must
+            tiles = _not_witnessed(is_open, program, analysis.indices, band).nonzero()
+            undecided = len(tiles)
+            witnessed, evaluated = _decide(states, tiles, program, mask_mod, band) if undecided else (0, 0)
+            if count is not None:
+                witnessed += int(is_open.sum()) - undecided
         if count is not None:
-            count.add(states.numel() - len(open_tiles), witnessed, evaluated, analysis.without_rule)
+            count.add(states.numel() - witnessed - evaluated, witnessed, evaluated, analysis.without_rule)
         return states
 
     bands = [band_states(band) for band in grid.bands(BAND)]
@@ -91,6 +99,37 @@ def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[
     return answer.lo[:batch, :heads].expand(shape), answer.hi[:batch, :heads].expand(shape)
 
 
+def _cut_short(states: Tensor, grid: Grid) -> Tensor:
+    """Tiles that the end of the queries or of the keys cuts are never full: in place."""
+    if grid.q_len % grid.q_block:
+        states[:, :, -1].clamp_(max=PARTIAL)
+    if grid.kv_len % grid.kv_block:
+        states[..., -1].clamp_(max=PARTIAL)
+    return states
+
+
+def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], grid: Grid) -> Tensor:
+    """The open tiles that their four corners do not show to be partial: bool like ``is_open``.
+
+    Where tiles are few, the corners of all of them are looked at before it is known which are open: to know it is to wait
+    for the device, and to gather them is more work than to broadcast.
+    """
+    if 4 * widest(program) * is_open.numel() > _AT_ALL_CORNERS:
+        return is_open
+    b, h, queries, keys = indices
+    q_ends, kv_ends = (torch.stack((index.lo, index.hi), -1) for index in (queries, keys))
+    corners = [b.lo[..., None, None], h.lo[..., None, None], q_ends[..., None], kv_ends[..., None, :]]
+    answers = run(program, corners, LEAD + 2)
+    if answers is None:
+        return is_open
+    answers = answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2)
+    some, every = answers.any(-1), answers.all(-1)
+    partial = some > every
+    if grid.q_len % grid.q_block or grid.kv_len % grid.kv_block:  # what lies behind the end is never visible
+        partial = torch.where(_cut(grid, is_open.device), some, partial)
+    return is_open > partial
+
+
 def _cut(grid: Grid, device: torch.device) -> Tensor:
     """Tiles that the end of the queries or of the keys cuts: bool (query tiles, key tiles)."""
     cut = torch.zeros(grid.shape[2:], dtype=torch.bool, device=device)
@@ -101,16 +140,14 @@ def _cut(grid: Grid, device: torch.device) -> Tensor:
     return cut
 
 
-def _decide(
-    states: Tensor, tiles: Tensor, cut: Tensor, program: Program, mask_mod: MaskMod, grid: Grid
-) -> tuple[int, int]:
+def _decide(states: Tensor, tiles: Tensor, program: Program, mask_mod: MaskMod, grid: Grid) -> tuple[int, int]:
     """Write the true states of the open tiles, rows of (b, h, query tile, key tile).
 
     Returns:
         How many of them witnesses decided, and how many the evaluation of all their elements.
     """
     seen_true = torch.zeros(len(tiles), dtype=torch.bool, device=tiles.device)
-    seen_false = cut[tiles[:, 2], tiles[:, 3]]  # what lies behind the end is never visible
+    seen_false = _cut(grid, tiles.device)[tiles[:, 2], tiles[:, 3]]  # what lies behind the end is never visible
     rows = torch.arange(len(tiles), device=tiles.device)
 
     def look(side: int) -> Tensor:

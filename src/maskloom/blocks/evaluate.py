@@ -12,8 +12,7 @@ from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.program import Program, Ref, Step
 
-LEAD = 3
-"""Dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K."""
+_LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Elements:
 
 def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
     """The mask_mod's answers: bool (T, n, m), or with a dim 1 where they do not vary."""
-    answers = _run(program, elements) if program.obstacle is None else None
+    b, h = elements.b[:, None, None], elements.h[:, None, None]
+    answers = run(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
     return _vmapped(mask_mod, elements) if answers is None else answers
 
 
@@ -47,35 +47,42 @@ def widest(program: Program) -> int:
     return max(math.prod(meta.shape) for meta in program.metas)
 
 
-def _run(program: Program, elements: Elements) -> Tensor | None:
-    """The program on exact indices; None if an operation of it cannot be lifted."""
-    indices = [elements.b[:, None, None], elements.h[:, None, None], elements.q_idx[..., None]]
-    indices.append(elements.kv_idx[:, None])
+def run(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
+    """The program on exact indices; None if it, or an operation of it, cannot be lifted.
+
+    Args:
+        indices: int64 b, h, q_idx and kv_idx, each with ``lead`` dims that broadcast to one batch of elements.
+    """
+    if program.obstacle is not None:
+        return None
     values: dict[Ref, Tensor] = {Ref(i): index for i, index in enumerate(indices)}
     for step in program.steps:
         if ambiguous(step, program):
             return None
-        out = lifted(step.op, *_arguments(step, values, elements.b.device), LEAD)
+        out = lifted(step.op, *_arguments(step, values, indices[0].device, lead), lead)
         outs = out if isinstance(out, (tuple, list)) else (out,)
-        if any(not _fits(result, program, ref) for result, ref in zip(outs, step.results, strict=True)):
-            return None
-        values.update(zip(step.results, outs, strict=True))
+        for result, ref in zip(outs, step.results, strict=True):
+            if not _fits(result, program, ref, lead):
+                return None
+            values[ref] = result
     answer = program.answer
-    return values[answer] if isinstance(answer, Ref) else answer.reshape(1, 1, 1)
+    return values[answer] if isinstance(answer, Ref) else answer.reshape((1,) * lead)
 
 
-def _fits(result: Tensor | None, program: Program, ref: Ref) -> bool:
+def _fits(result: Tensor | None, program: Program, ref: Ref, lead: int) -> bool:
     """Whether the batch of results has the dtype and shape that the scalar program saw."""
     meta = program.metas[ref.slot]
-    return result is not None and result.dtype == meta.dtype and tuple(result.shape[LEAD:]) == meta.shape
+    return result is not None and result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
 
 
-def _arguments(step: Step, values: dict[Ref, Tensor], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(
+    step: Step, values: dict[Ref, Tensor], device: torch.device, lead: int
+) -> tuple[list[Any], dict[str, Any]]:
     def filled(argument: Any) -> Any:
         if isinstance(argument, Ref):
             return values[argument]
         if isinstance(argument, Tensor):
-            return argument.to(device).reshape(*(1,) * LEAD, *argument.shape)
+            return argument.to(device).reshape(*(1,) * lead, *argument.shape)
         return [filled(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
     return [filled(argument) for argument in step.args], {name: filled(item) for name, item in step.kwargs.items()}

@@ -5,6 +5,8 @@ row with a stable argsort, and so do we, in one pass of running counts. Tables k
 shape and strides in each direction: the kernels of torch 2.11 to 2.14 read all of them with one set of strides.
 """
 
+import functools
+import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -62,10 +64,9 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
         grid: of the states; the tables get all its B and H.
         separate_full_blocks: False lists full tiles among the partial ones.
     """
-    partial = states == PARTIAL if separate_full_blocks else states != SKIPPED
-    full = states == FULL if separate_full_blocks else None
-    kv, q = _both_ways(partial, grid)
-    full_kv, full_q = (None, None) if full is None else _both_ways(full, grid)
+    tables = _tables_by_kernel if states.device.type == "cuda" and _has_triton() else _tables
+    kv, full_kv = tables(states, grid, separate_full_blocks)
+    q, full_q = tables(states.mT, grid, separate_full_blocks)
     return BlockMask(
         seq_lengths=(grid.q_len, grid.kv_len),
         kv_num_blocks=kv.counts,
@@ -81,8 +82,24 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
     )
 
 
-def _both_ways(listed: Tensor, grid: Grid) -> tuple[Ordered, Ordered]:
-    return _for_all(ordered(listed), grid), _for_all(ordered(listed.mT), grid)
+def _tables(states: Tensor, grid: Grid, separate_full_blocks: bool) -> tuple[Ordered, Ordered | None]:
+    """The tables of partial and of full tiles, one way."""
+    if not separate_full_blocks:
+        return _for_all(ordered(states != SKIPPED), grid), None
+    return _for_all(ordered(states == PARTIAL), grid), _for_all(ordered(states == FULL), grid)
+
+
+def _tables_by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> tuple[Ordered, Ordered | None]:
+    # imported here: not every torch comes with Triton, and loading it takes time
+    from maskloom.blocks.ordered_triton import order
+
+    first, *full = order(states, grid.batch, grid.heads, separate_full_blocks=separate_full_blocks)
+    return Ordered(*first), Ordered(*full[0]) if full else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _for_all(table: Ordered, grid: Grid) -> Ordered:
