@@ -32,6 +32,23 @@ def mask_value(cls: C) -> C:
     return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
 
 
+class _CallSignature:
+    """``__signature__`` of masks. Their classes have none of it: a class is called with the fields.
+
+    torch's ``create_block_mask`` asks a mask_mod for its signature, and traces the question. From Python 3.12.3 on dynamo cannot
+    follow how inspect finds the ``__call__`` of an object ("Unexpected type in sourceless builder"); this, inspect reads first.
+    """
+
+    signature = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("b", "h", "q_idx", "kv_idx")]
+    )
+
+    def __get__(self, mask: "Mask | None", kind: type) -> inspect.Signature:
+        if mask is None:
+            raise AttributeError(f"{kind.__name__} has no __signature__, its instances have")
+        return self.signature
+
+
 class Mask(ABC):
     """Which query may attend to which key: a value that can be called, combined, compared, printed, moved and pickled.
 
@@ -49,6 +66,8 @@ class Mask(ABC):
 
     name: ClassVar[str]
     """The name of the public function that makes such a mask, as `repr` writes it; by default the class's own."""
+
+    __signature__ = _CallSignature()
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__)

@@ -1,6 +1,5 @@
 """Masks of the distance between query and key."""
 
-import inspect
 from abc import abstractmethod
 
 from torch import Tensor
@@ -31,11 +30,6 @@ class _Order(Mask):
 
     def __repr__(self) -> str:
         return self.name
-
-
-# torch counts the arguments without a default to tell a mask_mod from a score_mod
-_indices = [parameter for parameter in inspect.signature(Mask.__call__).parameters.values() if parameter.name != "self"]
-_Order.__signature__ = inspect.Signature(_indices)  # type: ignore[attr-defined]
 
 
 @mask_value
