@@ -15,7 +15,7 @@ from maskloom.batches.lengths import (
 )
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.blocks.inspect import density, explain_block_mask, summary
-from maskloom.blocks.keep import BlockMaskCache, to_device, update_
+from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
@@ -135,6 +135,7 @@ __all__ = [
     "summary",
     "density",
     "to_device",
+    "pin_memory",
     "update_",
     "BlockMaskCache",
     # attention: run it

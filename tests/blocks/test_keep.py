@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.blocks.keep import BlockMaskCache, to_device, update_
+from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
 from maskloom.masks import captured
 from maskloom.masks.moved import shifted
 from tests.blocks.random_masks import TABLES, differing
@@ -32,6 +32,25 @@ def test_to_device_leaves_the_original():
     blocks = _blocks()
     to_device(blocks, "meta")
     assert blocks.kv_indices.device.type == "cpu" and captured.tensors(blocks.mask_mod)[0] is PADS
+
+
+def test_pinning_reaches_tables_and_what_the_mask_holds(monkeypatch):
+    pinned = {}  # by address; the CPU has no pinned memory of its own
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.setdefault(tensor.data_ptr(), tensor.clone()))
+    blocks = _blocks()
+    copy = pin_memory(blocks)
+    assert all(getattr(copy, name) is pinned[getattr(blocks, name).data_ptr()] for name in TABLES)
+    assert captured.tensors(copy.mask_mod)[0] is pinned[PADS.data_ptr()]
+    assert differing(blocks, copy) == [] and copy.mask_mod == blocks.mask_mod
+
+
+def test_copies_wait_unless_told_otherwise(monkeypatch):
+    blocks, asked = _blocks(), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: asked.append(non_blocking) or tensor)
+    to_device(blocks, "cpu")
+    waited = len(asked)
+    to_device(blocks, "cpu", non_blocking=True)
+    assert asked == [False] * waited + [True] * waited and waited == len(TABLES) + 1
 
 
 @pytest.mark.parametrize("mask", [MASK, shifted(loom.window(back=9), q_offset=torch.tensor(3))])

@@ -1,10 +1,14 @@
 """Block masks on the GPU: torch's tables, no wait for the device, CUDA graphs, and attention with them."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
+from maskloom.masks import captured
 from tests.evidence import gather
 from tests.gpu.test_compile import BACKENDS, LENS, inputs, kinds
 
@@ -71,3 +75,43 @@ def test_a_block_mask_moves_with_what_it_captured():
     assert moved.mask_mod == there.mask_mod
     q, k, v = inputs(1199)
     torch.testing.assert_close(loom.attend(q, k, v, moved), loom.attend(q, k, v, there), rtol=0, atol=0)
+
+
+class Batch(NamedTuple):
+    """What a loader hands out; torch pins it by its method."""
+
+    blocks: BlockMask
+
+    def pin_memory(self):
+        return Batch(loom.pin_memory(self.blocks))
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, row):
+        lens = torch.tensor([300 + 100 * row, 1199])
+        return Batch(loom.block_mask(loom.causal & loom.lengths(lens), 1199, 1199, device="cpu"))
+
+
+def as_it_is(item):
+    return item
+
+
+def test_block_masks_of_a_data_loader_are_pinned_and_copied_without_waiting():
+    rows = Rows()
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=as_it_is, pin_memory=True
+    )
+    for row, batch in enumerate(loader):
+        held = [getattr(batch.blocks, name) for name in NAMES] + captured.tensors(batch.blocks.mask_mod)
+        assert all(tensor.is_pinned() for tensor in held)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            moved = loom.to_device(batch.blocks, "cuda", non_blocking=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = loom.to_device(rows[row].blocks, "cuda")
+        assert all(torch.equal(getattr(moved, name), getattr(expected, name)) for name in NAMES)
+        assert moved.mask_mod == expected.mask_mod

@@ -1,9 +1,9 @@
-"""Block masks that are kept: moved to another device, updated in place, found again."""
+"""Block masks that are kept: moved to another device, pinned, updated in place, found again."""
 
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -15,14 +15,37 @@ from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
 
 
-def to_device(block_mask: BlockMask, device: torch.device | str) -> BlockMask:
-    """The BlockMask on ``device`` with all its mask_mod captured; ``BlockMask.to`` leaves the captured tensors behind."""
-    moved = copy.copy(block_mask)
+def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
+    """The BlockMask on ``device`` with all its mask_mod captured; ``BlockMask.to`` leaves the captured tensors behind.
+
+    Args:
+        non_blocking: the host does not wait for copies from pinned memory to a GPU (see `pin_memory`); work that is
+            queued behind them there does.
+    """
+    return _changed(block_mask, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def pin_memory(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask in page-locked memory, with all its mask_mod captured: ``to_device(.., non_blocking=True)`` is then a
+    copy that the host does not wait for.
+
+    ``DataLoader(pin_memory=True)`` passes a BlockMask through as it is, since it is no container that torch knows. It does
+    call the method ``pin_memory`` of a batch of one's own class, in its own thread; there this function has its place.
+
+    Raises:
+        RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
+    """
+    return _changed(block_mask, Tensor.pin_memory)
+
+
+def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
+    """A BlockMask of changed tensors: its tables, and what its mask_mod holds."""
+    changed = copy.copy(block_mask)
     for name, value in vars(block_mask).items():
         if isinstance(value, Tensor):
-            setattr(moved, name, value.to(device))
-    moved.mask_mod = captured.moved(block_mask.mask_mod, lambda tensor: tensor.to(device))
-    return moved
+            setattr(changed, name, change(value))
+    changed.mask_mod = captured.moved(block_mask.mask_mod, change)
+    return changed
 
 
 def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
