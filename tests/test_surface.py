@@ -78,3 +78,14 @@ def test_importing_is_light():
     runs = [fresh(code).splitlines() for _ in range(3)]
     assert min(float(run[0]) for run in runs) < 50  # milliseconds of this process's own time
     assert runs[0][1] == "[]"
+
+
+def test_block_masks_are_built_without_torchs_compiler():
+    # loading it takes a second, all of what the first call would take
+    code = (
+        "import torch, sys, maskloom as loom; "
+        "loom.block_mask(loom.causal & loom.lengths([5, 300]), 300, 300, device='cpu'); "
+        "loom.explain_block_mask(loom.documents(torch.arange(300) // 7) | loom.sinks(2), 300, 300, device='cpu'); "
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
+    )
+    assert fresh(code) == "[]\n"

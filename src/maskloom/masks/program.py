@@ -6,7 +6,9 @@ element. So one run on scalars without dimensions shows all that the mask can ev
 program (`reading`, and the builder of block masks) reads the mask itself, not a second definition of it.
 """
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -95,6 +97,16 @@ def record(mask_mod: Any, device: torch.device | str) -> Program:
         TypeError: it does not answer with one bool, or decides in Python on an index's value. What it raises itself
             comes through, with a note.
     """
+    # where torch's compiler is loaded, it shall not compile what happens here
+    return (_uncompiled() if "torch._dynamo" in sys.modules else _record)(mask_mod, device)
+
+
+@functools.cache
+def _uncompiled() -> Callable[[Any, torch.device | str], Program]:
+    return torch.compiler.disable(_record)
+
+
+def _record(mask_mod: Any, device: torch.device | str) -> Program:
     recorder = _Recorder()
     with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
         scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
@@ -162,6 +174,10 @@ class _Recorder(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler at the first operation, which takes a second; see `record`
 
     def name(self, tensor: Tensor) -> Ref:
         """Make a tensor the program's next value."""
