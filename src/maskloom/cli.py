@@ -143,6 +143,9 @@ def explain(
         raise typer.Exit(BAD_INPUT) from None
 
 
+_NO_BENCHMARKS = ("rows", "clocks")  # what benchmarks share
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
@@ -155,7 +158,7 @@ def bench(
     folder = Path("benchmarks")
     script = folder / f"{name}.py"
     if not name.isidentifier() or not script.is_file():
-        there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "rows")
+        there = sorted(path.stem for path in folder.glob("*.py") if path.stem not in _NO_BENCHMARKS)
         hint = f"there are {', '.join(there)}" if there else "run it in a checkout of maskloom, where benchmarks/ is"
         typer.echo(f"maskloom bench: there is no benchmark {name!r} here; {hint}", err=True)
         raise typer.Exit(BAD_INPUT)

@@ -1,0 +1,175 @@
+"""Building a BlockMask on the GPU, block 128: ours, torch's eager and compiled, and attention-gym's formula for causal.
+
+    python benchmarks/blocks_gpu.py
+
+Medians of wall-clock time, the device waited for after each call. Tables are compared with torch's before a row counts,
+wherever torch is measured. First calls are made where no compiler finds anything compiled before: ours in a fresh process.
+torch, compiled, takes 5 to 24 s at each first call, so it is measured at ``--compiled`` lengths only, and not begun once
+``--seconds`` have passed. ``--device cpu --lengths 1024`` tries the script out.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from clocks import MIB, caches, median_ms, once_ms, peak_mb, printed_by
+from rows import append
+from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import BlockMask
+
+import maskloom as loom
+from maskloom.blocks.inspect import explain_block_mask
+from maskloom.blocks.tables import tile_states
+from maskloom.masks.algebra import Mask
+
+TABLES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_indices", "full_q_indices")
+BATCH = 8
+REAL = (1.0, 0.95, 0.9, 0.8, 0.75, 0.65, 0.5, 0.35)  # of each row of the batch: 74 % in all
+LONGEST_BATCH = 128 * 1024
+REPEATS, REPEATS_OF_TORCH = 30, 5
+
+
+def padding(length: int, device: str) -> Mask:
+    lens = torch.tensor([int(length * share) for share in REAL], device=device)
+    return loom.padding(torch.arange(length, device=device) >= lens[:, None])
+
+
+def documents(length: int, device: str) -> Mask:
+    return loom.documents(torch.arange(length, device=device) * 16 // length)
+
+
+MASKS: dict[str, Callable[[int, str], Mask]] = {
+    "causal": lambda length, device: loom.causal,
+    "causal & padding": lambda length, device: loom.causal & padding(length, device),
+    "window 1k": lambda length, device: loom.window(back=1023),
+    "16 documents & causal": lambda length, device: documents(length, device) & loom.causal,
+}
+
+
+def main() -> None:
+    arguments = parsed()
+    if arguments.first:
+        print(first_call(arguments.first[0], int(arguments.first[1]), arguments.device))
+        return
+    deadline = time.monotonic() + arguments.seconds
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
+        os.environ |= caches(empty)
+        for length in sorted(arguments.lengths):
+            for name in MASKS:
+                if name == "causal & padding" and length > LONGEST_BATCH:
+                    continue
+                compiled = length in arguments.compiled and time.monotonic() < deadline
+                row = measure(
+                    name,
+                    length,
+                    arguments.device,
+                    eager=length <= arguments.eager_up_to,
+                    compiled=compiled,
+                    fresh=length in arguments.fresh,
+                )
+                append(arguments.out, row)
+                print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2**12, 2**14, 2**16, 2**17, 2**20])
+    parser.add_argument("--eager-up-to", type=int, default=2**14, help="torch's eager evaluation, where it fits")
+    parser.add_argument("--compiled", type=int, nargs="*", default=[2**17], help="lengths of torch, compiled")
+    parser.add_argument("--fresh", type=int, nargs="*", default=[2**12], help="lengths of first calls in a process")
+    parser.add_argument("--seconds", type=float, default=110, help="begin no compilation later than this")
+    parser.add_argument("--first", nargs=2, metavar=("MASK", "LENGTH"), help="print the milliseconds of a first call")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/blocks_gpu.csv"))
+    return parser.parse_args()
+
+
+def measure(name: str, length: int, device: str, *, eager: bool, compiled: bool, fresh: bool) -> dict[str, object]:
+    """One row; a cell is empty where nothing was measured."""
+    mask = MASKS[name](length, device)
+    build = partial(loom.block_mask, mask, length, length, device=device)
+    ours, tables = build(), (build().shape[0], 1, length, length)
+    row: dict[str, object] = {"benchmark": "block mask", "mask": name, "batch": tables[0], "length": length}
+    row |= {"ours_ms": median_ms(build, repeats=REPEATS, device=device)}
+    row |= {"ours_inexact_ms": median_ms(partial(build, exact=False), repeats=REPEATS, device=device)}
+    row |= {"ours_first_call_ms": in_fresh_process(name, length, device) if fresh else None}
+    row |= {"ours_peak_mb": peak_mb(build, device=device), "tables_mb": size_of(ours) / MIB}
+    row |= against_torch(ours, partial(flex.create_block_mask, mask, *tables, device), device, measured=eager)
+    row |= against_compiled_torch(ours, mask, tables, device, measured=compiled)
+    row |= {"attn_gym_ms": attention_gym(ours, length, device) if name == "causal" else None}
+    shares = explain_block_mask(mask, length, length, device=device)
+    row |= {f"{way}_percent": shares.share(way) for way in ("intervals", "witnesses", "evaluation")}
+    return {key: shown(value) for key, value in row.items()}
+
+
+def shown(value: object) -> object:
+    """A cell: nothing for None, and no more digits than a time or a share has."""
+    return "" if value is None else round(value, 3) if isinstance(value, float) else value
+
+
+def size_of(blocks: BlockMask) -> int:
+    return sum(table.nbytes for table in vars(blocks).values() if isinstance(table, Tensor))
+
+
+def against_torch(ours: BlockMask, build: Callable[[], BlockMask], device: str, *, measured: bool) -> dict[str, object]:
+    """torch's eager evaluation, after its tables were found equal to ours; it evaluates every query and key."""
+    if not measured:
+        return {"torch_eager_ms": None}
+    try:
+        check_same(ours, build())
+        return {"torch_eager_ms": median_ms(build, repeats=REPEATS_OF_TORCH, device=device)}
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"torch_eager_ms": "out of memory"}
+
+
+def against_compiled_torch(
+    ours: BlockMask, mask: Mask, tables: tuple[int, int, int, int], device: str, *, measured: bool
+) -> dict[str, object]:
+    """torch's evaluation in compiled code: its first call, what it takes then, and its memory."""
+    columns = ("torch_compiled_first_call_ms", "torch_compiled_ms", "torch_compiled_peak_mb")
+    if not measured:
+        return dict.fromkeys(columns)
+    torch._dynamo.reset()  # no length finds the graph of another, which would make sizes dynamic
+    compiled = torch.compile(flex.create_block_mask)
+    build = partial(compiled, mask, *tables, device)
+    first = once_ms(build, device=device)
+    check_same(ours, build())
+    warm = median_ms(build, repeats=REPEATS_OF_TORCH, device=device)
+    return dict(zip(columns, (first, warm, peak_mb(build, device=device)), strict=True))
+
+
+def check_same(ours: BlockMask, theirs: BlockMask) -> None:
+    for table in TABLES:
+        assert torch.equal(getattr(ours, table), getattr(theirs, table)), f"{table} differs from torch's"
+
+
+def attention_gym(ours: BlockMask, length: int, device: str) -> float | str:
+    """Its tables for causal, written down by a formula; it leaves zeros behind each row's count, so tiles are compared."""
+    try:
+        from attn_gym.masks.causal import create_causal_block_mask_fast
+    except ImportError:
+        return "none"
+    build = partial(create_causal_block_mask_fast, None, None, length, length, device)
+    assert torch.equal(tile_states(ours), tile_states(build())), "tiles differ from attention-gym's"
+    return median_ms(build, repeats=REPEATS, device=device)
+
+
+def first_call(name: str, length: int, device: str) -> float:
+    mask = MASKS[name](length, device)
+    torch.zeros(1, device=device)  # the device itself is started by now
+    return once_ms(lambda: loom.block_mask(mask, length, length, device=device), device=device)
+
+
+def in_fresh_process(name: str, length: int, device: str) -> float:
+    return printed_by(__file__, "--device", device, "--first", name, str(length))
+
+
+if __name__ == "__main__":
+    main()
