@@ -3,9 +3,10 @@
 Values are looked at only where they lie on the CPU, and not while torch compiles: a check never waits for a device.
 """
 
+import inspect
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -145,3 +146,15 @@ def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
 def readable(table: Tensor) -> bool:
     """Whether a check may look at the values of a tensor."""
     return table.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def required_arguments(function: Callable[..., object]) -> int | None:
+    """How many positional arguments a function must get; None where that is not known, or it takes any number."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)
