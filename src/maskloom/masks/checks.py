@@ -53,6 +53,41 @@ def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor
     return length_table(name, value)
 
 
+def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
+    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,)."""
+    if isinstance(offset, Sequence) and not isinstance(offset, str):
+        offset = integers(name, offset)
+    checked = _offset(name, offset, "a position")
+    if isinstance(checked, Tensor) and (checked.ndim > 1 or checked.numel() == 0):
+        raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(checked.shape)}")
+    return checked
+
+
+def head_offset(offset: int | Tensor) -> int | Tensor:
+    """A head to count from: an int from 0 on, or an int32 or int64 tensor without dimensions."""
+    checked = _offset("h_offset", offset, "a head")
+    if isinstance(checked, Tensor):
+        if checked.ndim:
+            raise ValueError(f"h_offset is one head for all batch rows; got shape {tuple(checked.shape)}")
+    elif checked < 0:
+        raise ValueError(f"h_offset is a head, at least 0; got {checked}")
+    return checked
+
+
+def _offset(name: str, offset: object, what: str) -> int | Tensor:
+    if isinstance(offset, int) and not isinstance(offset, bool):
+        return integer(name, offset, what)
+    if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
+        got = offset.dtype if isinstance(offset, Tensor) else repr(offset)
+        raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
+    return offset
+
+
+def is_zero(offset: int | Tensor) -> bool:
+    """Whether an offset is known to be 0 without reading a tensor."""
+    return isinstance(offset, int) and offset == 0
+
+
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     """Lengths: integers (B,), none negative."""
     table = integers(name, value)
