@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskloom.attention.reference import ScoreMod, reference
+from maskloom.attention.reference import reference
+from maskloom.scores.base import ScoreMod
 
 TRUTH = 1e-14  # how well the truth knows itself: float64 sums in another order differ by some 1e-15
 
@@ -43,33 +44,39 @@ def gather(
     value: Tensor,
     *,
     table: Tensor | None,
-    score_mod: ScoreMod | None = None,
+    score_mod: ScoreMod | Callable[..., ScoreMod] | None = None,
     scale: float | None = None,
+    learned: tuple[Tensor, ...] = (),
 ) -> Evidence:
     """Run ``attention(query, key, value)`` forward and backward and compare with truth and plain reference.
 
     Args:
         table: the mask, bool, broadcastable to (B, H, Q, K).
+        learned: tensors that the score_mod learns: ``attention(query, key, value, *learned)`` gets them too, and
+            ``score_mod(*learned)`` makes it. Their gradients are compared as well.
     """
 
-    def plain(q, k, v):
-        return reference(q, k, v, table, score_mod=score_mod, scale=scale)[0]
+    def plain(q, k, v, *learned):
+        bend = score_mod(*learned) if learned else score_mod
+        return reference(q, k, v, table, score_mod=bend, scale=scale)[0]
 
     generator = torch.Generator(device=query.device).manual_seed(7)
     shape = (*query.shape[:-1], value.shape[-1])
     grad = torch.randn(shape, generator=generator, device=query.device, dtype=torch.float32).to(query.dtype)
-    truth = _run(plain, query, key, value, grad, torch.float64)
-    ours = _run(attention, query, key, value, grad, query.dtype)
-    same_dtype = _run(plain, query, key, value, grad, query.dtype)
+    inputs = (query, key, value, *learned)
+    truth = _run(plain, inputs, grad, torch.float64)
+    ours = _run(attention, inputs, grad, query.dtype)
+    same_dtype = _run(plain, inputs, grad, query.dtype)
     least = float(grad.double().norm())
     return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype)
 
 
-def _run(attention, query, key, value, grad, dtype) -> dict[str, Tensor]:
-    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (query, key, value)]
+def _run(attention, inputs, grad, dtype) -> dict[str, Tensor]:
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     out = attention(*leaves)
     out.backward(grad.to(dtype))
-    return {"out": out.detach(), **{name: leaf.grad for name, leaf in zip(("dq", "dk", "dv"), leaves, strict=True)}}
+    names = ["dq", "dk", "dv", *(f"learned {place}" for place in range(len(inputs) - 3))]
+    return {"out": out.detach(), **{name: leaf.grad for name, leaf in zip(names, leaves, strict=True)}}
 
 
 def _errors(results: dict[str, Tensor], truth: dict[str, Tensor], least: float) -> dict[str, float]:

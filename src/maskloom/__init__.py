@@ -45,6 +45,11 @@ from maskloom.masks.segments import document_prefix, documents, within
 from maskloom.masks.simplify import simplify
 from maskloom.masks.video import spatial, temporal
 from maskloom.nn.multihead import MultiheadFlexAttention
+from maskloom.scores.alibi import alibi
+from maskloom.scores.composed import compose
+from maskloom.scores.moved import shifted_score
+from maskloom.scores.relative import relative_bias, t5_buckets
+from maskloom.scores.softcap import softcap
 from maskloom.show.plot import plot_attention, plot_mask, plot_tiles, save_figure, visualize_attention_scores
 
 __version__ = "0.1.0"
@@ -138,6 +143,13 @@ __all__ = [
     "pin_memory",
     "update_",
     "BlockMaskCache",
+    # scores: how a score is bent
+    "alibi",
+    "relative_bias",
+    "t5_buckets",
+    "softcap",
+    "compose",
+    "shifted_score",
     # attention: run it
     "attend",
     "explain",

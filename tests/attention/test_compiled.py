@@ -101,6 +101,31 @@ def test_dtypes_heads_and_score_mods_are_kinds_of_their_own(tracing):
     assert compiled.compiled_kinds() == len(tracing) == 5
 
 
+def test_tables_and_offsets_of_score_mods_change_freely(tracing):
+    def learned(heads, columns):
+        return torch.randn(heads, columns, generator=torch.Generator().manual_seed(columns))
+
+    for step in range(2, 14):  # more than the recompile limit
+        attend(loom.causal, 33 + step, score_mod=loom.shifted_score(loom.alibi(3 + step), q_offset=step, h_offset=1))
+    assert compiled.compiled_kinds() == 1 and len(tracing) <= 2
+    for reach in range(1, 13):
+        attend(loom.causal, 33 + reach, score_mod=loom.relative_bias(learned(H, 2 * reach + 1)))
+    assert compiled.compiled_kinds() == 2 and len(tracing) <= 4
+    for reach in range(5, 17):
+        buckets = loom.t5_buckets(8, max_distance=reach)
+        attend(loom.causal, 33 + reach, score_mod=loom.relative_bias(learned(H, 8), buckets=buckets))
+    assert compiled.compiled_kinds() == 3 and len(tracing) <= 6
+
+
+def test_each_cap_and_each_composition_is_a_kind_of_its_own(tracing):
+    for cap in range(1, 13):
+        attend(loom.causal, 33, score_mod=loom.softcap(cap))
+    assert compiled.compiled_kinds() == len(tracing) == 12
+    attend(loom.causal, 33, score_mod=loom.compose(loom.alibi(H), loom.softcap(3)))
+    attend(loom.causal, 33, score_mod=loom.compose(loom.softcap(3), loom.alibi(H)))
+    assert compiled.compiled_kinds() == len(tracing) == 14
+
+
 def test_numbers_belong_to_the_kind_where_the_backend_takes_no_dynamic_number(tracing):
     flash = {"BACKEND": "FLASH"}
     for back in range(2, 13):

@@ -16,8 +16,17 @@ def test_the_page_of_masks_is_what_its_program_makes():
     assert (DOCS / "masks.md").read_text() == make_masks.page(), "run python -m docs.make_masks"
 
 
+def code_of(page):
+    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
+
+
+def test_the_code_of_score_mods_runs(capsys):
+    exec(code_of("scores.md"), {})
+    assert capsys.readouterr().out == "compose(softcap(50.0), alibi(8), prefer_even_keys)\n"
+
+
 def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "your_own_mask.md").read_text(), re.DOTALL))
+    code = code_of("your_own_mask.md")
     (tmp_path / "speakers.py").write_text(code)  # a module, so that its classes pickle
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("speakers")

@@ -85,3 +85,25 @@ def test_numbers_and_devices():
     assert not captured.has_numbers(loom.causal & loom.lengths(LENS))
     assert captured.device_of(loom.causal) is None
     assert captured.device_of(nested()) == LENS.device
+
+
+def test_score_mods_are_opened_like_masks():
+    def key(score_mod):
+        return captured.structure(score_mod, numbers=False)
+
+    table = torch.nn.Parameter(torch.zeros(3, 5))
+    bias = loom.relative_bias(table)
+    composed = loom.shifted_score(
+        loom.compose(bias, lambda score, b, h, q, k: score + LENS[b], loom.alibi(3)), q_offset=1
+    )
+    assert [tensor.shape for tensor in captured.tensors(composed)] == [(3, 5), (3,)]  # a global is not captured
+    assert captured.tensors(composed)[0] is table
+    moved = captured.moved(composed, lambda tensor: tensor + 1)
+    assert captured.tensors(moved)[1].equal(loom.alibi(3).slopes + 1)
+    assert key(loom.alibi(3)) == key(loom.alibi(8)) == key(loom.alibi(3).to("cpu")) != key(loom.alibi(1))
+    assert key(bias) == key(loom.relative_bias(torch.nn.Parameter(torch.ones(7, 3))))
+    assert key(bias) != key(loom.relative_bias(table.detach()))
+    assert key(bias) != key(loom.relative_bias(table, buckets=[0, 1, 2]))
+    assert key(loom.softcap(2)) != key(loom.softcap(3))
+    assert key(loom.shifted_score(bias, q_offset=2)) == key(loom.shifted_score(bias, q_offset=3))
+    assert key(loom.shifted_score(bias, q_offset=2)) != key(loom.shifted_score(bias, q_offset=LENS))

@@ -19,12 +19,13 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.compiled import fused_attention, shares_heads
 from maskloom.attention.kept import Kept
-from maskloom.attention.reference import ScoreMod, reference
+from maskloom.attention.reference import reference
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import PARTIAL, dense_of, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import Everything, everything
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
+from maskloom.scores.base import ScoreMod
 
 Backend = Literal["triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from maskloom.attention.reference import ScoreMod
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
+from maskloom.scores.base import ScoreMod
 
 _COMPILER = "inductor"  # tests put in one that only traces
 

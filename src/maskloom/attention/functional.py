@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends import Backend, choose, refuse_shared_tables, run
-from maskloom.attention.reference import ScoreMod
 from maskloom.blocks.tables import tile_counts
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, table_sizes
+from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
 
 
 def attend(
@@ -35,7 +35,8 @@ def attend(
         mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
             table) is built at the first call and kept with it; in-place changes of its tensors are noticed. What a plain
             function reads may change unseen, so from one it is built at every call.
-        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention.
+        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of
+            maskloom's (`alibi`, `softcap`, `relative_bias`, `compose`, `shifted_score`).
         scale: by default ``1 / sqrt(D)``.
         backend: "auto", or one of `maskloom.attention.backends.BACKENDS`.
         kernel_options: for torch's flex_attention, where that runs.
@@ -44,11 +45,12 @@ def attend(
         (B, H, Q, E). A query that sees nothing has output 0 and gradients 0.
 
     Raises:
-        TypeError, ValueError: tensors or mask that do not fit each other, before anything is launched.
+        TypeError, ValueError: tensors, mask or score_mod that do not fit each other, before anything is launched.
         FallbackError: the fused kernel would not have run.
     """
     _check_tensors(query, key, value)
     check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
+    _check_score_mod_fits(score_mod, query.shape[1], query.device)
     chosen = choose(query, score_mod, backend)
     return run(chosen.backend, query, key, value, mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
 
@@ -91,6 +93,7 @@ def explain(
     _check_tensors(query, key, value)
     batch, heads, q_len, _ = query.shape
     check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
+    _check_score_mod_fits(score_mod, heads, query.device)
     chosen = choose(query, score_mod, backend)
     if isinstance(mask, BlockMask):
         refuse_shared_tables(mask, batch, heads)
@@ -159,3 +162,16 @@ def check_mask_fits(
             raise ValueError(f"the block mask is for {have} {item}; the attention has {need} (1 would serve all)")
     if mask.kv_indices.device != device:
         raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
+
+
+def _check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.device) -> None:
+    if score_mod is None:
+        return
+    checked_score_mod(score_mod)
+    if isinstance(score_mod, ScoreValue):
+        score_mod.check_heads(heads)
+        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(score_mod, "score_mod")
+        if held not in (None, device):
+            raise ValueError(
+                f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to"
+            )

@@ -4,16 +4,13 @@ Every backend is tested against this in float64.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks.dense import MaskMod, dense
-
-ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(score, b, h, q_idx, kv_idx) -> score``: torch's score_mod signature, a scalar function."""
+from maskloom.scores.base import ScoreMod
 
 
 def reference(
@@ -33,7 +30,7 @@ def reference(
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E). H is a multiple of Hkv; query head h uses
             key-value head ``h // (H // Hkv)``.
         mask: a Mask, a mask_mod, or a bool table that broadcasts to (B, H, Q, K), True = may attend. None: all may.
-        score_mod: changes scaled scores before the mask is applied.
+        score_mod: changes scaled scores before the mask is applied; its result is brought to their dtype.
         scale: by default ``1 / sqrt(D)``.
 
     Raises:
@@ -99,4 +96,4 @@ def _modified(scores: Tensor, score_mod: ScoreMod) -> Tensor:
         dims = [0] + [0 if index == at else None for at in range(4)]
         lifted = torch.vmap(lifted, in_dims=tuple(dims))
     with TransformGetItemToIndex():  # as torch's create_mask: a tensor read at a scalar tensor's place
-        return lifted(scores, *indices)
+        return lifted(scores, *indices).to(scores.dtype)  # a float32 table makes float32 scores of bfloat16 ones

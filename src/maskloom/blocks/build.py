@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.ordered import to_block_mask
 from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
@@ -57,7 +58,7 @@ def block_mask(
         TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, or
             tensors on another device.
     """
-    kept = mask if _is_zero(q_offset) and _is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if not (_is_one(q_offset) and _is_one(kv_offset)):
         return block_mask(
             kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
@@ -162,7 +163,3 @@ def _add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
 def _is_one(offset: int | Tensor) -> bool:
     """Whether an offset is the same for all batch rows."""
     return isinstance(offset, int) or (isinstance(offset, Tensor) and offset.ndim == 0)
-
-
-def _is_zero(offset: int | Tensor) -> bool:
-    return isinstance(offset, int) and offset == 0

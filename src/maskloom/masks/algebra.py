@@ -6,22 +6,20 @@ whether query ``q_idx`` of head ``h`` in batch row ``b`` may attend to key ``kv_
 Letters for sizes, everywhere in maskloom: B batch, H query heads, Q query length, K key length, D head dim, E value dim.
 """
 
-import dataclasses
 import functools
-import inspect
 import operator
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from maskloom.masks import captured
+from maskloom.masks.checks import required_arguments
 from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.values import Value, value
+from maskloom.masks.values import shown as shown  # beside mask_value, for those who write a repr
 
 C = TypeVar("C", bound=type)
 
@@ -29,7 +27,7 @@ C = TypeVar("C", bound=type)
 @dataclass_transform(frozen_default=True, eq_default=False)
 def mask_value(cls: C) -> C:
     """Make a subclass of Mask a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
+    return value(cls)
 
 
 class _CallSignature:
@@ -49,7 +47,7 @@ class _CallSignature:
         return self.signature
 
 
-class Mask(ABC):
+class Mask(Value, ABC):
     """Which query may attend to which key: a value that can be called, combined, compared, printed, moved and pickled.
 
     Laws, enforced by `maskloom.testing.check_mask` (``dense`` is the truth that they are stated in):
@@ -64,13 +62,7 @@ class Mask(ABC):
     A mask knows no query or key length and no batch size beyond the tables that it reads.
     """
 
-    name: ClassVar[str]
-    """The name of the public function that makes such a mask, as `repr` writes it; by default the class's own."""
-
     __signature__ = _CallSignature()
-
-    def __init_subclass__(cls) -> None:
-        cls.name = vars(cls).get("name", cls.__name__)
 
     @abstractmethod
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -107,29 +99,6 @@ class Mask(ABC):
         raise TypeError(
             f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {self!r})"
         )
-
-    # -- a value ---------------------------------------------------------------------------------------------------
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(self) is not type(other):
-            return NotImplemented
-        return all(map(_same, _fields(self), _fields(other)))
-
-    def __hash__(self) -> int:
-        return hash((type(self), *map(_hashable, _fields(self))))
-
-    def __repr__(self) -> str:
-        return f"{self.name}({', '.join(map(shown, _fields(self)))})"
-
-    @property
-    def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a mask_mod
-        return type(self).__qualname__ if torch.compiler.is_dynamo_compiling() else repr(self)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same mask with its tensors on ``device``; itself if they are there already."""
-        return captured.moved(self, lambda tensor: tensor.to(device))
 
     # -- the truth -------------------------------------------------------------------------------------------------
 
@@ -267,7 +236,7 @@ def as_mask(function: MaskMod) -> Mask:
         raise TypeError(
             f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {function!r}"
         )
-    required = None if torch.compiler.is_dynamo_compiling() else _required_arguments(function)
+    required = None if torch.compiler.is_dynamo_compiling() else required_arguments(function)
     if required is not None and required != 4:
         hint = "; with five it looks like a score_mod, which goes to score_mod=" if required == 5 else ""
         name = getattr(function, "__name__", repr(function))
@@ -327,49 +296,5 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
     return parts[0] if len(parts) == 1 else kind(parts)
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-def _fields(mask: Any) -> list[Any]:
-    # torch 2.11 hashes masks that are made inside a compiled region, before their fields are set
-    if not dataclasses.is_dataclass(mask):
-        raise TypeError(f"a Mask is a frozen dataclass; decorate {type(mask).__name__} with maskloom.mask_value")
-    return [getattr(mask, field.name, None) for field in dataclasses.fields(mask)]
-
-
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor) and isinstance(right, Tensor):
-        alike = left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
-        return left is right or (alike and torch.equal(left, right))
-    if isinstance(left, tuple) and isinstance(right, tuple):
-        return len(left) == len(right) and all(map(_same, left, right))
-    return type(left) is type(right) and left == right
-
-
-def _hashable(value: Any) -> Any:
-    # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
-    if isinstance(value, Tensor):
-        return value.dtype, value.shape
-    return value if type(value).__hash__ is not None else type(value)
-
-
-def shown(value: Any) -> str:
-    """A field as repr writes it; a tensor by dtype and shape, so that its device is not waited for."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return repr(value)
-
-
 def _in_brackets(mask: Mask, binds: int) -> str:
     return f"({mask!r})" if isinstance(mask, _Joined) and mask.binds <= binds else repr(mask)
-
-
-def _required_arguments(function: Callable[..., object]) -> int | None:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return None
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
-        return None
-    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)

@@ -25,8 +25,8 @@ def tensors(held: object) -> list[Tensor]:
     return [leaf for leaf in _leaves(held) if isinstance(leaf, Tensor)]
 
 
-def device_of(held: object) -> torch.device | None:
-    """The device of the captured tensors that have a dimension, None where there is none.
+def device_of(held: object, what: str = "mask") -> torch.device | None:
+    """The device of the captured tensors that have a dimension, None where there is none; ``what`` is said in errors.
 
     Raises:
         ValueError: they lie on more than one device.
@@ -34,7 +34,7 @@ def device_of(held: object) -> torch.device | None:
     devices = {tensor.device for tensor in tensors(held) if tensor.ndim}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"the mask's tensors lie on several devices ({names}); move them with mask.to(device)")
+        raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
     return devices.pop() if devices else None
 
 

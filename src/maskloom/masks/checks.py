@@ -3,9 +3,10 @@
 Values are looked at only where they lie on the CPU, and not while torch compiles: a check never waits for a device.
 """
 
+import inspect
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -50,6 +51,41 @@ def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor
     if isinstance(value, SupportsIndex) and not isinstance(value, Tensor):
         return count(name, value)
     return length_table(name, value)
+
+
+def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
+    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,)."""
+    if isinstance(offset, Sequence) and not isinstance(offset, str):
+        offset = integers(name, offset)
+    checked = _offset(name, offset, "a position")
+    if isinstance(checked, Tensor) and (checked.ndim > 1 or checked.numel() == 0):
+        raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(checked.shape)}")
+    return checked
+
+
+def head_offset(offset: int | Tensor) -> int | Tensor:
+    """A head to count from: an int from 0 on, or an int32 or int64 tensor without dimensions."""
+    checked = _offset("h_offset", offset, "a head")
+    if isinstance(checked, Tensor):
+        if checked.ndim:
+            raise ValueError(f"h_offset is one head for all batch rows; got shape {tuple(checked.shape)}")
+    elif checked < 0:
+        raise ValueError(f"h_offset is a head, at least 0; got {checked}")
+    return checked
+
+
+def _offset(name: str, offset: object, what: str) -> int | Tensor:
+    if isinstance(offset, int) and not isinstance(offset, bool):
+        return integer(name, offset, what)
+    if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
+        got = offset.dtype if isinstance(offset, Tensor) else repr(offset)
+        raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
+    return offset
+
+
+def is_zero(offset: int | Tensor) -> bool:
+    """Whether an offset is known to be 0 without reading a tensor."""
+    return isinstance(offset, int) and offset == 0
 
 
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
@@ -145,3 +181,15 @@ def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
 def readable(table: Tensor) -> bool:
     """Whether a check may look at the values of a tensor."""
     return table.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def required_arguments(function: Callable[..., object]) -> int | None:
+    """How many positional arguments a function must get; None where that is not known, or it takes any number."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import integer, integers
+from maskloom.masks.checks import head_offset, is_zero, position_offset
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.tables import of_row
 
@@ -18,18 +17,25 @@ class Shifted(Mask):
     mask: Mask
     q_offset: int | Tensor
     kv_offset: int | Tensor
+    h_offset: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.mask(b, h, q_idx + of_row(self.q_offset, b), kv_idx + of_row(self.kv_offset, b))
+        q_idx, kv_idx = q_idx + of_row(self.q_offset, b), kv_idx + of_row(self.kv_offset, b)
+        return self.mask(b, h if is_zero(self.h_offset) else h + self.h_offset, q_idx, kv_idx)
 
     def __repr__(self) -> str:
-        return f"shifted({self.mask!r}, q_offset={shown(self.q_offset)}, kv_offset={shown(self.kv_offset)})"
+        heads = "" if is_zero(self.h_offset) else f", h_offset={shown(self.h_offset)}"
+        return f"shifted({self.mask!r}, q_offset={shown(self.q_offset)}, kv_offset={shown(self.kv_offset)}{heads})"
 
 
 def shifted(
-    mask: MaskMod, *, q_offset: int | Tensor | Sequence[int] = 0, kv_offset: int | Tensor | Sequence[int] = 0
+    mask: MaskMod,
+    *,
+    q_offset: int | Tensor | Sequence[int] = 0,
+    kv_offset: int | Tensor | Sequence[int] = 0,
+    h_offset: int | Tensor = 0,
 ) -> Mask:
-    """The mask as queries and keys see it that begin at other positions than 0: decoding, and prefill in chunks.
+    """The mask as queries, keys and heads see it that begin elsewhere than at 0: decoding, prefill in chunks, some of the heads.
 
     ::
 
@@ -38,34 +44,20 @@ def shifted(
                     q1   x  x                                        q1   x  x  x  x
 
     Rows of a batch that stand at different positions (decoding after prompts of different lengths, padding on the left) have an
-    offset each.
+    offset each. A tensor-parallel rank that holds heads 4 to 7 of 8 has ``h_offset=4``: its head h is head h + 4 of the mask.
+    How many heads the rank holds no table says, so `block_mask` and ``dense`` must be told where the mask differs from head
+    to head: ``block_mask(shifted(per_head(masks), h_offset=4), q_len, kv_len, heads=4)``. `attend` sees it from the query.
 
     Args:
         mask: a Mask or a mask_mod.
         q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
             (B,), one for each batch row. A tensor may change from step to step without a compilation.
         kv_offset: the position of the first key, likewise.
+        h_offset: the first head, an int from 0 on, or an int32 or int64 tensor without dimensions.
 
     Raises:
         TypeError, ValueError: an offset that is none of these.
     """
-    offsets = _checked_offset("q_offset", q_offset), _checked_offset("kv_offset", kv_offset)
+    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset), head_offset(h_offset)
     inner = as_mask(mask)
-    return inner if all(map(_is_zero, offsets)) else Shifted(inner, *offsets)
-
-
-def _checked_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
-    if isinstance(offset, int) and not isinstance(offset, bool):
-        return integer(name, offset, "a position")
-    if isinstance(offset, Sequence) and not isinstance(offset, str):
-        offset = integers(name, offset)
-    if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
-        what = offset.dtype if isinstance(offset, Tensor) else repr(offset)
-        raise TypeError(f"{name} is a position, an int or int32 or int64 tensor; got {what}")
-    if offset.ndim > 1 or offset.numel() == 0:
-        raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(offset.shape)}")
-    return offset
-
-
-def _is_zero(offset: int | Tensor) -> bool:
-    return isinstance(offset, int) and offset == 0
+    return inner if all(map(is_zero, offsets)) else Shifted(inner, *offsets)

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.reference import ScoreMod
 from maskloom.masks.dense import MaskMod
+from maskloom.scores.base import ScoreMod
 from maskloom.show.cells import Cells, attention_cells
 from maskloom.show.figures import (
     keys_on_top,

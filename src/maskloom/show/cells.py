@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.reference import ScoreMod, attention_scores
+from maskloom.attention.reference import attention_scores
 from maskloom.attention.reference import probabilities as softmax
 from maskloom.blocks.tables import FULL, PARTIAL, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
+from maskloom.scores.base import ScoreMod
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskloom.attention.reference import ScoreMod
 from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod
+from maskloom.scores.base import ScoreMod
 from maskloom.show.attention_map import plot_attention as plot_attention
 from maskloom.show.figures import save_figure as save_figure
 from maskloom.show.mask_map import plot_mask as plot_mask

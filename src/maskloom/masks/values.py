@@ -1,0 +1,79 @@
+"""What masks and score mods have in common: they are values, that can be compared, printed, moved and pickled."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+
+from maskloom.masks import captured
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def value(cls: C) -> C:
+    """Make a subclass of Value a frozen dataclass that keeps Value's equality, hash and repr: torch traces through them."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
+
+
+class Value:
+    """An immutable value. Tensors in its fields are compared by what they hold, and printed by dtype and shape."""
+
+    name: ClassVar[str]
+    """The name of the public function that makes such a value, as `repr` writes it; by default the class's own."""
+
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(map(_same, _fields(self), _fields(other)))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(_hashable, _fields(self))))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(shown, _fields(self)))})"
+
+    @property
+    def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a function
+        return type(self).__qualname__ if torch.compiler.is_dynamo_compiling() else repr(self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value with its tensors on ``device``; itself if they are there already."""
+        return captured.moved(self, lambda tensor: tensor.to(device))
+
+
+def shown(field: Any) -> str:
+    """A field as repr writes it; a tensor by dtype and shape, so that its device is not waited for."""
+    if isinstance(field, Tensor):
+        return f"{str(field.dtype).removeprefix('torch.')}{list(field.shape)}"
+    return repr(field)
+
+
+def _fields(held: Any) -> list[Any]:
+    # torch 2.11 hashes values that are made inside a compiled region, before their fields are set
+    if not dataclasses.is_dataclass(held):
+        raise TypeError(f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.mask_value")
+    return [getattr(held, field.name, None) for field in dataclasses.fields(held)]
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        alike = left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
+        return left is right or (alike and torch.equal(left, right))
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return type(left) is type(right) and left == right
+
+
+def _hashable(field: Any) -> Any:
+    # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
+    if isinstance(field, Tensor):
+        return field.dtype, field.shape
+    return field if type(field).__hash__ is not None else type(field)

@@ -1,0 +1,73 @@
+"""What a score mod is: like a mask, a scalar function, and in maskloom a value.
+
+``score_mod(score, b, h, q_idx, kv_idx)`` takes one scaled score and the four integers that say whose it is, and gives the
+score that goes into the softmax. The mask is applied after it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.checks import required_arguments
+from maskloom.masks.values import Value, value
+
+C = TypeVar("C", bound=type)
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(score, b, h, q_idx, kv_idx) -> score``: torch's score_mod signature, a scalar function."""
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def score_value(cls: C) -> C:
+    """Make a subclass of ScoreValue a frozen dataclass that keeps its equality, hash and repr: torch traces through them."""
+    return value(cls)
+
+
+class ScoreValue(Value, ABC):
+    """A score_mod that can be compared, printed, moved and pickled; called with tensors that broadcast, it gives what
+    ``torch.vmap`` over scalars gives.
+
+    It computes in the dtype that torch promotes score and tables to: a kernel keeps scores in float32, whatever the query is.
+    """
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """The score, bent: floating point, from a score and integer tensors on one device."""
+
+    @property
+    def heads(self) -> int | None:
+        """How many query heads it has entries for; None if it treats any number alike."""
+        return None
+
+    def check_heads(self, heads: int, *, or_more: bool = False) -> None:
+        """Raise a ValueError if its entries are not for ``heads`` query heads, or with ``or_more`` for fewer."""
+        held = self.heads
+        if held is not None and (held < heads if or_more else held != heads):
+            asked = f"heads up to number {heads - 1} are asked for" if or_more else f"the attention has {heads}"
+            raise ValueError(f"{self!r} is for {held} query heads; {asked}")
+
+
+def checked_score_mod(function: ScoreMod) -> ScoreMod:
+    """``function`` itself, or a TypeError if it cannot be called with five positional arguments."""
+    if torch.compiler.is_dynamo_compiling():
+        return function
+    if not callable(function):
+        raise TypeError(
+            "a score_mod is a function (score, b, h, q_idx, kv_idx) -> score; "
+            f"got {type(function).__name__}: {function!r}"
+        )
+    required = required_arguments(function)
+    if required not in (None, 5):
+        hint = "; with four it looks like a mask_mod, which goes to mask=" if required == 4 else ""
+        raise TypeError(
+            f"a score_mod takes five arguments (score, b, h, q_idx, kv_idx); {name_of(function)} takes {required}{hint}"
+        )
+    return function
+
+
+def name_of(function: ScoreMod) -> str:
+    """A score_mod as repr writes it: a value as the code that made it, a plain function by its name."""
+    return getattr(function, "__name__", type(function).__name__)

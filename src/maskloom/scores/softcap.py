@@ -1,0 +1,45 @@
+"""Scores held inside a range."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from maskloom.scores.base import ScoreValue, score_value
+
+
+@score_value
+class SoftCap(ScoreValue):
+    """See `softcap`. ``text`` is the cap as Python writes it.
+
+    Text, because torch.compile makes a float an input of its graph sooner or later (at once with ``dynamic=True``), and
+    flex_attention takes none: its score_mod captures tensors and ints (torch 2.11 and 2.13). Text is a constant.
+    """
+
+    text: str
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        cap = float(self.text)
+        return cap * torch.tanh(score / cap)
+
+    def __repr__(self) -> str:
+        return f"softcap({self.text})"
+
+
+def softcap(cap: float) -> SoftCap:
+    """Scores between ``-cap`` and ``cap``: ``cap * tanh(score / cap)``, nearly the score itself where that is small.
+
+    Source: Gemma 2 (arXiv 2408.00118), section 2, with a cap of 50 in its attention; Bello et al. 2016 (arXiv 1611.09940).
+
+    Args:
+        cap: a finite number above 0, in units of the scaled score.
+
+    Raises:
+        TypeError: not a number. ValueError: not above 0, or not finite.
+    """
+    if isinstance(cap, bool) or not isinstance(cap, Real):
+        raise TypeError(f"cap is a number, the greatest size of a score; got {type(cap).__name__}: {cap!r}")
+    if not (math.isfinite(cap) and cap > 0):
+        raise ValueError(f"cap is the greatest size of a score, a finite number above 0; got {cap}")
+    return SoftCap(repr(float(cap)))
