@@ -47,6 +47,7 @@ def gather(
     score_mod: ScoreMod | Callable[..., ScoreMod] | None = None,
     scale: float | None = None,
     learned: tuple[Tensor, ...] = (),
+    plain: Callable[..., tuple[Tensor, Tensor]] = reference,
 ) -> Evidence:
     """Run ``attention(query, key, value)`` forward and backward and compare with truth and plain reference.
 
@@ -54,19 +55,20 @@ def gather(
         table: the mask, bool, broadcastable to (B, H, Q, K).
         learned: tensors that the score_mod learns: ``attention(query, key, value, *learned)`` gets them too, and
             ``score_mod(*learned)`` makes it. Their gradients are compared as well.
+        plain: the reference, or something made of it if attention is more than that.
     """
 
-    def plain(q, k, v, *learned):
+    def plainly(q, k, v, *learned):
         bend = score_mod(*learned) if learned else score_mod
-        return reference(q, k, v, table, score_mod=bend, scale=scale)[0]
+        return plain(q, k, v, table, score_mod=bend, scale=scale)[0]
 
     generator = torch.Generator(device=query.device).manual_seed(7)
     shape = (*query.shape[:-1], value.shape[-1])
     grad = torch.randn(shape, generator=generator, device=query.device, dtype=torch.float32).to(query.dtype)
     inputs = (query, key, value, *learned)
-    truth = _run(plain, inputs, grad, torch.float64)
+    truth = _run(plainly, inputs, grad, torch.float64)
     ours = _run(attention, inputs, grad, query.dtype)
-    same_dtype = _run(plain, inputs, grad, query.dtype)
+    same_dtype = _run(plainly, inputs, grad, query.dtype)
     least = float(grad.double().norm())
     return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype)
 

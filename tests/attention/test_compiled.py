@@ -10,8 +10,9 @@ from torch.nn.attention.flex_attention import and_masks as torch_and
 from torch.nn.attention.flex_attention import or_masks as torch_or
 
 import maskloom as loom
-from maskloom.attention import backends, compiled
+from maskloom.attention import compiled, fused
 from maskloom.attention.reference import reference
+from maskloom.attention.request import Request
 from tests.all_masks import ALL_MASKS
 
 B, H, D = 3, 2, 16
@@ -35,8 +36,8 @@ def attend(mask, q_len, *, kv_len=None, batch=B, heads=H, dtype=torch.float32, s
     key = torch.randn(batch, heads, kv_len, D, generator=generator).to(dtype)
     blocks = loom.block_mask(mask, q_len, kv_len, block_size=16)
     with torch.no_grad():
-        out = compiled.fused_attention(
-            query, key, key.clone(), blocks, score_mod=score_mod, scale=None, kernel_options=options
+        out, _ = compiled.fused_attention(
+            query, key, key.clone(), blocks, score_mod=score_mod, scale=None, wants_lse=False, kernel_options=options
         )
     table = loom.as_mask(mask).dense(q_len, kv_len)
     expected, _ = reference(query.double(), key.double(), key.double(), table, score_mod=score_mod)
@@ -173,8 +174,8 @@ def test_inside_an_outer_compile_there_is_one_graph(tracing):
     @torch.compile(backend="eager", fullgraph=True)
     def model(query, blocks):
         return compiled.fused_attention(
-            query * 2, query, query, blocks, score_mod=None, scale=None, kernel_options=None
-        )
+            query * 2, query, query, blocks, score_mod=None, scale=None, wants_lse=False, kernel_options=None
+        )[0]
 
     expected, _ = reference(query * 2, query, query, loom.causal & loom.lengths(LENS))
     torch.testing.assert_close(model(query, blocks), expected)
@@ -186,19 +187,15 @@ def test_the_cpu_kernel_itself():
     attend((loom.window(back=9) | loom.sinks(3)) & loom.lengths(LENS), 50)
 
 
-def test_small_heads_are_widened_and_the_mask_is_kept(tracing):
+def test_small_heads_are_widened(tracing):
     generator = torch.Generator().manual_seed(0)
     query, value = torch.randn(B, H, 33, 8, generator=generator), torch.randn(B, H, 33, 5, generator=generator)
     mask = loom.causal & loom.lengths(LENS)
     expected, _ = reference(query, query, value, mask)
     for _ in range(2):
-        blocks = backends._as_block_mask(query, query, mask)
         with torch.no_grad():
-            out = backends._run_triton(
-                query, query.clone(), value, blocks, score_mod=None, scale=None, kernel_options=None
-            )
+            out, _ = fused.triton(Request(query, query.clone(), value, mask))
         torch.testing.assert_close(out, expected)
-        assert blocks.mask_mod is mask
     assert len(tracing) == 1
 
 

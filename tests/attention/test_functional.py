@@ -9,7 +9,8 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.attention import backends, kept
+from maskloom.attention import given as held
+from maskloom.attention import kept
 from maskloom.blocks.tables import dense_of
 from tests.all_masks import ALL_MASKS
 from tests.evidence import gather
@@ -116,7 +117,7 @@ def test_non_contiguous_and_expanded_inputs():
 
 def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
     built = []
-    monkeypatch.setattr(backends, "dense_of", lambda *args: built.append(1) or dense_of(*args))
+    monkeypatch.setattr(held, "dense_of", lambda *args: built.append(1) or dense_of(*args))
     lens = torch.tensor([5, 7, 11])
     blocks = loom.block_mask(loom.lengths(lens), Q, K, block_size=32)
     first = loom.attend(*inputs(), blocks)
@@ -131,20 +132,20 @@ def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
 
 
 def test_what_is_kept_goes_with_its_mask(monkeypatch):
-    monkeypatch.setattr(backends, "_kept", kept.Kept())
+    monkeypatch.setattr(held, "_kept", kept.Kept())
     for length in range(1, 6):
         mask = loom.lengths([length, 7, 11])
         loom.attend(*inputs(), mask)
         q, k, _ = inputs()
-        backends._as_block_mask(q, k, mask)  # what the fused kernel would get
-    assert len(backends._kept._entries) == 1
+        held.as_block_mask(q, k, mask)  # what the fused kernel would get
+    assert len(held._kept._entries) == 1
     del mask
     gc.collect()
-    assert not backends._kept._entries
+    assert not held._kept._entries
     for length in range(2, 40):
         q, k, v = inputs(q_len=length)
         loom.attend(q, k, v, loom.causal)
-    assert len(backends._kept._entries[id(loom.causal)].results) == kept.MOST
+    assert len(held._kept._entries[id(loom.causal)].results) == kept.MOST
 
 
 GLOBAL = torch.tensor([5, 7, 11])
@@ -300,9 +301,17 @@ q, k, v = inputs()
             r"lie on several devices \(cpu, meta\)",
         ),
         (lambda: loom.attend(q, k, v, loom.lengths([3, 4])), ValueError, r"batch \(B\) is 3, .* for 2 batch rows"),
-        (lambda: loom.attend(q, k, v, backend="fast"), ValueError, "one of auto, triton, sdpa, reference; got 'fast'"),
-        (lambda: loom.attend(q, k, v, backend="triton"), ValueError, "'triton' needs a GPU"),
-        (lambda: loom.attend(q, k, v, backend="sdpa", score_mod=max), ValueError, "'sdpa' has no score_mod"),
+        (
+            lambda: loom.attend(q, k, v, backend="fast"),
+            ValueError,
+            "one of auto, flash, varlen, triton, sdpa, reference; got 'fast'",
+        ),
+        (lambda: loom.attend(q, k, v, backend="triton"), ValueError, "'triton' cannot do this: it needs a GPU"),
+        (
+            lambda: loom.attend(q, k, v, backend="sdpa", score_mod=max),
+            ValueError,
+            "'sdpa' cannot do this: it has no score_mod",
+        ),
     ],
 )
 def test_words(call, error, words):

@@ -1,218 +1,224 @@
-"""The ways to run attention, and the rule that chooses one.
+"""The ways to run attention, what each cannot do, and the rule that chooses one.
 
-| backend   | what it is                                                        | where it is chosen                      |
-|-----------|-------------------------------------------------------------------|-----------------------------------------|
-| triton    | FlexAttention, compiled; skips the tiles that the mask hides      | GPUs, in float32, bfloat16 and float16  |
-| sdpa      | torch's scaled_dot_product_attention with the mask as a table     | the CPU, without score_mod              |
-| reference | the specification, dense                                          | float64 on a GPU; score_mod on the CPU  |
+| backend   | what it is                                                                   | where "auto" chooses it              |
+|-----------|------------------------------------------------------------------------------|--------------------------------------|
+| flash     | FlexAttention with FlashAttention 4; skips the tiles that the mask hides     | GPUs from Hopper on, in half types   |
+| varlen    | torch's FlashAttention 2 for packed documents, with causal or a window       | other GPUs in half types             |
+| triton    | FlexAttention with Triton; skips hidden tiles                                | GPUs otherwise                       |
+| sdpa      | torch's scaled_dot_product_attention: is_causal, or the mask as a table      | the CPU                              |
+| reference | the specification, in chunks of queries                                      | where nothing else can               |
+
+"auto" takes the first in this order that can do what is asked (on the CPU: sdpa, then reference).
 """
 
-import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, noop_mask
+from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.compiled import fused_attention, shares_heads
-from maskloom.attention.kept import Kept
+from maskloom.attention.fused import flash, triton
+from maskloom.attention.given import as_table, refuse_shared_tables
 from maskloom.attention.reference import reference
-from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.tables import PARTIAL, dense_of, tile_states
-from maskloom.masks import captured
-from maskloom.masks.algebra import Everything, everything
-from maskloom.masks.dense import MaskMod, dense, needed_sizes
-from maskloom.scores.base import ScoreMod
+from maskloom.attention.request import Attended, Request
+from maskloom.attention.sdpa import sdpa
+from maskloom.attention.varlen import packed, varlen
 
-Backend = Literal["triton", "sdpa", "reference"]
+Backend = Literal["flash", "varlen", "triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-R = TypeVar("R")
-
-_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SMALLEST_FUSED_HEAD_DIM = 16
-
-_kept = Kept()
+_HALF = (torch.bfloat16, torch.float16)
+_FUSED = (torch.float32, *_HALF)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend and why it was chosen."""
+    """A backend, why it was chosen, and why those that come before it in the order cannot do it."""
 
     backend: Backend
     reason: str
+    ruled_out: dict[Backend, str]
 
 
-def choose(query: Tensor, score_mod: ScoreMod | None, backend: Backend | Literal["auto"]) -> Choice:
-    """Which backend runs, by device, dtype and score_mod.
+def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
+    """Which backend runs.
 
     Raises:
         ValueError: ``backend`` is not known, or cannot do this.
     """
-    on_cpu = query.device.type == "cpu"
-    if backend == "auto":
-        if on_cpu:
-            if score_mod is None:
-                return Choice("sdpa", "FlexAttention has no backward on the CPU; the mask goes in as a table")
-            return Choice("reference", "score_mod on the CPU: FlexAttention has no backward there")
-        if query.dtype not in _FUSED_DTYPES:
-            return Choice("reference", f"the fused kernel has no {str(query.dtype).removeprefix('torch.')}")
-        return Choice("triton", "FlexAttention, compiled: hidden tiles are skipped")
-    if backend not in BACKENDS:
+    if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {backend!r}")
-    if backend == "triton" and on_cpu:
-        raise ValueError("backend 'triton' needs a GPU; the tensors are on the CPU (sdpa and reference run there)")
-    if backend == "triton" and query.dtype not in _FUSED_DTYPES:
-        raise ValueError(f"backend 'triton' runs in float32, bfloat16 and float16; the tensors are {query.dtype}")
-    if backend == "sdpa" and score_mod is not None:
-        raise ValueError("backend 'sdpa' has no score_mod; 'triton' and 'reference' have")
-    return Choice(backend, "asked for")
+    named = _by_options(request)
+    if backend == "auto" and named is not None:
+        backend = named
+    if backend != "auto":
+        refused = _REFUSALS[backend](request)
+        if refused is not None:
+            raise ValueError(f"backend {backend!r} cannot do this: {refused}")
+        return Choice(backend, "asked for", {})
+    ruled_out: dict[Backend, str] = {}
+    for candidate in _order(request):
+        refused = _REFUSALS[candidate](request)
+        if refused is None:
+            return Choice(candidate, _REASONS[candidate], ruled_out)
+        ruled_out[candidate] = refused
+    raise AssertionError("the reference refuses nothing")
 
 
-def run(
-    backend: Backend,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: BlockMask | MaskMod | None,
-    *,
-    score_mod: ScoreMod | None,
-    scale: float | None,
-    kernel_options: dict[str, Any] | None,
-) -> Tensor:
-    """Attention on one backend. Arguments are checked already; see `maskloom.attend`."""
-    if isinstance(mask, BlockMask):
-        refuse_shared_tables(mask, query.shape[0], query.shape[1])
-    if backend == "triton":
-        blocks = _as_block_mask(query, key, mask)
-        return _run_triton(query, key, value, blocks, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
-    table = _as_table(query, key, mask)
-    if backend == "reference":
-        return reference(query, key, value, table, score_mod=score_mod, scale=scale)[0]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=table, scale=scale, enable_gqa=shares_heads(query, key)
-    )
+def run(backend: Backend, request: Request) -> Attended:
+    """Attention on one backend, which does not refuse it."""
+    if isinstance(request.mask, BlockMask):
+        refuse_shared_tables(request.mask, request.query.shape[0], request.query.shape[1])
+    return _RUN[backend](request)
 
 
-def _run_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: BlockMask,
-    *,
-    score_mod: ScoreMod | None,
-    scale: float | None,
-    kernel_options: dict[str, Any] | None,
-) -> Tensor:
-    head_dim, value_dim = query.shape[-1], value.shape[-1]
-    narrow = head_dim < _SMALLEST_FUSED_HEAD_DIM or value_dim < _SMALLEST_FUSED_HEAD_DIM
-    if narrow:  # the zeros that widen it change no score
-        scale = head_dim**-0.5 if scale is None else scale
-        query, key, value = (_widened(tensor) for tensor in (query, key, value))
-    out = fused_attention(
-        query, key, value, block_mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options
-    )
-    return out[..., :value_dim] if narrow else out
+def _order(request: Request) -> tuple[Backend, ...]:
+    if request.device.type == "cpu":
+        return ("sdpa", "reference")
+    if torch.compiler.is_dynamo_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
+        return ("triton", "reference")
+    return ("flash", "varlen", "triton", "reference")
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return F.pad(tensor, (0, max(0, _SMALLEST_FUSED_HEAD_DIM - tensor.shape[-1])))
-
-
-def _as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
-    """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it."""
-    if isinstance(mask, BlockMask):
-        return mask
-    source = everything if mask is None else mask
-    batch, heads, q_len, _ = query.shape
-    kv_len, device = key.shape[-2], query.device
-
-    def build() -> BlockMask:
-        rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
-        return build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
-
-    def tables() -> BlockMask:  # without the mask: what is kept with it must not hold it
-        return _with_mask(build(), noop_mask)
-
-    if torch.compiler.is_dynamo_compiling():
-        return build()
-    return _with_mask(_keep(source, ("blocks", batch, heads, q_len, kv_len, device), tables), source)
-
-
-def _as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    """The mask as a dense table, kept with it: bool (B or 1, H or 1, Q, K); None if everything is seen."""
-    if mask is None or isinstance(mask, Everything):
+def _by_options(request: Request) -> Backend | None:
+    """The backend that torch's own kernel options ask for."""
+    asked = (request.kernel_options or {}).get("BACKEND")
+    if asked is None or request.device.type == "cpu":
         return None
-    batch, heads, q_len, _ = query.shape
-    kv_len, device = key.shape[-2], query.device
-
-    def build() -> Tensor:
-        if isinstance(mask, BlockMask):
-            return dense_of(mask, batch, heads)
-        rows, columns = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
-        return dense(mask, q_len, kv_len, batch=rows, heads=columns, device=device)
-
-    return _keep(mask, ("table", batch, heads, q_len, kv_len, device), build)
+    return "flash" if asked == "FLASH" else "triton"
 
 
-def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
-    """Refuse the tables of batch row 0, or head 0, that stand for all where the mask's differ (attention-gym#98).
-
-    A hand-made BlockMask may share tables that are not those of row 0: that is its own affair.
-
-    Raises:
-        ValueError: the tables are such ones.
-    """
-    given = block_mask.kv_indices.shape[:2]
-    if torch.compiler.is_dynamo_compiling() or tuple(given) == (batch, heads):
-        return
-
-    def check() -> bool:
-        q_len, kv_len = block_mask.seq_lengths
-        device = block_mask.kv_indices.device
-        needed = needed_sizes(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
-        for axis, letter in enumerate("BH"):
-            if given[axis] == 1 and needed[axis] > 1 and _stands_for_others(block_mask, needed, axis):
-                raise ValueError(
-                    f"the block mask was built with {letter}=None, and its mask differs from one to another of "
-                    f"{needed[axis]}: its tables hold only the first; build it with {letter}={needed[axis]}, "
-                    "or with maskloom.block_mask"
-                )
-        return True
-
-    _keep(block_mask, ("checked", batch, heads), check, functions_too=True)  # looked at once is enough for a warning
+# -- what each cannot do: the reason, or None --------------------------------------------------------------------------
 
 
-def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int) -> bool:
-    """Whether its tables are those of the first of ``needed[axis]``, and others need others."""
-    q_len, kv_len = block_mask.seq_lengths
-    batch, heads = needed
-    all_tables = build_block_mask(
-        block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads,
-        device=block_mask.kv_indices.device, block_size=block_mask.BLOCK_SIZE,
-    )  # fmt: skip
-    right, given = tile_states(all_tables), tile_states(block_mask)
-    first = right.narrow(axis, 0, 1)
-    return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
+def _no_flash(request: Request) -> str | None:
+    if request.device.type != "cuda":
+        return f"it needs a GPU; the tensors are on {request.device}"
+    if not has_flash():
+        return "it needs FlashAttention 4: pip install flash-attn-4"
+    if torch.cuda.get_device_properties(request.device).major < 9:
+        return f"it needs a Hopper GPU or a newer one; this is a {torch.cuda.get_device_name(request.device)}"
+    if request.query.dtype not in _HALF:
+        return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
+    head_dim, value_dim = request.query.shape[-1], request.value.shape[-1]
+    if head_dim != value_dim or head_dim not in _FLASH_HEAD_DIMS:
+        listed = ", ".join(map(str, _FLASH_HEAD_DIMS))
+        return f"it has head dims {listed}, the same for keys and values; got {head_dim} and {value_dim}"
+    if isinstance(request.mask, BlockMask):
+        if request.mask.full_kv_indices is None:
+            return "it needs a block mask with full tables (separate_full_blocks=True)"
+        if tuple(request.mask.BLOCK_SIZE) != _FLASH_BLOCK:
+            return f"it needs block size {_FLASH_BLOCK}; the block mask has {tuple(request.mask.BLOCK_SIZE)}"
+    return _untrained(request, "flash") or _nondeterministic(request)
 
 
-def _with_mask(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
-    copied = copy.copy(block_mask)
-    copied.mask_mod = mask
-    return copied
+def _no_varlen(request: Request) -> str | None:
+    if request.device.type != "cuda":
+        return f"it needs a GPU; the tensors are on {request.device}"
+    if packed(request.mask) is None:
+        return "it needs a mask that is documents(offsets=...), alone or joined with causal or a window by &"
+    if request.query.dtype not in _HALF:
+        return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
+    head_dim, value_dim = request.query.shape[-1], request.value.shape[-1]
+    if head_dim != value_dim or head_dim % 8 or head_dim > 256:
+        return f"it has head dims up to 256 that are multiples of 8, the same for keys and values; got {head_dim} and {value_dim}"
+    if request.query.shape[2] != request.key.shape[2]:
+        return "it has as many queries as keys"
+    if request.score_mod is not None:
+        return "it has no score_mod"
+    if request.wants_lse:
+        return "it gives no log-sum-exp, and so no sinks"
+    return _nondeterministic(request)
 
 
-def _keep(source: Any, key: tuple[Any, ...], compute: Callable[[], R], *, functions_too: bool = False) -> R:
-    """``compute()``, kept with ``source`` unless that holds a function: what a function reads may change unseen."""
-    mask = source.mask_mod if isinstance(source, BlockMask) else source
-    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
-        return compute()
-    tensors = captured.tensors(mask)
-    if not isinstance(source, BlockMask):
-        return _kept.get(source, tensors, key, compute)
-    tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
-    tensors += [table for table in tables if table is not None]
-    return _kept.get(source, tensors, key, compute, parts=(mask,))
+def _no_triton(request: Request) -> str | None:
+    if request.device.type == "cpu":
+        return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
+    if request.query.dtype not in _FUSED:
+        return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
+    if request.deterministic and request.trains_score_mod:
+        return "the gradient of a tensor that score_mod reads is summed in no fixed order"
+    return None
+
+
+def _no_sdpa(request: Request) -> str | None:
+    if request.score_mod is not None:
+        return "it has no score_mod"
+    if request.wants_lse:
+        return "it gives no log-sum-exp, and so no sinks"
+    return None if request.device.type == "cpu" else _nondeterministic(request)
+
+
+def _untrained(request: Request, name: str) -> str | None:
+    """Gradients that FLASH has not."""
+    if request.trains_score_mod:
+        return "it has no gradient for a tensor that score_mod reads"
+    if request.wants_lse and request.needs_gradients:
+        return "its log-sum-exp, which return_aux and sinks need, has no gradient"
+    return None
+
+
+def _nondeterministic(request: Request) -> str | None:
+    if request.deterministic and request.needs_gradients:
+        return "its gradients are not the same at every run"
+    return None
+
+
+_FLASH_HEAD_DIMS = (64, 96, 128)
+_FLASH_BLOCK = (128, 128)
+
+_REFUSALS: dict[Backend, Callable[[Request], str | None]] = {
+    "flash": _no_flash,
+    "varlen": _no_varlen,
+    "triton": _no_triton,
+    "sdpa": _no_sdpa,
+    "reference": lambda request: None,
+}
+
+_REASONS: dict[Backend, str] = {
+    "flash": "FlashAttention 4: the fastest that skips hidden tiles",
+    "varlen": "packed documents: FlashAttention 2 attends inside each",
+    "triton": "FlexAttention, compiled: hidden tiles are skipped",
+    "sdpa": "FlexAttention has no backward on the CPU; torch's own attention has",
+    "reference": "nothing else can do this",
+}
+
+
+def has_flash() -> bool:
+    """Whether FlashAttention 4 is installed. It is not imported for that: it takes seconds."""
+    return _HAS_FLASH
+
+
+def _find_flash() -> bool:
+    found = importlib.util.find_spec("flash_attn")
+    places = (found.submodule_search_locations or ()) if found is not None else ()
+    return any((Path(place) / "cute" / "interface.py").exists() for place in places)
+
+
+_HAS_FLASH = _find_flash()
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def _reference(request: Request) -> Attended:
+    mask = as_table(request.query, request.key, request.mask)
+    return Attended(
+        *reference(request.query, request.key, request.value, mask, score_mod=request.score_mod, scale=request.scale)
+    )
+
+
+def _sdpa(request: Request) -> Attended:
+    return Attended(sdpa(request.query, request.key, request.value, request.mask, scale=request.scale), None)
+
+
+_RUN: dict[Backend, Callable[[Request], Attended]] = {
+    "flash": flash,
+    "varlen": varlen,
+    "triton": triton,
+    "sdpa": _sdpa,
+    "reference": _reference,
+}

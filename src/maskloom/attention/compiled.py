@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
@@ -21,7 +21,9 @@ from maskloom.scores.base import ScoreMod
 
 _COMPILER = "inductor"  # tests put in one that only traces
 
-_pool: dict[Hashable, Callable[..., Tensor]] = {}
+_MOST_DECODED = 64  # queries in a step of decoding
+
+_pool: dict[Hashable, Callable[..., tuple[Tensor, Tensor | None]]] = {}
 _pool_lock = threading.Lock()
 
 
@@ -33,18 +35,22 @@ def fused_attention(
     *,
     score_mod: ScoreMod | None,
     scale: float | None,
+    wants_lse: bool,
     kernel_options: dict[str, Any] | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """FlexAttention, compiled, never the unfused path.
+
+    Returns:
+        The output, and the log-sum-exp if it is wanted.
 
     Raises:
         FallbackError: torch.compile did not compile it.
     """
     options = dict(kernel_options or {})
-    arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), options)
+    arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
     if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
         return _attend_or_fail(*arguments)
-    kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, options)
+    kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, wants_lse, options)
     # imported here: it loads torch's compiler, which `import maskloom` shall not
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
@@ -75,13 +81,16 @@ def _attend_or_fail(
     block_mask: BlockMask,
     scale: float | None,
     enable_gqa: bool,
+    wants_lse: bool,
     kernel_options: Any,  # torch's FlexKernelOptions
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     if not torch.compiler.is_dynamo_compiling():  # a constant in the graph; runs only where there is none
         raise FallbackError(_not_compiled())
-    out = flex_attention(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options=kernel_options)
-    assert isinstance(out, Tensor)
-    return out
+    found: Any = flex_attention(
+        query, key, value, score_mod, block_mask, scale, enable_gqa,
+        kernel_options=kernel_options, return_aux=AuxRequest(lse=True) if wants_lse else None,
+    )  # fmt: skip
+    return (found[0], found[1].lse) if wants_lse else (found, None)
 
 
 def _not_compiled() -> str:
@@ -100,15 +109,20 @@ def _kind(
     block_mask: BlockMask,
     score_mod: ScoreMod | None,
     scale: float | None,
+    wants_lse: bool,
     options: dict[str, Any],
 ) -> tuple[Hashable, bool | None]:
     """What may not vary within one compiled function, and whether its sizes are dynamic from the first call on.
 
     FLASH takes no Python number that is dynamic ("captures a dynamic scalar"): there numbers in the mask are part of
-    the kind, and sizes become dynamic at the second call.
+    the kind, and sizes become dynamic at the second call. So they do for a step of decoding, whose batch size and
+    number of queries are part of the kind: torch's split kernel for few queries needs both to be constants.
     """
+    from torch._inductor import config  # imported here: it loads torch's compiler
+
     mods = (block_mask.mask_mod, score_mod)
     flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(mods)
+    decodes = _is_step(query, key, value)
     kind = (
         captured.structure(mods, numbers=flash_numbers),
         tuple(_tensor_kind(tensor) for tensor in (query, key, value)),
@@ -117,12 +131,21 @@ def _kind(
         (query is key, key is value),  # and one tensor given twice is one input
         block_mask.BLOCK_SIZE,
         scale,
+        wants_lse,
+        query.shape[:3:2] if decodes else None,
         tuple(sorted(options.items())),
+        config.max_autotune,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(query.device.type),
     )
-    return kind, None if flash_numbers else True
+    return kind, None if flash_numbers or decodes else True
+
+
+def _is_step(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether this is a step of decoding: few queries, more keys, no gradient."""
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    return query.shape[2] <= _MOST_DECODED and key.shape[2] > query.shape[2] and not trains
 
 
 def _tensor_kind(tensor: Tensor) -> Hashable:
@@ -134,7 +157,7 @@ def _tables(block_mask: BlockMask) -> tuple[Tensor | None, ...]:
     return block_mask.kv_indices, block_mask.full_kv_indices, block_mask.q_indices
 
 
-def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., Tensor]:
+def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
     found = _pool.get(kind)
     if found is None:
         with _pool_lock:

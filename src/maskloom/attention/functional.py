@@ -1,18 +1,28 @@
 """`attend`: attention with a mask, right forward and backward on every device."""
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
-from maskloom.attention.backends import Backend, choose, refuse_shared_tables, run
+from maskloom.attention.backends import Backend, choose, run
+from maskloom.attention.checks import check_mask_fits, check_score_mod_fits, check_sinks, check_tensors
+from maskloom.attention.clean import cleaned, hidden
+from maskloom.attention.given import refuse_shared_tables
+from maskloom.attention.merge import with_sinks
+from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
-from maskloom.masks import captured
-from maskloom.masks.algebra import as_mask
+from maskloom.errors import FallbackError
+from maskloom.masks.algebra import Mask
+from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
-from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
+from maskloom.masks.moved import shifted
+from maskloom.masks.simplify import simplify
+from maskloom.scores.base import ScoreMod
+from maskloom.scores.moved import shifted_score
 
 
 def attend(
@@ -23,9 +33,16 @@ def attend(
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
+    q_offset: int | Tensor = 0,
+    h_offset: int | Tensor = 0,
     backend: Backend | Literal["auto"] = "auto",
+    return_aux: AuxRequest | None = None,
+    sinks: Tensor | None = None,
+    clean_padding: bool = False,
+    deterministic: bool = False,
+    allow_slow: bool = False,
     kernel_options: dict[str, Any] | None = None,
-) -> Tensor:
+) -> Any:
     """Scaled dot-product attention of the queries to the keys that the mask lets them see.
 
     Args:
@@ -38,21 +55,83 @@ def attend(
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of
             maskloom's (`alibi`, `softcap`, `relative_bias`, `compose`, `shifted_score`).
         scale: by default ``1 / sqrt(D)``.
-        backend: "auto", or one of `maskloom.attention.backends.BACKENDS`.
+        q_offset: the position of the first query, for mask and score_mod alike: an int, an integer tensor without
+            dimensions (which may change from step to step without a compilation), or one for each batch row, (B,). A
+            BlockMask has its offset in it, given to `block_mask`: there this is for score_mod alone.
+        h_offset: the first of these heads among those that mask and score_mod were made for, where devices share the
+            heads (tensor parallelism): an int or an integer tensor without dimensions. A BlockMask likewise has it in it.
+        backend: "auto", or one of `maskloom.attention.backends.BACKENDS`, which says when each is chosen.
+        return_aux: torch's ``AuxRequest(lse=True)`` for the log-sum-exp beside the output.
+        sinks: (H,), learned sink logits (gpt-oss): each head's softmax has one more term, which no value belongs to.
+        clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
+            real output and no real gradient. It costs a copy of what is cleaned. The mask must say where padding is.
+        deterministic: gradients are the same, bit for bit, at every run; so they are with
+            ``torch.use_deterministic_algorithms(True)``.
+        allow_slow: where the fused kernel would not have run, run the reference, with one warning for each cause.
         kernel_options: for torch's flex_attention, where that runs.
 
     Returns:
-        (B, H, Q, E). A query that sees nothing has output 0 and gradients 0.
+        (B, H, Q, E). A query that sees nothing has output 0 and gradients 0. With ``return_aux`` a pair of that and
+        torch's AuxOutput, whose ``lse`` is (B, H, Q), the natural logarithm, -inf for a query that sees nothing.
 
     Raises:
-        TypeError, ValueError: tensors, mask or score_mod that do not fit each other, before anything is launched.
+        TypeError, ValueError: tensors, mask or score_mod that do not fit each other, or a backend that cannot do what is asked,
+            before anything is launched.
         FallbackError: the fused kernel would not have run.
     """
-    _check_tensors(query, key, value)
+    request = _request(
+        query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
+    )
+    chosen = choose(request, backend)
+    padded = None
+    if clean_padding:
+        request, padded = cleaned(request)
+    attended = hidden(_run(chosen.backend, request, allow_slow), padded)
+    if sinks is not None:
+        assert attended.lse is not None
+        attended = Attended(*with_sinks(*attended, sinks))
+    return attended.out if return_aux is None else (attended.out, AuxOutput(lse=attended.lse))
+
+
+def _request(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | None,
+    score_mod: ScoreMod | None,
+    scale: float | None,
+    q_offset: int | Tensor,
+    h_offset: int | Tensor,
+    return_aux: AuxRequest | None,
+    sinks: Tensor | None,
+    deterministic: bool,
+    kernel_options: dict[str, Any] | None,
+) -> Request:
+    """Everything checked, and offsets put into mask and score_mod."""
+    check_tensors(query, key, value)
+    check_sinks(sinks, query)
+    if return_aux is not None and return_aux.max_scores:
+        raise ValueError("attend returns no max_scores; AuxRequest(lse=True) is what it has")
+    if not (is_zero(q_offset) and is_zero(h_offset)):
+        if mask is not None and not isinstance(mask, BlockMask):
+            mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
+        if score_mod is not None:
+            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
     check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
-    _check_score_mod_fits(score_mod, query.shape[1], query.device)
-    chosen = choose(query, score_mod, backend)
-    return run(chosen.backend, query, key, value, mask, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
+    check_score_mod_fits(score_mod, query.shape[1], query.device)
+    wants_lse = sinks is not None or (return_aux is not None and return_aux.lse)
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    return Request(query, key, value, mask, score_mod, scale, wants_lse, deterministic, kernel_options)
+
+
+def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
+    if not allow_slow:
+        return run(backend, request)
+    try:
+        return run(backend, request)
+    except FallbackError as error:
+        warnings.warn(f"attention runs on the reference, which is slow: {error}", RuntimeWarning, stacklevel=3)
+        return run("reference", request)
 
 
 @dataclass(frozen=True)
@@ -62,19 +141,26 @@ class Explanation:
     Attributes:
         backend: what runs; see `maskloom.attention.backends`.
         reason: why that one.
+        ruled_out: the other backends, and why each cannot.
+        mask: what a kernel runs for the mask, where that is a cheaper, equal one; None where it is the mask itself.
         skipped, partial, full: tiles of the BlockMask, over batch rows and heads; None where no BlockMask was given.
     """
 
     backend: Backend
     reason: str
+    ruled_out: dict[Backend, str] = field(default_factory=dict)
+    mask: str | None = None
     skipped: int | None = None
     partial: int | None = None
     full: int | None = None
 
     def __str__(self) -> str:
         lines = [f"backend: {self.backend} ({self.reason})"]
+        if self.mask is not None:
+            lines.append(f"mask: run as {self.mask}")
         if self.skipped is not None:
             lines.append(f"tiles: {self.skipped} skipped, {self.partial} partial, {self.full} full")
+        lines += [f"not {backend}: {reason}" for backend, reason in self.ruled_out.items()]
         return "\n".join(lines)
 
 
@@ -86,92 +172,37 @@ def explain(
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
+    q_offset: int | Tensor = 0,
+    h_offset: int | Tensor = 0,
     backend: Backend | Literal["auto"] = "auto",
+    return_aux: AuxRequest | None = None,
+    sinks: Tensor | None = None,
+    clean_padding: bool = False,
+    deterministic: bool = False,
+    allow_slow: bool = False,
     kernel_options: dict[str, Any] | None = None,
 ) -> Explanation:
     """What `attend` would run with these arguments, and why. Nothing is run; the arguments are checked as there."""
-    _check_tensors(query, key, value)
-    batch, heads, q_len, _ = query.shape
-    check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
-    _check_score_mod_fits(score_mod, heads, query.device)
-    chosen = choose(query, score_mod, backend)
+    request = _request(
+        query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
+    )
+    chosen = choose(request, backend)
+    if clean_padding:
+        cleaned(request)  # raises if padding is not known
+    batch, heads, q_len, kv_len = request.sizes
+    counts: tuple[int, ...] = ()
     if isinstance(mask, BlockMask):
         refuse_shared_tables(mask, batch, heads)
-        return Explanation(chosen.backend, chosen.reason, *tile_counts(mask))
-    if mask is not None:
-        table_sizes(mask, q_len, key.shape[2], batch=batch, heads=heads, device=query.device)
-    return Explanation(chosen.backend, chosen.reason)
+        counts = tile_counts(mask)
+    elif request.mask is not None:
+        assert not isinstance(request.mask, BlockMask)
+        table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=query.device)
+    return Explanation(chosen.backend, chosen.reason, chosen.ruled_out, _cheaper(request.mask), *counts)
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
-    named = {"query": query, "key": key, "value": value}
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
-        if tensor.is_nested:
-            raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} is floating point; got {tensor.dtype}")
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}")
-    if not query.device == key.device == value.device:
-        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
-    if not query.shape[0] == key.shape[0] == value.shape[0]:
-        raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
-    if key.shape[1] != value.shape[1] or key.shape[2] != value.shape[2]:
-        raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
-    if query.shape[3] != key.shape[3]:
-        raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
-    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
-        raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
-
-
-def _each(named: dict[str, Tensor], what: str) -> str:
-    values = {name: getattr(tensor, what) for name, tensor in named.items()}
-    return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
-
-
-def check_mask_fits(
-    mask: BlockMask | MaskMod | None, batch: int, heads: int, q_len: int, kv_len: int, device: torch.device
-) -> None:
-    """Raise a TypeError if ``mask`` is none, a ValueError if it is a BlockMask for an attention of other sizes.
-
-    Args:
-        batch, heads, q_len, kv_len, device: B, H, Q, K of the attention, and where it runs.
-    """
-    if mask is None:
-        return
-    if not isinstance(mask, BlockMask):
-        as_mask(mask)  # raises if it is none
-        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(mask)
-        if held not in (None, device):
-            raise ValueError(f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to")
-        return
-    if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
-        raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
-    if tuple(mask.seq_lengths) != (q_len, kv_len):
-        raise ValueError(
-            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
-        )
-    for have, need, item in zip(mask.kv_indices.shape[:2], (batch, heads), ("batch rows", "heads"), strict=True):
-        if have not in (1, need):
-            raise ValueError(f"the block mask is for {have} {item}; the attention has {need} (1 would serve all)")
-    if mask.kv_indices.device != device:
-        raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
-
-
-def _check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.device) -> None:
-    if score_mod is None:
-        return
-    checked_score_mod(score_mod)
-    if isinstance(score_mod, ScoreValue):
-        score_mod.check_heads(heads)
-        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(score_mod, "score_mod")
-        if held not in (None, device):
-            raise ValueError(
-                f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to"
-            )
+def _cheaper(mask: BlockMask | MaskMod | None) -> str | None:
+    """How a mask reads that a kernel gets in its place; None if it gets the mask itself."""
+    if not isinstance(mask, Mask):
+        return None
+    simpler = simplify(mask)
+    return None if simpler is mask or simpler == mask else repr(simpler)

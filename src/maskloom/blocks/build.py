@@ -14,10 +14,12 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.ordered import to_block_mask
 from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
+from maskloom.masks.simplify import simplify
 
 _DEFAULT_BLOCK = 128
 _TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
@@ -52,12 +54,15 @@ def block_mask(
             inside them, but may visit tiles that it could skip. Building then never waits for the device.
 
     Returns:
-        torch's BlockMask, its tables (B or 1, H or 1, query tiles, key tiles).
+        torch's BlockMask, its tables (B or 1, H or 1, query tiles, key tiles). It keeps the mask as `simplify` has it:
+        equal, and cheaper inside partial tiles.
 
     Raises:
         TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, or
             tensors on another device.
     """
+    if isinstance(mask, Mask) and not torch.compiler.is_dynamo_compiling():
+        mask = simplify(mask)
     kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if not (_is_one(q_offset) and _is_one(kv_offset)):
         return block_mask(

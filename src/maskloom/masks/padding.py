@@ -22,6 +22,10 @@ class PaddingMask(Mask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         """Which of the first ``kv_len`` keys are hidden: bool (B or 1, KV)."""
 
+    def hidden_queries(self, q_len: int) -> Tensor | None:
+        """Which of the first ``q_len`` queries see nothing because they are padding: bool (B or 1, Q); None: not known."""
+        return None
+
 
 @mask_value
 class Lengths(PaddingMask):
@@ -38,6 +42,9 @@ class Lengths(PaddingMask):
 
     def hidden_keys(self, kv_len: int) -> Tensor:
         return torch.arange(kv_len, device=self.kv_lens.device) >= self.kv_lens[:, None]
+
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return torch.arange(q_len, device=self.q_lens.device) >= self.q_lens[:, None]
 
 
 @mask_value
@@ -56,6 +63,9 @@ class Padding(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return self.kv_pads[:, :kv_len]
 
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return self.q_pads[:, :q_len]
+
 
 @mask_value
 class Real(PaddingMask):
@@ -72,6 +82,9 @@ class Real(PaddingMask):
 
     def hidden_keys(self, kv_len: int) -> Tensor:
         return ~self.kv_real[:, :kv_len]
+
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return ~self.q_real[:, :q_len]
 
 
 @mask_value
@@ -197,6 +210,28 @@ def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
     Raises:
         ValueError: torch compiles, and the mask is a composition of torch's, which cannot be looked into then.
     """
+    known = None
+    for part in _paddings(mask_mod):
+        hidden = part.hidden_keys(kv_len)
+        known = hidden if known is None else known | hidden
+    return known
+
+
+def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
+    """Which queries a mask is known to let see nothing: bool (B or 1, Q), True = hidden; None if unknown.
+
+    Known by the same rule as `known_padding`, with the same error.
+    """
+    known = None
+    for part in _paddings(mask_mod):
+        hidden = part.hidden_queries(q_len)
+        if hidden is not None:
+            known = hidden if known is None else known | hidden
+    return known
+
+
+def _paddings(mask_mod: MaskMod) -> list[PaddingMask]:
+    """The padding masks that are conjuncts at the top of a mask."""
     if torch.compiler.is_dynamo_compiling() and is_torch_and(mask_mod):
         # dynamo cannot call a closure once it has read a cell of it (assertion in side_effects.load_cell; 2.11, 2.13)
         raise ValueError(
@@ -204,12 +239,8 @@ def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
             "combine the masks with & or maskloom.and_masks, or open it first with maskloom.as_mask(mask)"
         )
     mask = as_mask(mask_mod)
-    known = None
-    for part in mask.parts if isinstance(mask, And) else (mask,):
-        if isinstance(part, PaddingMask):
-            hidden = part.hidden_keys(kv_len)
-            known = hidden if known is None else known | hidden
-    return known
+    parts = mask.parts if isinstance(mask, And) else (mask,)
+    return [part for part in parts if isinstance(part, PaddingMask)]
 
 
 def _real_flags(name: str, is_real: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ class Segmented(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return torch.atleast_2d(self.ids)[:, :kv_len] < 0
 
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return self.hidden_keys(q_len)
+
     def ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
         """The ids of the query and of the key."""
         return at(self.ids, b, q_idx), at(self.ids, b, kv_idx)

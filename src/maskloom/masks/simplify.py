@@ -14,10 +14,13 @@ and with it the same compiled kernel. A rewrite gives an exactly equal mask, or 
 ``causal`` may also be a window that looks back only. Constants and double negation go when masks are combined already.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import And, Mask, Not, Or, Xor, and_masks, mask_value, or_masks, shown, xor_masks
+from maskloom.masks.moved import Shifted
 from maskloom.masks.padding import Lengths, PaddingMask
 from maskloom.masks.relative import Causal, Window
 from maskloom.masks.segments import PackedDocuments
@@ -41,6 +44,9 @@ class RealQueries(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return torch.arange(kv_len, device=self.lens.device) >= self.lens[:, None]
 
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return self.hidden_keys(q_len)
+
 
 @mask_value
 class FromStart(PaddingMask):
@@ -61,6 +67,9 @@ class FromStart(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return (self.start == len(self.start))[None, :kv_len]
 
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return self.hidden_keys(q_len)
+
 
 def simplify(mask: Mask) -> Mask:
     """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
@@ -75,6 +84,9 @@ def simplify(mask: Mask) -> Mask:
         return xor_masks(*(simplify(part) for part in mask.parts))
     if isinstance(mask, Not):
         return ~simplify(mask.part)
+    if isinstance(mask, Shifted):
+        inner = simplify(mask.mask)
+        return mask if inner is mask.mask else replace(mask, mask=inner)
     return mask
 
 

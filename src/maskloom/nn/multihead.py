@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.functional import attend, check_mask_fits
+from maskloom.attention.checks import check_mask_fits
+from maskloom.attention.functional import attend
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import known_padding
 

@@ -1,0 +1,98 @@
+"""What attention refuses, by name, before anything is launched."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.masks import captured
+from maskloom.masks.algebra import as_mask
+from maskloom.masks.dense import MaskMod
+from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise a TypeError or ValueError if these are not tensors of one attention."""
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
+        if tensor.is_nested:
+            raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is floating point; got {tensor.dtype}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}")
+    if not query.device == key.device == value.device:
+        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
+    if key.shape[1] != value.shape[1] or key.shape[2] != value.shape[2]:
+        raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
+
+
+def _each(named: dict[str, Tensor], what: str) -> str:
+    values = {name: getattr(tensor, what) for name, tensor in named.items()}
+    return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
+
+
+def check_mask_fits(
+    mask: BlockMask | MaskMod | None, batch: int, heads: int, q_len: int, kv_len: int, device: torch.device
+) -> None:
+    """Raise a TypeError if ``mask`` is none, a ValueError if it is a BlockMask for an attention of other sizes.
+
+    Args:
+        batch, heads, q_len, kv_len, device: B, H, Q, K of the attention, and where it runs.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, BlockMask):
+        as_mask(mask)  # raises if it is none
+        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(mask)
+        if held not in (None, device):
+            raise ValueError(f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to")
+        return
+    if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
+        raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
+    if tuple(mask.seq_lengths) != (q_len, kv_len):
+        raise ValueError(
+            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
+        )
+    for have, need, item in zip(mask.kv_indices.shape[:2], (batch, heads), ("batch rows", "heads"), strict=True):
+        if have not in (1, need):
+            raise ValueError(f"the block mask is for {have} {item}; the attention has {need} (1 would serve all)")
+    if mask.kv_indices.device != device:
+        raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
+
+
+def check_sinks(sinks: Tensor | None, query: Tensor) -> None:
+    """Raise a TypeError or ValueError if these are not one sink logit for each query head."""
+    if sinks is None:
+        return
+    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+        raise TypeError(f"sinks are floating-point logits, one for each head; got {getattr(sinks, 'dtype', sinks)!r}")
+    if sinks.shape != query.shape[1:2]:
+        raise ValueError(f"sinks have shape (heads,) = ({query.shape[1]},); got {tuple(sinks.shape)}")
+    if sinks.device != query.device:
+        raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")
+
+
+def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.device) -> None:
+    """Raise a TypeError if this is no score_mod, a ValueError if it is for other heads or on another device."""
+    if score_mod is None:
+        return
+    checked_score_mod(score_mod)
+    if isinstance(score_mod, ScoreValue):
+        score_mod.check_heads(heads)
+        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(score_mod, "score_mod")
+        if held not in (None, device):
+            raise ValueError(
+                f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to"
+            )

@@ -1,0 +1,73 @@
+"""What `attend` was asked for, as the backends get it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.masks import captured
+from maskloom.masks.dense import MaskMod
+from maskloom.scores.base import ScoreMod
+
+
+class Request(NamedTuple):
+    """One attention, its arguments checked.
+
+    Attributes:
+        query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
+        mask: with ``q_offset`` and ``h_offset`` in it, as score_mod has them.
+        wants_lse: whether the log-sum-exp of each query is returned, or needed for sink logits.
+        deterministic: whether gradients must be the same, bit for bit, at every run.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: BlockMask | MaskMod | None
+    score_mod: ScoreMod | None = None
+    scale: float | None = None
+    wants_lse: bool = False
+    deterministic: bool = False
+    kernel_options: dict[str, Any] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """B, H, Q, K."""
+        batch, heads, q_len, _ = self.query.shape
+        return batch, heads, q_len, self.key.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
+
+    @property
+    def mask_mod(self) -> MaskMod | None:
+        """The mask itself, also where a BlockMask was given."""
+        return self.mask.mask_mod if isinstance(self.mask, BlockMask) else self.mask
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a backward may follow."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(tensor.requires_grad for tensor in (self.query, self.key, self.value)) or self.trains_score_mod
+
+    @property
+    def trains_score_mod(self) -> bool:
+        """Whether score_mod reads a tensor that gets a gradient. While torch compiles, that is not known: False."""
+        if self.score_mod is None or not torch.is_grad_enabled() or torch.compiler.is_dynamo_compiling():
+            return False
+        return any(tensor.requires_grad for tensor in captured.tensors(self.score_mod))
+
+
+class Attended(NamedTuple):
+    """What a backend gives.
+
+    Attributes:
+        out: (B, H, Q, E).
+        lse: (B, H, Q), the natural log-sum-exp of each query's scores, -inf where it sees nothing; None if not asked for.
+    """
+
+    out: Tensor
+    lse: Tensor | None

@@ -1,0 +1,72 @@
+"""torch's attention for packed sequences (FlashAttention 2), where a mask is proven to be of its kind.
+
+`packed` looks at which masks are combined, never at values: documents given by offsets, alone or with ``causal`` or one
+window. Source of the kernel: Dao, FlashAttention-2 (arXiv 2307.08691), ``torch.nn.attention.varlen``.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.request import Attended, Request
+from maskloom.masks.algebra import And
+from maskloom.masks.dense import MaskMod
+from maskloom.masks.relative import Causal, Window
+from maskloom.masks.segments import PackedDocuments
+
+
+class Packed(NamedTuple):
+    """Documents one behind the other, and how far a query sees inside its own: keys back and ahead, -1 for all."""
+
+    documents: PackedDocuments
+    back: int
+    ahead: int
+
+
+def packed(mask: BlockMask | MaskMod | None) -> Packed | None:
+    """What this mask is in those terms; None if it is not proven to be that.
+
+    A BlockMask's tables may hide more than its mask says: it is never proven.
+    """
+    parts = mask.parts if isinstance(mask, And) else (mask,)
+    documents = [part for part in parts if isinstance(part, PackedDocuments) and part.ids.ndim == 1]
+    windows = [part for part in parts if isinstance(part, Window)]
+    causals = [part for part in parts if isinstance(part, Causal)]
+    if len(documents) != 1 or len(parts) != 1 + len(windows) + len(causals):
+        return None
+    ahead = min([window.ahead for window in windows] + [0] * len(causals), default=-1)
+    return Packed(documents[0], min((window.back for window in windows), default=-1), ahead)
+
+
+def varlen(request: Request) -> Attended:
+    """Attention by ``varlen_attn``: every batch row holds the same documents; what lies behind them gives 0."""
+    # imported here: it registers operators, which takes time
+    from torch.nn.attention import varlen as torchs
+
+    attention: Any = torchs.varlen_attn
+    found = packed(request.mask)
+    assert found is not None
+    batch, _, length, _ = request.sizes
+    rows = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (request.query, request.key, request.value)]
+    ends = _ends(found.documents.offsets, batch, length)
+    out = attention(
+        *rows, ends, ends, length, length,
+        scale=request.scale, window_size=(found.back, found.ahead), **_grouped(request, attention),
+    )  # fmt: skip
+    out = out.unflatten(0, (batch, length)).transpose(1, 2)
+    # what lies behind the documents was attended to as one more: the kernel leaves what belongs to none unwritten
+    return Attended(out.masked_fill((found.documents.ids < 0)[:length, None], 0.0), None)
+
+
+def _ends(offsets: Tensor, batch: int, length: int) -> Tensor:
+    """Where each document begins in all rows together, and the end: int32 (batch · documents + 1,)."""
+    starts = torch.arange(batch, device=offsets.device)[:, None] * length + offsets
+    return torch.nn.functional.pad(starts.flatten(), (0, 1), value=batch * length).to(torch.int32)
+
+
+def _grouped(request: Request, attention: Any) -> dict[str, bool]:
+    takes = "enable_gqa" in inspect.signature(attention).parameters  # 2.11 takes fewer key heads as they are
+    return {"enable_gqa": True} if takes and request.query.shape[1] != request.key.shape[1] else {}

@@ -1,0 +1,345 @@
+"""`attend` on the GPU: each backend by name, what auto chooses, and what every one of them must keep to."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, noop_mask
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+import maskloom as loom
+from maskloom.attention.backends import has_flash
+from maskloom.blocks.tables import dense_of
+from tests.evidence import gather
+from tests.gpu.test_compile import BATCH, HEADS, LENS, graphs, inputs
+
+FLEX = ["triton", "flash"] if has_flash() else ["triton"]
+EVERY = [*FLEX, "varlen", "sdpa", "reference"]
+Q = 517
+LSE = AuxRequest(lse=True)
+
+
+def documents(length=Q, end=None):
+    offsets = torch.tensor([0, 100, 101, 300, end or length], device="cuda")
+    return loom.documents(offsets=offsets, length=length)
+
+
+def masks():
+    return {
+        "documents": documents(),
+        "documents & causal": documents() & loom.causal,
+        "documents & window": loom.window(back=30, ahead=5) & documents(end=400),
+        "documents & causal & window": loom.window(back=30) & documents(end=400) & loom.causal,
+        "causal & lengths": loom.causal & loom.lengths(LENS),
+        "causal": loom.causal,
+        "everything": loom.everything,
+    }
+
+
+@pytest.mark.parametrize("name", masks())
+@pytest.mark.parametrize("backend", EVERY)
+def test_backends_by_name(backend, name):
+    mask = masks()[name]
+    if backend == "varlen" and not name.startswith("documents"):
+        with pytest.raises(ValueError, match=r"documents\(offsets="):
+            loom.attend(*inputs(Q), mask, backend=backend)
+        return
+    table = mask.dense(Q, Q, batch=BATCH, device="cuda")
+    gather(lambda *qkv: loom.attend(*qkv, mask, backend=backend), *inputs(Q), table=table).check()
+
+
+def test_auto():
+    q, k, v = inputs(Q)
+    assert loom.explain(q, k, v, loom.causal & loom.lengths(LENS)).backend == FLEX[-1]
+    assert loom.explain(q.double(), k.double(), v.double(), loom.causal).backend == "reference"
+    bias = torch.zeros(HEADS, 9, device="cuda", requires_grad=True)
+    trained = loom.explain(q, k, v, score_mod=loom.relative_bias(bias))
+    assert trained.backend == "triton"
+    if has_flash():
+        assert "gradient" in trained.ruled_out["flash"]
+
+
+@pytest.mark.parametrize("backend", FLEX)
+def test_tables_count_where_the_mask_sees_everything(backend):
+    tiles = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]], device="cuda", dtype=torch.bool)
+    numbers, indices = tiles.sum(-1).int()[None, None], (~tiles).int().argsort(stable=True).int()[None, None]
+    given = BlockMask.from_kv_blocks(torch.zeros_like(numbers), indices, numbers, indices, 128, noop_mask, (384, 384))
+    for mask_mod in (noop_mask, loom.everything, lambda b, h, q_idx, kv_idx: q_idx >= 0):
+        given.mask_mod = mask_mod
+        table = dense_of(given, BATCH, HEADS)
+        assert not table.all()
+        gather(lambda *qkv: loom.attend(*qkv, given, backend=backend), *inputs(384), table=table).check()
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_padding_never_leaks(backend):
+    end = 333
+    lens = torch.full((BATCH,), end, device="cuda")
+    mask = (documents(end=end) if backend == "varlen" else loom.lengths(lens)) & loom.causal
+    clean, grad = inputs(Q), inputs(Q, seed=5)[0]
+    results = []
+    for poison in (0.0, math.nan, math.inf, 1e30):
+        leaves = [tensor.clone() for tensor in clean]
+        for tensor in leaves:
+            tensor[:, :, end:] = poison
+            tensor.requires_grad_()
+        incoming = grad.clone()
+        incoming[:, :, end:] = poison
+        out = loom.attend(*leaves, mask, backend=backend, clean_padding=True)
+        out.backward(incoming)
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for poisoned in results[1:]:
+        for ours, expected in zip(poisoned, results[0], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0 if backend in ("triton", "reference") else 1e-2)
+            assert not ours[:, :, end:].any()
+
+
+@pytest.mark.parametrize("backend", [*FLEX, "reference"])
+def test_log_sum_exp(backend):
+    q, k, v = inputs(Q)
+    mask = loom.causal & loom.lengths(LENS.clamp(max=400))
+    with torch.no_grad():
+        _, aux = loom.attend(q, k, v, mask, backend=backend, return_aux=LSE)
+    _, expected = loom.reference(q.double(), k.double(), v.double(), mask)
+    torch.testing.assert_close(aux.lse.double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_log_sum_exp_has_a_gradient_or_is_refused():
+    q, k, v = (tensor.requires_grad_() for tensor in inputs(Q))
+    table = loom.causal.dense(Q, Q, device="cuda")
+
+    def both(query, key, value):  # so that the evidence sees a gradient through the log-sum-exp
+        out, aux = loom.attend(query, key, value, loom.causal, backend="triton", return_aux=LSE)
+        return out * aux.lse[..., None].to(out.dtype)
+
+    def plainly(query, key, value, mask, **how):
+        out, lse = loom.reference(query, key, value, mask, **how)
+        return out * lse[..., None].to(out.dtype), lse
+
+    gather(both, q, k, v, table=table, plain=plainly).check()
+    if has_flash():
+        with pytest.raises(ValueError, match="has no gradient"):
+            loom.attend(q, k, v, loom.causal, backend="flash", return_aux=LSE)
+    assert loom.explain(q, k, v, loom.causal, return_aux=LSE).backend == "triton"
+
+
+def test_split_keys_merge():
+    q, k, v = inputs(Q)
+    parts = []
+    for first, last in ((0, 200), (200, Q)):
+        mask = loom.shifted(loom.causal, kv_offset=first)
+        out, aux = loom.attend(q, k[:, :, first:last], v[:, :, first:last], mask, return_aux=LSE, backend="triton")
+        parts += [out, aux.lse]
+    merged, _ = loom.merge(*parts)
+    whole, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal)
+    assert (merged.double() - whole).norm() / whole.norm() < 0.01
+
+
+def test_sinks():
+    sinks = torch.tensor([0.5, -1.0, 3.0, 0.0], device="cuda", requires_grad=True)
+    same = sinks.detach().double().requires_grad_()
+    q, k, v = inputs(Q)
+    out = loom.attend(q, k, v, loom.causal, sinks=sinks)
+    expected = loom.attend(q.double(), k.double(), v.double(), loom.causal, sinks=same)
+    torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+    grad = inputs(Q, seed=4)[0]
+    out.backward(grad)
+    expected.backward(grad.double())
+    torch.testing.assert_close(sinks.grad.double(), same.grad, rtol=0.05, atol=0.5)
+
+
+def score_mods():
+    return {"softcap": loom.softcap(5.0), "alibi": loom.alibi(HEADS).to("cuda"),
+            "both": loom.compose(loom.alibi(HEADS).to("cuda"), loom.softcap(5.0))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", score_mods())
+@pytest.mark.parametrize("backend", FLEX)
+def test_score_mods(backend, name):
+    score_mod, table = score_mods()[name], loom.causal.dense(Q, Q, device="cuda")
+    gather(
+        lambda *qkv: loom.attend(*qkv, loom.causal, score_mod=score_mod, backend=backend),
+        *inputs(Q), table=table, score_mod=score_mod,
+    ).check()  # fmt: skip
+
+
+def test_a_learned_bias_gets_its_gradient():
+    table = torch.randn(HEADS, 41, device="cuda", requires_grad=True)
+    same = table.detach().double().requires_grad_()
+    q, k, v = inputs(200)
+    grad = inputs(200, seed=4)[0]
+    loom.attend(q, k, v, loom.causal, score_mod=loom.relative_bias(table)).backward(grad)
+    out, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=loom.relative_bias(same))
+    out.backward(grad.double())
+    assert (table.grad.double() - same.grad).norm() / same.grad.norm() < 0.02
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (6, 2), (3, 1)])
+def test_decoding_a_static_cache(heads):
+    mask, kv_len = loom.causal & loom.window(back=300), 900
+    q, k, v = (torch.randn(2, h, kv_len, 64, device="cuda", dtype=torch.bfloat16) for h in (heads[0], *[heads[1]] * 2))
+    whole, _ = loom.reference(q.double(), k.double(), v.double(), mask)
+    before = None
+    with torch.no_grad():
+        for at in (0, 1, 127, 128, 500, 899):
+            position = torch.tensor(at, device="cuda")
+            blocks = loom.block_mask(mask, 1, kv_len, q_offset=position)
+            out = loom.attend(q[:, :, at : at + 1], k, v, blocks, backend="triton")
+            torch.testing.assert_close(out.double(), whole[:, :, at : at + 1], rtol=0.02, atol=0.02)
+            direct = loom.attend(q[:, :, at : at + 1], k, v, mask, q_offset=position, backend="triton")
+            torch.testing.assert_close(direct, out, rtol=0, atol=0)
+            before = graphs() if before is None else before
+    assert graphs() == before
+
+
+def test_decoding_a_growing_cache():
+    q, k, v = (torch.randn(2, 4, 400, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    alibi = loom.alibi(4).to("cuda")
+    whole, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=alibi)
+    before = graphs()
+    with torch.no_grad():
+        for length in (200, 201, 202, 255, 256, 257, 300):
+            queries = q[:, :, length - 3 : length]
+            position = torch.tensor(length - 3, device="cuda")
+            out = loom.attend(
+                queries,
+                k[:, :, :length],
+                v[:, :, :length],
+                loom.causal,
+                score_mod=alibi,
+                q_offset=position,
+                backend="triton",
+            )
+            torch.testing.assert_close(out.double(), whole[:, :, length - 3 : length], rtol=0.02, atol=0.02)
+    assert graphs() - before <= 2
+
+
+def test_heads_of_one_device_among_many():
+    mask = loom.per_head([loom.causal, loom.window(back=3), loom.window(back=30), loom.everything]) & loom.lengths(LENS)
+    alibi = loom.alibi(4).to("cuda")
+    q, k, v = inputs(300)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    whole = loom.attend(q, k, v, mask, score_mod=alibi, backend="triton")
+    part = loom.attend(
+        q[:, 2:], k[:, 2:], v[:, 2:], mask, score_mod=alibi, h_offset=torch.tensor(2, device="cuda"), backend="triton"
+    )
+    torch.testing.assert_close(part, whole[:, 2:], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_the_same_gradients_twice(backend):
+    tensors, grad = inputs(Q), inputs(Q, seed=9)[0]
+
+    def gradients():
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        out = loom.attend(*leaves, loom.causal & loom.lengths(LENS), backend=backend, deterministic=True)
+        return torch.autograd.grad(out, leaves, grad)
+
+    for _ in range(3):
+        assert all(torch.equal(*pair) for pair in zip(gradients(), gradients(), strict=True))
+
+
+@pytest.mark.parametrize("backend", [*FLEX[1:], "varlen", "sdpa"])
+def test_backends_that_are_not_deterministic_say_so(backend):
+    leaves = [tensor.requires_grad_() for tensor in inputs(Q)]
+    with pytest.raises(ValueError, match=f"{backend}.*not the same at every run"):
+        loom.attend(*leaves, documents(), backend=backend, deterministic=True)
+    assert loom.explain(*leaves, documents(), deterministic=True).backend == "triton"
+
+
+def test_a_fallback_may_be_allowed():
+    q, k, v = inputs(200)
+    with torch.compiler.set_stance("force_eager"), pytest.warns(RuntimeWarning, match="runs on the reference"):
+        out = loom.attend(q, k, v, loom.causal, allow_slow=True)
+    expected, _ = loom.reference(q, k, v, loom.causal)
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_microbatch_needs_its_own_block_mask():
+    blocks = loom.block_mask(loom.causal & loom.lengths(LENS), Q, Q)
+    with pytest.raises(ValueError, match="for 3 batch rows; the attention has 2"):
+        loom.attend(*(tensor[:2] for tensor in inputs(Q)), blocks)
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_activation_checkpointing(selective):
+    mask = loom.causal & loom.lengths(LENS)
+
+    def policy(ctx, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if "flex" in str(op) or "mm" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(policy)} if selective else {}
+
+    def attention(q, k, v):
+        return checkpoint(
+            lambda q, k, v: loom.attend(q.sin(), k, v, mask, backend="triton"), q, k, v, use_reentrant=False, **contexts
+        )
+
+    plainly = lambda q, k, v, table, **how: loom.reference(q.sin(), k, v, table, **how)  # noqa: E731
+    gather(attention, *inputs(Q), table=mask.dense(Q, Q, device="cuda"), plain=plainly).check()
+
+
+@pytest.mark.parametrize("backend", FLEX)
+def test_strange_strides(backend):
+    mask = loom.causal & loom.lengths(LENS)
+    table = mask.dense(Q, Q, device="cuda")
+    q, k, v = inputs(Q)
+
+    def arranged(query, key, value):
+        query = query.transpose(1, 2).contiguous().transpose(1, 2)  # (B, Q, H, D) in memory
+        key = torch.stack([key, key], -1).flatten(-2)[..., ::2]
+        return loom.attend(query, key, value[:, :1].expand_as(value), mask, backend=backend)
+
+    def plainly(query, key, value, mask, **how):
+        return loom.reference(query, key, value[:, :1].expand_as(value), mask, **how)
+
+    gather(arranged, q, k, v, table=table, plain=plainly).check()
+
+
+def test_kernel_options_and_max_autotune_reach_the_kernel():
+    table = loom.causal.dense(Q, Q, device="cuda")
+    for options in ({"BLOCK_M": 32, "BLOCK_N": 32}, {"BACKEND": "TRITON"}):
+        gather(
+            lambda *qkv, o=options: loom.attend(*qkv, loom.causal, kernel_options=o), *inputs(Q), table=table
+        ).check()
+    with pytest.raises(Exception, match="BLOCK_M"):
+        loom.attend(*inputs(Q), loom.causal, kernel_options={"BLOCK_M": 48, "BLOCK_N": 32})
+
+
+@pytest.mark.skipif(not has_flash(), reason="needs FlashAttention 4")
+def test_flash_inside_an_outer_compile():
+    mask = loom.causal & loom.lengths(LENS)
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def model(q, k, v, blocks):
+        return loom.attend(q * 1.0, k, v, blocks, backend="flash")
+
+    blocks = loom.block_mask(mask, Q, Q)
+    gather(lambda *qkv: model(*qkv, blocks), *inputs(Q), table=mask.dense(Q, Q, device="cuda")).check()
+
+
+# -- wrong gradients reported upstream ---------------------------------------------------------------------------------
+
+
+def test_gradients_with_offsets():
+    """pytorch#158212."""
+    mask = loom.shifted(loom.causal & loom.window(back=100), q_offset=torch.tensor(211, device="cuda"))
+    table = mask.dense(300, Q, device="cuda")
+    q, k, v = inputs(Q)
+    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :300], k, v, table=table).check()
+
+
+@pytest.mark.parametrize("length", [129, 255, 383])
+def test_gradients_where_128_does_not_divide_the_length(length):
+    """pytorch#153799."""
+    mask = loom.causal & loom.lengths(torch.tensor([length, 7, length - 1], device="cuda"))
+    table = mask.dense(length, length, device="cuda")
+    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), *inputs(length), table=table).check()
+
+
+def test_gradients_of_few_queries_and_many_keys():
+    """pytorch#174923."""
+    q, k, v = inputs(8192)
+    mask = loom.lengths(torch.tensor([40, 17, 3], device="cuda"), torch.tensor([8192, 5000, 8191], device="cuda"))
+    table = mask.dense(40, 8192, device="cuda")
+    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :40], k, v, table=table).check()
