@@ -7,6 +7,7 @@ Letters for sizes, everywhere in maskloom: B batch, H query heads, Q query lengt
 """
 
 import functools
+import inspect
 import operator
 import types
 from abc import ABC, abstractmethod
