@@ -28,15 +28,20 @@ def once_ms(run: Callable[[], object], *, device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def event_ms(run: Callable[[], object], *, repeats: int, before: Callable[[], object] = lambda: None) -> float:
-    """Median milliseconds between two events around the call on the GPU: what a training step waits for.
+def device_ms(
+    run: Callable[[], object], *, repeats: int, device: str, before: Callable[[], object] = lambda: None
+) -> float:
+    """Median milliseconds of a call by the GPU's own clock; on the CPU, by the wall.
 
-    A cache as large as the GPU's second level is overwritten before each call, so that none finds its input there.
+    Before each call 2 GiB are overwritten: no call finds its input in the GPU's cache, and the host gets so far ahead that
+    the time it takes to launch does not show.
 
     Args:
-        before: run outside the clock before each call.
+        before: run before each call, outside the clock.
     """
-    flushed = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    if device == "cpu":
+        return statistics.median(_once_after(before, run, device) for _ in range(repeats + 1))
+    flushed = torch.empty(2048 * MIB, dtype=torch.uint8, device=device)
     times = []
     for _ in range(repeats + 1):
         before()
@@ -48,6 +53,11 @@ def event_ms(run: Callable[[], object], *, repeats: int, before: Callable[[], ob
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times[1:])
+
+
+def _once_after(before: Callable[[], object], run: Callable[[], object], device: str) -> float:
+    before()
+    return once_ms(run, device=device)
 
 
 def peak_mb(run: Callable[[], object], *, device: str) -> float | None:

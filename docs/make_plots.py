@@ -1,6 +1,8 @@
-"""Makes the plots of measured tables from committed rows.
+"""Makes the plots of measured tables from committed rows, and prints the tables that a page shows.
 
 python docs/make_plots.py
+
+A plot or table whose rows are not measured yet is left out.
 """
 
 import csv
@@ -12,48 +14,115 @@ from matplotlib.figure import Figure
 import maskloom as loom
 
 HERE = Path(__file__).parent
-ROWS = HERE.parent / "benchmarks" / "results" / "blocks.csv"
+RESULTS = HERE.parent / "benchmarks" / "results"
 COLOURS = {
     "causal": "#17406d",
     "causal & padding": "#c1461f",
     "window 1k": "#2e8b57",
     "16 documents & causal": "#8a5a9e",
 }
+STYLES = {
+    "ours_ms": ("maskloom", "-o"),
+    "torch_eager_ms": ("torch, eager", "--s"),
+    "torch_compiled_ms": ("torch, compiled", ":^"),
+}
+GPU_COLUMNS = {
+    "ours_ms": "ours",
+    "ours_inexact_ms": "`exact=False`",
+    "ours_first_call_ms": "first call",
+    "torch_eager_ms": "torch eager",
+    "torch_compiled_ms": "torch compiled",
+    "torch_compiled_first_call_ms": "its first call",
+    "attn_gym_ms": "attention-gym",
+    "ours_peak_mb": "peak MiB",
+    "tables_mb": "tables MiB",
+}
+
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Write docs/pictures/blocks.png."""
-    with ROWS.open() as file:
-        rows = list(csv.DictReader(file))
-    loom.save_figure(plot(rows), HERE / "pictures" / "blocks.png", dpi=150)
+    """Write docs/pictures/blocks.png and blocks_gpu.png, and print the table of the latter."""
+    for name in ("blocks", "blocks_gpu"):
+        rows = rows_of(name)
+        if rows:
+            loom.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
+    print(gpu_table(rows_of("blocks_gpu")))
 
 
-def plot(rows: list[dict[str, Any]]) -> Figure:
-    """Time to build a block mask against length, ours and torch's eager evaluation."""
+def rows_of(name: str) -> list[Row]:
+    """The rows of a benchmark; none where it was not measured."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Time to build a block mask against length, ours and torch's."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    measured = {column: style for column, style in STYLES.items() if column in rows[0]}
     for mask, colour in COLOURS.items():
-        for column, style in (("ours_ms", "-o"), ("torch_eager_ms", "--s")):
-            points = [(int(row["length"]), float(row[column])) for row in rows if row["mask"] == mask and row[column]]
-            axes.plot(*zip(*points, strict=True), style, color=colour, markersize=4, linewidth=1.5)
-        axes.plot(
-            [], [], "-", color=colour, label=f"{mask}, batch {next(r['batch'] for r in rows if r['mask'] == mask)}"
-        )
-    axes.plot([], [], "-o", color="0.4", markersize=4, label="maskloom")
-    axes.plot([], [], "--s", color="0.4", markersize=4, label="torch, eager")
+        for column, (_, style) in measured.items():
+            lengths, times = _measured([row for row in rows if row["mask"] == mask], column)
+            axes.plot(lengths, times, style, color=colour, markersize=4, linewidth=1.5)
+        batch = next(row["batch"] for row in rows if row["mask"] == mask)
+        axes.plot([], [], "-", color=colour, label=f"{mask}, batch {batch}")
+    for label, style in measured.values():
+        axes.plot([], [], style, color="0.4", markersize=4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    lengths = sorted({int(row["length"]) for row in rows})
-    axes.set_xticks(lengths, [f"{length // 1024}k" for length in lengths])
+    ticks = sorted({int(row["length"]) for row in rows})
+    axes.set_xticks(ticks, [_short(length) for length in ticks])
     axes.set_xlabel("length, in positions")
     axes.set_ylabel("milliseconds")
-    axes.set_title(
-        f"Building a block mask on the CPU ({rows[0]['device']}, torch {rows[0]['torch']}, one thread)", fontsize=10
-    )
+    axes.set_title(f"Building a block mask on {_machine(rows[0])}", fontsize=10)
     axes.grid(which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
+
+
+def gpu_table(rows: list[Row]) -> str:
+    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured."""
+    if not rows:
+        return ""
+    head = ["N", "mask", *GPU_COLUMNS.values()]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in GPU_COLUMNS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _measured(rows: list[Row], column: str) -> tuple[list[int], list[float]]:
+    """Lengths and times of the rows that have a time."""
+    timed = [row for row in rows if _is_number(row[column])]
+    return [int(row["length"]) for row in timed], [float(row[column]) for row in timed]
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()
+
+
+def _cell(cell: str) -> str:
+    if not _is_number(cell):
+        return cell.replace("none", "") or "–"
+    return f"{float(cell):.0f}" if float(cell) >= 100 else f"{float(cell):.2f}"
+
+
+def _name(row: Row) -> str:
+    return row["mask"] if row["batch"] == "1" else f"{row['mask']}, batch {row['batch']}"
+
+
+def _short(length: int) -> str:
+    return f"{length >> 20}M" if length >= 1 << 20 else f"{length >> 10}k"
+
+
+def _machine(row: Row) -> str:
+    threads = ", one thread" if row.get("threads") == "1" else ""
+    return f"{row['device']}, torch {row['torch']}{threads}"
 
 
 if __name__ == "__main__":

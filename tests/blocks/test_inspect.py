@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
+from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.inspect import (
     balance,
     blind_rows,
@@ -42,6 +44,36 @@ def test_rows():
     assert blind_rows(blocks).tolist() == [[[False, False, True]], [[True, True, True]]]
 
 
+BLIND = {
+    "lengths": (loom.lengths([40, 0, 70]), 70, 50),
+    "window off the keys": (loom.window(back=7), 131, 50),
+    "each second query": (loom.as_mask(lambda b, h, q, kv: (q % 2 == 0) & (kv > 45)), 70, 50),
+    "full tiles and odd heads": (loom.per_head([loom.everything, ~loom.causal]), 70, 50),
+    "a write, which has no program": (loom.as_mask(lambda b, h, q, kv: _at_least(q, 5) & (kv < 3)), 70, 50),
+    "everything": (loom.everything, 1, 1),
+}
+
+
+def _at_least(q, least):
+    table = torch.zeros(100, dtype=torch.bool)
+    table[least:] |= True
+    return table[q]
+
+
+@pytest.mark.parametrize("name", BLIND)
+@pytest.mark.parametrize("chunk", [1, 4096])
+def test_blind_queries_are_those_of_the_dense_mask(name, chunk, monkeypatch):
+    monkeypatch.setattr("maskloom.blocks.blind.CHUNK", chunk)
+    mask, q_len, kv_len = BLIND[name]
+    assert torch.equal(blind_queries(_blocks(mask, q_len, kv_len)), ~mask.dense(q_len, kv_len).any(-1))
+
+
+def test_blind_queries_of_a_hand_made_block_mask():
+    blocks = flex.create_block_mask(loom.causal, 1, 1, 64, 64, "cpu", 16)
+    blocks.mask_mod = loom.nothing  # what is full stays visible
+    assert blind_queries(blocks)[0, 0].tolist() == [True] * 16 + [False] * 48
+
+
 def test_balance():
     assert balance(_blocks(loom.everything), 3) == 100.0
     assert balance(_blocks(loom.everything), 2) == 75.0  # rows of 4, 4 and 4 tiles on two workers: 8 and 4
@@ -55,7 +87,8 @@ def test_summary_prints():
         "block mask: B=2 H=1 Q=70 KV=50, tiles of 32 × 16",
         "  24 tiles: 2 full, 4 partial, 18 skipped",
         "  43.9 % of the pairs are visited",
-        "  0 to 3 tiles for a query tile; 4 query tiles see nothing",
+        "  0 to 3 tiles for a query tile",
+        "  4 query tiles see nothing, 100 queries in all",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import make_masks
+from docs import make_masks, make_plots
 
 DOCS = Path(make_masks.__file__).parent
 
@@ -78,3 +78,22 @@ def test_the_random_cases_are_the_committed_row():
     text = (DOCS / "blocks.md").read_text()
     for name in ("cases", "identical", "undefined_in_torch"):
         assert f"{int(row[name]):,}" in text or row[name] in text, name
+
+
+def test_the_measured_table_of_the_gpu_is_the_committed_rows():
+    table = make_plots.gpu_table(make_plots.rows_of("blocks_gpu"))
+    assert table in (DOCS / "blocks.md").read_text(), "put in what python docs/make_plots.py prints"
+
+
+def test_rows_of_a_gpu_are_plotted_and_tabulated():
+    row = dict.fromkeys(make_plots.GPU_COLUMNS, "") | {"device": "H", "torch": "2.11", "batch": "1", "ours_ms": "0.51"}
+    rows = [
+        row | {"mask": mask, "length": str(length), "torch_compiled_ms": "308.4", "torch_eager_ms": "out of memory"}
+        for mask in make_plots.COLOURS
+        for length in (1 << 17, 1 << 20)
+    ]
+    assert (
+        len(make_plots.plot(rows).axes[0].lines) == 4 * (3 + 1) + 3
+    )  # each mask in each style and as a label; the styles
+    last = make_plots.gpu_table(rows).splitlines()[-1]
+    assert last == "| 1M | 16 documents & causal | 0.51 | – | – | out of memory | 308 | – | – | – | – |"

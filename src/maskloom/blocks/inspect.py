@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.analyse import Grid
+from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.classify import Decided
 from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
@@ -34,7 +35,7 @@ def tiles_per_row(block_mask: BlockMask) -> Tensor:
 
 
 def blind_rows(block_mask: BlockMask) -> Tensor:
-    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles)."""
+    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles). `blind_queries` are exact."""
     return tiles_per_row(block_mask) == 0
 
 
@@ -65,6 +66,7 @@ class Summary:
         density: percent, see `density`.
         fewest, most: tiles visited for a query tile.
         blind: query tiles that see nothing.
+        blind_queries: queries that see nothing, in those tiles and in others.
     """
 
     shape: tuple[int, ...]
@@ -76,6 +78,7 @@ class Summary:
     fewest: int
     most: int
     blind: int
+    blind_queries: int
 
     def __str__(self) -> str:
         batch, heads, q_len, kv_len = self.shape
@@ -85,7 +88,8 @@ class Summary:
                 f"block mask: B={batch} H={heads} Q={q_len} KV={kv_len}, tiles of {self.block_size[0]} × {self.block_size[1]}",
                 f"  {tiles} tiles: {self.full} full, {self.partial} partial, {self.skipped} skipped",
                 f"  {self.density:.1f} % of the pairs are visited",
-                f"  {self.fewest} to {self.most} tiles for a query tile; {self.blind} query tiles see nothing",
+                f"  {self.fewest} to {self.most} tiles for a query tile",
+                f"  {self.blind} query tiles see nothing, {self.blind_queries} queries in all",
             ]
         )
 
@@ -105,6 +109,7 @@ def summary(block_mask: BlockMask) -> Summary:
         fewest=int(rows.min()),
         most=int(rows.max()),
         blind=int((rows == 0).sum()),
+        blind_queries=int(blind_queries(block_mask).sum()),
     )
 
 

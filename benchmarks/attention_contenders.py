@@ -1,0 +1,106 @@
+"""Ways to attend on a padded batch: `maskloom.attend`, and what people do today. Each with the layout it takes."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from attention_cases import Batch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
+
+import maskloom as loom
+from maskloom.masks.algebra import Mask
+
+BACKENDS = ("triton", "flash", "auto") if importlib.util.find_spec("flash_attn") else ("triton", "auto")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the positions of a batch lie.
+
+    Attributes:
+        arrange: from (B, H, N, D) to the layout.
+        real: from the layout to the real positions, (T, H, D).
+    """
+
+    arrange: Callable[[Tensor], Tensor]
+    real: Callable[[Tensor], Tensor]
+
+
+def padded(batch: Batch) -> Layout:
+    """As they are: (B, H, N, D)."""
+    return Layout(lambda tensor: tensor, batch.real)
+
+
+def packed(batch: Batch) -> Layout:
+    """The real ones in one row: (1, H, T, D)."""
+    return Layout(
+        lambda tensor: batch.real(tensor).transpose(0, 1)[None].contiguous(), lambda tensor: tensor[0].transpose(0, 1)
+    )
+
+
+def unpadded(batch: Batch) -> Layout:
+    """The real ones, heads inside: (T, H, D), as kernels for variable lengths take them."""
+    return Layout(batch.real, lambda tensor: tensor)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to attend.
+
+    Attributes:
+        run: output from query, key and value.
+        chosen: which backend `maskloom.attend` takes for them, where it has the choice.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    layout: Layout
+    chosen: Callable[..., str] = lambda *inputs: ""
+
+
+def attend(name: str, mask: Mask | BlockMask, layout: Layout, **options: Any) -> Contender:
+    """Ours, with options of `maskloom.attend`."""
+    run = partial(loom.attend, mask=mask, **options)
+    return Contender(name, run, layout, lambda *inputs: loom.explain(*inputs, mask).backend)
+
+
+def each_backend(mask: Mask, layout: Layout) -> list[Contender]:
+    """Ours, on each backend that there is, and left to choose."""
+    ways = {backend: partial(loom.attend, mask=mask, backend=backend) for backend in BACKENDS if backend != "auto"}
+    forced = [Contender(f"attend, {backend}", run, layout) for backend, run in ways.items()]
+    return [*forced, attend("attend, auto", mask, layout)]
+
+
+def dense_sdpa(batch: Batch, mask: Mask) -> Contender:
+    """What people do: a table that hides padded keys. Each query sees itself, so that padded ones see something."""
+    length = batch.query.shape[2]
+    pads = loom.pads_from_lengths(batch.lens, length)
+    table = (mask & loom.key_padding(pads) | loom.window(back=0)).dense(length, length)
+    return Contender("sdpa, dense mask", partial(F.scaled_dot_product_attention, attn_mask=table), padded(batch))
+
+
+def varlen(batch: Batch, back: int = -1) -> Contender:
+    """torch's FlashAttention 2 for packed sequences: causal, ``back`` keys before the query, or all of them."""
+    offsets, longest = loom.offsets_from_lengths(batch.lens), int(batch.lens.max())
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn  # not in every torch
+
+        return varlen_attn(query, key, value, offsets, offsets, longest, longest, window_size=(back, 0))
+
+    return Contender("torch varlen, packed", run, unpadded(batch))
+
+
+def cudnn(batch: Batch) -> Contender:
+    """cuDNN's causal kernel, which knows no padding."""
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    return Contender("sdpa, cuDNN", run, padded(batch))
