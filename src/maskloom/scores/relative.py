@@ -54,7 +54,8 @@ def relative_bias(table: Tensor, *, buckets: Tensor | Sequence[int] | None = Non
 
     Args:
         table: floating point (H, 2 * max_distance + 1); with ``buckets`` (H, number of buckets).
-        buckets: the column for each distance from ``-max_distance`` to ``max_distance``: integers (2 * max_distance + 1,).
+        buckets: the column for each distance from ``-max_distance`` to ``max_distance``: integers (2 * max_distance + 1,),
+            best on the table's device, where they are moved to otherwise.
 
     Raises:
         TypeError: a table that is no floating-point tensor; buckets that are no integers. ValueError: other shapes, a
