@@ -1,8 +1,9 @@
 """How far attention may be from the truth: twice as far as the plain reference in the same dtype is, and a little more.
 
 The truth is the reference in float64. Twice, because the largest ratio seen on the CPU is 1.6 (gradients of values in
-bfloat16 with shared heads, which are summed in another order). A little more, half a rounding step, is for results whose
-truth is 0: the gradient of the one query that sees one key. Errors are |x - truth| over the whole tensor, relative to
+bfloat16 with shared heads, which are summed in another order). A little more is half a rounding step, and two where the
+plain reference is exact because the truth is 0: the gradient of the one query that sees one key (1.02 steps at most were
+seen, in float32 on the CPU and on an H100: benchmarks/grid.py). Errors are |x - truth| over the whole tensor, relative to
 |truth|, or to the incoming gradient where that is larger.
 """
 
@@ -29,7 +30,8 @@ class Evidence:
     def check(self) -> None:
         """Fail where ours is further from the truth than evidence allows."""
         for name, error in self.ours.items():
-            bound = 2 * self.plain[name] + max(torch.finfo(self.dtype).eps / 2, TRUTH)
+            steps = 0.5 if self.plain[name] else 2
+            bound = 2 * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
             assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
 
     @property

@@ -56,7 +56,7 @@ def test_auto():
     trained = loom.explain(q, k, v, score_mod=loom.relative_bias(bias))
     assert trained.backend == "triton"
     if has_flash():
-        assert "gradient" in trained.ruled_out["flash"]
+        assert "gradients are wrong" in trained.ruled_out["flash"]
 
 
 @pytest.mark.parametrize("backend", FLEX)
@@ -94,9 +94,9 @@ def test_padding_never_leaks(backend):
             assert not ours[:, :, end:].any()
 
 
-@pytest.mark.parametrize("backend", [*FLEX, "reference"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_log_sum_exp(backend):
-    q, k, v = inputs(Q)
+    q, k, v = inputs(Q, dtype=torch.float32)
     mask = loom.causal & loom.lengths(LENS.clamp(max=400))
     with torch.no_grad():
         _, aux = loom.attend(q, k, v, mask, backend=backend, return_aux=LSE)
@@ -118,7 +118,7 @@ def test_log_sum_exp_has_a_gradient_or_is_refused():
 
     gather(both, q, k, v, table=table, plain=plainly).check()
     if has_flash():
-        with pytest.raises(ValueError, match="has no gradient"):
+        with pytest.raises(ValueError, match="another base"):
             loom.attend(q, k, v, loom.causal, backend="flash", return_aux=LSE)
     assert loom.explain(q, k, v, loom.causal, return_aux=LSE).backend == "triton"
 
@@ -150,13 +150,25 @@ def test_sinks():
 
 def score_mods():
     return {"softcap": loom.softcap(5.0), "alibi": loom.alibi(HEADS).to("cuda"),
-            "both": loom.compose(loom.alibi(HEADS).to("cuda"), loom.softcap(5.0))}  # fmt: skip
+            "both": loom.compose(loom.alibi(HEADS).to("cuda"), loom.softcap(5.0)), "by distance": closer}  # fmt: skip
+
+
+def closer(score, b, h, q_idx, kv_idx):
+    return score - (q_idx - kv_idx) * 0.01
 
 
 @pytest.mark.parametrize("name", score_mods())
 @pytest.mark.parametrize("backend", FLEX)
 def test_score_mods(backend, name):
     score_mod, table = score_mods()[name], loom.causal.dense(Q, Q, device="cuda")
+    if backend == "flash" and name not in ("softcap", "by distance"):
+        q, k, v = inputs(Q)
+        with pytest.raises(ValueError, match="gradients are wrong"):
+            loom.attend(q.requires_grad_(), k, v, loom.causal, score_mod=score_mod, backend=backend)
+        out = loom.attend(q.detach(), k, v, loom.causal, score_mod=score_mod, backend=backend)
+        expected, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=score_mod)
+        assert (out.double() - expected).norm() / expected.norm() < 0.01
+        return
     gather(
         lambda *qkv: loom.attend(*qkv, loom.causal, score_mod=score_mod, backend=backend),
         *inputs(Q), table=table, score_mod=score_mod,
@@ -211,11 +223,12 @@ def test_decoding_a_growing_cache():
                 backend="triton",
             )
             torch.testing.assert_close(out.double(), whole[:, :, length - 3 : length], rtol=0.02, atol=0.02)
-    assert graphs() - before <= 2
+    assert graphs() - before <= 3  # one, one where the length first changes, one where the number of key tiles does
 
 
 def test_heads_of_one_device_among_many():
-    mask = loom.per_head([loom.causal, loom.window(back=3), loom.window(back=30), loom.everything]) & loom.lengths(LENS)
+    masks = loom.per_head([loom.causal, loom.window(back=3), loom.window(back=30), loom.everything]).to("cuda")
+    mask = masks & loom.lengths(LENS)
     alibi = loom.alibi(4).to("cuda")
     q, k, v = inputs(300)
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)

@@ -26,6 +26,7 @@ from maskloom.attention.reference import reference
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import sdpa
 from maskloom.attention.varlen import packed, varlen
+from maskloom.masks import captured
 
 Backend = Literal["flash", "varlen", "triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -84,11 +85,10 @@ def _order(request: Request) -> tuple[Backend, ...]:
 
 
 def _by_options(request: Request) -> Backend | None:
-    """The backend that torch's own kernel options ask for."""
-    asked = (request.kernel_options or {}).get("BACKEND")
-    if asked is None or request.device.type == "cpu":
+    """The backend that torch's own kernel options are for."""
+    if not request.kernel_options or request.device.type == "cpu":
         return None
-    return "flash" if asked == "FLASH" else "triton"
+    return "flash" if request.kernel_options.get("BACKEND") == "FLASH" else "triton"
 
 
 # -- what each cannot do: the reason, or None --------------------------------------------------------------------------
@@ -112,7 +112,11 @@ def _no_flash(request: Request) -> str | None:
             return "it needs a block mask with full tables (separate_full_blocks=True)"
         if tuple(request.mask.BLOCK_SIZE) != _FLASH_BLOCK:
             return f"it needs block size {_FLASH_BLOCK}; the block mask has {tuple(request.mask.BLOCK_SIZE)}"
-    return _untrained(request, "flash") or _nondeterministic(request)
+    if request.wants_lse:
+        return "torch scales its log-sum-exp, which return_aux and sinks need, to another base, and it has no gradient"
+    if request.needs_gradients and captured.tensors(request.score_mod):
+        return "its gradients are wrong where score_mod reads a tensor"
+    return _nondeterministic(request)
 
 
 def _no_varlen(request: Request) -> str | None:
@@ -152,22 +156,13 @@ def _no_sdpa(request: Request) -> str | None:
     return None if request.device.type == "cpu" else _nondeterministic(request)
 
 
-def _untrained(request: Request, name: str) -> str | None:
-    """Gradients that FLASH has not."""
-    if request.trains_score_mod:
-        return "it has no gradient for a tensor that score_mod reads"
-    if request.wants_lse and request.needs_gradients:
-        return "its log-sum-exp, which return_aux and sinks need, has no gradient"
-    return None
-
-
 def _nondeterministic(request: Request) -> str | None:
     if request.deterministic and request.needs_gradients:
         return "its gradients are not the same at every run"
     return None
 
 
-_FLASH_HEAD_DIMS = (64, 96, 128)
+_FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
 _FLASH_BLOCK = (128, 128)
 
 _REFUSALS: dict[Backend, Callable[[Request], str | None]] = {

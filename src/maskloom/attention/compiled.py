@@ -6,6 +6,7 @@ its own: one for each structure of mask and score_mod, dtype, head size, gradien
 Lengths, batch sizes and the values of tensors are dynamic within it. docs/notes/compile.md says what was measured.
 """
 
+import contextlib
 import threading
 import types
 from collections.abc import Callable, Hashable
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from maskloom.blocks.tables import rebuilt
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
 from maskloom.scores.base import ScoreMod
@@ -55,9 +57,17 @@ def fused_attention(
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     try:
-        return _compiled_for(kind, dynamic)(*arguments)
+        with _specialized_floats(block_mask.mask_mod, score_mod):
+            return _compiled_for(kind, dynamic)(*arguments)
     except FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
+
+
+def _specialized_floats(*mods: object) -> contextlib.AbstractContextManager[Any]:
+    """Python floats as constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)."""
+    if not captured.has_floats(mods):
+        return contextlib.nullcontext()
+    return torch._dynamo.config.patch(specialize_float=True)
 
 
 def shares_heads(query: Tensor, key: Tensor) -> bool:
@@ -86,8 +96,10 @@ def _attend_or_fail(
 ) -> tuple[Tensor, Tensor | None]:
     if not torch.compiler.is_dynamo_compiling():  # a constant in the graph; runs only where there is none
         raise FallbackError(_not_compiled())
+    # lengths from the tensors: as numbers of the block mask they are dynamic scalars, which FLASH takes for captured ones
+    blocks = rebuilt(block_mask, seq_lengths=(query.shape[-2], key.shape[-2]))
     found: Any = flex_attention(
-        query, key, value, score_mod, block_mask, scale, enable_gqa,
+        query, key, value, score_mod, blocks, scale, enable_gqa,
         kernel_options=kernel_options, return_aux=AuxRequest(lse=True) if wants_lse else None,
     )  # fmt: skip
     return (found[0], found[1].lse) if wants_lse else (found, None)

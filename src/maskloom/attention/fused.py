@@ -2,47 +2,63 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.compiled import fused_attention
-from maskloom.attention.given import as_block_mask, with_mask
+from maskloom.attention.given import as_block_mask
 from maskloom.attention.request import Attended, Request
+from maskloom.blocks.tables import rebuilt
+from maskloom.masks import captured
 from maskloom.masks.algebra import Everything, Mask, as_mask, mask_value
 from maskloom.masks.dense import MaskMod
 
 _SMALLEST_HEAD_DIM = 16
+_TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks fit: torch 2.11, H100
 
 
 def triton(request: Request) -> Attended:
     """Attention by the Triton kernel."""
-    return _fused(request, as_block_mask(request.query, request.key, request.mask), request.kernel_options)
+    options = dict(request.kernel_options or {})
+    if any(tensor.ndim > 1 for tensor in captured.tensors(request.score_mod)):
+        # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
+        options.setdefault("num_stages", 2)
+    return _fused(request, as_block_mask(request.query, request.key, request.mask), options)
 
 
 def flash(request: Request) -> Attended:
     """Attention by FlashAttention 4, with the sparse tables always in use."""
     blocks = as_block_mask(request.query, request.key, request.mask)
     options = {**(request.kernel_options or {}), "BACKEND": "FLASH"}
-    return _fused(request, with_mask(blocks, _looked_at(blocks.mask_mod)), options)
+    return _fused(request, rebuilt(blocks, mask_mod=_looked_at(blocks.mask_mod)), options)
 
 
 def _fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) -> Attended:
     query, key, value, scale = request.query, request.key, request.value, request.scale
-    head_dim, value_dim = query.shape[-1], value.shape[-1]
-    narrow = head_dim < _SMALLEST_HEAD_DIM or value_dim < _SMALLEST_HEAD_DIM
-    if narrow:  # the zeros that widen it change no score
-        scale = head_dim**-0.5 if scale is None else scale
-        query, key, value = (_widened(tensor) for tensor in (query, key, value))
+    sizes = query.shape[-1], value.shape[-1]
+    wider = [_kernel_size(size, query.dtype) for size in sizes]
+    if scale is None and wider[0] > sizes[0]:
+        scale = sizes[0] ** -0.5
+    query, key = (_widened(tensor, wider[0]) for tensor in (query, key))  # zeros change no score
+    value = _widened(value, wider[1])
     out, lse = fused_attention(
         query, key, value, blocks,
         score_mod=request.score_mod, scale=scale, wants_lse=request.wants_lse, kernel_options=options,
     )  # fmt: skip
-    return Attended(out[..., :value_dim] if narrow else out, lse)
+    return Attended(out[..., : sizes[1]] if wider[1] > sizes[1] else out, lse)
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return F.pad(tensor, (0, max(0, _SMALLEST_HEAD_DIM - tensor.shape[-1])))
+def _kernel_size(head_dim: int, dtype: torch.dtype) -> int:
+    """The head dim that the kernel gets."""
+    if dtype == torch.float32 and 128 < head_dim < _TUNED_HEAD_DIM:
+        return _TUNED_HEAD_DIM
+    return max(head_dim, _SMALLEST_HEAD_DIM)
+
+
+def _widened(tensor: Tensor, size: int) -> Tensor:
+    return F.pad(tensor, (0, size - tensor.shape[-1])) if size > tensor.shape[-1] else tensor
 
 
 @mask_value

@@ -1,6 +1,5 @@
 """What a backend needs of the mask that it was given: a BlockMask or a dense table, built once and kept with it."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.kept import Kept
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.tables import PARTIAL, dense_of, tile_states
+from maskloom.blocks.tables import PARTIAL, dense_of, rebuilt, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import Everything, everything
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
@@ -34,12 +33,12 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
 
     def without_source() -> BlockMask:  # what is kept with a mask must not hold it
         built = build()
-        return with_mask(built, noop_mask) if built.mask_mod is source else built
+        return rebuilt(built, mask_mod=noop_mask) if built.mask_mod is source else built
 
     if torch.compiler.is_dynamo_compiling():
         return build()
     kept = keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
-    return with_mask(kept, source) if kept.mask_mod is noop_mask else kept
+    return rebuilt(kept, mask_mod=source) if kept.mask_mod is noop_mask else kept
 
 
 def as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
@@ -97,13 +96,6 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     right, given = tile_states(all_tables), tile_states(block_mask)
     first = right.narrow(axis, 0, 1)
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
-
-
-def with_mask(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
-    """The same tables with another mask_mod."""
-    copied = copy.copy(block_mask)
-    copied.mask_mod = mask
-    return copied
 
 
 def keep(source: Any, key: tuple[Any, ...], compute: Callable[[], R], *, functions_too: bool = False) -> R:

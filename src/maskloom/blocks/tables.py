@@ -4,7 +4,8 @@ A BlockMask means: every element of its full tiles, and those elements of its pa
 Neither the tables nor mask_mod alone are the mask.
 """
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.masks.dense import dense, needed_sizes
 
 SKIPPED, PARTIAL, FULL = 0, 1, 2
+
+_PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more of them
+
+
+def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
+    """A BlockMask of the same parts, but for some: also while torch compiles, where nothing can be copied."""
+    return BlockMask(**{part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS})
 
 
 def tile_states(block_mask: BlockMask) -> Tensor:

@@ -61,6 +61,11 @@ def has_numbers(held: object) -> bool:
     return any(type(leaf) in (int, float) for leaf in _leaves(held))
 
 
+def has_floats(held: object) -> bool:
+    """Whether any captured value is a Python float."""
+    return any(type(leaf) is float for leaf in _leaves(held))
+
+
 def holds_code(held: object) -> bool:
     """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
     return any(not _is_value(opened) for opened in _walked(held))
@@ -200,8 +205,19 @@ def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]])
 
 
 def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
-    by_value = (*_CONSTANTS, int, float) if numbers else _CONSTANTS
+    by_value = (*_CONSTANTS, int) if numbers else _CONSTANTS
     return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
 
 
-_CONSTANTS = (bool, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, type, types.BuiltinFunctionType)
+_CONSTANTS = (
+    bool,
+    float,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    enum.Enum,
+    type,
+    types.BuiltinFunctionType,
+)
