@@ -8,33 +8,28 @@
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from maskloom.attention.compiled import fused_attention, shares_heads
-from maskloom.attention.kept import Kept
+from maskloom.attention.compiled import fused_attention
+from maskloom.attention.kept import keep
 from maskloom.attention.reference import ScoreMod, reference
+from maskloom.attention.sdpa import kept_table, sdpa
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.tables import PARTIAL, dense_of, tile_states
-from maskloom.masks import captured
-from maskloom.masks.algebra import Everything, everything
-from maskloom.masks.dense import MaskMod, dense, needed_sizes
+from maskloom.blocks.tables import PARTIAL, tile_states
+from maskloom.masks.algebra import everything
+from maskloom.masks.dense import MaskMod, needed_sizes
 
 Backend = Literal["triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-R = TypeVar("R")
-
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST_FUSED_HEAD_DIM = 16
-
-_kept = Kept()
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,10 @@ def run(
     if backend == "triton":
         blocks = _as_block_mask(query, key, mask)
         return _run_triton(query, key, value, blocks, score_mod=score_mod, scale=scale, kernel_options=kernel_options)
-    table = _as_table(query, key, mask)
     if backend == "reference":
-        return reference(query, key, value, table, score_mod=score_mod, scale=scale)[0]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=table, scale=scale, enable_gqa=shares_heads(query, key)
-    )
+        table = kept_table(query, key, mask)
+        return reference(query, key, value, mask if table is None else table, score_mod=score_mod, scale=scale)[0]
+    return sdpa(query, key, value, mask, scale=scale)
 
 
 def _run_triton(
@@ -138,23 +131,7 @@ def _as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None)
 
     if torch.compiler.is_dynamo_compiling():
         return build()
-    return _with_mask(_keep(source, ("blocks", batch, heads, q_len, kv_len, device), tables), source)
-
-
-def _as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    """The mask as a dense table, kept with it: bool (B or 1, H or 1, Q, K); None if everything is seen."""
-    if mask is None or isinstance(mask, Everything):
-        return None
-    batch, heads, q_len, _ = query.shape
-    kv_len, device = key.shape[-2], query.device
-
-    def build() -> Tensor:
-        if isinstance(mask, BlockMask):
-            return dense_of(mask, batch, heads)
-        rows, columns = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
-        return dense(mask, q_len, kv_len, batch=rows, heads=columns, device=device)
-
-    return _keep(mask, ("table", batch, heads, q_len, kv_len, device), build)
+    return _with_mask(keep(source, ("blocks", batch, heads, q_len, kv_len, device), tables), source)
 
 
 def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
@@ -182,7 +159,7 @@ def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
                 )
         return True
 
-    _keep(block_mask, ("checked", batch, heads), check, functions_too=True)  # looked at once is enough for a warning
+    keep(block_mask, ("checked", batch, heads), check, functions_too=True)  # looked at once is enough for a warning
 
 
 def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int) -> bool:
@@ -202,16 +179,3 @@ def _with_mask(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
     copied = copy.copy(block_mask)
     copied.mask_mod = mask
     return copied
-
-
-def _keep(source: Any, key: tuple[Any, ...], compute: Callable[[], R], *, functions_too: bool = False) -> R:
-    """``compute()``, kept with ``source`` unless that holds a function: what a function reads may change unseen."""
-    mask = source.mask_mod if isinstance(source, BlockMask) else source
-    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
-        return compute()
-    tensors = captured.tensors(mask)
-    if not isinstance(source, BlockMask):
-        return _kept.get(source, tensors, key, compute)
-    tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
-    tensors += [table for table in tables if table is not None]
-    return _kept.get(source, tensors, key, compute, parts=(mask,))
