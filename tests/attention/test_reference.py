@@ -1,10 +1,12 @@
 """The specification, against torch's scaled_dot_product_attention, finite differences and its own words."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.blocks.tables import dense_of
@@ -170,6 +172,28 @@ def test_torch_func(tensors, in_chunks):
     gradient = torch.func.grad(lambda q: loom.reference(q, *tensors[1:], loom.causal)[0].square().sum())(tensors[0])
     loom.reference(*tensors, loom.causal)[0].square().sum().backward()
     torch.testing.assert_close(gradient, tensors[0].grad)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_under_a_checkpoint_of_the_users_own(tensors, in_chunks, use_reentrant):
+    in_chunks(True)
+    attention = partial(loom.reference, mask=loom.causal, sinks=torch.linspace(-1, 1, H, dtype=torch.float64))
+    out, lse = checkpoint(attention, *tensors, use_reentrant=use_reentrant)
+    (out.square().sum() + lse.sum()).backward()
+    in_chunks(False)
+    out, lse = attention(*tensors)
+    expected = torch.autograd.grad(out.square().sum() + lse.sum(), tensors)
+    for tensor, right in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, right)
+
+
+def test_gradients_of_some_inputs_only(tensors, in_chunks):
+    for loss in LOSSES.values():
+        found = []
+        for cut in (True, False):
+            in_chunks(cut)
+            found.append([torch.autograd.grad(loss(*loom.reference(*tensors)), tensor)[0] for tensor in tensors[:2]])
+        torch.testing.assert_close(*found)
 
 
 def test_a_block_mask_means_its_tables_and_its_mask(tensors, in_chunks):

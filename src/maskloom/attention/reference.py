@@ -41,7 +41,8 @@ def reference(
     Memory: beside tensors of the size of inputs and outputs (key and value once for each query head), forward and backward
     hold at one time at most 10 tables of `CHUNK` scores in float32 (in float64 if query is), 160 MiB, or of B × H × K
     scores where that is more, and what mask and score_mod make of so many. Larger inputs are cut into rows of queries,
-    whose scores are computed again in the backward. (While torch compiles, and under torch.func, the backward keeps all.)
+    whose scores are computed again in the backward. (More is kept while torch compiles, under torch.func, and where
+    `torch.autograd.grad` asks for the gradients of some inputs only.)
 
     Args:
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E). H is a multiple of Hkv; query head h uses
