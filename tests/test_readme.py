@@ -36,7 +36,7 @@ def test_figures_are_committed_rows():
     assert len(shown) == len(rows)
     for line, row in zip(shown, rows, strict=True):
         length = re.search(r"N(\d+)", row["shape"]).group(1)
-        expected = [row["contender"], length, row["forward_ms"], row["forward_backward_ms"]]
+        expected = [row["contender"], length, row["forward_ms"], row["forward_backward_ms"], row["peak_mib"]]
         assert [cell.strip().strip("`") for cell in line] == expected
 
 

@@ -4,6 +4,7 @@ A mask is written once, as ``mask(b, h, q_idx, kv_idx) -> bool``, and read many 
 """
 
 from maskloom.attention.functional import attend, explain
+from maskloom.attention.merge import merge
 from maskloom.attention.reference import reference
 from maskloom.batches.lengths import (
     lengths_from_offsets,
@@ -154,6 +155,7 @@ __all__ = [
     "attend",
     "explain",
     "reference",
+    "merge",
     "FallbackError",
     # nn: the module
     "MultiheadFlexAttention",

@@ -9,8 +9,8 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.attention import given as held
-from maskloom.attention import kept
+from maskloom.attention import chunks, kept
+from maskloom.attention.given import as_block_mask
 from maskloom.blocks.tables import dense_of
 from tests.all_masks import ALL_MASKS
 from tests.evidence import gather
@@ -117,7 +117,7 @@ def test_non_contiguous_and_expanded_inputs():
 
 def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
     built = []
-    monkeypatch.setattr(held, "dense_of", lambda *args: built.append(1) or dense_of(*args))
+    monkeypatch.setattr(chunks, "dense_of", lambda *args, **rows: built.append(1) or dense_of(*args, **rows))
     lens = torch.tensor([5, 7, 11])
     blocks = loom.block_mask(loom.lengths(lens), Q, K, block_size=32)
     first = loom.attend(*inputs(), blocks)
@@ -132,22 +132,23 @@ def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
 
 
 def test_what_is_kept_goes_with_its_mask(monkeypatch):
-    monkeypatch.setattr(held, "_kept", kept.Kept())
+    monkeypatch.setattr(kept, "_kept", kept.Kept())
     for length in range(1, 6):
         mask = loom.lengths([length, 7, 11])
         loom.attend(*inputs(), mask)
         q, k, _ = inputs()
-        held.as_block_mask(q, k, mask)  # what the fused kernel would get
-    assert len(held._kept._entries) == 1
+        as_block_mask(q, k, mask)  # what the fused kernel would get
+    assert len(kept._kept._entries) == 1
     del mask
     gc.collect()
-    assert not held._kept._entries
+    assert not kept._kept._entries
     for length in range(2, 40):
         q, k, v = inputs(q_len=length)
-        loom.attend(q, k, v, loom.causal)
-    assert len(held._kept._entries[id(loom.causal)].results) == kept.MOST
+        loom.attend(q, k, v, ALWAYS)
+    assert len(kept._kept._entries[id(ALWAYS)].results) == kept.MOST
 
 
+ALWAYS = loom.window(back=2)
 GLOBAL = torch.tensor([5, 7, 11])
 
 

@@ -1,12 +1,16 @@
 """The specification, against torch's scaled_dot_product_attention, finite differences and its own words."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom.blocks.tables import dense_of
+from tests.memory import peak_bytes
 
 B, H, HKV, Q, K, D, E = 2, 6, 3, 5, 7, 11, 13
 
@@ -73,3 +77,192 @@ def test_other_dtypes_stay_theirs(tensors, dtype):
     assert out.dtype == lse.dtype == dtype
     exact, _ = loom.reference(*tensors, loom.causal)
     assert (out.double() - exact).norm() / exact.norm() < 4 * torch.finfo(dtype).eps
+
+
+# -- rows of queries at a time -----------------------------------------------------------------------------------------
+
+ROWS = 2  # 5 queries: chunks of 2, 2 and 1
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """Says how many scores fit in a chunk: none, so that there is one piece, or two rows of them."""
+
+    def limit(cut: bool, rows: int = ROWS) -> None:
+        monkeypatch.setattr("maskloom.attention.reference.CHUNK", B * H * K * rows if cut else 2**22)
+
+    return limit
+
+
+def hand_made():
+    """A BlockMask whose mask_mod says False in all of its tiles, of which some are full."""
+    blocks = loom.block_mask(loom.key_range(3, 6), Q, K, block_size=(2, 3))
+    blocks.mask_mod = loom.nothing
+    return blocks
+
+
+def per_head(b, h, q_idx, kv_idx):
+    return (q_idx - kv_idx).abs() <= h
+
+
+SEEN = {
+    "none": lambda: None,
+    "mask": lambda: loom.causal & loom.lengths([5, 2], [7, 3]),
+    "rows hidden": lambda: loom.lengths([3, 0]),
+    "function": lambda: per_head,
+    "offset": lambda: loom.shifted(loom.causal, q_offset=[2, 0]),
+    "table": lambda: (loom.causal & loom.lengths([5, 2], [7, 3])).dense(Q, K),
+    "table of keys": lambda: torch.arange(K) < 3,
+    "block mask": lambda: loom.block_mask(loom.causal & loom.lengths([5, 2], [7, 3]), Q, K, block_size=(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_chunks_are_the_whole(tensors, in_chunks, name):
+    slopes = torch.linspace(0.1, 1, H, dtype=torch.float64).requires_grad_()
+    bias = torch.linspace(-1, 1, Q + K, dtype=torch.float64).requires_grad_()
+    sinks = torch.linspace(-2, 2, H, dtype=torch.float64).requires_grad_()
+
+    def bent(score, b, h, q_idx, kv_idx):
+        return torch.tanh(score) * slopes[h] + bias[q_idx - kv_idx + K]
+
+    def run(cut):
+        in_chunks(cut)
+        out, lse = loom.reference(*tensors, SEEN[name](), score_mod=bent, scale=0.7, sinks=sinks)
+        loss = out.square().sum() + lse.sin().sum()
+        return out, lse, torch.autograd.grad(loss, [*tensors, slopes, bias, sinks])
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-13, atol=1e-13)
+
+
+def test_chunks_without_a_score_mod_and_hidden_rows(tensors, in_chunks):
+    in_chunks(True)
+    test_a_query_that_sees_nothing(tensors)
+    in_chunks(True, rows=0)  # one query at a time at least
+    test_it_is_scaled_dot_product_attention(tensors)
+    test_gradients_are_right(tensors)
+    test_score_mod_bends_scores_before_the_mask(tensors)
+
+
+def test_second_derivatives_of_chunks(tensors, in_chunks):
+    in_chunks(True)
+    small = [tensor[:1, :3, :, :2].detach().requires_grad_() for tensor in tensors]
+    in_chunks(True, rows=0)
+    assert torch.autograd.gradgradcheck(lambda *qkv: loom.reference(*qkv, loom.causal)[0], small, fast_mode=True)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_autocast(tensors, in_chunks, cut):
+    in_chunks(cut)
+    leaves = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    bias = torch.linspace(-1, 1, H, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, lse = loom.reference(*leaves, loom.causal, score_mod=lambda score, b, h, q, k: score + bias[h])
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    (out.float().square().sum() + lse.sum()).backward()  # outside of autocast: the chunks must remember it
+    out, lse = loom.reference(*tensors, loom.causal, score_mod=lambda score, b, h, q, k: score + bias[h].double())
+    exact = torch.autograd.grad(out.square().sum() + lse.sum(), [*tensors, bias])
+    for leaf, right in zip([*leaves, bias], exact, strict=True):
+        assert leaf.grad.dtype == torch.float32
+        assert (leaf.grad.double() - right).norm() / right.norm() < 8 * torch.finfo(torch.bfloat16).eps
+
+
+def test_torch_func(tensors, in_chunks):
+    in_chunks(True)
+    gradient = torch.func.grad(lambda q: loom.reference(q, *tensors[1:], loom.causal)[0].square().sum())(tensors[0])
+    loom.reference(*tensors, loom.causal)[0].square().sum().backward()
+    torch.testing.assert_close(gradient, tensors[0].grad)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_under_a_checkpoint_of_the_users_own(tensors, in_chunks, use_reentrant):
+    in_chunks(True)
+    attention = partial(loom.reference, mask=loom.causal, sinks=torch.linspace(-1, 1, H, dtype=torch.float64))
+    out, lse = checkpoint(attention, *tensors, use_reentrant=use_reentrant)
+    (out.square().sum() + lse.sum()).backward()
+    in_chunks(False)
+    out, lse = attention(*tensors)
+    expected = torch.autograd.grad(out.square().sum() + lse.sum(), tensors)
+    for tensor, right in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, right)
+
+
+def test_gradients_of_some_inputs_only(tensors, in_chunks):
+    for loss in LOSSES.values():
+        found = []
+        for cut in (True, False):
+            in_chunks(cut)
+            found.append([torch.autograd.grad(loss(*loom.reference(*tensors)), tensor)[0] for tensor in tensors[:2]])
+        torch.testing.assert_close(*found)
+
+
+def test_a_block_mask_means_its_tables_and_its_mask(tensors, in_chunks):
+    blocks = hand_made()
+    table = dense_of(blocks, B, H)
+    assert table.any()
+    for cut in (False, True):
+        in_chunks(cut)
+        torch.testing.assert_close(loom.reference(*tensors, blocks), loom.reference(*tensors, table))
+
+
+LOSSES = {
+    "out": lambda out, lse: out.square().sum(),
+    "lse": lambda out, lse: lse.sum(),
+    "both": lambda out, lse: out.square().sum() + lse.sum(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("loss", LOSSES)  # what the loss leaves out must not be kept either
+@pytest.mark.parametrize("bent", [False, True])
+def test_memory_is_bounded(monkeypatch, dtype, loss, bent):
+    length, chunk = 512, 2**14
+    query, key = (torch.randn(1, heads, length, 7).to(dtype).requires_grad_() for heads in (2, 1))
+    bias = torch.randn(2, 2 * length, dtype=dtype, requires_grad=True)
+    mask = loom.block_mask(loom.causal, length, length)
+
+    def score_mod(score, b, h, q_idx, kv_idx):
+        return torch.tanh(score + bias[h, q_idx - kv_idx + length])
+
+    def train():
+        query.grad, key.grad, bias.grad = None, None, None
+        LOSSES[loss](*loom.reference(query, key, key, mask, score_mod=score_mod if bent else None)).backward()
+
+    bytes_each = max(4, query.element_size())
+    assert peak_bytes(train) > 4 * 2 * length**2 * query.element_size()  # in one piece: the test sees it
+    monkeypatch.setattr("maskloom.attention.reference.CHUNK", chunk)
+    assert peak_bytes(train) < 10 * (chunk + query.numel()) * bytes_each
+
+
+def test_it_trains_at_a_length_of_4096():
+    query = torch.randn(1, 1, 4096, 5, requires_grad=True)
+    mask = loom.causal & loom.lengths([4000])
+
+    def train():
+        loom.reference(query, query, query, mask)[0].square().sum().backward()
+
+    assert peak_bytes(train) < 10 * 2**22 * 4
+    assert query.grad.isfinite().all()
+    assert not query.grad[:, :, 4000:].any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "words"),
+    [
+        (torch.ones(Q, K), TypeError, "a table of a mask is bool, True = may attend; got torch.float32"),
+        (
+            torch.ones(Q, 3, dtype=torch.bool),
+            ValueError,
+            r"broadcasts to \(B, H, Q, K\) = \(2, 6, 5, 7\); got \(5, 3\)",
+        ),
+        (torch.ones(1, 1, 1, 1, K, dtype=torch.bool), ValueError, r"got \(1, 1, 1, 1, 7\)"),
+        (
+            loom.block_mask(loom.causal, K, Q),
+            ValueError,
+            r"for lengths \(Q, K\) = \(7, 5\); the attention has \(5, 7\)",
+        ),
+    ],
+)
+def test_words(tensors, mask, error, words):
+    with pytest.raises(error, match=words):
+        loom.reference(*tensors, mask)

@@ -21,10 +21,10 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.fused import flash, triton
-from maskloom.attention.given import as_table, refuse_shared_tables
+from maskloom.attention.given import refuse_shared_tables
 from maskloom.attention.reference import reference
 from maskloom.attention.request import Attended, Request
-from maskloom.attention.sdpa import sdpa
+from maskloom.attention.sdpa import kept_table, sdpa
 from maskloom.attention.varlen import packed, varlen
 from maskloom.masks import captured
 
@@ -200,10 +200,10 @@ _HAS_FLASH = _find_flash()
 
 
 def _reference(request: Request) -> Attended:
-    mask = as_table(request.query, request.key, request.mask)
-    return Attended(
-        *reference(request.query, request.key, request.value, mask, score_mod=request.score_mod, scale=request.scale)
-    )
+    query, key, value = request.query, request.key, request.value
+    table = kept_table(query, key, request.mask)
+    mask = request.mask if table is None else table
+    return Attended(*reference(query, key, value, mask, score_mod=request.score_mod, scale=request.scale))
 
 
 def _sdpa(request: Request) -> Attended:

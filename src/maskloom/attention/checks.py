@@ -72,18 +72,6 @@ def check_mask_fits(
         raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
 
 
-def check_sinks(sinks: Tensor | None, query: Tensor) -> None:
-    """Raise a TypeError or ValueError if these are not one sink logit for each query head."""
-    if sinks is None:
-        return
-    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
-        raise TypeError(f"sinks are floating-point logits, one for each head; got {getattr(sinks, 'dtype', sinks)!r}")
-    if sinks.shape != query.shape[1:2]:
-        raise ValueError(f"sinks have shape (heads,) = ({query.shape[1]},); got {tuple(sinks.shape)}")
-    if sinks.device != query.device:
-        raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")
-
-
 def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.device) -> None:
     """Raise a TypeError if this is no score_mod, a ValueError if it is for other heads or on another device."""
     if score_mod is None:

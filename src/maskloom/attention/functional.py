@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
 from maskloom.attention.backends import Backend, choose, run
-from maskloom.attention.checks import check_mask_fits, check_score_mod_fits, check_sinks, check_tensors
+from maskloom.attention.checks import check_mask_fits, check_score_mod_fits, check_tensors
 from maskloom.attention.clean import cleaned, hidden
 from maskloom.attention.given import refuse_shared_tables
-from maskloom.attention.merge import with_sinks
+from maskloom.attention.merge import check_sinks, with_sinks
 from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
 from maskloom.errors import FallbackError
@@ -20,7 +20,7 @@ from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
-from maskloom.masks.simplify import simplify
+from maskloom.masks.simplify import simplify, told
 from maskloom.scores.base import ScoreMod
 from maskloom.scores.moved import shifted_score
 
@@ -89,7 +89,7 @@ def attend(
     attended = hidden(_run(chosen.backend, request, allow_slow), padded)
     if sinks is not None:
         assert attended.lse is not None
-        attended = Attended(*with_sinks(*attended, sinks))
+        attended = Attended(*with_sinks(attended.out, attended.lse, sinks))
     return attended.out if return_aux is None else (attended.out, AuxOutput(lse=attended.lse))
 
 
@@ -109,7 +109,10 @@ def _request(
 ) -> Request:
     """Everything checked, and offsets put into mask and score_mod."""
     check_tensors(query, key, value)
-    check_sinks(sinks, query)
+    if sinks is not None:
+        check_sinks(sinks, query.shape[1])
+        if sinks.device != query.device:
+            raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")
     if return_aux is not None and return_aux.max_scores:
         raise ValueError("attend returns no max_scores; AuxRequest(lse=True) is what it has")
     if not (is_zero(q_offset) and is_zero(h_offset)):
@@ -201,8 +204,8 @@ def explain(
 
 
 def _cheaper(mask: BlockMask | MaskMod | None) -> str | None:
-    """How a mask reads that a kernel gets in its place; None if it gets the mask itself."""
+    """How a mask is written that a kernel gets in its place; None if it gets the mask itself."""
     if not isinstance(mask, Mask):
         return None
     simpler = simplify(mask)
-    return None if simpler is mask or simpler == mask else repr(simpler)
+    return None if simpler is mask or simpler == mask else told(simpler)

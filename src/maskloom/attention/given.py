@@ -1,22 +1,14 @@
-"""What a backend needs of the mask that it was given: a BlockMask or a dense table, built once and kept with it."""
-
-from collections.abc import Callable
-from typing import Any, TypeVar
+"""The BlockMask that a kernel gets: the given one, looked at once, or one built from a mask and kept with it."""
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from maskloom.attention.kept import Kept
+from maskloom.attention.kept import keep
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.tables import PARTIAL, dense_of, rebuilt, tile_states
-from maskloom.masks import captured
-from maskloom.masks.algebra import Everything, everything
-from maskloom.masks.dense import MaskMod, dense, needed_sizes
-
-R = TypeVar("R")
-
-_kept = Kept()
+from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
+from maskloom.masks.algebra import everything
+from maskloom.masks.dense import MaskMod, needed_sizes
 
 
 def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
@@ -39,22 +31,6 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
         return build()
     kept = keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
     return rebuilt(kept, mask_mod=source) if kept.mask_mod is noop_mask else kept
-
-
-def as_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    """The mask as a dense table, kept with it: bool (B or 1, H or 1, Q, K); None if everything is seen."""
-    if mask is None or isinstance(mask, Everything):
-        return None
-    batch, heads, q_len, _ = query.shape
-    kv_len, device = key.shape[-2], query.device
-
-    def build() -> Tensor:
-        if isinstance(mask, BlockMask):
-            return dense_of(mask, batch, heads)
-        rows, columns = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
-        return dense(mask, q_len, kv_len, batch=rows, heads=columns, device=device)
-
-    return keep(mask, ("table", batch, heads, q_len, kv_len, device), build)
 
 
 def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
@@ -96,16 +72,3 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     right, given = tile_states(all_tables), tile_states(block_mask)
     first = right.narrow(axis, 0, 1)
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
-
-
-def keep(source: Any, key: tuple[Any, ...], compute: Callable[[], R], *, functions_too: bool = False) -> R:
-    """``compute()``, kept with ``source`` unless that holds a function: what a function reads may change unseen."""
-    mask = source.mask_mod if isinstance(source, BlockMask) else source
-    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
-        return compute()
-    tensors = captured.tensors(mask)
-    if not isinstance(source, BlockMask):
-        return _kept.get(source, tensors, key, compute)
-    tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
-    tensors += [table for table in tables if table is not None]
-    return _kept.get(source, tensors, key, compute, parts=(mask,))

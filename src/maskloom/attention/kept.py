@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.masks import captured
 
 R = TypeVar("R")
 
@@ -100,8 +103,37 @@ class Kept:
         return forget
 
 
+_kept = Kept()
+
+
+def keep(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False) -> R:
+    """``compute()``, kept with a mask or BlockMask unless that holds a function: what a function reads may change unseen.
+
+    Args:
+        source: what the result is computed from.
+        key: what else it is computed from.
+        functions_too: keep it also if there is a function: the result does not depend on what that reads.
+    """
+    mask = source.mask_mod if isinstance(source, BlockMask) else source
+    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
+        return compute()
+    parts = (mask,) if isinstance(source, BlockMask) else ()
+    return _kept.get(source, tensors_of(source), key, compute, parts=parts)
+
+
+def tensors_of(source: Any) -> list[Tensor]:
+    """The tensors that a mask, mask_mod or BlockMask holds, those of the BlockMask's tables by keys among them."""
+    if not isinstance(source, BlockMask):
+        return captured.tensors(source)
+    tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
+    return captured.tensors(source.mask_mod) + [table for table in tables if table is not None]
+
+
 def torch_is_tracing() -> bool:
     """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
+
+
+def inside_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

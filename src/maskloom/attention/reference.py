@@ -1,6 +1,7 @@
 """The specification of attention: dense, slow, in any floating dtype, and differentiable everywhere.
 
-Every backend is tested against this in float64.
+Every backend is tested against this in float64. What it says is in `attention_scores` and `probabilities`, for all queries
+at once; `reference` runs that on some rows of queries at a time, so that it trains at any length.
 """
 
 import math
@@ -9,88 +10,140 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.masks.dense import MaskMod, dense
+from maskloom.attention.chunks import in_chunks, rows_of
+from maskloom.attention.kept import tensors_of
+from maskloom.attention.merge import check_sinks, with_sinks
+from maskloom.masks import captured
+from maskloom.masks.dense import MaskMod
 from maskloom.scores.base import ScoreMod
+
+CHUNK = 2**22
+"""Scores (B × H × queries × K) that are there at one time, at most, if one query has no more."""
 
 
 def reference(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: MaskMod | Tensor | None = None,
+    mask: BlockMask | MaskMod | Tensor | None = None,
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention written out.
 
     ``out = softmax(score_mod(scale * query @ key.T) where mask, else -inf) @ value``
 
+    Memory: beside tensors of the size of inputs and outputs (key and value once for each query head), forward and backward
+    hold at one time at most 10 tables of `CHUNK` scores in float32 (in float64 if query is), 160 MiB, or of B × H × K
+    scores where that is more, and what mask and score_mod make of so many. Larger inputs are cut into rows of queries,
+    whose scores are computed again in the backward. (More is kept while torch compiles, under torch.func, and where
+    `torch.autograd.grad` asks for the gradients of some inputs only.)
+
     Args:
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E). H is a multiple of Hkv; query head h uses
             key-value head ``h // (H // Hkv)``.
-        mask: a Mask, a mask_mod, or a bool table that broadcasts to (B, H, Q, K), True = may attend. None: all may.
-        score_mod: changes scaled scores before the mask is applied; its result is brought to their dtype.
+        mask: a BlockMask (meaning what `maskloom.blocks.tables.dense_of` says), a Mask, a mask_mod, or a bool table that
+            broadcasts to (B, H, Q, K), True = may attend. None: all may.
+        score_mod: changes scaled scores before the mask is applied; its result is brought to their dtype. Gradients reach
+            the tensors that it holds.
         scale: by default ``1 / sqrt(D)``.
+        sinks: (H,), floating point: a score for each head that takes part in the softmax and whose weight goes nowhere
+            (gpt-oss). See `maskloom.attention.merge.with_sinks`.
 
     Raises:
-        TypeError: the mask is a BlockMask (`maskloom.attend` takes those). ValueError: heads that do not divide.
+        TypeError: a table that is not bool, sinks that are not floating point.
+        ValueError: heads that do not divide, a mask for other sizes, not one sink for each head.
 
     Returns:
         The output (B, H, Q, E) and the log-sum-exp (natural logarithm) of each query's scores (B, H, Q), in the dtype
-        of query. A query that sees nothing has output 0, log-sum-exp -inf, and gradients 0.
+        of query. A query that sees nothing has output 0, log-sum-exp -inf (or the sink), and gradients 0.
     """
-    scores = attention_scores(query, key, mask, score_mod=score_mod, scale=scale)
-    weights, lse = probabilities(scores)
-    return weights @ _for_each_query_head(value, query), lse
+    _check_mask(mask, query, key)
+    if sinks is not None:
+        check_sinks(sinks, query.shape[1])
+
+    def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        scores = attention_scores(query, key, mask, score_mod=score_mod, scale=scale, first=first)
+        weights, lse = probabilities(scores)
+        return weights @ _for_each_query_head(value, query), lse
+
+    reads = [] if torch.compiler.is_compiling() else [*tensors_of(mask), *captured.tensors(score_mod)]
+    out, lse = in_chunks(some_rows, query, key, value, most=CHUNK, reads=reads)
+    if sinks is not None:
+        out, lse = with_sinks(out, lse, sinks)
+    return out, lse.to(query.dtype)
 
 
 def attention_scores(
     query: Tensor,
     key: Tensor,
-    mask: MaskMod | Tensor | None = None,
+    mask: BlockMask | MaskMod | Tensor | None = None,
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """Scores before the softmax: (B, H, Q, K), -inf where the mask hides. Arguments as for `reference`."""
+    """Scores before the softmax: (B, H, Q, K), -inf where the mask hides. Arguments as for `reference`.
+
+    Args:
+        first: the position of the first query: query may be some of the rows that mask and score_mod speak of.
+    """
     batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[-2]
-    if isinstance(mask, BlockMask):
-        raise TypeError(
-            "the reference takes a mask or a bool table, not a BlockMask: dense_of(block_mask, B, H) is its table"
-        )
     if heads % key.shape[1]:
         raise ValueError(f"the query heads are a multiple of the key heads; got {heads} and {key.shape[1]}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query @ _for_each_query_head(key, query).transpose(-2, -1) * scale
     if score_mod is not None:
-        scores = _modified(scores, score_mod)
+        scores = _modified(scores, score_mod, first)
     if mask is None:
         return scores
-    if not isinstance(mask, Tensor):
-        mask = dense(mask, q_len, kv_len, batch=batch, heads=heads, device=query.device)
-    return scores.masked_fill(~mask, -math.inf)
+    table = rows_of(mask, first, q_len, batch=batch, heads=heads, kv_len=key.shape[-2], device=query.device)
+    return scores.masked_fill(~table, -math.inf)
 
 
 def probabilities(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over keys, 0 in rows that are all -inf, and the rows' log-sum-exp. scores: (..., Q, K)."""
+    """Softmax over keys, 0 in rows that are all -inf, and the rows' log-sum-exp. scores: (..., Q, K).
+
+    The log-sum-exp of half types is float32: rounded to theirs, it says less about the softmax than its weights do.
+    """
     hidden = (scores == -math.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(hidden, 0.0)  # a softmax over -inf alone has NaN gradients
     weights = scores.softmax(-1).masked_fill(hidden, 0.0)
-    lse = scores.logsumexp(-1).masked_fill(hidden.squeeze(-1), -math.inf)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    lse = wide.logsumexp(-1).masked_fill(hidden.squeeze(-1), -math.inf)
     return weights, lse
+
+
+def _check_mask(mask: BlockMask | MaskMod | Tensor | None, query: Tensor, key: Tensor) -> None:
+    batch, heads, q_len, _ = query.shape
+    kv_len = key.shape[-2]
+    if isinstance(mask, BlockMask) and tuple(mask.seq_lengths) != (q_len, kv_len):
+        raise ValueError(
+            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
+        )
+    if not isinstance(mask, Tensor):
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a table of a mask is bool, True = may attend; got {mask.dtype}")
+    sizes = zip(reversed(mask.shape), (kv_len, q_len, heads, batch), strict=False)
+    if mask.ndim > 4 or any(have not in (1, need) for have, need in sizes):
+        raise ValueError(
+            f"a table of a mask broadcasts to (B, H, Q, K) = {(batch, heads, q_len, kv_len)}; got {tuple(mask.shape)}"
+        )
 
 
 def _for_each_query_head(tensor: Tensor, query: Tensor) -> Tensor:
     return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1)
 
 
-def _modified(scores: Tensor, score_mod: ScoreMod) -> Tensor:
+def _modified(scores: Tensor, score_mod: ScoreMod, first: int) -> Tensor:
     # imported here: it loads torch's compiler, which `import maskloom` shall not
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
+    indices[2] = indices[2] + first
     lifted = score_mod
     for index in (3, 2, 1, 0):
         dims = [0] + [0 if index == at else None for at in range(4)]

@@ -23,13 +23,20 @@ def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
     return BlockMask(**{part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS})
 
 
-def tile_states(block_mask: BlockMask) -> Tensor:
-    """What attention does with each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL."""
+_ALL = slice(None)
+
+
+def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
+    """What attention does with each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
+
+    Args:
+        rows: which query tiles.
+    """
     kv_block = block_mask.BLOCK_SIZE[1]
     key_tiles = -(-block_mask.seq_lengths[1] // kv_block)
-    states = _listed(block_mask.kv_num_blocks, block_mask.kv_indices, key_tiles).to(torch.int8)
+    states = _listed(block_mask.kv_num_blocks[..., rows], block_mask.kv_indices[..., rows, :], key_tiles).to(torch.int8)
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
-        full = _listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, key_tiles)
+        full = _listed(block_mask.full_kv_num_blocks[..., rows], block_mask.full_kv_indices[..., rows, :], key_tiles)
         states = states.masked_fill(full, FULL)
     return states
 
@@ -48,23 +55,39 @@ def tile_counts(block_mask: BlockMask) -> TileCounts:
     return TileCounts(*counts.tolist())
 
 
-def dense_of(block_mask: BlockMask, batch: int, heads: int) -> Tensor:
+def dense_of(block_mask: BlockMask, batch: int, heads: int, *, queries: slice = _ALL) -> Tensor:
     """The mask that a BlockMask means, element by element: bool (B or 1, H or 1, Q, K).
 
     Args:
         batch, heads: B and H of the attention. mask_mod is evaluated with these, also where the tables are shared.
+        queries: only these rows of it, ``slice(start, stop)``: bool (B or 1, H or 1, stop - start, K). No more than that
+            is ever made.
 
     Raises:
-        ValueError: mask_mod reads tables for another number of batch rows or heads.
+        ValueError: mask_mod reads tables for another number of batch rows or heads, or there are no such queries.
     """
     q_len, kv_len = block_mask.seq_lengths
-    q_block, kv_block = block_mask.BLOCK_SIZE
-    device = block_mask.kv_num_blocks.device
-    states = tile_states(block_mask)
-    states = states.repeat_interleave(q_block, -2)[..., :q_len, :].repeat_interleave(kv_block, -1)[..., :kv_len]
+    kv_block, device = block_mask.BLOCK_SIZE[1], block_mask.kv_num_blocks.device
     batch, heads = needed_sizes(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
-    elements = dense(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
+    start, stop = _bounds(queries, q_len)
+    states = _states_of_queries(block_mask, start, stop).repeat_interleave(kv_block, -1)[..., :kv_len]
+    elements = dense(block_mask.mask_mod, stop - start, kv_len, batch=batch, heads=heads, device=device, q_offset=start)
     return (states == FULL) | ((states == PARTIAL) & elements)
+
+
+def _bounds(queries: slice, q_len: int) -> tuple[int, int]:
+    start, stop = queries.start or 0, q_len if queries.stop is None else queries.stop
+    if queries.step not in (None, 1) or not 0 <= start < stop <= q_len:
+        raise ValueError(f"queries is slice(start, stop) with 0 <= start < stop <= {q_len}; got {queries}")
+    return start, stop
+
+
+def _states_of_queries(block_mask: BlockMask, start: int, stop: int) -> Tensor:
+    """The states of the tiles that each of the queries from ``start`` to ``stop`` lies in: (.., queries, key tiles)."""
+    q_block = block_mask.BLOCK_SIZE[0]
+    first = start // q_block
+    states = tile_states(block_mask, slice(first, -(-stop // q_block))).repeat_interleave(q_block, -2)
+    return states[..., start - first * q_block : stop - first * q_block, :]
 
 
 def _listed(counts: Tensor, indices: Tensor, key_tiles: int) -> Tensor:

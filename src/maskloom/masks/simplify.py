@@ -34,6 +34,7 @@ class RealQueries(PaddingMask):
     """
 
     lens: Tensor
+    told = "q_idx < lens[b]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return q_idx < self.lens[b]
@@ -57,6 +58,7 @@ class FromStart(PaddingMask):
 
     offsets: Tensor
     start: Tensor
+    told = "kv_idx >= start[q_idx]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return kv_idx >= self.start[q_idx]
@@ -88,6 +90,16 @@ def simplify(mask: Mask) -> Mask:
         inner = simplify(mask.mask)
         return mask if inner is mask.mask else replace(mask, mask=inner)
     return mask
+
+
+def told(mask: Mask) -> str:
+    """A mask as a reader wants to see it: what `simplify` made is written out, where its repr names what it came from."""
+    if isinstance(mask, And):
+        return " & ".join(f"({part.told})" if isinstance(part, _MADE) else repr(part) for part in mask.parts)
+    return mask.told if isinstance(mask, _MADE) else repr(mask)
+
+
+_MADE = (RealQueries, FromStart)
 
 
 def _conjunction(parts: list[Mask]) -> list[Mask]:

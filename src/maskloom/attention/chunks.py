@@ -1,0 +1,111 @@
+"""Attention some rows of queries at a time, so that no table of Q × K is ever whole, in the backward neither.
+
+Each query is attended for by itself, so rows of queries can be cut apart anywhere. What a chunk makes on its way is not
+saved for the backward but made again there (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
+
+from maskloom.attention.kept import inside_transform
+from maskloom.blocks.tables import dense_of
+from maskloom.masks.dense import MaskMod, dense
+
+RowsAttention = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]]
+"""``(query rows, key, value, position of the first) -> tensors``, each with those queries as its dimension 2."""
+
+
+def in_chunks(
+    attention: RowsAttention, query: Tensor, key: Tensor, value: Tensor, *, most: int, reads: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
+    """``attention`` of all queries, in chunks that have at most ``most`` scores each, or one query.
+
+    In one piece where that is enough, and while torch compiles, which has ways of its own to save memory.
+    Under the transforms of torch.func the backward keeps every chunk: they allow no recomputation.
+
+    Args:
+        query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
+        most: B × H × queries × K of one chunk.
+        reads: what else ``attention`` reads, to be sure that the backward reads the same.
+
+    Raises:
+        RuntimeError: in the backward, if one of these tensors has been written to since the forward.
+    """
+    batch, heads, q_len, _ = query.shape
+    if torch.compiler.is_compiling():
+        return attention(query, key, value, 0)
+    rows = max(1, most // max(1, batch * heads * key.shape[-2]))
+    if rows >= q_len:
+        return attention(query, key, value, 0)
+    if torch.is_grad_enabled() and not inside_transform():
+        attention = _recomputed(attention, reads)
+    chunks = zip(query.split(rows, dim=2), range(0, q_len, rows), strict=True)
+    parts = [attention(chunk, key, value, first) for chunk, first in chunks]
+    return tuple(torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+
+
+def rows_of(
+    mask: BlockMask | MaskMod | Tensor,
+    first: int,
+    count: int,
+    *,
+    batch: int,
+    heads: int,
+    kv_len: int,
+    device: torch.device,
+) -> Tensor:
+    """The mask of ``count`` queries from position ``first`` on: bool, broadcastable to (B, H, count, K).
+
+    Args:
+        mask: a BlockMask or a function, or a bool table for all queries that broadcasts to (B, H, Q, K).
+    """
+    queries = slice(first, first + count)
+    if isinstance(mask, Tensor):
+        return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., queries, :]
+    if isinstance(mask, BlockMask):
+        return dense_of(mask, batch, heads, queries=queries)
+    return dense(mask, count, kv_len, batch=batch, heads=heads, device=device, q_offset=first)
+
+
+def _recomputed(attention: RowsAttention, reads: Sequence[Tensor]) -> RowsAttention:
+    """The same attention, of which the backward keeps only what goes in."""
+    versions = _versions(reads)
+
+    def unchanged(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
+        if _versions(reads) != versions:  # torch looks only at query, key and value
+            raise RuntimeError(
+                "a tensor of the mask or score_mod was written to after the forward, and the backward needs it as it was"
+            )
+        return attention(query, key, value, first)
+
+    def run(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
+        # nothing here is random, so there is no generator to rewind
+        made = checkpoint(unchanged, query, key, value, first, use_reentrant=False, preserve_rng_state=False)
+        return _Together.apply(*made)
+
+    return run
+
+
+class _Together(torch.autograd.Function):
+    """The same tensors, of which all get a gradient, zeros at least, if one does.
+
+    What is computed again for the backward lives until each step of it has been taken: a step that no gradient comes to
+    (the log-sum-exp's, where the loss is made of outputs only) would keep its chunk until the last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients  # torch has put zeros where there were none
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]  # those count no writes
