@@ -200,7 +200,8 @@ def explain(
     elif request.mask is not None:
         assert not isinstance(request.mask, BlockMask)
         table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=query.device)
-    return Explanation(chosen.backend, chosen.reason, chosen.ruled_out, _cheaper(request.mask), *counts)
+    cheaper = _cheaper(request.mask) if chosen.backend in ("flash", "triton") else None
+    return Explanation(chosen.backend, chosen.reason, chosen.ruled_out, cheaper, *counts)
 
 
 def _cheaper(mask: BlockMask | MaskMod | None) -> str | None:
