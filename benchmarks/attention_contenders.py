@@ -69,9 +69,10 @@ def attend(name: str, mask: Mask | BlockMask, layout: Layout, **options: Any) ->
     return Contender(name, run, layout, lambda *inputs: loom.explain(*inputs, mask).backend)
 
 
-def each_backend(mask: Mask, layout: Layout) -> list[Contender]:
-    """Ours, on each backend that there is, and left to choose."""
-    ways = {backend: partial(loom.attend, mask=mask, backend=backend) for backend in BACKENDS if backend != "auto"}
+def each_backend(mask: Mask, layout: Layout, *others: str) -> list[Contender]:
+    """Ours, on each backend that runs every mask, on ``others``, and left to choose."""
+    backends = [backend for backend in (*BACKENDS, *others) if backend != "auto"]
+    ways = {backend: partial(loom.attend, mask=mask, backend=backend) for backend in backends}
     forced = [Contender(f"attend, {backend}", run, layout) for backend, run in ways.items()]
     return [*forced, attend("attend, auto", mask, layout)]
 

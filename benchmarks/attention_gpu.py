@@ -59,12 +59,12 @@ def padded_section(make: Maker, tiny: bool) -> Iterator[Group]:
         contenders = {
             "causal & lengths": [varlen(batch), *each_backend(causal, padded(batch))],
             "causal & padding": [dense_sdpa(batch, loom.causal), *each_backend(loom.causal & pads, padded(batch))],
-            "documents & causal": [varlen(batch), *each_backend(documents, packed(batch))],
+            "documents & causal": [varlen(batch), *each_backend(documents, packed(batch), "varlen")],
         }
         yield from (Group("padded", name, batch, causal, all_) for name, all_ in contenders.items())
         windows = [dense_sdpa(batch, loom.window(back=WINDOW)), varlen(batch, WINDOW)]
         yield Group("padded", "window & lengths", batch, window, [*windows, *each_backend(window, padded(batch))])
-        contenders_of_full = [cudnn(full), *each_backend(loom.causal, padded(full))]
+        contenders_of_full = [cudnn(full), *each_backend(loom.causal, padded(full), "sdpa")]
         yield Group("padded", "causal, no padding", full, loom.causal, contenders_of_full)
 
 
@@ -85,7 +85,8 @@ def short_section(make: Maker, tiny: bool) -> Iterator[Group]:
     for length in [16] if tiny else [128, 512, 1024]:
         batch = make((64 if tiny else 2**15) // length, length, 0.74)
         mask = loom.causal & loom.lengths(batch.lens)
-        contenders = [dense_sdpa(batch, loom.causal), varlen(batch), *each_backend(mask, padded(batch))]
+        ours = each_backend(mask, padded(batch), "sdpa")
+        contenders = [dense_sdpa(batch, loom.causal), varlen(batch), *ours]
         yield Group("short", "causal & lengths", batch, mask, contenders)
 
 

@@ -1,7 +1,8 @@
-"""How far attention may be from the truth: twice as far as the plain reference in the same dtype is, and a little more.
+"""How far attention may be from the truth: three times as far as the plain reference in the same dtype, and a little more.
 
-The truth is the reference in float64. Twice, because the largest ratio seen on the CPU is 1.6 (gradients of values in
-bfloat16 with shared heads, which are summed in another order). A little more is half a rounding step, and two where the
+The truth is the reference in float64. Three times, because the largest ratio seen is 1.6 on the CPU (gradients of values in
+bfloat16 with shared heads, which are summed in another order) and 2.8 on an H100 (two queries in bfloat16, every backend;
+float32 with a score_mod, Triton): benchmarks/results/grid.csv, tests/gpu/test_scores.py. A little more is half a rounding step, and two where the
 plain reference is exact because the truth is 0: the gradient of the one query that sees one key (1.02 steps at most were
 seen, in float32 on the CPU and on an H100: benchmarks/grid.py). Errors are |x - truth| over the whole tensor, relative to
 |truth|, or to the incoming gradient where that is larger.
@@ -27,11 +28,11 @@ class Evidence:
     plain: dict[str, float]
     dtype: torch.dtype
 
-    def check(self) -> None:
-        """Fail where ours is further from the truth than evidence allows."""
+    def check(self, *, more: dict[str, float] | None = None) -> None:
+        """Fail where ours is further from the truth than evidence allows, and ``more`` of some results."""
         for name, error in self.ours.items():
             steps = 0.5 if self.plain[name] else 2
-            bound = 2 * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
+            bound = (more or {}).get(name, 0.0) + 3 * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
             assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
 
     @property

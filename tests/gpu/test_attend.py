@@ -57,6 +57,7 @@ def test_auto():
     assert trained.backend == "triton"
     if has_flash():
         assert "gradients are wrong" in trained.ruled_out["flash"]
+        assert "remainder" in loom.explain(q, k, v, loom.dilated(back=9, step=3)).ruled_out["flash"]
 
 
 @pytest.mark.parametrize("backend", FLEX)
@@ -161,13 +162,9 @@ def closer(score, b, h, q_idx, kv_idx):
 @pytest.mark.parametrize("backend", FLEX)
 def test_score_mods(backend, name):
     score_mod, table = score_mods()[name], loom.causal.dense(Q, Q, device="cuda")
-    if backend == "flash" and name not in ("softcap", "by distance"):
-        q, k, v = inputs(Q)
-        with pytest.raises(ValueError, match="gradients are wrong"):
-            loom.attend(q.requires_grad_(), k, v, loom.causal, score_mod=score_mod, backend=backend)
-        out = loom.attend(q.detach(), k, v, loom.causal, score_mod=score_mod, backend=backend)
-        expected, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=score_mod)
-        assert (out.double() - expected).norm() / expected.norm() < 0.01
+    if backend == "flash" and name != "softcap":
+        with pytest.raises(ValueError, match="with others its gradients are wrong"):
+            loom.attend(*inputs(Q), loom.causal, score_mod=score_mod, backend=backend)
         return
     gather(
         lambda *qkv: loom.attend(*qkv, loom.causal, score_mod=score_mod, backend=backend),

@@ -50,13 +50,15 @@ def test_gradients_reach_the_table(buckets):
     def make(learned):
         return loom.relative_bias(learned, buckets=buckets)
 
+    # every pair of a query and a key adds to an entry, atomically, in no order: errors grow like a random walk
+    unordered = torch.finfo(torch.float32).eps * (3 * 300 * 400 / 33) ** 0.5
     gather(
         lambda q, k, v, learned: loom.attend(q, k, v, loom.causal, score_mod=make(learned)),
         *inputs(300, torch.float32),
         table=loom.causal.dense(300, 400, device="cuda"),
         score_mod=make,
         learned=(table(33 if buckets is None else 32),),
-    ).check()
+    ).check(more={"learned 0": unordered})
 
 
 def test_tables_and_offsets_change_freely():

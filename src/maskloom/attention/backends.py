@@ -21,12 +21,12 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.fused import flash, triton
-from maskloom.attention.given import refuse_shared_tables
+from maskloom.attention.given import operations, refuse_shared_tables
 from maskloom.attention.reference import reference
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import kept_table, sdpa
 from maskloom.attention.varlen import packed, varlen
-from maskloom.masks import captured
+from maskloom.scores.softcap import SoftCap
 
 Backend = Literal["flash", "varlen", "triton", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -114,9 +114,20 @@ def _no_flash(request: Request) -> str | None:
             return f"it needs block size {_FLASH_BLOCK}; the block mask has {tuple(request.mask.BLOCK_SIZE)}"
     if request.wants_lse:
         return "torch scales its log-sum-exp, which return_aux and sinks need, to another base, and it has no gradient"
-    if request.needs_gradients and captured.tensors(request.score_mod):
-        return "its gradients are wrong where score_mod reads a tensor"
-    return _nondeterministic(request)
+    if request.score_mod is not None and not isinstance(request.score_mod, SoftCap):
+        return "of score mods it has softcap: with others its gradients are wrong"
+    return _no_flash_mask(request) or _nondeterministic(request)
+
+
+def _no_flash_mask(request: Request) -> str | None:
+    if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
+        return None
+    others = sorted(operations(request.mask) - _FLASH_OPERATIONS)
+    return (
+        f"its masks are made of comparisons, logic, + and -, and table reads; this has {', '.join(others)}"
+        if others
+        else None
+    )
 
 
 def _no_varlen(request: Request) -> str | None:
@@ -164,6 +175,11 @@ def _nondeterministic(request: Request) -> str | None:
 
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
 _FLASH_BLOCK = (128, 128)
+_FLASH_OPERATIONS = {
+    "lt", "le", "gt", "ge", "eq", "ne", "add", "sub", "rsub", "index",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "logical_and", "logical_or", "logical_not",
+    "new_ones", "new_zeros", "ones", "zeros",
+}  # fmt: skip
 
 _REFUSALS: dict[Backend, Callable[[Request], str | None]] = {
     "flash": _no_flash,

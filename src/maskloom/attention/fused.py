@@ -22,7 +22,7 @@ _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks 
 def triton(request: Request) -> Attended:
     """Attention by the Triton kernel."""
     options = dict(request.kernel_options or {})
-    if any(tensor.ndim > 1 for tensor in captured.tensors(request.score_mod)):
+    if not torch.compiler.is_dynamo_compiling() and any(part.ndim > 1 for part in captured.tensors(request.score_mod)):
         # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
         options.setdefault("num_stages", 2)
     return _fused(request, as_block_mask(request.query, request.key, request.mask), options)

@@ -7,8 +7,10 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.attention.kept import keep
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
+from maskloom.masks import captured
 from maskloom.masks.algebra import everything
 from maskloom.masks.dense import MaskMod, needed_sizes
+from maskloom.masks.program import record
 
 
 def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
@@ -72,3 +74,17 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     right, given = tile_states(all_tables), tile_states(block_mask)
     first = right.narrow(axis, 0, 1)
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
+
+
+def operations(mask: BlockMask | MaskMod | None) -> frozenset[str]:
+    """The names of the aten operations that a mask is made of, kept with it; "?" for one that could not be followed."""
+    if mask is None:
+        return frozenset()
+    mask_mod, device = (mask.mask_mod, mask.kv_indices.device) if isinstance(mask, BlockMask) else (mask, None)
+
+    def read() -> frozenset[str]:
+        program = record(mask_mod, device or captured.device_of(mask_mod) or "cpu")
+        unknown = frozenset() if program.obstacle is None else frozenset({"?"})
+        return unknown.union(step.op.overloadpacket.__name__ for step in program.steps)
+
+    return keep(mask, ("operations",), read)

@@ -131,9 +131,14 @@ def _is_empty(cell: types.CellType) -> bool:
 
 def _attributes(held: Any) -> tuple[str, ...]:
     """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
-    slots = [name for kind in type(held).__mro__ for name in _listed(getattr(kind, "__slots__", ()))]
-    names = [*getattr(held, "__dict__", ()), *slots]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__") and hasattr(held, name))
+    slots = _slots(type(held))
+    return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
+
+
+@functools.lru_cache(1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    names = [name for base in kind.__mro__ for name in _listed(getattr(base, "__slots__", ()))]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def _listed(slots: str | Iterable[str]) -> Iterable[str]:
