@@ -40,7 +40,7 @@ def test_every_mask_of_the_algebra_has_the_tables_of_torch(rnd):
 
 @pytest.mark.parametrize("seed", range(0, 200, 5))
 def test_parts_that_are_held_at_once_do_not_show(seed, monkeypatch):
-    monkeypatch.setattr(classify, "BAND", 2)
+    monkeypatch.setitem(classify.BAND, "cpu", 2)
     monkeypatch.setattr(classify, "CHUNK", 300)
     monkeypatch.setitem(ordered._AT_ONCE, "cpu", 3)
     _check(random_case(Random(seed)))
