@@ -34,8 +34,17 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "flash_attn_4": _version("flash-attn-4"),
-        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
+        "command": " ".join(["python", *_program(), *_arguments()]),
     }
+
+
+def _arguments() -> list[str]:
+    """What the script was given, but for where it writes."""
+    given = sys.argv[1:]
+    if "--out" in given:
+        at = given.index("--out")
+        given = given[:at] + given[at + 2 :]
+    return given
 
 
 def _program() -> list[str]:
