@@ -305,7 +305,7 @@ q, k, v = inputs()
         (
             lambda: loom.attend(q, k, v, backend="fast"),
             ValueError,
-            "one of auto, flash, varlen, triton, sdpa, reference; got 'fast'",
+            "one of auto, flash, sdpa, varlen, triton, reference; got 'fast'",
         ),
         (lambda: loom.attend(q, k, v, backend="triton"), ValueError, "'triton' cannot do this: it needs a GPU"),
         (

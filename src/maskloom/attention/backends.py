@@ -1,14 +1,17 @@
 """The ways to run attention, what each cannot do, and the rule that chooses one.
 
-| backend   | what it is                                                                   | where "auto" chooses it              |
-|-----------|------------------------------------------------------------------------------|--------------------------------------|
-| flash     | FlexAttention with FlashAttention 4; skips the tiles that the mask hides     | GPUs from Hopper on, in half types   |
-| varlen    | torch's FlashAttention 2 for packed documents, with causal or a window       | other GPUs in half types             |
-| triton    | FlexAttention with Triton; skips hidden tiles                                | GPUs otherwise                       |
-| sdpa      | torch's scaled_dot_product_attention: is_causal, or the mask as a table      | the CPU                              |
-| reference | the specification, in chunks of queries                                      | where nothing else can               |
+| backend   | what it is                                                                   | where "auto" chooses it                   |
+|-----------|------------------------------------------------------------------------------|-------------------------------------------|
+| flash     | FlexAttention with FlashAttention 4; skips the tiles that the mask hides     | GPUs from Hopper on, half types, Q > 128  |
+| sdpa      | torch's scaled_dot_product_attention: is_causal, or the mask as a table      | the CPU; GPUs, half types, Q > 128, where |
+|           |                                                                              | the mask is `causal`, `everything` or none|
+| varlen    | torch's FlashAttention 2 for packed documents, with causal or a window       | GPUs, half types                          |
+| triton    | FlexAttention with Triton; skips hidden tiles                                | GPUs otherwise                            |
+| reference | the specification, in chunks of queries                                      | where nothing else can                    |
 
-"auto" takes the first in this order that can do what is asked (on the CPU: sdpa, then reference).
+"auto" takes the first in this order that can do what is asked (on the CPU: sdpa, then reference). The order is that of the
+times in benchmarks/results/attention_gpu.csv: in short rows Triton's kernel is faster than FLASH; without FLASH, cuDNN is
+the fastest where no tile but causal's is hidden; varlen is as fast as Triton and compiles nothing.
 """
 
 import importlib.util
@@ -26,11 +29,14 @@ from maskloom.attention.reference import reference
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import kept_table, sdpa
 from maskloom.attention.varlen import packed, varlen
+from maskloom.masks.algebra import Everything
+from maskloom.masks.relative import Causal
 from maskloom.scores.softcap import SoftCap
 
-Backend = Literal["flash", "varlen", "triton", "sdpa", "reference"]
+Backend = Literal["flash", "sdpa", "varlen", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
+_SHORT = 128  # queries up to which Triton's kernel was faster than FLASH on an H100
 _HALF = (torch.bfloat16, torch.float16)
 _FUSED = (torch.float32, *_HALF)
 
@@ -81,7 +87,11 @@ def _order(request: Request) -> tuple[Backend, ...]:
         return ("sdpa", "reference")
     if torch.compiler.is_dynamo_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
         return ("triton", "reference")
-    return ("flash", "varlen", "triton", "reference")
+    if request.query.shape[2] <= _SHORT:
+        return ("varlen", "triton", "reference")
+    whole = request.mask is None or isinstance(request.mask, (Everything, Causal))
+    sdpa_too: tuple[Backend, ...] = ("sdpa",) if whole and request.query.dtype in _HALF else ()
+    return ("flash", *sdpa_too, "varlen", "triton", "reference")
 
 
 def _by_options(request: Request) -> Backend | None:
@@ -193,7 +203,7 @@ _REASONS: dict[Backend, str] = {
     "flash": "FlashAttention 4: the fastest that skips hidden tiles",
     "varlen": "packed documents: FlashAttention 2 attends inside each",
     "triton": "FlexAttention, compiled: hidden tiles are skipped",
-    "sdpa": "FlexAttention has no backward on the CPU; torch's own attention has",
+    "sdpa": "torch's own attention: on the CPU alone it has a backward, on a GPU it is the fastest that needs no table",
     "reference": "nothing else can do this",
 }
 
