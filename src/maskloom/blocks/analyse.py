@@ -162,8 +162,11 @@ def _counted(size: int, axis: int, device: torch.device) -> Interval:
 
 
 def _positions(axis: int, length: int, block: int, offset: int | Tensor, device: torch.device) -> Interval:
-    first = torch.arange(0, length, block, device=device).view(*(-1 if dim == axis else 1 for dim in range(LEAD)))
-    last = (first + (block - 1)).clamp(max=length - 1)
+    shape = [-1 if dim == axis else 1 for dim in range(LEAD)]
+    first = torch.arange(0, length, block, device=device).view(shape)
+    last = torch.arange(block - 1, length + block - 1, block, device=device).view(shape)
+    if length % block:
+        last = last.clamp(max=length - 1)
     if isinstance(offset, Tensor):
         return Interval(first + offset, last + offset)
     if offset:

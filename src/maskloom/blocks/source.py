@@ -1,5 +1,8 @@
 """What a block mask is built from: a mask that was run once, and the checks of what was asked for."""
 
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +53,39 @@ class Source:
 
 
 def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
-    """Run a mask once; see `device_for` and `masks.program.record` for what can be wrong."""
+    """Run a mask once, or not at all if one of its structure was; see `device_for` and `record` for what can be wrong."""
     device = device_for(mask, device)
-    program = record(mask, device)
-    return Source(mask, program, reading_of(program), device)
+    program, reading = _program_of(mask, device)
+    return Source(mask, program, reading, device)
+
+
+_MOST = 256  # programs kept; the one unused for longest goes first
+_programs: OrderedDict[Hashable, tuple[Program, Reading]] = OrderedDict()
+_programs_lock = threading.Lock()
+
+
+def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
+    """A Mask's program and reading follow from its structure, its numbers and the shapes of its tensors: from all but their
+    values. A training step has a new mask of the same structure, whose run on scalars would cost a third of building."""
+    if not captured.is_plain(mask):
+        program = record(mask, device)
+        return program, reading_of(program)
+    held = captured.tensors(mask)
+    key = (captured.structure(mask, numbers=True), tuple(tensor.shape for tensor in held), device)
+    with _programs_lock:
+        kept = _programs.get(key)
+        if kept is not None:
+            _programs.move_to_end(key)
+    if kept is not None:
+        return kept[0].holding(held), kept[1]
+    program = record(mask, device, held)
+    reading = reading_of(program)
+    if program.of_structure:
+        with _programs_lock:
+            _programs[key] = program.without(held), reading
+            while len(_programs) > _MOST:
+                _programs.popitem(last=False)
+    return program, reading
 
 
 def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:

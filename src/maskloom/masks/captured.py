@@ -71,6 +71,15 @@ def holds_code(held: object) -> bool:
     return any(not _is_value(opened) for opened in _walked(held))
 
 
+def is_plain(held: object) -> bool:
+    """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
+    return all(_is_value(found) and (_open(found) is not None or _is_told(found)) for found in _walked(held))
+
+
+def _is_told(leaf: object) -> bool:
+    return isinstance(leaf, (Tensor, int, *_CONSTANTS)) and (not callable(leaf) or isinstance(leaf, Tensor))
+
+
 def _is_value(held: Any) -> bool:
     if not callable(held):
         return True
@@ -131,7 +140,7 @@ def _is_empty(cell: types.CellType) -> bool:
 
 def _attributes(held: Any) -> tuple[str, ...]:
     """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
-    slots = _slots(type(held))
+    slots = _slots(type(held))  # type: ignore[arg-type]
     return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
 
 

@@ -8,7 +8,7 @@ program (`reading`, and the builder of block masks) reads the mask itself, not a
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +43,13 @@ class Ref:
     slot: int
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The place of a captured tensor in a program that was taken off its mask: its number among `captured.tensors`."""
+
+    place: int
+
+
 class Meta(NamedTuple):
     """dtype and shape of a value, as the scalar function sees it; an index has shape ()."""
 
@@ -74,40 +81,63 @@ class Program:
         answer: the bool that the mask_mod returned; a tensor if it depends on nothing.
         metas: of every slot.
         obstacle: why the steps cannot be followed (a write into a shared tensor), None where they can.
+        of_structure: whether another mask of the same structure has the same program, but for the tensors it holds: no
+            captured tensor was computed with alone, or asked for its values.
     """
 
     steps: tuple[Step, ...]
     answer: Ref | Tensor
     metas: tuple[Meta, ...]
     obstacle: str | None = None
+    of_structure: bool = False
 
     def meta(self, value: Ref | Tensor) -> Meta:
         """dtype and shape of a value of the program or of a constant tensor."""
         return self.metas[value.slot] if isinstance(value, Ref) else Meta(value.dtype, tuple(value.shape))
 
+    def without(self, held: Sequence[Tensor]) -> "Program":
+        """The program with places for the tensors that its mask holds, so that it keeps none of them alive."""
+        places = {id(tensor): Held(place) for place, tensor in enumerate(held)}
+        return self._changed(lambda value: places.get(id(value), value) if isinstance(value, Tensor) else value)
 
-def record(mask_mod: Any, device: torch.device | str) -> Program:
+    def holding(self, held: Sequence[Tensor]) -> "Program":
+        """The program of a mask that holds these tensors, from one `without` any."""
+        return self._changed(lambda value: held[value.place] if isinstance(value, Held) else value)
+
+    def _changed(self, change: Callable[[Any], Any]) -> "Program":
+        def changed(value: Any) -> Any:
+            return [changed(item) for item in value] if isinstance(value, (list, tuple)) else change(value)
+
+        steps = tuple(
+            Step(step.op, tuple(map(changed, step.args)), {k: changed(v) for k, v in step.kwargs.items()}, step.results)
+            for step in self.steps
+        )
+        return Program(steps, changed(self.answer), self.metas, self.obstacle, self.of_structure)
+
+
+def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = ()) -> Program:
     """Run ``mask_mod`` once on scalars and write down what it does.
 
     Args:
         mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
         device: where the mask's tensors are.
+        held: all tensors that it holds, if the program is to say whether it is `of_structure`.
 
     Raises:
         TypeError: it does not answer with one bool, or decides in Python on an index's value. What it raises itself
             comes through, with a note.
     """
     # where torch's compiler is loaded, it shall not compile what happens here
-    return (_uncompiled() if "torch._dynamo" in sys.modules else _record)(mask_mod, device)
+    return (_uncompiled() if "torch._dynamo" in sys.modules else _record)(mask_mod, device, held)
 
 
 @functools.cache
-def _uncompiled() -> Callable[[Any, torch.device | str], Program]:
+def _uncompiled() -> Callable[[Any, torch.device | str, Sequence[Tensor]], Program]:
     return torch.compiler.disable(_record)
 
 
-def _record(mask_mod: Any, device: torch.device | str) -> Program:
-    recorder = _Recorder()
+def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:
+    recorder = _Recorder(held=frozenset(map(id, held)))
     with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
         scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
         for scalar in scalars:
@@ -120,7 +150,8 @@ def _record(mask_mod: Any, device: torch.device | str) -> Program:
             raise
     _check_answer(mask_mod, answer)
     answered = recorder.value(answer)
-    return Program(tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle)
+    of_structure = not recorder.used_alone and recorder.obstacle is None
+    return Program(tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle, of_structure)
 
 
 def _check_answer(mask_mod: Any, answer: object) -> None:
@@ -168,6 +199,8 @@ class _Recorder(TorchDispatchMode):
     steps: list[Step] = field(default_factory=list)
     metas: list[Meta] = field(default_factory=list)
     obstacle: str | None = None
+    held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
+    used_alone: bool = False  # whether one of them went into an operation that no index goes into
     _refs: dict[int, Ref] = field(default_factory=dict)
     _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
     _alive: list[Tensor] = field(default_factory=list)
@@ -212,6 +245,12 @@ class _Recorder(TorchDispatchMode):
         values = tuple(map(self.value, args))
         options = {name: self.value(item) for name, item in kwargs.items()}
         depends = any(True for _ in _refs_in((values, *options.values())))
+        if (
+            not depends
+            and self.held
+            and any(id(tensor) in self.held for tensor in _tensors_in((args, *kwargs.values())))
+        ):
+            self.used_alone = True
         if depends and func.overloadpacket in _ASKS_PYTHON:
             raise TypeError(
                 f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
@@ -254,6 +293,14 @@ def _refs_in(arguments: Any) -> Iterator[Ref]:
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from _refs_in(argument)
+
+
+def _tensors_in(arguments: Any) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors_in(argument)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,0 +1,102 @@
+"""One run on scalars serves every mask of a structure, and no mask of another."""
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
+
+import maskloom as loom
+from maskloom.blocks import source
+from maskloom.masks import program
+
+Q, K = 200, 300
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The masks that were run."""
+    ran = []
+    monkeypatch.setattr(source, "record", lambda mask, *rest: ran.append(mask) or program.record(mask, *rest))
+    monkeypatch.setattr(source, "_programs", type(source._programs)())
+    return ran
+
+
+def check(mask):
+    ours = loom.create_block_mask(mask, 3, 2, Q, K, "cpu", 32)
+    theirs = torch_create_block_mask(mask, 3, 2, Q, K, "cpu", 32)
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_tensors_change_without_a_run(runs):
+    for lens in ([3, 70, 150], [200, 1, 0], [5, 5, 5]):
+        check(loom.causal & loom.lengths(lens))
+    assert len(runs) == 1
+    check(loom.lengths([3, 70, 150]) & loom.causal)
+    check(loom.causal & loom.lengths([3, 70, 150], [7, 8, 9]))  # another tensor for the keys
+    assert len(runs) == 3
+
+
+def test_numbers_shapes_and_dtypes_are_runs_of_their_own(runs):
+    for back in (3, 50, 3):
+        check(loom.window(back=back))
+    assert len(runs) == 2
+    for length in (300, 400):
+        check(loom.documents(torch.arange(length) // 70))
+        check(loom.documents((torch.arange(length) // 70).int()))
+    assert len(runs) == 6
+    with pytest.raises(ValueError, match="150 positions"):
+        loom.block_mask(loom.documents(torch.arange(150) // 70), Q, K)
+
+
+def test_functions_are_run_each_time(runs):
+    reach = [3]
+    mask = loom.causal & (lambda b, h, q_idx, kv_idx: q_idx - kv_idx < reach[0])
+    check(mask)
+    reach[0] = 50
+    check(mask)
+    assert len(runs) == 2
+
+
+@loom.mask_value
+class Weird(loom.Mask):
+    """A mask of something that structure does not look into, or that decides on what its tensor holds."""
+
+    held: Any
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        if isinstance(self.held, torch.Tensor):
+            return q_idx >= kv_idx if self.held.max() > 3 else q_idx <= kv_idx
+        return q_idx < int(self.held[0])
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda numbers: frozenset_like(numbers)])
+def test_what_structure_does_not_tell_is_run_each_time(runs, make):
+    check(Weird(make([100])))
+    check(Weird(make([2])))
+    assert len(runs) == 2
+
+
+def frozenset_like(numbers):
+    return memoryview(bytes(numbers))
+
+
+def test_no_tensor_is_kept_alive(runs):
+    lens = torch.tensor([3, 70, 150])
+    loom.block_mask(loom.causal & loom.lengths(lens), Q, K)
+    gone = weakref.ref(lens)
+    del lens
+    runs.clear()
+    gc.collect()
+    assert gone() is None and len(source._programs) == 1
+
+
+def test_few_are_kept(runs, monkeypatch):
+    monkeypatch.setattr(source, "_MOST", 2)
+    for back in (1, 2, 3, 2, 1):
+        loom.block_mask(loom.window(back=back), Q, K)
+    assert len(source._programs) == 2 and len(runs) == 4
