@@ -79,7 +79,7 @@ def compared(theirs: float | str, ours: str, what: str) -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "backends.md": make_backends.TABLES,
-    # "blocks.md": {"blocks_gpu": lambda: make_plots.gpu_table(rows_of("blocks_gpu"))},
+    "blocks.md": {"blocks_gpu": lambda: make_plots.gpu_table(rows_of("blocks_gpu"))},
     # "notes/compile.md": {"compile": compiling},
     # "../README.md": {"gpu": in_short},
 }

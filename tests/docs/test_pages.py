@@ -145,6 +145,27 @@ def test_what_the_page_of_backends_says_of_bounds_and_speed():
     assert clean / without == pytest.approx(2, abs=0.1)
 
 
+def test_what_the_page_of_block_masks_says_of_the_gpu():
+    text = " ".join((DOCS / "blocks.md").read_text().split())
+    rows = rows_of("blocks_gpu.csv")
+    ours = {(row["mask"], int(row["length"])): float(row["ours_ms"]) for row in rows}
+    assert not any(row["torch_compiled_ms"] for row in rows)
+    faster = [float(row["torch_eager_ms"]) / float(row["ours_ms"]) for row in rows if row["torch_eager_ms"]]
+    assert {row["length"] for row in rows if row["torch_eager_ms"]} == {"4096", "16384"}
+    assert f"{min(faster):.1f} to {max(faster):.1f} times faster at 4k and 16k" in text
+    assert max(time for (_, length), time in ours.items() if length == 1 << 20) <= 16
+    memory = {(row["mask"], int(row["length"])): float(row["ours_peak_mb"]) / float(row["tables_mb"]) for row in rows}
+    assert f"({max(more for (_, length), more in memory.items() if length >= 1 << 17):.2f} at most)" in text
+    assert f"(up to {max(memory.values()):.1f}, of few MiB)" in text
+    upto_16k = [time for (_, length), time in ours.items() if length <= 1 << 14]
+    assert f"at most 1 ms up to 16k | {min(upto_16k):.2f} to {max(upto_16k):.2f} ms" in text
+    assert f"at 128k, batch 8 | {ours['causal & padding', 1 << 17]:.2f} ms" in text
+    first = [float(row["ours_first_call_ms"]) / 1000 for row in rows if row["ours_first_call_ms"]]
+    assert f"at most 1 s | {min(first):.1f} to {max(first):.1f} s" in text
+    inexact = {row["length"]: f"{float(row['ours_inexact_ms']):.2f}" for row in rows if row["mask"] == "causal"}
+    assert f"takes {inexact['4096']} ms at 4k and {inexact['131072']} at 128k" in text
+
+
 def test_rows_of_a_gpu_are_plotted_and_tabulated():
     row = dict.fromkeys(make_plots.GPU_COLUMNS, "") | {"device": "H", "torch": "2.11", "batch": "1", "ours_ms": "0.51"}
     rows = [
