@@ -166,6 +166,12 @@ def test_what_the_page_of_block_masks_says_of_the_gpu():
     assert f"takes {inexact['4096']} ms at 4k and {inexact['131072']} at 128k" in text
 
 
+def test_what_the_page_of_compiling_says_of_28_lengths():
+    seconds = {row["backend"]: float(row["seconds"]) for row in rows_of("compile.csv")}
+    assert all(row["graphs"] == "1" for row in rows_of("compile.csv"))
+    assert seconds["TRITON"] <= 25 < seconds["FLASH"]  # as the page says
+
+
 def test_rows_of_a_gpu_are_plotted_and_tabulated():
     row = dict.fromkeys(make_plots.GPU_COLUMNS, "") | {"device": "H", "torch": "2.11", "batch": "1", "ours_ms": "0.51"}
     rows = [
