@@ -121,7 +121,7 @@ def reason_of(row: Row) -> str:
     reason = row["verdict"].removeprefix("refused: ").split("; got ")[0].split("; the tensors are ")[0]
     if reason.startswith(NOT_BY_NAME):
         return (
-            f"not by name: a mask that reads a table by head, query and key raises flash-attn's own error, “{reason}”"
+            f"not by name: a mask that reads a table by head, query and key raises flash-attn's own error, `{reason}`"
         )
     return reason
 

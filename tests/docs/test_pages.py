@@ -128,7 +128,14 @@ def test_what_the_page_of_backends_says_of_bounds_and_speed():
 
     auto, flash = ([speeds(shape, f"attend, {name}") for shape in ("N4096", "N16384")] for name in ("auto", "flash"))
     assert f'"auto" has {auto[0]}, and {auto[1]}; "flash", by name, {flash[0]}, and {flash[1]}.' in text
-    assert f"differ by {flash[0].split()[0]} to {auto[0].split()[0]}." in text
+    assert f"differ by {flash[0].split()[0]} to {auto[0].split()[0]} for `causal & lengths` at 4k" in text
+    same = {}
+    for shape, mask, contender in steps:
+        if contender == "attend, flash":
+            both = steps[shape, mask, contender], steps[shape, mask, "attend, auto"]
+            same[shape, mask] = f"{max(both) / min(both) - 1:.0%}".replace("%", " %")
+    assert f"but for `window & lengths` at 4k, by {same.pop(('N4096', 'window & lengths'))}." in text
+    assert f"differ by {max(same.values(), key=lambda share: int(share.split()[0]))} at most" in text
     for shape in ("N4096", "N16384"):
         packed, varlen, auto = (
             steps[shape, "documents & causal", name]
