@@ -135,13 +135,14 @@ def step_tflops(row: Row) -> float:
 
 
 def gpu_table(rows: list[Row]) -> str:
-    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured."""
+    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured, columns of that are left out."""
     if not rows:
         return ""
-    head = ["N", "mask", *GPU_COLUMNS.values()]
+    columns = {name: title for name, title in GPU_COLUMNS.items() if any(_cell(row[name]) != "–" for row in rows)}
+    head = ["N", "mask", *columns.values()]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in GPU_COLUMNS)])
+        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
