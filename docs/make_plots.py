@@ -1,4 +1,4 @@
-"""Makes the plots of measured tables from committed rows, and prints the tables that a page shows.
+"""Makes the plots of measured tables from committed rows; `docs.make_tables` puts the tables themselves into the pages.
 
 python docs/make_plots.py
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import maskloom as loom
 
@@ -25,6 +26,13 @@ STYLES = {
     "ours_ms": ("maskloom", "-o"),
     "torch_eager_ms": ("torch, eager", "--s"),
     "torch_compiled_ms": ("torch, compiled", ":^"),
+}
+CONTENDERS = {
+    "sdpa, dense mask": "#9a9a9a",
+    "sdpa, cuDNN": "#c9b458",
+    "torch varlen, packed": "#2e8b57",
+    "attend, triton": "#8a5a9e",
+    "attend, auto": "#17406d",
 }
 GPU_COLUMNS = {
     "ours_ms": "ours",
@@ -42,12 +50,14 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Write docs/pictures/blocks.png and blocks_gpu.png, and print the table of the latter."""
+    """Write docs/pictures/blocks.png, blocks_gpu.png and attention_gpu.png."""
     for name in ("blocks", "blocks_gpu"):
         rows = rows_of(name)
         if rows:
             loom.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
-    print(gpu_table(rows_of("blocks_gpu")))
+    attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded"]
+    if attention:
+        loom.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
 
 
 def rows_of(name: str) -> list[Row]:
@@ -63,7 +73,7 @@ def plot(rows: list[Row]) -> Figure:
     """Time to build a block mask against length, ours and torch's."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    measured = {column: style for column, style in STYLES.items() if column in rows[0]}
+    measured = {name: style for name, style in STYLES.items() if any(_is_number(row.get(name, "")) for row in rows)}
     for mask, colour in COLOURS.items():
         for column, (_, style) in measured.items():
             lengths, times = _measured([row for row in rows if row["mask"] == mask], column)
@@ -74,6 +84,9 @@ def plot(rows: list[Row]) -> Figure:
         axes.plot([], [], style, color="0.4", markersize=4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted({int(row["length"]) for row in rows})
     axes.set_xticks(ticks, [_short(length) for length in ticks])
     axes.set_xlabel("length, in positions")
@@ -85,14 +98,51 @@ def plot(rows: list[Row]) -> Figure:
     return figure
 
 
+def attention_plot(rows: list[Row]) -> Figure:
+    """Useful TFLOP/s of a forward and backward, for each mask and each way to attend, one panel for each shape."""
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    masks = list(dict.fromkeys(row["mask"] for row in rows))
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    panels = figure.subplots(len(shapes), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, shape in zip(panels, shapes, strict=True):
+        here = [row for row in rows if row["shape"] == shape]
+        for place, mask in enumerate(masks):
+            found = {row["contender"]: row for row in here if row["mask"] == mask and row["contender"] in CONTENDERS}
+            for number, contender in enumerate(name for name in CONTENDERS if name in found):
+                at = place + 0.19 * (number - (len(found) - 1) / 2)
+                speed = step_tflops(found[contender])
+                axes.bar(at, speed, 0.17, color=CONTENDERS[contender])
+                axes.text(at, speed + 6, f"{speed:.0f}", ha="center", fontsize=7, color="0.3")
+        real = min(float(row["real"]) for row in here)
+        axes.set_title(f"{shape}, {real:.0%} real", fontsize=9, loc="left")
+        axes.set_ylabel("useful TFLOP/s")
+        axes.set_xticks(range(len(masks)), masks)
+        axes.tick_params(axis="x", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    for contender, colour in CONTENDERS.items():
+        panels[0].bar(0, 0, color=colour, label=contender)
+    figure.suptitle(f"Attention, forward and backward together, on {_machine(rows[0])}", fontsize=10)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def step_tflops(row: Row) -> float:
+    """Useful TFLOP/s of forward and backward together: the work of both, in the time of a step."""
+    work = sum(float(row[f"{part}_tflops"]) * float(row[f"{part}_ms"]) for part in ("forward", "backward"))
+    return work / float(row["step_ms"])
+
+
 def gpu_table(rows: list[Row]) -> str:
-    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured."""
+    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured, columns of that are left out."""
     if not rows:
         return ""
-    head = ["N", "mask", *GPU_COLUMNS.values()]
+    columns = {name: title for name, title in GPU_COLUMNS.items() if any(_cell(row[name]) != "–" for row in rows)}
+    head = ["N", "mask", *columns.values()]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in GPU_COLUMNS)])
+        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,6 +1,7 @@
 """The README's code runs, its pictures exist, and its figures are those of committed rows."""
 
 import csv
+import inspect
 import re
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def test_figures_are_committed_rows():
         length = re.search(r"N(\d+)", row["shape"]).group(1)
         expected = [row["contender"], length, row["forward_ms"], row["forward_backward_ms"], row["peak_mib"]]
         assert [cell.strip().strip("`") for cell in line] == expected
+
+
+def test_every_option_of_attend_is_told():
+    options = [
+        name for name, given in inspect.signature(loom.attend).parameters.items() if given.kind is given.KEYWORD_ONLY
+    ]
+    table = README.split("| option | |")[1].split("\n\n")[0]
+    assert re.findall(r"`(\w+)`(?=,| \|)", "\n".join(re.findall(r"^\| (.*? \|)", table, re.MULTILINE))) == options[1:]
+    assert f"`attend(query, key, value, mask, {options[0]}=...)`" in README
 
 
 def test_names_stand_in_the_order_of_the_readme():
