@@ -20,7 +20,7 @@ AXES = {
 }
 IN_WORDS = {"False": "without", "True": "with"}
 NOT_BY_NAME = "Expected TensorSSA"
-"""What flash-attn's compiler says of a table that it cannot read: an error, but none of ours."""
+"""What flash-attn's compiler said of a table that it cannot read, before such masks were refused."""
 
 
 def order() -> str:
@@ -120,9 +120,7 @@ def reason_of(row: Row) -> str:
     """Why a backend refused, without the sizes that it got."""
     reason = row["verdict"].removeprefix("refused: ").split("; got ")[0].split("; the tensors are ")[0]
     if reason.startswith(NOT_BY_NAME):
-        return (
-            f"not by name: a mask that reads a table by head, query and key raises flash-attn's own error, `{reason}`"
-        )
+        return f"a table read by head, query and key (`{reason}`, said flash-attn's compiler; refused by name since)"
     return reason
 
 

@@ -58,6 +58,8 @@ def test_auto():
     if has_flash():
         assert "gradients are wrong" in trained.ruled_out["flash"]
         assert "remainder" in loom.explain(q, k, v, loom.dilated(back=9, step=3)).ruled_out["flash"]
+        table = torch.ones(1, HEADS, Q, Q, dtype=torch.bool, device="cuda")
+        assert "by head" in loom.explain(q, k, v, loom.from_dense(table)).ruled_out["flash"]
 
 
 @pytest.mark.parametrize("backend", FLEX)

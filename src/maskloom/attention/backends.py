@@ -1,17 +1,17 @@
 """The ways to run attention, what each cannot do, and the rule that chooses one.
 
-| backend   | what it is                                                                   | where "auto" chooses it                   |
-|-----------|------------------------------------------------------------------------------|-------------------------------------------|
-| flash     | FlexAttention with FlashAttention 4; skips the tiles that the mask hides     | GPUs from Hopper on, half types, Q > 128  |
-| sdpa      | torch's scaled_dot_product_attention: is_causal, or the mask as a table      | the CPU; GPUs, half types, Q > 128, where |
-|           |                                                                              | the mask is `causal`, `everything` or none|
-| varlen    | torch's FlashAttention 2 for packed documents, with causal or a window       | GPUs, half types                          |
-| triton    | FlexAttention with Triton; skips hidden tiles                                | GPUs otherwise                            |
-| reference | the specification, in chunks of queries                                      | where nothing else can                    |
+| backend   | what it is                                                                 | where "auto" chooses it               |
+|-----------|----------------------------------------------------------------------------|---------------------------------------|
+| flash     | FlexAttention with FlashAttention 4; skips the tiles that the mask hides   | from Hopper on, half types, Q > 128   |
+| sdpa      | torch's scaled_dot_product_attention: is_causal, or the mask as a table    | the CPU; GPUs where it needs no table |
+| varlen    | torch's FlashAttention 2 for packed documents, with causal or a window     | GPUs, half types                      |
+| triton    | FlexAttention with Triton; skips hidden tiles                              | GPUs otherwise                        |
+| reference | the specification, in chunks of queries                                    | where nothing else can                |
 
 "auto" takes the first in this order that can do what is asked (on the CPU: sdpa, then reference). The order is that of the
 times in benchmarks/results/attention_gpu.csv: in short rows Triton's kernel is faster than FLASH; without FLASH, cuDNN is
-the fastest where no tile but causal's is hidden; varlen is as fast as Triton and compiles nothing.
+the fastest where the mask is `causal` or hides nothing (half types, Q > 128); varlen is as fast as Triton and compiles
+nothing.
 """
 
 import importlib.util
@@ -132,9 +132,9 @@ def _no_flash(request: Request) -> str | None:
 def _no_flash_mask(request: Request) -> str | None:
     if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
         return None
-    others = sorted(operations(request.mask) - _FLASH_OPERATIONS)
+    others = ", ".join(sorted(operations(request.mask) - _FLASH_OPERATIONS))
     return (
-        f"its masks are made of comparisons, logic, + and -, and table reads; this has {', '.join(others)}"
+        f"its masks are comparisons, logic, + and - of tables read at one position; this has {others}"
         if others
         else None
     )
@@ -201,9 +201,9 @@ _REFUSALS: dict[Backend, Callable[[Request], str | None]] = {
 
 _REASONS: dict[Backend, str] = {
     "flash": "FlashAttention 4: the fastest that skips hidden tiles",
+    "sdpa": "torch's own attention: on the CPU alone it has a backward, on a GPU it is the fastest that needs no table",
     "varlen": "packed documents: FlashAttention 2 attends inside each",
     "triton": "FlexAttention, compiled: hidden tiles are skipped",
-    "sdpa": "torch's own attention: on the CPU alone it has a backward, on a GPU it is the fastest that needs no table",
     "reference": "nothing else can do this",
 }
 

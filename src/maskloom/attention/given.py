@@ -10,7 +10,7 @@ from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import everything
 from maskloom.masks.dense import MaskMod, needed_sizes
-from maskloom.masks.program import record
+from maskloom.masks.program import Ref, Step, record
 
 
 def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
@@ -77,7 +77,10 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
 
 
 def operations(mask: BlockMask | MaskMod | None) -> frozenset[str]:
-    """The names of the aten operations that a mask is made of, kept with it; "?" for one that could not be followed."""
+    """The names of the aten operations that a mask is made of, kept with it; "?" for one that could not be followed.
+
+    Reading a table is told apart: "index" at a batch row and one position, "index (by head)" and "index (query and key)".
+    """
     if mask is None:
         return frozenset()
     mask_mod, device = (mask.mask_mod, mask.kv_indices.device) if isinstance(mask, BlockMask) else (mask, None)
@@ -85,6 +88,19 @@ def operations(mask: BlockMask | MaskMod | None) -> frozenset[str]:
     def read() -> frozenset[str]:
         program = record(mask_mod, device or captured.device_of(mask_mod) or "cpu")
         unknown = frozenset() if program.obstacle is None else frozenset({"?"})
-        return unknown.union(step.op.overloadpacket.__name__ for step in program.steps)
+        return unknown.union(_name_of(step) for step in program.steps)
 
     return keep(mask, ("operations",), read)
+
+
+def _name_of(step: Step) -> str:
+    name = step.op.overloadpacket.__name__
+    if name != "index":
+        return name
+    read = [index for index in step.args[1] if isinstance(index, Ref)]
+    if _HEAD in read:
+        return "index (by head)"
+    return "index (query and key)" if sum(index != _BATCH for index in read) > 1 else name
+
+
+_BATCH, _HEAD = Ref(0), Ref(1)
