@@ -166,7 +166,9 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("mask", UNKNOWN, ids=lambda mask: repr(mask) if isinstance(mask, Mask) else type(mask).__name__)
+@pytest.mark.parametrize(
+    "mask", UNKNOWN, ids=lambda mask: repr(mask) if isinstance(mask, Mask) else type(mask).__name__
+)
 @pytest.mark.parametrize("call", [loom.attend, loom.explain])
 def test_padding_must_be_known(call, mask):
     with pytest.raises(ValueError, match=r"clean_padding needs a mask .*joined to others with &.*no offset.*; got"):

@@ -123,11 +123,10 @@ def _no_flash_mask(request: Request) -> str | None:
     if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
         return None
     others = sorted(operations(request.mask) - _FLASH_OPERATIONS)
-    return (
-        f"its masks are made of comparisons, logic, + and -, and table reads; this has {', '.join(others)}"
-        if others
-        else None
-    )
+    if not others:
+        return None
+    has = ", ".join("operations that cannot be followed" if name == "?" else name for name in others)
+    return f"its masks are made of comparisons, logic, + and -, and table reads; this has {has}"
 
 
 def _no_varlen(request: Request) -> str | None:
