@@ -199,6 +199,23 @@ def test_small_heads_are_widened(tracing):
     assert len(tracing) == 1
 
 
+def test_floats_that_a_score_mod_captures_are_constants(tracing):
+    def tapered(rate, floor=-2.5):
+        return lambda score, b, h, q, k: (score - rate * (q - k)).clamp(min=floor)
+
+    for rate in (0.5, 0.25, 0.5):
+        attend(loom.causal, 33, score_mod=tapered(rate))
+        attend(loom.causal, 40, score_mod=tapered(rate))
+    assert compiled.compiled_kinds() == 2
+    assert len(tracing) <= 4
+
+
+def test_the_cpu_kernel_with_a_captured_float():
+    torch._dynamo.reset()
+    rate = 0.5
+    attend(loom.causal, 50, score_mod=lambda score, b, h, q, k: score - rate * (q - k))
+
+
 def test_objects_that_a_closure_holds_are_one_kind(tracing):
     class Settings:
         def __init__(self, lens):

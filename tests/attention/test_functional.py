@@ -255,7 +255,11 @@ q, k, v = inputs()
             ValueError,
             r"query has shape \(batch, heads, length, head dim\); got \(2, 13, 8\)",
         ),
-        (lambda: loom.attend(q.long(), k, v), TypeError, "query is floating point; got torch.int64"),
+        (
+            lambda: loom.attend(q.long(), k, v),
+            TypeError,
+            "query is float64, float32, bfloat16 or float16; got torch.int64",
+        ),
         (lambda: loom.attend(q, k.double(), v), ValueError, "one dtype; got query torch.float32, key torch.float64"),
         (lambda: loom.attend(q, k, v.to("meta")), ValueError, "on one device; got query cpu, key cpu, value meta"),
         (

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import AuxRequest
 from torch.nn.attention.flex_attention import and_masks as torch_and
 
 import maskloom as loom
@@ -150,6 +151,47 @@ def test_repr_and_projections(module):
     assert module.in_proj.bias is None
     assert module.out_proj.bias is not None
     assert loom.MultiheadFlexAttention(2, 3, 1, bias=True).in_proj.bias is not None
+
+
+OPTIONS = {
+    "score_mod": {"score_mod": loom.alibi(HEADS)},
+    "scale": {"scale": 0.3},
+    "reference": {"backend": "reference"},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0])},
+    "clean padding": {"clean_padding": True},
+    "deterministic": {"deterministic": True, "allow_slow": True},
+    "offset": {"q_offset": 2},
+    "offset of rows": {"q_offset": torch.tensor([2, 0, 5])},
+    "kernel options": {"kernel_options": {"BLOCK_M": 32}},
+    "no log-sum-exp": {"return_aux": None},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_those_of_attend(module, name):
+    mask = loom.causal if "offset" in name else masks()["lengths"]
+    out, queries, keys = module(sequences(), mask, **OPTIONS[name])
+    values = module.in_proj(sequences()).view(B, L, 3, HEADS, -1)[:, :, 2].transpose(1, 2)
+    attended = loom.attend(queries, keys, values, mask, **OPTIONS[name]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, module.out_proj(attended))
+    out.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+def test_the_tail_of_documents_never_leaks_into_sinks(module):
+    sinks, x = torch.zeros(HEADS, requires_grad=True), sequences()
+    x[:, 5:] = float("nan")
+    mask = loom.within(loom.documents(offsets=[0, 2, 5], length=L), loom.causal)
+    module(x, mask, sinks=sinks).out.sum().backward()
+    assert sinks.grad.isfinite().all()
+
+
+def test_the_log_sum_exp_is_refused_by_name(module):
+    for asked in (AuxRequest(), AuxRequest(lse=True)):
+        with pytest.raises(TypeError, match=r"returns out, queries and keys, and no log-sum-exp; maskloom.attend\("):
+            module(sequences(), loom.causal, return_aux=asked)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
+        module(sequences(), loom.causal, dropout=0.1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.fused import flash, triton
 from maskloom.attention.given import operations, refuse_shared_tables
-from maskloom.attention.reference import reference
+from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import kept_table, sdpa
 from maskloom.attention.varlen import packed, varlen
@@ -132,18 +132,18 @@ def _no_flash(request: Request) -> str | None:
 def _no_flash_mask(request: Request) -> str | None:
     if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
         return None
-    others = ", ".join(sorted(operations(request.mask) - _FLASH_OPERATIONS))
-    return (
-        f"its masks are comparisons, logic, + and - of tables read at one position; this has {others}"
-        if others
-        else None
-    )
+    others = sorted(operations(request.mask) - _FLASH_OPERATIONS)
+    if not others:
+        return None
+    has = ", ".join("operations that cannot be followed" if name == "?" else name for name in others)
+    return f"its masks are comparisons, logic, + and - of tables read at one position; this has {has}"
 
 
 def _no_varlen(request: Request) -> str | None:
     if request.device.type != "cuda":
         return f"it needs a GPU; the tensors are on {request.device}"
-    if packed(request.mask) is None:
+    found = packed(request.mask)
+    if found is None:
         return "it needs a mask that is documents(offsets=...), alone or joined with causal or a window by &"
     if request.query.dtype not in _HALF:
         return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
@@ -152,6 +152,8 @@ def _no_varlen(request: Request) -> str | None:
         return f"it has head dims up to 256 that are multiples of 8, the same for keys and values; got {head_dim} and {value_dim}"
     if request.query.shape[2] != request.key.shape[2]:
         return "it has as many queries as keys"
+    if found.documents.ids.shape[0] < request.query.shape[2]:
+        return f"the mask reads a table with {found.documents.ids.shape[0]} positions, and there are {request.query.shape[2]} queries"
     if request.score_mod is not None:
         return "it has no score_mod"
     if request.wants_lse:
@@ -229,7 +231,7 @@ def _reference(request: Request) -> Attended:
     query, key, value = request.query, request.key, request.value
     table = kept_table(query, key, request.mask)
     mask = request.mask if table is None else table
-    return Attended(*reference(query, key, value, mask, score_mod=request.score_mod, scale=request.scale))
+    return Attended(*attention_in_chunks(query, key, value, mask, score_mod=request.score_mod, scale=request.scale))
 
 
 def _sdpa(request: Request) -> Attended:

@@ -2,12 +2,17 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
+from maskloom.attention.merge import check_sinks
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
+from maskloom.masks.checks import position_offset
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.reading import read
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -20,12 +25,14 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} is floating point; got {tensor.dtype}")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} is float64, float32, bfloat16 or float16; got {tensor.dtype}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}")
     if not query.device == key.device == value.device:
         raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
+    if query.device.type == "meta":
+        raise ValueError("query, key and value are on the meta device, where there are no values to attend to")
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
     if key.shape[1] != value.shape[1] or key.shape[2] != value.shape[2]:
@@ -41,6 +48,54 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 def _each(named: dict[str, Tensor], what: str) -> str:
     values = {name: getattr(tensor, what) for name, tensor in named.items()}
     return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
+
+
+def check_options(query: Tensor, scale: float | None, return_aux: AuxRequest | None, sinks: Tensor | None) -> None:
+    """Raise a TypeError or ValueError if scale, return_aux or sinks are none."""
+    if isinstance(scale, Tensor):
+        raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
+    if sinks is not None:
+        check_sinks(sinks, query.shape[1])
+        if sinks.device != query.device:
+            raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")
+    if return_aux is None:
+        return
+    if not isinstance(return_aux, AuxRequest):
+        raise TypeError(f"return_aux is torch's AuxRequest(lse=True); got {return_aux!r}")
+    if return_aux.max_scores:
+        raise ValueError("attend returns no max_scores; AuxRequest(lse=True) is what it has")
+
+
+def checked_q_offset(q_offset: int | Tensor, batch: int) -> int | Tensor:
+    """A position for all batch rows, or one for each of ``batch``; a kernel would read beyond a shorter table."""
+    checked = position_offset("q_offset", q_offset)
+    if isinstance(checked, Tensor) and checked.ndim and checked.shape[0] != batch:
+        raise ValueError(f"q_offset is for {checked.shape[0]} batch rows; the attention has {batch}")
+    return checked
+
+
+def check_offsets_fit(
+    mask: MaskMod, q_offset: int | Tensor, h_offset: int | Tensor | None, q_len: int, heads: int, device: torch.device
+) -> None:
+    """Raise a ValueError if queries or heads from these offsets on lie beyond the tables that the mask reads.
+
+    A tensor's value is not looked at.
+
+    Args:
+        mask: as it was before the offsets came into it.
+    """
+    if torch.compiler.is_dynamo_compiling() or not (isinstance(q_offset, int) or isinstance(h_offset, int)):
+        return
+    reading = read(mask, device)
+    if isinstance(q_offset, int):
+        if q_offset < 0 and reading.sizes["q_idx"]:  # it would be read from its end
+            raise ValueError(f"the mask reads a table of positions, from 0 on; q_offset is {q_offset}")
+        reading.check_length("q_idx", q_offset + q_len)
+    if isinstance(h_offset, int):
+        last = h_offset + heads - 1
+        size = min(reading.sizes["h"], default=last + 1)
+        if size <= last:
+            raise ValueError(f"the mask reads a table for {size} heads; heads up to number {last} are asked for")
 
 
 def check_mask_fits(

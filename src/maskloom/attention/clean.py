@@ -7,8 +7,11 @@ with 0 at hidden queries, whose backward stops the gradient that comes in there.
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.kept import keep
 from maskloom.attention.request import Attended, Request
+from maskloom.masks.dense import table_sizes
 from maskloom.masks.padding import known_hidden_queries, known_padding
 
 
@@ -16,15 +19,21 @@ def cleaned(request: Request) -> tuple[Request, Tensor | None]:
     """The request with zeros where its mask is known to hide, and which queries it hides: bool (B or 1, Q), or None.
 
     Raises:
-        ValueError: no padding is known in the mask.
+        ValueError: no padding is known in the mask, or that of an attention of other sizes.
     """
-    _, _, q_len, kv_len = request.sizes
-    mask = request.mask_mod
+    batch, heads, q_len, kv_len = request.sizes
+    mask, device = request.mask_mod, request.device
+    if mask is not None and not isinstance(request.mask, BlockMask):
+
+        def fits() -> object:
+            return table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
+
+        keep(mask, ("fits", batch, heads, q_len, kv_len, device), fits)
     keys = None if mask is None else known_padding(mask, kv_len)
     if mask is None or keys is None:
         raise ValueError(
             "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding or documents, alone or "
-            f"joined to others with &; got {mask!r}"
+            f"joined to others with &, and with no offset of positions; got {mask!r}"
         )
     queries = known_hidden_queries(mask, q_len)
     key, value = (_zeroed(tensor, keys) for tensor in (request.key, request.value))
@@ -39,6 +48,14 @@ def hidden(attended: Attended, queries: Tensor | None) -> Attended:
     lse = attended.lse
     lse = None if lse is None else lse.masked_fill(queries[:, None], -torch.inf)
     return Attended(_zeroed(attended.out, queries), lse)
+
+
+def stopped(attended: Attended, queries: Tensor | None) -> Attended:
+    """The same, but no gradient passes at hidden queries: a NaN there would reach what all queries share."""
+    if queries is None or attended.lse is None:
+        return attended
+    out, lse, rows = attended.out, attended.lse, queries[:, None]
+    return Attended(torch.where(rows[..., None], out.detach(), out), torch.where(rows, lse.detach(), lse))
 
 
 def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -9,10 +9,17 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
 from maskloom.attention.backends import Backend, choose, run
-from maskloom.attention.checks import check_mask_fits, check_score_mod_fits, check_tensors
-from maskloom.attention.clean import cleaned, hidden
+from maskloom.attention.checks import (
+    check_mask_fits,
+    check_offsets_fit,
+    check_options,
+    check_score_mod_fits,
+    check_tensors,
+    checked_q_offset,
+)
+from maskloom.attention.clean import cleaned, hidden, stopped
 from maskloom.attention.given import refuse_shared_tables
-from maskloom.attention.merge import check_sinks, with_sinks
+from maskloom.attention.merge import with_sinks
 from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
 from maskloom.errors import FallbackError
@@ -34,7 +41,7 @@ def attend(
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
     q_offset: int | Tensor = 0,
-    h_offset: int | Tensor = 0,
+    h_offset: int | Tensor | None = None,
     backend: Backend | Literal["auto"] = "auto",
     return_aux: AuxRequest | None = None,
     sinks: Tensor | None = None,
@@ -51,7 +58,8 @@ def attend(
         value: (B, Hkv, K, E).
         mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
             table) is built at the first call and kept with it; in-place changes of its tensors are noticed. What a plain
-            function reads may change unseen, so from one it is built at every call.
+            function reads may change unseen, so from one it is built at every call, and so it is where an offset is given:
+            ``shifted(mask, h_offset=4)``, made once, keeps it.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of
             maskloom's (`alibi`, `softcap`, `relative_bias`, `compose`, `shifted_score`).
         scale: by default ``1 / sqrt(D)``.
@@ -59,12 +67,14 @@ def attend(
             dimensions (which may change from step to step without a compilation), or one for each batch row, (B,). A
             BlockMask has its offset in it, given to `block_mask`: there this is for score_mod alone.
         h_offset: the first of these heads among those that mask and score_mod were made for, where devices share the
-            heads (tensor parallelism): an int or an integer tensor without dimensions. A BlockMask likewise has it in it.
+            heads (tensor parallelism): an int, 0 too, or an integer tensor without dimensions. None: these heads are all.
+            A BlockMask likewise has it in it.
         backend: "auto", or one of `maskloom.attention.backends.BACKENDS`, which says when each is chosen.
         return_aux: torch's ``AuxRequest(lse=True)`` for the log-sum-exp beside the output.
         sinks: (H,), learned sink logits (gpt-oss): each head's softmax has one more term, which no value belongs to.
         clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
-            real output and no real gradient. It costs a copy of what is cleaned. The mask must say where padding is.
+            real output and no real gradient. It costs a copy of what is cleaned. The mask must say where padding is;
+            key_padding says it of keys and values alone.
         deterministic: gradients are the same, bit for bit, at every run; so they are with
             ``torch.use_deterministic_algorithms(True)``.
         allow_slow: where the fused kernel would not have run, run the reference, with one warning for each cause.
@@ -72,7 +82,8 @@ def attend(
 
     Returns:
         (B, H, Q, E). A query that sees nothing has output 0 and gradients 0. With ``return_aux`` a pair of that and
-        torch's AuxOutput, whose ``lse`` is (B, H, Q), the natural logarithm, -inf for a query that sees nothing.
+        torch's AuxOutput, whose ``lse`` is (B, H, Q), the natural logarithm, -inf for a query that sees nothing; the head's
+        sink is in it, where there is one. Of half types it is float32.
 
     Raises:
         TypeError, ValueError: tensors, mask or score_mod that do not fit each other, or a backend that cannot do what is asked,
@@ -89,8 +100,10 @@ def attend(
     attended = hidden(_run(chosen.backend, request, allow_slow), padded)
     if sinks is not None:
         assert attended.lse is not None
-        attended = Attended(*with_sinks(attended.out, attended.lse, sinks))
-    return attended.out if return_aux is None else (attended.out, AuxOutput(lse=attended.lse))
+        attended = stopped(Attended(*with_sinks(attended.out, attended.lse, sinks)), padded)
+    if return_aux is None:
+        return attended.out
+    return attended.out, AuxOutput(lse=attended.lse if return_aux.lse else None)
 
 
 def _request(
@@ -101,7 +114,7 @@ def _request(
     score_mod: ScoreMod | None,
     scale: float | None,
     q_offset: int | Tensor,
-    h_offset: int | Tensor,
+    h_offset: int | Tensor | None,
     return_aux: AuxRequest | None,
     sinks: Tensor | None,
     deterministic: bool,
@@ -109,19 +122,22 @@ def _request(
 ) -> Request:
     """Everything checked, and offsets put into mask and score_mod."""
     check_tensors(query, key, value)
-    if sinks is not None:
-        check_sinks(sinks, query.shape[1])
-        if sinks.device != query.device:
-            raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")
-    if return_aux is not None and return_aux.max_scores:
-        raise ValueError("attend returns no max_scores; AuxRequest(lse=True) is what it has")
-    if not (is_zero(q_offset) and is_zero(h_offset)):
+    check_options(query, scale, return_aux, sinks)
+    batch, heads, q_len, _ = query.shape
+    q_offset = checked_q_offset(q_offset, batch)
+    unshifted = mask
+    if not (is_zero(q_offset) and h_offset is None):
+        first = 0 if h_offset is None else h_offset
+        if h_offset is not None and is_zero(h_offset):  # a 0 that mask and score_mod do not take for no offset
+            first = torch.zeros((), dtype=torch.int64, device=query.device)
         if mask is not None and not isinstance(mask, BlockMask):
-            mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
+            mask = shifted(mask, q_offset=q_offset, h_offset=first)
         if score_mod is not None:
-            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
-    check_mask_fits(mask, query.shape[0], query.shape[1], query.shape[2], key.shape[2], query.device)
-    check_score_mod_fits(score_mod, query.shape[1], query.device)
+            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=first)
+    check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
+    check_score_mod_fits(score_mod, heads, query.device)
+    if unshifted is not mask and unshifted is not None and not isinstance(unshifted, BlockMask):
+        check_offsets_fit(unshifted, q_offset, h_offset, q_len, heads, query.device)
     wants_lse = sinks is not None or (return_aux is not None and return_aux.lse)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     return Request(query, key, value, mask, score_mod, scale, wants_lse, deterministic, kernel_options)
@@ -176,7 +192,7 @@ def explain(
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
     q_offset: int | Tensor = 0,
-    h_offset: int | Tensor = 0,
+    h_offset: int | Tensor | None = None,
     backend: Backend | Literal["auto"] = "auto",
     return_aux: AuxRequest | None = None,
     sinks: Tensor | None = None,

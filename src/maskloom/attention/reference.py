@@ -63,6 +63,22 @@ def reference(
     _check_mask(mask, query, key)
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
+    out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale)
+    if sinks is not None:
+        out, lse = with_sinks(out, lse, sinks)
+    return out, lse.to(query.dtype)
+
+
+def attention_in_chunks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | Tensor | None,
+    *,
+    score_mod: ScoreMod | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """`reference` of arguments that are checked, with the log-sum-exp as wide as `probabilities` gives it."""
 
     def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
         scores = attention_scores(query, key, mask, score_mod=score_mod, scale=scale, first=first)
@@ -71,9 +87,7 @@ def reference(
 
     reads = [] if torch.compiler.is_compiling() else [*tensors_of(mask), *captured.tensors(score_mod)]
     out, lse = in_chunks(some_rows, query, key, value, most=CHUNK, reads=reads)
-    if sinks is not None:
-        out, lse = with_sinks(out, lse, sinks)
-    return out, lse.to(query.dtype)
+    return out, lse
 
 
 def attention_scores(

@@ -63,7 +63,7 @@ def varlen(request: Request) -> Attended:
 
 def _ends(offsets: Tensor, batch: int, length: int) -> Tensor:
     """Where each document begins in all rows together, and the end: int32 (batch · documents + 1,)."""
-    starts = torch.arange(batch, device=offsets.device)[:, None] * length + offsets
+    starts = torch.arange(batch, device=offsets.device)[:, None] * length + offsets.long().clamp(max=length)
     return torch.nn.functional.pad(starts.flatten(), (0, 1), value=batch * length).to(torch.int32)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and, mask_value, shown
-from maskloom.masks.checks import INTEGERS, flags, length_table, readable
+from maskloom.masks.checks import INTEGERS, flags, is_zero, length_table, readable
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.moved import Shifted
 
 
 class PaddingMask(Mask):
@@ -239,6 +240,8 @@ def _paddings(mask_mod: MaskMod) -> list[PaddingMask]:
             "combine the masks with & or maskloom.and_masks, or open it first with maskloom.as_mask(mask)"
         )
     mask = as_mask(mask_mod)
+    while isinstance(mask, Shifted) and is_zero(mask.q_offset) and is_zero(mask.kv_offset):
+        mask = mask.mask  # padding is the same for every head
     parts = mask.parts if isinstance(mask, And) else (mask,)
     return [part for part in parts if isinstance(part, PaddingMask)]
 

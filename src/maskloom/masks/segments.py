@@ -142,6 +142,9 @@ class Within(PaddingMask):
     def hidden_keys(self, kv_len: int) -> Tensor:
         return self.segments.hidden_keys(kv_len)
 
+    def hidden_queries(self, q_len: int) -> Tensor:
+        return self.segments.hidden_queries(q_len)
+
 
 def within(segments: AnyDocuments, mask: MaskMod) -> Within:
     """A mask inside each document, with positions that start anew in each: at 0, or where its position ids do.

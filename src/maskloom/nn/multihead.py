@@ -72,11 +72,16 @@ class MultiheadFlexAttention(nn.Module):
         Args:
             x: (B, L, d_in).
             block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys.
-            attend_options: for `maskloom.attend`: score_mod, scale, backend, kernel_options.
+            attend_options: for `maskloom.attend`, all but return_aux.
 
         Raises:
-            ValueError: x of another width or rank; a mask for another length or batch size.
+            TypeError: return_aux. ValueError: x of another width or rank; a mask for another length or batch size.
         """
+        if attend_options.get("return_aux") is not None:
+            raise TypeError(
+                "MultiheadFlexAttention returns out, queries and keys, and no log-sum-exp; "
+                "maskloom.attend(queries, keys, values, mask, return_aux=...) does"
+            )
         if x.ndim != 3 or x.shape[-1] != self.d_in:
             raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
         batch, length, _ = x.shape

@@ -1,0 +1,90 @@
+"""`attend` with its options inside somebody's torch.compile, and under torch.func."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import AuxRequest
+
+import maskloom as loom
+from tests.evidence import gather
+
+B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
+LENS = torch.tensor([5, 7, 11])
+MASK = loom.causal & loom.lengths(LENS)
+FOUR = loom.per_head([loom.causal, loom.everything, loom.prefix(2), loom.causal])
+
+
+def inputs(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in ((B, H, Q, D), (B, HKV, K, D), (B, HKV, K, E))]
+
+
+def sums(query, key, value, **options):
+    out, aux = loom.attend(query, key, value, loom.causal, return_aux=AuxRequest(lse=True), **options)
+    return out + aux.lse[..., None]
+
+
+CALLS = {
+    "int offset": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=n),
+    "tensor offset": lambda q, k, v, n: loom.attend(q, k, v, MASK, q_offset=torch.tensor(n)),
+    "offset of rows": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=torch.full((B,), n)),
+    "score_mod": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=n, score_mod=loom.alibi(H)),
+    "heads": lambda q, k, v, n: loom.attend(q, k, v, FOUR, h_offset=n),
+    "log-sum-exp": lambda q, k, v, n: sums(q, k, v),
+    "sinks": lambda q, k, v, n: sums(q, k, v, sinks=torch.full((H,), 0.5)),
+    "clean padding": lambda q, k, v, n: loom.attend(q, k, v, MASK, clean_padding=True),
+    "deterministic": lambda q, k, v, n: loom.attend(q, k, v, MASK, deterministic=True),
+    "slow": lambda q, k, v, n: loom.attend(q, k, v, MASK, allow_slow=True),
+    "kernel options": lambda q, k, v, n: loom.attend(q, k, v, MASK, kernel_options={"BLOCK_M": 32}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_under_a_full_graph_compile(name):
+    torch._dynamo.reset()
+    call = CALLS[name]
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    for number in (0, 1, 2):
+
+        def plainly(query, key, value, table, *, number=number, **how):
+            return call(query, key, value, number), None
+
+        gather(
+            lambda *qkv, number=number: compiled(*qkv, number), *inputs(), table=None, plain=plainly
+        ).check()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_func(name):
+    call, tensors = CALLS[name], inputs()
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    call(*leaves, 1).square().sum().backward()
+    found = torch.func.grad(lambda *qkv: call(*qkv, 1).square().sum(), argnums=(0, 1, 2))(*tensors)
+    torch.testing.assert_close(found, tuple(leaf.grad for leaf in leaves))
+    two = [torch.stack(pair) for pair in zip(tensors, inputs(seed=5), strict=True)]
+    out = torch.vmap(lambda *qkv: call(*qkv, 1))(*two)
+    torch.testing.assert_close(out, torch.stack([call(*tensors, 1), call(*inputs(seed=5), 1)]))
+
+
+def test_padding_does_not_leak_under_a_full_graph_compile():
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS["clean padding"], backend="eager", fullgraph=True)
+    q, k, v = inputs()
+    expected = loom.attend(q, k, v, MASK)
+    q[0, :, 5:], k[0, :, 5:], v[0, :, 5:] = torch.nan, torch.inf, 1e30
+    assert torch.equal(compiled(q, k, v, 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda q, k, v: loom.attend(q, k, v, MASK, backend="flash"), "it needs a GPU"),
+        (lambda q, k, v: loom.attend(q, k, v, loom.causal, clean_padding=True), "clean_padding needs a mask"),
+        (lambda q, k, v: loom.attend(q, k, v, q_offset=torch.tensor([1, 2])), "q_offset is for 2 batch rows"),
+        (lambda q, k, v: loom.attend(q, k, v, sinks=torch.ones(3)), r"sinks has shape \(H,\) = \(2,\)"),
+        (lambda q, k, v: loom.attend(q, k[:2], v), "have one batch size"),
+    ],
+)
+def test_errors_keep_their_words(call, words):
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=words):
+        torch.compile(call, backend="eager", fullgraph=True)(*inputs())
