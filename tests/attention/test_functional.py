@@ -1,16 +1,11 @@
 """`attend` on the CPU: right forward and backward, kept tables, and the words of errors."""
 
-import dataclasses
-import gc
-
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.attention import chunks, kept
-from maskloom.attention.given import as_block_mask
 from maskloom.blocks.tables import dense_of
 from tests.all_masks import ALL_MASKS
 from tests.evidence import gather
@@ -115,83 +110,6 @@ def test_non_contiguous_and_expanded_inputs():
     gather(lambda *qkv: loom.attend(*qkv, loom.causal), *shared, table=table).check()
 
 
-def test_tables_are_built_once_and_anew_when_their_tensors_change(monkeypatch):
-    built = []
-    monkeypatch.setattr(chunks, "dense_of", lambda *args, **rows: built.append(1) or dense_of(*args, **rows))
-    lens = torch.tensor([5, 7, 11])
-    blocks = loom.block_mask(loom.lengths(lens), Q, K, block_size=32)
-    first = loom.attend(*inputs(), blocks)
-    assert torch.equal(loom.attend(*inputs(), blocks), first)
-    assert len(built) == 1
-    lens[0] = 2
-    assert not loom.attend(*inputs(), blocks)[0, :, 2:].any()
-    assert len(built) == 2
-    blocks.mask_mod = loom.lengths(torch.tensor([5, 7, 11]))  # another mask for the same tables
-    assert torch.equal(loom.attend(*inputs(), blocks), first)
-    assert len(built) == 3
-
-
-def test_what_is_kept_goes_with_its_mask(monkeypatch):
-    monkeypatch.setattr(kept, "_kept", kept.Kept())
-    for length in range(1, 6):
-        mask = loom.lengths([length, 7, 11])
-        loom.attend(*inputs(), mask)
-        q, k, _ = inputs()
-        as_block_mask(q, k, mask)  # what the fused kernel would get
-    assert len(kept._kept._entries) == 1
-    del mask
-    gc.collect()
-    assert not kept._kept._entries
-    for length in range(2, 40):
-        q, k, v = inputs(q_len=length)
-        loom.attend(q, k, v, ALWAYS)
-    assert len(kept._kept._entries[id(ALWAYS)].results) == kept.MOST
-
-
-ALWAYS = loom.window(back=2)
-GLOBAL = torch.tensor([5, 7, 11])
-
-
-def test_what_a_function_reads_may_change_at_any_time(monkeypatch):
-    class Limit:
-        value = 3
-
-    limit, cell = Limit(), torch.tensor([5, 7, 11])
-    masks = [
-        lambda b, h, q, k: k < GLOBAL[b],
-        lambda b, h, q, k: k < cell[b],
-        lambda b, h, q, k: k < limit.value,
-    ]
-    given = [form for mask in masks for form in (mask, loom.as_mask(mask), loom.block_mask(mask, Q, K))]
-    for mask in given:
-        loom.attend(*inputs(), mask)
-    monkeypatch.setitem(globals(), "GLOBAL", torch.tensor([1, 2, 3]))
-    limit.value, cell = 5, torch.tensor([1, 2, 3])
-    for place, mask in enumerate(given):
-        expected, _ = loom.reference(*inputs(), masks[place // 3])
-        torch.testing.assert_close(loom.attend(*inputs(), mask), expected)
-
-
-def test_nothing_is_kept_while_torch_traces():
-    mask = loom.window(back=2)
-    q, k, v = inputs()
-    expected = loom.attend(q, k, v, loom.causal & loom.causal & mask)
-
-    class Model(torch.nn.Module):
-        def forward(self, q, k, v):
-            return loom.attend(q, k, v, mask)
-
-    exported = torch.export.export(Model(), (q, k, v), strict=False)
-    torch.testing.assert_close(exported.module()(q, k, v), expected)
-    torch.testing.assert_close(loom.attend(q, k, v, mask), expected)
-    with torch.inference_mode():
-        lens = torch.tensor([5, 7, 11])
-        mask = loom.lengths(lens)
-        first = loom.attend(q, k, v, mask).clone()
-        lens.fill_(1)  # inference tensors count no versions
-        assert not torch.equal(loom.attend(q, k, v, mask), first)
-
-
 def test_torch_func_grad_and_vmap():
     q, k, v = inputs()
     for mask in (loom.lengths([5, 7, 11]), loom.block_mask(loom.lengths([5, 7, 11]), Q, K)):
@@ -199,20 +117,6 @@ def test_torch_func_grad_and_vmap():
         leaf = q.clone().requires_grad_()
         loom.attend(leaf, k, v, mask).square().sum().backward()
         torch.testing.assert_close(gradient, leaf.grad)
-
-
-def test_objects_without_a_place_for_weak_references():
-    @dataclasses.dataclass(frozen=True, slots=True)
-    class First:
-        n: int
-        lens: torch.Tensor
-
-        def __call__(self, b, h, q_idx, kv_idx):
-            return kv_idx < self.n
-
-    mask = First(4, torch.tensor([1, 2, 3]))
-    gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(), table=loom.prefix(4).dense(Q, K)).check()
-    assert loom.as_mask(mask).to("meta").function.lens.is_meta
 
 
 def test_tables_of_one_row_that_stand_for_all_are_an_error():
@@ -271,6 +175,13 @@ q, k, v = inputs()
         (lambda: loom.attend(q[..., :5], k, v), ValueError, r"same head dim; got query \(3, 2, 13, 5\)"),
         (lambda: loom.attend(k, q, q), ValueError, r"multiple of the key heads; got query \(3, 1, 17, 8\), key \(3, 2"),
         (lambda: loom.attend(q[:, :, :0], k, v), ValueError, "nothing to attend to"),
+        (
+            lambda: loom.attend(*(tensor.to("meta") for tensor in (q, k, v)), loom.causal),
+            ValueError,
+            "are on the meta device, where there are no values",
+        ),
+        (lambda: loom.attend(q.to(torch.float8_e4m3fn), k, v), TypeError, "or float16; got torch.float8_e4m3fn"),
+        (lambda: loom.attend(q.to(torch.complex64), k, v), TypeError, "or float16; got torch.complex64"),
         (lambda: loom.attend(q, k, v, 3), TypeError, "a mask is a function"),
         (
             lambda: loom.attend(q, k, v, loom.block_mask(loom.causal, 7, 5)),
