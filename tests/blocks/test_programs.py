@@ -100,3 +100,10 @@ def test_few_are_kept(runs, monkeypatch):
     for back in (1, 2, 3, 2, 1):
         loom.block_mask(loom.window(back=back), Q, K)
     assert len(source._programs) == 2 and len(runs) == 4
+
+
+def test_nothing_is_kept_that_does_not_last(runs):
+    with torch.inference_mode():
+        check(loom.everything & loom.window(back=3))
+    torch.func.grad(lambda x: (x * loom.block_mask(loom.window(back=5), Q, K).kv_num_blocks.sum()).sum())(torch.ones(3))
+    assert not source._programs

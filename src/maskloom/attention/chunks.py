@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from maskloom.attention.kept import inside_transform
 from maskloom.blocks.tables import dense_of
 from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.modes import inside_transform
 
 RowsAttention = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]]
 """``(query rows, key, value, position of the first) -> tensors``, each with those queries as its dimension 2."""

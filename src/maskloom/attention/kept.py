@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks import captured
+from maskloom.masks.modes import is_lasting
 
 R = TypeVar("R")
 
@@ -44,7 +45,7 @@ class Kept:
     """A cache by object identity. An entry goes when its object goes, and counts only while the object is unchanged.
 
     Unchanged means: it holds the same tensors, and torch's version counters have seen no write to them. Inference-mode
-    tensors have no such counter, and while torch traces, tensors are not what they seem: then nothing is kept.
+    tensors have no such counter, and what is computed while torch traces or captures does not last: then nothing is kept.
     Objects that can change otherwise (functions, which may read anything) must not be given.
     """
 
@@ -68,7 +69,7 @@ class Kept:
             tensors: those that the result is computed from.
             parts: objects that ``source`` could come to hold others in place of.
         """
-        if torch_is_tracing() or any(tensor.is_inference() for tensor in tensors):
+        if not is_lasting() or any(tensor.is_inference() for tensor in tensors):
             return compute()
         with self._lock:
             entry = self._entries.get(id(source))
@@ -127,13 +128,3 @@ def tensors_of(source: Any) -> list[Tensor]:
         return captured.tensors(source)
     tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
     return captured.tensors(source.mask_mod) + [table for table in tables if table is not None]
-
-
-def torch_is_tracing() -> bool:
-    """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
-
-
-def inside_transform() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

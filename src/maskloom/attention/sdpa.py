@@ -17,11 +17,12 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.chunks import in_chunks, rows_of
 from maskloom.attention.compiled import shares_heads
-from maskloom.attention.kept import keep, tensors_of, torch_is_tracing
+from maskloom.attention.kept import keep, tensors_of
 from maskloom.blocks.build import block_mask
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
 from maskloom.masks.algebra import Everything
 from maskloom.masks.dense import MaskMod, needed_sizes
+from maskloom.masks.modes import is_lasting
 from maskloom.masks.relative import Causal, causal
 
 KEPT_BYTES = 2**28
@@ -73,7 +74,7 @@ def sight_of(mask: BlockMask | MaskMod | None) -> Sight:
     """
     if not isinstance(mask, BlockMask):
         return _sight_of_function(mask)
-    if torch_is_tracing():
+    if not is_lasting():
         return "some"
     # functions too: what they read plays no part in it
     return keep(mask, ("sight",), lambda: _sight_of_tables(mask), functions_too=True)

@@ -13,6 +13,7 @@ from maskloom.blocks.classify import Decided, classify
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
+from maskloom.masks.modes import is_lasting, is_tracing
 from maskloom.masks.program import Program, record
 from maskloom.masks.reading import Reading, reading_of
 
@@ -67,7 +68,7 @@ _programs_lock = threading.Lock()
 def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
     """A Mask's program and reading follow from its structure, its numbers and the shapes of its tensors: from all but their
     values. A training step has a new mask of the same structure, whose run on scalars would cost a third of building."""
-    if not captured.is_plain(mask):
+    if is_tracing() or not captured.is_plain(mask):
         program = record(mask, device)
         return program, reading_of(program)
     held = captured.tensors(mask)
@@ -80,7 +81,7 @@ def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
         return kept[0].holding(held), kept[1]
     program = record(mask, device, held)
     reading = reading_of(program)
-    if program.of_structure:
+    if program.of_structure and is_lasting() and not torch.is_inference_mode_enabled():
         with _programs_lock:
             _programs[key] = program.without(held), reading
             while len(_programs) > _MOST:

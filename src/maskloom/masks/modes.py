@@ -1,0 +1,21 @@
+"""Whether what is computed now may be kept for later."""
+
+import torch
+
+
+def is_lasting() -> bool:
+    """Whether operations give plain tensors that hold their values from now on.
+
+    They do not while torch traces, nor while a CUDA graph is captured, whose memory is written at each replay.
+    """
+    return not (is_tracing() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()))
+
+
+def is_tracing() -> bool:
+    """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
+
+
+def inside_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
