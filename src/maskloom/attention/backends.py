@@ -70,7 +70,8 @@ def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
     for candidate in _order(request):
         refused = _REFUSALS[candidate](request)
         if refused is None:
-            return Choice(candidate, _REASONS[candidate], ruled_out)
+            by_itself = candidate == "sdpa" and request.device.type != "cpu"
+            return Choice(candidate, _NO_TABLE if by_itself else _REASONS[candidate], ruled_out)
         ruled_out[candidate] = refused
     raise AssertionError("the reference refuses nothing")
 
@@ -203,11 +204,13 @@ _REFUSALS: dict[Backend, Callable[[Request], str | None]] = {
 
 _REASONS: dict[Backend, str] = {
     "flash": "FlashAttention 4: the fastest that skips hidden tiles",
-    "sdpa": "torch's own attention: on the CPU alone it has a backward, on a GPU it is the fastest that needs no table",
+    "sdpa": "FlexAttention has no backward on the CPU; torch's own attention has",
     "varlen": "packed documents: FlashAttention 2 attends inside each",
     "triton": "FlexAttention, compiled: hidden tiles are skipped",
     "reference": "nothing else can do this",
 }
+
+_NO_TABLE = "the mask needs no table: torch's own attention is fastest"
 
 
 def has_flash() -> bool:
