@@ -142,6 +142,8 @@ FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything
         ({"q_offset": torch.tensor([1])}, ValueError, "q_offset is for 1 batch rows"),
         ({"q_offset": torch.zeros(3, 1, dtype=torch.int64)}, ValueError, r"one for each batch row, \(B,\); got shape"),
         ({"q_offset": 1, "mask": loom.padding(pads())}, ValueError, "a table with 17 positions, and there are 18 quer"),
+        ({"q_offset": torch.tensor(0), "mask": loom.key_padding(pads()[:, :11])}, ValueError, "a table with 11 positions"),
+        ({"h_offset": 0, "mask": loom.padding(pads()[:, :11])}, ValueError, "a table with 11 positions, and there are 17"),
         ({"q_offset": -1, "mask": loom.padding(pads())}, ValueError, "table of positions, from 0 on; q_offset is -1"),
         ({"q_offset": 1, "mask": 3}, TypeError, "a mask is a function"),
         ({"h_offset": -1}, ValueError, "h_offset is a head, at least 0; got -1"),
