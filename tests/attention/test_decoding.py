@@ -147,6 +147,8 @@ FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything
         ({"q_offset": -1, "mask": loom.padding(pads())}, ValueError, "table of positions, from 0 on; q_offset is -1"),
         ({"q_offset": 1, "mask": 3}, TypeError, "a mask is a function"),
         ({"h_offset": -1}, ValueError, "h_offset is a head, at least 0; got -1"),
+        ({"h_offset": -1, "mask": None}, ValueError, "h_offset is a head, at least 0; got -1"),
+        ({"h_offset": "1", "mask": loom.block_mask(loom.causal, L, L)}, TypeError, "h_offset is a head, .* got '1'"),
         ({"h_offset": 1.5}, TypeError, "h_offset is a head, an int or int32 or int64 tensor; got 1.5"),
         ({"h_offset": torch.tensor([1])}, ValueError, r"one head for all batch rows; got shape \(1,\)"),
         ({"h_offset": 1, "mask": FOUR}, ValueError, "a table for 4 heads; heads up to number 4 are asked for"),

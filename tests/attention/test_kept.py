@@ -52,6 +52,16 @@ ALWAYS = loom.window(back=2)
 GLOBAL = torch.tensor([5, 7, 11])
 
 
+def test_offsets_leave_nothing_behind(monkeypatch):
+    monkeypatch.setattr(kept, "_kept", kept.Kept())
+    mask = loom.causal & loom.lengths([5, 7, 11])
+    for step in range(5):
+        loom.attend(*inputs(), mask, q_offset=torch.tensor(step))
+        loom.attend(*inputs(), mask, h_offset=step, clean_padding=True)
+    gc.collect()
+    assert not kept._kept._entries
+
+
 def test_what_a_function_reads_may_change_at_any_time(monkeypatch):
     class Limit:
         value = 3
