@@ -9,7 +9,9 @@ import maskloom as loom
 from maskloom.attention import chunks, kept
 from maskloom.attention.given import as_block_mask
 from maskloom.blocks.tables import dense_of
+from maskloom.masks import captured
 from tests.attention.test_functional import K, Q, inputs
+from tests.catalog import EVERY
 from tests.evidence import gather
 
 
@@ -50,6 +52,16 @@ ALWAYS = loom.window(back=2)
 GLOBAL = torch.tensor([5, 7, 11])
 
 
+def test_offsets_leave_nothing_behind(monkeypatch):
+    monkeypatch.setattr(kept, "_kept", kept.Kept())
+    mask = loom.causal & loom.lengths([5, 7, 11])
+    for step in range(5):
+        loom.attend(*inputs(), mask, q_offset=torch.tensor(step))
+        loom.attend(*inputs(), mask, h_offset=step, clean_padding=True)
+    gc.collect()
+    assert not kept._kept._entries
+
+
 def test_what_a_function_reads_may_change_at_any_time(monkeypatch):
     class Limit:
         value = 3
@@ -68,6 +80,57 @@ def test_what_a_function_reads_may_change_at_any_time(monkeypatch):
     for place, mask in enumerate(given):
         expected, _ = loom.reference(*inputs(), masks[place // 3])
         torch.testing.assert_close(loom.attend(*inputs(), mask), expected)
+
+
+@dataclasses.dataclass
+class Settings:
+    limit: int = 3
+
+
+class Plain:
+    limit = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited:
+    """A value, but for what it holds."""
+
+    held: object
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx < (self.held["limit"] if isinstance(self.held, dict) else self.held.limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    limits: list
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx < self.limits[0]
+
+
+def test_what_a_value_holds_may_change_unless_it_is_one_itself():
+    changes = [
+        (Limited(Settings()), lambda mask: setattr(mask.held, "limit", 5)),
+        (Limited(Plain()), lambda mask: setattr(mask.held, "limit", 5)),
+        (Limited({"limit": 3}), lambda mask: mask.held.update(limit=5)),
+        (Listed([3]), lambda mask: mask.limits.__setitem__(0, 5)),
+    ]
+    for mask, change in changes:
+        given = [mask, loom.as_mask(mask) & loom.window(back=30, ahead=30), loom.block_mask(mask, Q, K)]
+        for form in given:
+            loom.attend(*inputs(), form)
+        change(mask)
+        expected, _ = loom.reference(*inputs(), loom.prefix(5))
+        for form in given:
+            torch.testing.assert_close(loom.attend(*inputs(), form), expected)
+
+
+def test_our_own_masks_never_change_unless_they_hold_functions():
+    for name, (factory, _, _) in EVERY.items():
+        mask = factory()
+        assert captured.may_change(mask) == captured.holds_code(mask), name
+    assert sum(captured.may_change(factory()) for factory, _, _ in EVERY.values()) <= 4
 
 
 def test_nothing_is_kept_while_torch_traces():

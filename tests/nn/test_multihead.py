@@ -207,6 +207,10 @@ def test_the_log_sum_exp_is_refused_by_name(module):
             lambda m: m(sequences(), loom.block_mask(loom.causal, L, L, batch=2)),
             "for 2 batch rows; the attention has 3",
         ),
+        (
+            lambda m: m(sequences(), loom.lengths([3, 5]) & loom.lengths(LENS)),
+            r"knows padding for \(batch, length\) = \(2, 7\) and for \(3, 7\): not for one batch",
+        ),
         (lambda m: m(sequences(), loom.lengths([3, 5])), r"\(batch, length\) = \(3, 7\), .* for \(2, 7\)"),
     ],
 )

@@ -84,7 +84,8 @@ def check_offsets_fit(
     Args:
         mask: as it was before the offsets came into it.
     """
-    if torch.compiler.is_dynamo_compiling() or not (isinstance(q_offset, int) or isinstance(h_offset, int)):
+    numbers = any(isinstance(offset, int) for offset in (q_offset, h_offset) if offset is not None)
+    if torch.compiler.is_dynamo_compiling() or not numbers:
         return
     reading = read(mask, device)
     if isinstance(q_offset, int):

@@ -24,7 +24,7 @@ from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
 from maskloom.errors import FallbackError
 from maskloom.masks.algebra import Mask
-from maskloom.masks.checks import is_zero
+from maskloom.masks.checks import head_offset, is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.simplify import simplify, told
@@ -125,6 +125,8 @@ def _request(
     check_options(query, scale, return_aux, sinks)
     batch, heads, q_len, _ = query.shape
     q_offset = checked_q_offset(q_offset, batch)
+    if h_offset is not None:
+        h_offset = head_offset(h_offset)
     unshifted = mask
     if not (is_zero(q_offset) and h_offset is None):
         first = 0 if h_offset is None else h_offset

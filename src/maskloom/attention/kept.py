@@ -46,7 +46,7 @@ class Kept:
 
     Unchanged means: it holds the same tensors, and torch's version counters have seen no write to them. Inference-mode
     tensors have no such counter, and what is computed while torch traces or captures does not last: then nothing is kept.
-    Objects that can change otherwise (functions, which may read anything) must not be given.
+    Objects that can change otherwise (`captured.may_change`) must not be given.
     """
 
     def __init__(self) -> None:
@@ -108,15 +108,15 @@ _kept = Kept()
 
 
 def keep(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False) -> R:
-    """``compute()``, kept with a mask or BlockMask unless that holds a function: what a function reads may change unseen.
+    """``compute()``, kept with a mask or BlockMask unless that holds what may change unseen, as functions do.
 
     Args:
         source: what the result is computed from.
         key: what else it is computed from.
-        functions_too: keep it also if there is a function: the result does not depend on what that reads.
+        functions_too: keep it also then: the result does not depend on what functions read.
     """
     mask = source.mask_mod if isinstance(source, BlockMask) else source
-    if torch.compiler.is_dynamo_compiling() or (captured.holds_code(mask) and not functions_too):
+    if torch.compiler.is_dynamo_compiling() or (captured.may_change(mask) and not functions_too):
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()
     return _kept.get(source, tensors_of(source), key, compute, parts=parts)

@@ -68,22 +68,24 @@ def has_floats(held: object) -> bool:
 
 def holds_code(held: object) -> bool:
     """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
-    return any(not _is_value(opened) for opened in _walked(held))
+    return any(callable(found) and not _is_frozen(found) for found in _walked(held))
+
+
+def may_change(held: object) -> bool:
+    """Whether anything in it may come to mean something else, but by writes to tensors, while it stays the same object.
+
+    So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
+    """
+    return any(not (_is_frozen(found) or isinstance(found, _UNCHANGING)) for found in _walked(held))
 
 
 def is_plain(held: object) -> bool:
     """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
-    return all(_is_value(found) and (_open(found) is not None or _is_told(found)) for found in _walked(held))
+    return all(_is_frozen(found) or isinstance(found, (Tensor, tuple, int, *_CONSTANTS)) for found in _walked(held))
 
 
-def _is_told(leaf: object) -> bool:
-    return isinstance(leaf, (Tensor, int, *_CONSTANTS)) and (not callable(leaf) or isinstance(leaf, Tensor))
-
-
-def _is_value(held: Any) -> bool:
-    if not callable(held):
-        return True
-    return dataclasses.is_dataclass(held) and held.__dataclass_params__.frozen  # type: ignore[union-attr]
+def _is_frozen(held: Any) -> bool:
+    return dataclasses.is_dataclass(held) and not isinstance(held, type) and held.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 def _open(held: Any) -> _Opened | None:
@@ -234,4 +236,19 @@ _CONSTANTS = (
     enum.Enum,
     type,
     types.BuiltinFunctionType,
+)
+_UNCHANGING = (
+    Tensor,
+    tuple,
+    frozenset,
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    enum.Enum,
 )

@@ -20,7 +20,10 @@ class Shifted(Mask):
     h_offset: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_idx, kv_idx = q_idx + of_row(self.q_offset, b), kv_idx + of_row(self.kv_offset, b)
+        if not is_zero(self.q_offset):  # an index plus 0 is no index any more, whose tables' sizes are checked
+            q_idx = q_idx + of_row(self.q_offset, b)
+        if not is_zero(self.kv_offset):
+            kv_idx = kv_idx + of_row(self.kv_offset, b)
         return self.mask(b, h if is_zero(self.h_offset) else h + self.h_offset, q_idx, kv_idx)
 
     def __repr__(self) -> str:

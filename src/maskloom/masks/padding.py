@@ -209,12 +209,12 @@ def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
     ``|`` or ``~`` it proves nothing.
 
     Raises:
-        ValueError: torch compiles, and the mask is a composition of torch's, which cannot be looked into then.
+        ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
+            cannot be looked into then.
     """
-    known = None
+    known: Tensor | None = None
     for part in _paddings(mask_mod):
-        hidden = part.hidden_keys(kv_len)
-        known = hidden if known is None else known | hidden
+        known = _either(known, part.hidden_keys(kv_len))
     return known
 
 
@@ -223,12 +223,23 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
 
     Known by the same rule as `known_padding`, with the same error.
     """
-    known = None
+    known: Tensor | None = None
     for part in _paddings(mask_mod):
         hidden = part.hidden_queries(q_len)
         if hidden is not None:
-            known = hidden if known is None else known | hidden
+            known = _either(known, hidden)
     return known
+
+
+def _either(first: Tensor | None, second: Tensor) -> Tensor:
+    if first is None:
+        return second
+    pairs = tuple(zip(first.shape, second.shape, strict=True))
+    if pairs[1][0] != pairs[1][1] or (pairs[0][0] != pairs[0][1] and 1 not in pairs[0]):
+        raise ValueError(
+            f"the mask knows padding for (batch, length) = {tuple(first.shape)} and for {tuple(second.shape)}: not for one batch"
+        )
+    return first | second
 
 
 def _paddings(mask_mod: MaskMod) -> list[PaddingMask]:
