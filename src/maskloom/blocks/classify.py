@@ -29,7 +29,10 @@ BAND_ELSEWHERE = 1 << 24
 """Tiles whose intervals are held at once, at most (one row of them at least): 32 MiB for each int64 end on the CPU, where
 that stays near the cache, and 128 MiB on a GPU, where each band costs some forty launches."""
 
-_AT_ALL_CORNERS = 1 << 20  # values at the corners of tiles, if all tiles are looked at: 8 MiB for int64
+# Values at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
+# thousand tiles; at 32k it would cost four times what gathering the open ones does.
+_AT_ALL_CORNERS = {"cpu": 1 << 12}
+_AT_ALL_CORNERS_ELSEWHERE = 1 << 20  # 8 MiB for int64
 
 _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
 
@@ -116,7 +119,8 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     Where tiles are few, the corners of all of them are looked at before it is known which are open: to know it is to wait
     for the device, and to gather them is more work than to broadcast.
     """
-    if 4 * widest(program) * is_open.numel() > _AT_ALL_CORNERS:
+    most = _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE)
+    if 4 * widest(program) * is_open.numel() > most:
         return is_open
     b, h, queries, keys = indices
     q_ends, kv_ends = (torch.stack((index.lo, index.hi), -1) for index in (queries, keys))
