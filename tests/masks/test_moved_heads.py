@@ -38,6 +38,19 @@ def test_attend_knows_how_many_heads_there_are():
     torch.testing.assert_close(loom.attend(*held, PART), whole[:, FIRST:])
 
 
+def test_the_first_rank_holds_some_of_the_heads_too():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, HEADS, length, 8, generator=generator) for length in (Q, K, K))
+    bend = loom.alibi(HEADS)
+    whole = loom.attend(query, key, value, WHOLE, score_mod=bend)
+    held = [tensor[:, :HELD] for tensor in (query, key, value)]
+    blocks = loom.block_mask(loom.shifted(WHOLE, h_offset=0), Q, K, heads=HELD, block_size=4)
+    assert blocks.shape[1] == HELD
+    for mask in (loom.shifted(WHOLE, h_offset=0), blocks):
+        out = loom.attend(*held, mask, score_mod=loom.shifted_score(bend, h_offset=0))
+        torch.testing.assert_close(out, whole[:, :HELD])
+
+
 def test_every_law():
     check_mask(PART, q_len=Q, kv_len=K, heads=HELD)
 
@@ -46,7 +59,8 @@ def test_it_is_a_value():
     assert repr(loom.shifted(loom.causal, h_offset=4)) == "shifted(causal, q_offset=0, kv_offset=0, h_offset=4)"
     assert repr(loom.shifted(loom.causal, h_offset=torch.tensor(4))).endswith("h_offset=int64[])")
     assert loom.shifted(WHOLE, h_offset=2) != PART == pickle.loads(pickle.dumps(PART))
-    assert loom.shifted(WHOLE, h_offset=0) is WHOLE
+    assert loom.shifted(WHOLE, h_offset=None) is WHOLE
+    assert repr(loom.shifted(loom.causal, h_offset=0)).endswith(", h_offset=0)")
     assert loom.parse("shifted(causal, h_offset=2)") == loom.shifted(loom.causal, h_offset=2)
 
 

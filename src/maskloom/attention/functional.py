@@ -129,13 +129,10 @@ def _request(
         h_offset = head_offset(h_offset)
     unshifted = mask
     if not (is_zero(q_offset) and h_offset is None):
-        first = 0 if h_offset is None else h_offset
-        if h_offset is not None and is_zero(h_offset):  # a 0 that mask and score_mod do not take for no offset
-            first = torch.zeros((), dtype=torch.int64, device=query.device)
         if mask is not None and not isinstance(mask, BlockMask):
-            mask = shifted(mask, q_offset=q_offset, h_offset=first)
+            mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
         if score_mod is not None:
-            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=first)
+            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
     check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
     check_score_mod_fits(score_mod, heads, query.device)
     if unshifted is not mask and unshifted is not None and not isinstance(unshifted, BlockMask):

@@ -17,17 +17,17 @@ class Shifted(Mask):
     mask: Mask
     q_offset: int | Tensor
     kv_offset: int | Tensor
-    h_offset: int | Tensor
+    h_offset: int | Tensor | None
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if not is_zero(self.q_offset):  # an index plus 0 is no index any more, whose tables' sizes are checked
             q_idx = q_idx + of_row(self.q_offset, b)
         if not is_zero(self.kv_offset):
             kv_idx = kv_idx + of_row(self.kv_offset, b)
-        return self.mask(b, h if is_zero(self.h_offset) else h + self.h_offset, q_idx, kv_idx)
+        return self.mask(b, h if self.h_offset is None else h + self.h_offset, q_idx, kv_idx)
 
     def __repr__(self) -> str:
-        heads = "" if is_zero(self.h_offset) else f", h_offset={shown(self.h_offset)}"
+        heads = "" if self.h_offset is None else f", h_offset={shown(self.h_offset)}"
         return f"shifted({self.mask!r}, q_offset={shown(self.q_offset)}, kv_offset={shown(self.kv_offset)}{heads})"
 
 
@@ -36,7 +36,7 @@ def shifted(
     *,
     q_offset: int | Tensor | Sequence[int] = 0,
     kv_offset: int | Tensor | Sequence[int] = 0,
-    h_offset: int | Tensor = 0,
+    h_offset: int | Tensor | None = None,
 ) -> Mask:
     """The mask as queries, keys and heads see it that begin elsewhere than at 0: decoding, prefill in chunks, some of the heads.
 
@@ -56,11 +56,13 @@ def shifted(
         q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
             (B,), one for each batch row. A tensor may change from step to step without a compilation.
         kv_offset: the position of the first key, likewise.
-        h_offset: the first head, an int from 0 on, or an int32 or int64 tensor without dimensions.
+        h_offset: the first head, an int from 0 on (0 too: there may be more heads than these), or an int32 or int64 tensor
+            without dimensions. None: these heads are all.
 
     Raises:
         TypeError, ValueError: an offset that is none of these.
     """
-    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset), head_offset(h_offset)
+    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset)
+    heads = None if h_offset is None else head_offset(h_offset)
     inner = as_mask(mask)
-    return inner if all(map(is_zero, offsets)) else Shifted(inner, *offsets)
+    return inner if heads is None and all(map(is_zero, offsets)) else Shifted(inner, *offsets, heads)

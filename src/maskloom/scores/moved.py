@@ -17,21 +17,23 @@ class ShiftedScore(ScoreValue):
     score_mod: ScoreMod
     q_offset: int | Tensor
     kv_offset: int | Tensor
-    h_offset: int | Tensor
+    h_offset: int | Tensor | None
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_idx, kv_idx = q_idx + of_row(self.q_offset, b), kv_idx + of_row(self.kv_offset, b)
-        return self.score_mod(score, b, h + self.h_offset, q_idx, kv_idx)
+        return self.score_mod(score, b, h if self.h_offset is None else h + self.h_offset, q_idx, kv_idx)
 
     def __repr__(self) -> str:
-        names = ("q_offset", "kv_offset", "h_offset")
-        offsets = [f"{name}={shown(getattr(self, name))}" for name in names if not is_zero(getattr(self, name))]
+        positions = {"q_offset": self.q_offset, "kv_offset": self.kv_offset}
+        offsets = [f"{name}={shown(offset)}" for name, offset in positions.items() if not is_zero(offset)]
+        if self.h_offset is not None:
+            offsets.append(f"h_offset={shown(self.h_offset)}")
         return f"shifted_score({', '.join([name_of(self.score_mod), *offsets])})"
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         if isinstance(self.score_mod, ScoreValue):
             first = self.h_offset if isinstance(self.h_offset, int) else 0  # a tensor is not read
-            self.score_mod.check_heads(first + heads, or_more=or_more or not is_zero(self.h_offset))
+            self.score_mod.check_heads(first + heads, or_more=or_more or self.h_offset is not None)
 
 
 def shifted_score(
@@ -39,7 +41,7 @@ def shifted_score(
     *,
     q_offset: int | Tensor | Sequence[int] = 0,
     kv_offset: int | Tensor | Sequence[int] = 0,
-    h_offset: int | Tensor = 0,
+    h_offset: int | Tensor | None = None,
 ) -> ScoreMod:
     """The score mod as queries, keys and heads see it that begin elsewhere than at 0; what `shifted` is for masks.
 
@@ -57,11 +59,13 @@ def shifted_score(
         q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
             (B,), one for each batch row. A tensor may change from step to step without a compilation.
         kv_offset: the position of the first key, likewise.
-        h_offset: the first head, an int from 0 on, or an int32 or int64 tensor without dimensions.
+        h_offset: the first head, an int from 0 on (0 too: there may be more heads than these), or an int32 or int64 tensor
+            without dimensions. None: these heads are all.
 
     Raises:
         TypeError, ValueError: an offset that is none of these, or something that is no score_mod.
     """
     checked_score_mod(score_mod)
-    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset), head_offset(h_offset)
-    return score_mod if all(map(is_zero, offsets)) else ShiftedScore(score_mod, *offsets)
+    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset)
+    heads = None if h_offset is None else head_offset(h_offset)
+    return score_mod if heads is None and all(map(is_zero, offsets)) else ShiftedScore(score_mod, *offsets, heads)
