@@ -207,6 +207,10 @@ def test_auto_in_short_rows_on_a_gpu(gpu):
 def test_kernel_options_name_a_kernel(gpu):
     assert loom.explain(*inputs(), kernel_options={"BACKEND": "FLASH"}).backend == "flash"
     assert loom.explain(*inputs(), kernel_options={"BLOCK_M": 32}).backend == "triton"
+    with pytest.raises(
+        ValueError, match="'triton' cannot do this: kernel_options ask for FLASH, which is backend 'flash'"
+    ):
+        loom.explain(*inputs(), backend="triton", kernel_options={"BACKEND": "FLASH"})
     with pytest.raises(ValueError, match="'flash' cannot do this: it runs in bfloat16 and float16"):
         loom.explain(*inputs(dtype=torch.float32), kernel_options={"BACKEND": "FLASH"})
 

@@ -165,6 +165,8 @@ def _no_varlen(request: Request) -> str | None:
 def _no_triton(request: Request) -> str | None:
     if request.device.type == "cpu":
         return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
+    if (request.kernel_options or {}).get("BACKEND") == "FLASH":
+        return "kernel_options ask for FLASH, which is backend 'flash'"
     if request.query.dtype not in _FUSED:
         return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
     if request.deterministic and request.trains_score_mod:
