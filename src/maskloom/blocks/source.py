@@ -81,9 +81,12 @@ def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
         return kept[0].holding(held), kept[1]
     program = record(mask, device, held)
     reading = reading_of(program)
-    if program.of_structure and is_lasting() and not torch.is_inference_mode_enabled():
+    bare = program.without(held)
+    # what the mask made on a device was made on this stream, and another could read it too early
+    made_there = any(tensor.device.type != "cpu" for tensor in bare.constants)
+    if program.of_structure and not made_there and is_lasting() and not torch.is_inference_mode_enabled():
         with _programs_lock:
-            _programs[key] = program.without(held), reading
+            _programs[key] = bare, reading
             while len(_programs) > _MOST:
                 _programs.popitem(last=False)
     return program, reading

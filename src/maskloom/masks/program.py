@@ -95,6 +95,14 @@ class Program:
         """dtype and shape of a value of the program or of a constant tensor."""
         return self.metas[value.slot] if isinstance(value, Ref) else Meta(value.dtype, tuple(value.shape))
 
+    @property
+    def constants(self) -> Iterator[Tensor]:
+        """The tensors in it: those that the mask holds, and those that it made on the way."""
+        for step in self.steps:
+            yield from _tensors_in((*step.args, *step.kwargs.values()))
+        if isinstance(self.answer, Tensor):
+            yield self.answer
+
     def without(self, held: Sequence[Tensor]) -> "Program":
         """The program with places for the tensors that its mask holds, so that it keeps none of them alive."""
         places = {id(tensor): Held(place) for place, tensor in enumerate(held)}
