@@ -1,11 +1,11 @@
-"""How far attention may be from the truth: three times as far as the plain reference in the same dtype, and a little more.
+"""How far attention may be from the truth: some times as far as the plain reference in the same dtype, and a little more.
 
-The truth is the reference in float64. Three times, because the largest ratio seen is 1.6 on the CPU (gradients of values in
-bfloat16 with shared heads, which are summed in another order) and 2.8 on an H100 (two queries in bfloat16, every backend;
-float32 with a score_mod, Triton): benchmarks/results/grid.csv, tests/gpu/test_scores.py. A little more is half a rounding step, and two where the
-plain reference is exact because the truth is 0: the gradient of the one query that sees one key (1.02 steps at most were
-seen, in float32 on the CPU and on an H100: benchmarks/grid.py). Errors are |x - truth| over the whole tensor, relative to
-|truth|, or to the incoming gradient where that is larger.
+The truth is the reference in float64. On the CPU it is twice as far, because the largest ratio seen is 1.6 (gradients of
+values in bfloat16 with shared heads, which are summed in another order); on a GPU three times, because 2.8 was seen on an H100
+(two queries in bfloat16, every backend; float32 with a score_mod, Triton). A little more is half a rounding step, and two
+where the plain reference is exact because the truth is 0: the gradient of the one query that sees one key (1.02 steps at
+most were seen, in float32 on the CPU and on an H100: benchmarks/grid.py). Errors are |x - truth| over the whole tensor,
+relative to |truth|, or to the incoming gradient where that is larger.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,16 @@ class Evidence:
     ours: dict[str, float]
     plain: dict[str, float]
     dtype: torch.dtype
+    on_gpu: bool = False
 
     def check(self, *, more: dict[str, float] | None = None) -> None:
         """Fail where ours is further from the truth than evidence allows, and ``more`` of some results."""
+        times = 3 if self.on_gpu else 2
         for name, error in self.ours.items():
             steps = 0.5 if self.plain[name] else 2
-            bound = (more or {}).get(name, 0.0) + 3 * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
+            bound = (
+                (more or {}).get(name, 0.0) + times * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
+            )
             assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
 
     @property
@@ -73,7 +77,7 @@ def gather(
     ours = _run(attention, inputs, grad, query.dtype)
     same_dtype = _run(plainly, inputs, grad, query.dtype)
     least = float(grad.double().norm())
-    return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype)
+    return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype, query.is_cuda)
 
 
 def _run(attention, inputs, grad, dtype) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
+from maskloom.attention.given import as_block_mask
 from maskloom.blocks import classify, ordered
 from maskloom.blocks.tables import dense_of
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
@@ -67,6 +68,19 @@ def _sizes(case: Case) -> dict[str, int]:
 
 def _causal(b, h, q_idx, kv_idx):
     return q_idx >= kv_idx
+
+
+@pytest.mark.parametrize("make", [lambda: loom.lengths([70, 150, 200]), lambda: loom.documents(offsets=[0, 70, 200])])
+def test_block_mask_keeps_the_cheaper_mask_and_create_block_mask_the_given_one(make):
+    mask = loom.causal & make()
+    cheaper = loom.simplify(mask)
+    assert cheaper != mask
+    ours, torchs = loom.block_mask(mask, 200, 200), loom.create_block_mask(mask, 3, None, 200, 200, "cpu")
+    assert ours.mask_mod == cheaper and torchs.mask_mod is mask
+    assert loom.block_mask(mask, 150, 200, q_offset=50).mask_mod == loom.shifted(cheaper, q_offset=50)
+    q, k, _ = torch.randn(3, 3, 2, 200, 8)
+    assert as_block_mask(q, k, mask).mask_mod == cheaper  # what a kernel gets
+    assert as_block_mask(q, k, mask).kv_indices is as_block_mask(q, k, mask).kv_indices  # kept
 
 
 def test_the_mask_mod_is_kept_untouched():

@@ -8,9 +8,10 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
+from maskloom.blocks.tables import tile_states
 from maskloom.masks import captured
 from tests.evidence import gather
-from tests.gpu.test_compile import BACKENDS, LENS, inputs, kinds
+from tests.gpu.test_compile import BACKENDS, BATCH, HEADS, LENS, inputs, kinds
 
 NAMES = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
@@ -27,6 +28,18 @@ def test_tables_are_torchs(name, q_len):
     theirs = torch_create_block_mask(mask, batch, heads, q_len, q_len, device="cuda")
     for table in NAMES:
         assert torch.equal(getattr(ours, table), getattr(theirs, table)), table
+
+
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("sizes", [(517, 1199), (128, 130)])
+def test_tables_written_out_for_every_row_and_head(sizes, separate):
+    """What does not differ from row to row is ordered once for each, and without full tables all is listed in one."""
+    ours = loom.create_block_mask(loom.causal, BATCH, HEADS, *sizes, "cuda", 32, separate_full_blocks=separate)
+    there = loom.create_block_mask(loom.causal, BATCH, HEADS, *sizes, "cpu", 32, separate_full_blocks=separate)
+    for table in NAMES:
+        found, expected = getattr(ours, table), getattr(there, table)
+        assert (found is None and expected is None) or torch.equal(found.cpu(), expected), table
+    assert torch.equal(tile_states(ours).cpu(), tile_states(there))
 
 
 def test_inexact_building_does_not_wait_for_the_device():

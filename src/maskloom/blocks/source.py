@@ -67,7 +67,7 @@ _programs_lock = threading.Lock()
 
 def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
     """A Mask's program and reading follow from its structure, its numbers and the shapes of its tensors: from all but their
-    values. A training step has a new mask of the same structure, whose run on scalars would cost a third of building."""
+    values. A training step has a new mask of the same structure, and need not run it on scalars again."""
     if is_tracing() or not captured.is_plain(mask):
         program = record(mask, device)
         return program, reading_of(program)
