@@ -13,6 +13,8 @@ from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.blocks.rules import RULES, Rule
 from maskloom.masks.program import Program, Ref, Step
 
+_READ = torch.ops.aten.index  # knows positions and batch rows in their order, which need not be gathered
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -48,6 +50,9 @@ class Grid:
         """The grid in bands of query tiles, each of at most ``most`` tiles, but at least one row of them."""
         batch, heads, rows, columns = self.shape
         step = self.q_block * min(rows, max(1, most // (batch * heads * columns)))
+        if step >= self.q_len:
+            yield self
+            return
         for first in range(0, self.q_len, step):
             q_len = min(step, self.q_len - first)
             yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
@@ -111,7 +116,7 @@ def _step(
     args = _filled(step.args, values, device)
     kwargs = {name: _filled(item, values, device) for name, item in step.kwargs.items()}
     given = list(_intervals_in([args, *kwargs.values()]))
-    if all(interval.exact for interval in given):
+    if all(interval.exact for interval in given) and step.op.overloadpacket is not _READ:
         return _exactly(step, args, kwargs)
     rule = rules.get(step.op.overloadpacket)
     out = rule(step.op, *args, **kwargs) if rule is not None else None
@@ -158,7 +163,7 @@ def _tensors_in(argument: Any) -> Any:
 
 def _counted(size: int, axis: int, device: torch.device) -> Interval:
     numbers = torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(LEAD)))
-    return Interval.exactly(numbers, span=(0, size - 1))
+    return Interval(numbers, numbers, span=(0, size - 1), run=Run(axis, 0, 1, size))
 
 
 def _positions(axis: int, length: int, block: int, offset: int | Tensor, device: torch.device) -> Interval:

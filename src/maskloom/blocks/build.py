@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.blocks.classify import classify
 from maskloom.blocks.ordered import to_block_mask
 from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.masks.algebra import Mask
@@ -73,7 +74,7 @@ def block_mask(
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
     source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
-    return to_block_mask(source.states(grid, exact=exact), kept, grid)
+    return to_block_mask(classify(source, grid, exact=exact), kept, grid)
 
 
 def create_block_mask(
@@ -123,7 +124,7 @@ def create_block_mask(
     source = read_source(mask_mod, device)
     _refuse_shared_tables(source.reading, B, H)
     grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)
-    built = to_block_mask(source.states(grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
+    built = to_block_mask(classify(source, grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
     if compute_dq_write_order:
         _add_write_order(built, dq_kv_order)
     return built

@@ -8,18 +8,21 @@ A tile is full if no element of it is False and the end of the sequence does not
 element is True, partial otherwise.
 """
 
+import functools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from maskloom.blocks.analyse import Grid, analyse
-from maskloom.blocks.evaluate import Elements, evaluate, run, widest
+from maskloom.blocks.evaluate import Elements, evaluate, run, size_of, widest
 from maskloom.blocks.interval import LEAD, Interval
-from maskloom.blocks.tables import PARTIAL
+from maskloom.blocks.plan import planned
+from maskloom.blocks.source import Source
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.modes import is_lasting
 from maskloom.masks.program import INDICES, Index, Program
-from maskloom.masks.reading import Reading
 
 CHUNK = 1 << 22
 """Elements that are evaluated at once, at most (one tile at least): 4 Mi, so 32 MiB for each int64 value."""
@@ -29,10 +32,18 @@ BAND_ELSEWHERE = 1 << 24
 """Tiles whose intervals are held at once, at most (one row of them at least): 32 MiB for each int64 end on the CPU, where
 that stays near the cache, and 128 MiB on a GPU, where each band costs some forty launches."""
 
-# Values at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
-# thousand tiles; at 32k it would cost four times what gathering the open ones does.
-_AT_ALL_CORNERS = {"cpu": 1 << 12}
-_AT_ALL_CORNERS_ELSEWHERE = 1 << 20  # 8 MiB for int64
+# Bytes at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
+# thousand tiles; at 32k it would cost four times what gathering the open ones does. On a GPU it pays wherever it takes no
+# more memory than the tables will, four of int32.
+_AT_ALL_CORNERS = {"cpu": 1 << 15}
+_AT_ALL_CORNERS_ELSEWHERE = 1 << 23
+_TABLES_OF_A_TILE = {"cpu": 0}
+_TABLES_OF_A_TILE_ELSEWHERE = 16
+
+Tensors = tuple[Tensor, ...]
+
+_MOST_PLANNED = 1 << 20
+"""Tiles of a grid for which operations are written down: with more of them Python is the lesser part."""
 
 _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
 
@@ -46,55 +57,96 @@ class Decided:
     evaluation: int = 0
     without_rule: tuple[str, ...] = field(default=())
 
-    def add(self, intervals: int, witnesses: int, evaluation: int, without_rule: tuple[str, ...]) -> None:
+    def add(self, intervals: int, witnesses: int, evaluation: int) -> None:
         """Count the tiles of one more part of the grid."""
         self.intervals += intervals
         self.witnesses += witnesses
         self.evaluation += evaluation
-        self.without_rule = without_rule
 
     @property
     def total(self) -> int:
         return self.intervals + self.witnesses + self.evaluation
 
 
-def classify(
-    program: Program,
-    reading: Reading,
-    mask_mod: MaskMod,
-    grid: Grid,
-    device: torch.device,
-    *,
-    exact: bool = True,
-    count: Decided | None = None,
-) -> Tensor:
+@torch.no_grad()
+def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
+    Nobody may write into it: it may be kept for the next call.
+
     Args:
-        program, reading: of ``mask_mod``.
         exact: False takes what intervals leave open as partial. That is right for attention, where mask_mod decides
             inside a partial tile, and does not wait for the device.
         count: told how the tiles were decided. Counting waits for the device.
     """
+    inputs = [*source.held, *(offset for offset in (grid.q_offset, grid.kv_offset) if isinstance(offset, Tensor))]
+    bands = list(grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE)))
+    if len(bands) > 1:
+        return torch.cat([_classified(source, band, exact, count, _once) for band in bands], 2)
+    key = _key(source, grid, exact, inputs) if count is None else None
+    if key is None:
+        return _classified(source, grid, exact, count, _once)
+    if not inputs:
+        return planned(key, inputs, lambda: (_classified(source, grid, exact, count, _once),))[0]
+    again = functools.partial(planned, key, inputs, constants=source.bare.constants)
+    return _classified(source, grid, exact, count, again)
 
-    def band_states(band: Grid) -> Tensor:
-        analysis = analyse(program, band, device)
-        must, may = _over_tiles(analysis.answer, reading.marks, band)
-        states = _cut_short(may.to(torch.int8, memory_format=torch.contiguous_format).add_(must), band)
-        witnessed, evaluated, undecided = 0, 0, 0
-        if exact and not analysis.answer.exact:
-            is_open = may > must
-            tiles = _not_witnessed(is_open, program, analysis.indices, band).nonzero()
-            undecided = len(tiles)
-            witnessed, evaluated = _decide(states, tiles, program, mask_mod, band) if undecided else (0, 0)
-            if count is not None:
-                witnessed += int(is_open.sum()) - undecided
+
+def _once(compute: Callable[[], Tensors]) -> Tensors:
+    return compute()
+
+
+def _key(source: Source, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
+    """All that the operations follow from; None where they are not to be written down."""
+    batch, heads, rows, columns = grid.shape
+    if source.key is None or batch * heads * rows * columns > _MOST_PLANNED or not is_lasting():
+        return None
+    if source.device.type not in ("cpu", "cuda") or torch.is_inference_mode_enabled():
+        return None
+    # a tensor that was made on one stream may not be ready on another
+    stream = torch.cuda.current_stream(source.device).cuda_stream if source.device.type == "cuda" else None
+    places = tuple((tensor.stride(), tensor.storage_offset()) for tensor in inputs)
+    offsets = (
+        (offset.dtype, offset.device, offset.shape) if isinstance(offset, Tensor) else offset
+        for offset in (grid.q_offset, grid.kv_offset)
+    )
+    sizes = (grid.q_len, grid.kv_len, grid.q_block, grid.kv_block)
+    return source.key, batch, heads, sizes, *offsets, places, exact, stream
+
+
+def _classified(
+    source: Source,
+    grid: Grid,
+    exact: bool,
+    count: Decided | None,
+    again: Callable[[Callable[[], Tensors]], Tensors],
+) -> Tensor:
+    """See `classify`; ``again`` calls the part of the work that neither waits nor writes, or does what it did before."""
+
+    def at_first_sight() -> Tensors:
+        """The states by intervals, open tiles as partial; and if it is to be exact, which were open and still are."""
+        analysis = analyse(source.program, grid, source.device)
         if count is not None:
-            count.add(states.numel() - witnessed - evaluated, witnessed, evaluated, analysis.without_rule)
-        return states
+            count.without_rule = analysis.without_rule
+        must, may = _over_tiles(analysis.answer, source.reading.marks, grid)
+        states = may.to(torch.int8, memory_format=torch.contiguous_format) + _uncut(must, grid)
+        if analysis.answer.exact or not exact:
+            return (states,)
+        is_open = may > must
+        return states, is_open, _not_witnessed(is_open, source.program, analysis.indices, grid)
 
-    bands = [band_states(band) for band in grid.bands(BAND.get(device.type, BAND_ELSEWHERE))]
-    return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+    states, *left_open = again(at_first_sight)
+    if not left_open:
+        if count is not None:
+            count.add(states.numel(), 0, 0)
+        return states
+    was_open, undecided = left_open
+    tiles = undecided.nonzero()
+    states, evaluated = _decide(states, tiles, source, grid) if len(tiles) else (states, 0)
+    if count is not None:
+        by_elements = int(was_open.sum())
+        count.add(states.numel() - by_elements, by_elements - evaluated, evaluated)
+    return states
 
 
 def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -104,23 +156,16 @@ def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[
     return answer.lo[:batch, :heads].expand(shape), answer.hi[:batch, :heads].expand(shape)
 
 
-def _cut_short(states: Tensor, grid: Grid) -> Tensor:
-    """Tiles that the end of the queries or of the keys cuts are never full: in place."""
-    if grid.q_len % grid.q_block:
-        states[:, :, -1].clamp_(max=PARTIAL)
-    if grid.kv_len % grid.kv_block:
-        states[..., -1].clamp_(max=PARTIAL)
-    return states
-
-
 def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], grid: Grid) -> Tensor:
     """The open tiles that their four corners do not show to be partial: bool like ``is_open``.
 
     Where tiles are few, the corners of all of them are looked at before it is known which are open: to know it is to wait
     for the device, and to gather them is more work than to broadcast.
     """
-    most = _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE)
-    if 4 * widest(program) * is_open.numel() > most:
+    batch, heads, rows, columns = grid.shape
+    tables = _TABLES_OF_A_TILE.get(is_open.device.type, _TABLES_OF_A_TILE_ELSEWHERE) * is_open.numel()
+    most = max(tables, _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE))
+    if size_of(program, (batch, heads, 2 * rows, 2 * columns)) > most:
         return is_open
     b, h, queries, keys = indices
     q_ends, kv_ends = (torch.stack((index.lo, index.hi), -1) for index in (queries, keys))
@@ -130,35 +175,31 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
         return is_open
     answers = answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2)
     some, every = answers.any(-1), answers.all(-1)
-    partial = some > every
-    if grid.q_len % grid.q_block or grid.kv_len % grid.kv_block:  # what lies behind the end is never visible
-        partial = torch.where(_cut(grid, is_open.device), some, partial)
-    return is_open > partial
+    return is_open > (some > _uncut(every, grid))
 
 
-def _cut(grid: Grid, device: torch.device) -> Tensor:
-    """Tiles that the end of the queries or of the keys cuts: bool (query tiles, key tiles)."""
-    cut = torch.zeros(grid.shape[2:], dtype=torch.bool, device=device)
-    if grid.q_len % grid.q_block:
-        cut[-1] = True
-    if grid.kv_len % grid.kv_block:
-        cut[:, -1] = True
-    return cut
+def _uncut(tiles: Tensor, grid: Grid) -> Tensor:
+    """Those of some tiles that hold no position behind the end, where nothing is visible."""
+    if not (grid.q_len % grid.q_block or grid.kv_len % grid.kv_block):
+        return tiles
+    whole_q, whole_kv = grid.q_len // grid.q_block, grid.kv_len // grid.kv_block
+    queries, keys = (torch.arange(size, device=tiles.device) for size in grid.shape[2:])
+    return tiles & (queries < whole_q)[:, None] & (keys < whole_kv)
 
 
-def _decide(states: Tensor, tiles: Tensor, program: Program, mask_mod: MaskMod, grid: Grid) -> tuple[int, int]:
-    """Write the true states of the open tiles, rows of (b, h, query tile, key tile).
+def _decide(states: Tensor, tiles: Tensor, source: Source, grid: Grid) -> tuple[Tensor, int]:
+    """The states with the true ones of the open tiles, rows of (b, h, query tile, key tile).
 
     Returns:
-        How many of them witnesses decided, and how many the evaluation of all their elements.
+        The states, and of how many tiles all elements had to be evaluated; witnesses decided the others.
     """
     seen_true = torch.zeros(len(tiles), dtype=torch.bool, device=tiles.device)
-    seen_false = _cut(grid, tiles.device)[tiles[:, 2], tiles[:, 3]]  # what lies behind the end is never visible
+    seen_false = _cut(tiles, grid)
     rows = torch.arange(len(tiles), device=tiles.device)
 
     def look(side: int) -> Tensor:
         """Look at some elements of the undecided tiles; which are undecided still."""
-        true, false = _look(program, mask_mod, _elements(grid, tiles[rows], side))
+        true, false = _look(source.program, source.mask, _elements(grid, tiles[rows], side))
         seen_true[rows] |= true
         seen_false[rows] |= false
         return (~(seen_true & seen_false)).nonzero()[:, 0]
@@ -168,8 +209,13 @@ def _decide(states: Tensor, tiles: Tensor, program: Program, mask_mod: MaskMod, 
             rows = look(side)
     if len(rows):
         look(max(grid.tile))
-    states[tuple(tiles.T)] = seen_true.to(torch.int8) + (seen_true & ~seen_false)
-    return len(tiles) - len(rows), len(rows)
+    found = seen_true.to(torch.int8) + (seen_true & ~seen_false)
+    return states.index_put(tuple(tiles.T), found), len(rows)
+
+
+def _cut(tiles: Tensor, grid: Grid) -> Tensor:
+    """Which of the tiles, rows of (b, h, query tile, key tile), hold positions behind the end."""
+    return (tiles[:, 2] >= grid.q_len // grid.q_block) | (tiles[:, 3] >= grid.kv_len // grid.kv_block)
 
 
 def _elements(grid: Grid, tiles: Tensor, side: int) -> Elements:

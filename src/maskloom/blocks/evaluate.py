@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.program import Program, Ref, Step
+from maskloom.masks.program import INDICES, Program, Ref, Step
 
 _LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
 
@@ -45,6 +45,19 @@ def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
 def widest(program: Program) -> int:
     """The most numbers that a value holds for one element; memory is counted by it."""
     return max(math.prod(meta.shape) for meta in program.metas)
+
+
+def size_of(program: Program, sizes: tuple[int, int, int, int]) -> int:
+    """Bytes of all values of the program, run for that many of each index, and all combinations of them."""
+    reads = {Ref(slot): frozenset({slot}) for slot in range(len(INDICES))}
+    found = 0
+    for step in program.steps:
+        read = frozenset[int]().union(*(reads[ref] for ref in step.refs))
+        for result in step.results:
+            reads[result] = read
+            meta = program.metas[result.slot]
+            found += meta.dtype.itemsize * math.prod(meta.shape) * math.prod(sizes[slot] for slot in read)
+    return found
 
 
 def run(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.analyse import Grid
 from maskloom.blocks.blind import blind_queries
-from maskloom.blocks.classify import Decided
+from maskloom.blocks.classify import Decided, classify
 from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
 from maskloom.masks.dense import MaskMod
@@ -156,7 +156,7 @@ def explain_block_mask(
     source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes)
     decided = Decided()
-    source.states(grid, count=decided)
+    classify(source, grid, count=decided)
     return Explanation(grid, decided)
 
 

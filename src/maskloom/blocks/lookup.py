@@ -46,6 +46,8 @@ def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
     indices = [*indices, *[None] * (own - len(indices))]
     sizes = table.lo.shape[LEAD:]
     inside = [None if i is None else _inside(i, size) for i, size in zip(indices, sizes, strict=True)]
+    if _counted_off(table, inside):
+        return _read_in_order(table, inside)
     if table.exact and all(index is None or index.exact for index in inside):
         out = looked_up(table.lo, [None if index is None else index.lo for index in inside], LEAD)
         return None if out is None else Interval.exactly(out)
@@ -55,6 +57,33 @@ def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
         if index is not None and not index.exact:
             read = _at_interval(read, dim, index)
     return _gathered(read)
+
+
+def _counted_off(table: Interval, indices: list[Interval | None]) -> bool:
+    """Whether every index goes along the tiles of an axis of its own: then nothing has to be gathered."""
+    given = [(index, size) for index, size in zip(indices, table.lo.shape[LEAD:], strict=True) if index is not None]
+    runs = [index.run for index, size in given if index.run is not None and index.run.start + index.run.total <= size]
+    axes = {run.axis for run in runs}
+    return len(axes) == len(given) and all(table.lo.shape[axis] == 1 for axis in axes)
+
+
+def _read_in_order(table: Interval, indices: list[Interval | None]) -> Interval:
+    """Such a read: block by block the least and the greatest entries, moved from their own dims to those of tiles."""
+    runs = [(LEAD + dim, index.run) for dim, index in enumerate(indices) if index is not None and index.run is not None]
+
+    def moved(part: Tensor) -> Tensor:
+        for dim, run in runs:
+            part = part.transpose(run.axis, dim)
+        return part.squeeze([dim for dim, _ in runs])
+
+    exact = table.exact and all(run.block == 1 for _, run in runs)
+    table = table if exact else table.loose()
+    least, most, nan = table.lo, table.hi, table.nan
+    for dim, run in runs:
+        least, most = _block_ends(least, most, dim, run)
+        nan = None if nan is None else _block_ends(nan, nan, dim, run)[1]
+    lo = moved(least)
+    return Interval(lo, lo if exact else moved(most), None if nan is None else moved(nan))
 
 
 def _gathered(read: _Read) -> Interval | None:
@@ -73,7 +102,7 @@ def _gathered(read: _Read) -> Interval | None:
 def _inside(index: Interval, size: int) -> Interval:
     """The index with negative ends counted from the table's end, and held inside the table."""
     least, most = index.bounds
-    if index.run is not None and most >= size:  # a run holds every position between its ends
+    if index.run is not None and not index.exact and most >= size:  # a run holds every position between its ends
         raise ValueError(f"the mask reads position {most} of a table with {size} positions")
     if least >= 0 and most < size:
         return index
@@ -100,24 +129,37 @@ def _at_interval(read: _Read, dim: int, index: Interval) -> _Read:
 
 def _at_run(read: _Read, dim: int, run: Run) -> _Read:
     axis = LEAD + dim
-    least = _block_ends(read.least, axis, run, torch.amin)
-    most = _block_ends(read.most, axis, run, torch.amax)
-    nan = None if read.nan is None else _block_ends(read.nan, axis, run, torch.amax)
+    least, most = _block_ends(read.least, read.most, axis, run)
+    nan = None if read.nan is None else _block_ends(read.nan, read.nan, axis, run)[1]
     tile = torch.arange(run.tiles, device=least.device)
     return read.over(dim, least, most, nan, tile.view(*(-1 if d == run.axis else 1 for d in range(LEAD))))
 
 
-def _block_ends(table: Tensor, axis: int, run: Run, end: Callable[..., Tensor]) -> Tensor:
-    """amin or amax over each block of the run; the last block may be shorter."""
-    whole = run.total // run.block
+def _block_ends(least: Tensor, most: Tensor, axis: int, run: Run) -> tuple[Tensor, Tensor]:
+    """The least of one table and the greatest of another over each block of the run; the last block may be shorter."""
+    if run.block == 1:
+        low = least.narrow(axis, run.start, run.total)
+        return low, low if least is most else most.narrow(axis, run.start, run.total)
+    if least is most:
+        found = [
+            (ends.min, ends.max) for ends in (torch.aminmax(part, dim=axis + 1) for part in _blocks(least, axis, run))
+        ]
+    else:
+        parts = zip(_blocks(least, axis, run), _blocks(most, axis, run), strict=True)
+        found = [(low.amin(axis + 1), high.amax(axis + 1)) for low, high in parts]
+    low, high = (ends[0] if len(ends) == 1 else torch.cat(ends, axis) for ends in zip(*found, strict=True))
+    return low, high
+
+
+def _blocks(table: Tensor, axis: int, run: Run) -> list[Tensor]:
+    """The run's whole blocks, and the rest as a block of its own, as dims ``axis`` and ``axis + 1``."""
+    whole, rest = divmod(run.total, run.block)
     parts = []
     if whole:
-        blocks = table.narrow(axis, run.start, whole * run.block).unflatten(axis, (whole, run.block))
-        parts.append(end(blocks, axis + 1))
-    if run.total % run.block:
-        rest = table.narrow(axis, run.start + whole * run.block, run.total % run.block)
-        parts.append(end(rest, axis, keepdim=True))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+        parts.append(table.narrow(axis, run.start, whole * run.block).unflatten(axis, (whole, run.block)))
+    if rest:
+        parts.append(table.narrow(axis, run.start + whole * run.block, rest).unsqueeze(axis))
+    return parts
 
 
 def _at_any(read: _Read, dim: int) -> _Read:

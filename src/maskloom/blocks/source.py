@@ -1,5 +1,6 @@
 """What a block mask is built from: a mask that was run once, and the checks of what was asked for."""
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.analyse import Grid
-from maskloom.blocks.classify import Decided, classify
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
@@ -20,12 +20,25 @@ from maskloom.masks.reading import Reading, reading_of
 
 @dataclass(frozen=True)
 class Source:
-    """A mask that was run once: its program, what it depends on, and where its tensors are."""
+    """A mask that was run once: what it does, what it depends on, and where its tensors are.
+
+    Attributes:
+        held: its tensors.
+        bare: its program, with places for those.
+        key: equal for all masks that have this program; None where it is not known which have.
+    """
 
     mask: MaskMod
-    program: Program
+    held: list[Tensor]
+    bare: Program
     reading: Reading
     device: torch.device
+    key: Hashable | None
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The program, with the tensors in it."""
+        return self.bare.holding(self.held)
 
     def grid(
         self,
@@ -47,41 +60,33 @@ class Source:
         batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
         return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
 
-    @torch.no_grad()
-    def states(self, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
-        """The state of every tile; see `classify`."""
-        return classify(self.program, self.reading, self.mask, grid, self.device, exact=exact, count=count)
-
-
-def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
-    """Run a mask once, or not at all if one of its structure was; see `device_for` and `record` for what can be wrong."""
-    device = device_for(mask, device)
-    program, reading = _program_of(mask, device)
-    return Source(mask, program, reading, device)
-
 
 _MOST = 256  # programs kept; the one unused for longest goes first
 _programs: OrderedDict[Hashable, tuple[Program, Reading]] = OrderedDict()
 _programs_lock = threading.Lock()
 
 
-def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
-    """A Mask's program and reading follow from its structure, its numbers and the shapes of its tensors: from all but their
-    values. A training step has a new mask of the same structure, and need not run it on scalars again."""
+def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
+    """Run a mask once, or not at all if one of its structure was; see `device_for` and `record` for what can be wrong.
+
+    A Mask's program and reading follow from its structure, its numbers and the shapes of its tensors: from all but their
+    values. A training step has a new mask of the same structure, and need not run it on scalars again.
+    """
+    device = device_for(mask, device)
     if is_tracing() or not captured.is_plain(mask):
         program = record(mask, device)
-        return program, reading_of(program)
+        return Source(mask, [], program, reading_of(program), device, None)
     held = captured.tensors(mask)
-    key = (captured.structure(mask, numbers=True), tuple(tensor.shape for tensor in held), device)
+    shapes = tuple(tensor.shape for tensor in held)
+    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype())
     with _programs_lock:
         kept = _programs.get(key)
         if kept is not None:
             _programs.move_to_end(key)
     if kept is not None:
-        return kept[0].holding(held), kept[1]
+        return Source(mask, held, *kept, device, key)
     program = record(mask, device, held)
-    reading = reading_of(program)
-    bare = program.without(held)
+    bare, reading = program.without(held), reading_of(program)
     # what the mask made on a device was made on this stream, and another could read it too early
     made_there = any(tensor.device.type != "cpu" for tensor in bare.constants)
     if program.of_structure and not made_there and is_lasting() and not torch.is_inference_mode_enabled():
@@ -89,7 +94,7 @@ def _program_of(mask: MaskMod, device: torch.device) -> tuple[Program, Reading]:
             _programs[key] = bare, reading
             while len(_programs) > _MOST:
                 _programs.popitem(last=False)
-    return program, reading
+    return Source(mask, held, bare, reading, device, key if program.of_structure else None)
 
 
 def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:

@@ -1,6 +1,13 @@
-"""Whether what is computed now may be kept for later."""
+"""Whether what is computed now may be kept for later, and how to keep torch's compiler out of it."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_lasting() -> bool:
@@ -19,3 +26,13 @@ def is_tracing() -> bool:
 def inside_transform() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def uncompiled(function: F) -> F:
+    """The function, which torch's compiler, where it is loaded, does not compile."""
+    return _disabled(function) if "torch._dynamo" in sys.modules else function
+
+
+@functools.cache
+def _disabled(function: F) -> F:
+    return torch.compiler.disable(function)

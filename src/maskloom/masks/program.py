@@ -6,8 +6,6 @@ element. So one run on scalars without dimensions shows all that the mask can ev
 program (`reading`, and the builder of block masks) reads the mask itself, not a second definition of it.
 """
 
-import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -17,6 +15,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskloom.masks.modes import uncompiled
 
 Index = Literal["b", "h", "q_idx", "kv_idx"]
 INDICES: tuple[Index, ...] = ("b", "h", "q_idx", "kv_idx")
@@ -135,13 +135,7 @@ def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (
         TypeError: it does not answer with one bool, or decides in Python on an index's value. What it raises itself
             comes through, with a note.
     """
-    # where torch's compiler is loaded, it shall not compile what happens here
-    return (_uncompiled() if "torch._dynamo" in sys.modules else _record)(mask_mod, device, held)
-
-
-@functools.cache
-def _uncompiled() -> Callable[[Any, torch.device | str, Sequence[Tensor]], Program]:
-    return torch.compiler.disable(_record)
+    return uncompiled(_record)(mask_mod, device, held)
 
 
 def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:
