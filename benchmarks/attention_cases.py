@@ -66,7 +66,7 @@ def flops(pairs: int, heads: int, head_dim: int) -> tuple[int, int]:
     return 2 * product, 5 * product
 
 
-@functools.lru_cache(maxsize=1)  # masks that mean the same follow each other
+@functools.lru_cache(maxsize=2)  # masks that mean the same follow each other, on two shapes in turn
 def truth(mask: Mask, batch: Batch) -> list[Tensor]:
     """Output and the gradients of query, key and value at real positions, (T, H, D), by the reference in float32."""
     leaves = [tensor.detach().to(torch.float32, copy=True).requires_grad_() for tensor in batch.inputs]

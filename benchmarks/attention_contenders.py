@@ -1,16 +1,18 @@
 """Ways to attend on a padded batch: `maskloom.attend`, and what people do today. Each with the layout it takes."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from attention_cases import Batch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import maskloom as loom
 from maskloom.masks.algebra import Mask
@@ -75,6 +77,28 @@ def each_backend(mask: Mask, layout: Layout, *others: str) -> list[Contender]:
     ways = {backend: partial(loom.attend, mask=mask, backend=backend) for backend in backends}
     forced = [Contender(f"attend, {backend}", run, layout) for backend, run in ways.items()]
     return [*forced, attend("attend, auto", mask, layout)]
+
+
+def plain(mask: Mask, batch: Batch) -> list[Contender]:
+    """torch's own FlexAttention, compiled, with the block mask that `maskloom.attend` makes: what does `attend` add?"""
+    length, contenders = batch.query.shape[2], []
+    blocks = loom.block_mask(mask, length, length, device=batch.query.device)
+    for name in BACKENDS[:-1]:
+        run = partial(_compiled_flex(name), block_mask=blocks)
+        contenders.append(Contender(f"flex_attention, {name}", run, padded(batch)))
+    return contenders
+
+
+@functools.cache  # one for all shapes
+def _compiled_flex(name: str) -> Callable[..., Tensor]:
+    def flex_on_triton(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> Any:
+        return flex_attention(query, key, value, block_mask=block_mask)
+
+    def flex_on_flash(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> Any:
+        return flex_attention(query, key, value, block_mask=block_mask, kernel_options={"BACKEND": "FLASH"})
+
+    # two functions: the graphs of one are tried one after the other at every call
+    return torch.compile(flex_on_flash if name == "flash" else flex_on_triton, dynamic=True, fullgraph=True)
 
 
 def dense_sdpa(batch: Batch, mask: Mask) -> Contender:

@@ -1,5 +1,6 @@
 """Times, memory and first calls, measured in one way by every benchmark that can run on a GPU."""
 
+import functools
 import os
 import statistics
 import subprocess
@@ -11,12 +12,20 @@ from collections.abc import Callable
 import torch
 
 MIB = 2**20
+HEAD_START = 8_000_000
+"""Cycles of the GPU, about 4 ms: launching a forward or a backward took hosts up to 1.2 ms."""
 
 
 def median_ms(run: Callable[[], object], *, repeats: int, device: str) -> float:
     """Median wall-clock milliseconds of one call and of all that it queued on the device; one call before does not count."""
     run()
     return statistics.median(once_ms(run, device=device) for _ in range(repeats))
+
+
+def median_host_ms(run: Callable[[], object], *, repeats: int, device: str) -> float:
+    """Median of `once_host_ms`; one call before does not count."""
+    run()
+    return statistics.median(once_host_ms(run, device=device) for _ in range(repeats))
 
 
 def once_ms(run: Callable[[], object], *, device: str) -> float:
@@ -28,36 +37,37 @@ def once_ms(run: Callable[[], object], *, device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def device_ms(
-    run: Callable[[], object], *, repeats: int, device: str, before: Callable[[], object] = lambda: None
-) -> float:
-    """Median milliseconds of a call by the GPU's own clock; on the CPU, by the wall.
+def once_host_ms(run: Callable[[], object], *, device: str) -> float:
+    """Wall-clock milliseconds until one call returns, the device idle before: what it costs the host."""
+    wait(device)
+    start = time.perf_counter()
+    run()
+    returned = time.perf_counter()
+    wait(device)
+    return 1e3 * (returned - start)
 
-    Before each call 2 GiB are overwritten: no call finds its input in the GPU's cache, and the host gets so far ahead that
-    the time it takes to launch does not show.
 
-    Args:
-        before: run before each call, outside the clock.
+def once_device_ms(run: Callable[[], object], *, device: str) -> float:
+    """Milliseconds of one call by the GPU's own clock; on the CPU, by the wall.
+
+    Before it more is overwritten than the GPU's cache holds, so that no call finds its input there. Then the GPU sleeps
+    while the host launches the call, so that what the host takes for it, up to `HEAD_START`, does not show.
     """
     if device == "cpu":
-        return statistics.median(_once_after(before, run, device) for _ in range(repeats + 1))
-    flushed = torch.empty(2048 * MIB, dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(repeats + 1):
-        before()
-        flushed.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[1:])
+        return once_ms(run, device=device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _overwritten(device).zero_()
+    torch.cuda._sleep(HEAD_START)  # private; but torch has no public way to keep a stream busy for a known time
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
-def _once_after(before: Callable[[], object], run: Callable[[], object], device: str) -> float:
-    before()
-    return once_ms(run, device=device)
+@functools.cache  # made anew, it would be cut from what the calls before have freed
+def _overwritten(device: str) -> torch.Tensor:
+    return torch.empty(512 * MIB, dtype=torch.uint8, device=device)
 
 
 def peak_mb(run: Callable[[], object], *, device: str) -> float | None:

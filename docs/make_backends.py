@@ -5,7 +5,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from docs.make_plots import Row, rows_of
 from maskloom.attention import backends
@@ -21,6 +21,16 @@ AXES = {
 IN_WORDS = {"False": "without", "True": "with"}
 NOT_BY_NAME = "Expected TensorSSA"
 """What flash-attn's compiler said of a table that it cannot read, before such masks were refused."""
+
+FLEX = "flex_attention"
+NOT_YET = "That was not measured yet."
+OLDER_FORWARD = """**Read the forward columns with care.** These rows are older than the way of measuring described here: on that machine the
+host was often slower than the kernel, which shows in the times forward, and contenders were measured one after another
+while the GPU's clock moved. "flash" and "auto" are one kernel there. Steps are what can be compared."""
+OLDER_SHORT = 'When these rows were made, "auto" took flash at 128 positions.'
+
+Rows = dict[tuple[str, str, str], Row]
+"""By shape, mask and contender."""
 
 
 def order() -> str:
@@ -62,40 +72,117 @@ def refused() -> str:
 
 def attention() -> str:
     """Attention on padded batches: useful TFLOP/s forward and backward, and milliseconds of a step."""
-    rows = [row for row in rows_of("attention_gpu") if row["section"] == "padded"]
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    columns = [f"{name}, N={length_of(shape)}" for shape in shapes for name in ("forward", "backward", "step ms")]
+    rows = measured("padded")
+    columns = [f"{name}, N={length_of(shape)}" for shape in shapes(rows) for name in ("forward", "backward", "step ms")]
     lines = [" | ".join(["mask", "", *columns])]
-    for mask, contender in dict.fromkeys((row["mask"], row["contender"]) for row in rows):
-        found = [row for row in rows if (row["mask"], row["contender"]) == (mask, contender)]
+    for mask, contender in dict.fromkeys((mask, contender) for _, mask, contender in rows):
+        found = [rows.get((shape, mask, contender)) for shape in shapes(rows)]
         cells = [
-            f"{float(row['forward_tflops']):.0f} | {float(row['backward_tflops']):.0f} | {float(row['step_ms']):.2f}"
+            cell(row, name, digits)
             for row in found
+            for name, digits in (("forward_tflops", 0), ("backward_tflops", 0), ("step_ms", 2))
         ]
         lines.append(" | ".join([mask, f"`{contender}`", *cells]))
+    return table(lines) + older(rows, OLDER_FORWARD)
+
+
+def host() -> str:
+    """Milliseconds of the GPU and of the host, where torch's own FlexAttention was measured beside `attend`."""
+    rows = measured("padded")
+    works = {(shape, mask) for shape, mask, contender in rows if contender.startswith(FLEX)}
+    if not works:
+        return NOT_YET
+    parts = {
+        "forward": "forward",
+        "backward": "backward",
+        "host_forward": "host, forward",
+        "host_backward": "host, backward",
+    }
+    lines = [" | ".join(["rows", "mask", "", *parts.values(), "step"])]
+    for (shape, mask, contender), row in rows.items():
+        if (shape, mask) in works and contender.startswith((FLEX, "attend")):
+            batch = f"{batch_of(shape)} rows of {length_of(shape)}"
+            times = [cell(row, f"{part}_ms", 2) for part in (*parts, "step")]
+            lines.append(" | ".join([batch, mask, f"`{contender}`", *times]))
     return table(lines)
+
+
+def aims() -> str:
+    """What was aimed at on padded batches, and what came of it."""
+    rows = measured("padded")
+    lines = [" | ".join(["aim", *(f"N={length_of(shape)}" for shape in shapes(rows))])]
+    for what, of in AIMS.items():
+        lines.append(" | ".join([what, *(of(rows, shape) for shape in shapes(rows))]))
+    return table(lines)
+
+
+def times_faster(rows: Rows, shape: str) -> str:
+    """How many times faster a step is than SDPA's with a dense mask."""
+    dense, auto = (step(rows, shape, "causal & padding", name) for name in ("sdpa, dense mask", "attend, auto"))
+    return "–" if dense is None or auto is None else f"{dense / auto:.1f}"
+
+
+def speed(part: str) -> Callable[[Rows, str], str]:
+    """The speed of "auto" in one direction."""
+    return lambda rows, shape: cell(rows.get((shape, "causal & lengths", "attend, auto")), f"{part}_tflops", 0)
+
+
+def of_best(rows: Rows, shape: str) -> str:
+    """The best step of all contenders by that of "auto", for the mask where that is least."""
+    shares = []
+    for mask in dict.fromkeys(mask for _, mask, _ in rows):
+        steps = {key[2]: step(rows, *key) for key in rows if key[:2] == (shape, mask)}
+        best = min((time for time in steps.values() if time is not None), default=None)
+        auto = steps.get("attend, auto")
+        if best is not None and auto is not None:
+            shares.append((best / auto, mask))
+    return f"{min(shares)[0]:.1%} (`{min(shares)[1]}`)".replace("%", " %") if shares else "–"
+
+
+def added(rows: Rows, shape: str) -> str:
+    """By how much `attend` takes more of the GPU's time than torch's own FlexAttention on the same kernel."""
+    more = []
+    for name in ("triton", "flash"):
+        both = [rows.get((shape, "causal & lengths", f"{way}, {name}")) for way in ("attend", FLEX)]
+        times = [float(row["forward_ms"]) + float(row["backward_ms"]) for row in both if row and row["step_ms"]]
+        if len(times) == 2:
+            more.append(f"{name} {times[0] / times[1] - 1:.1%}".replace("%", " %"))
+    return ", ".join(more) or "–"
 
 
 def short() -> str:
     """Steps of batches of 32 Ki positions in short rows, in milliseconds."""
-    rows = [row for row in rows_of("attention_gpu") if row["section"] == "short"]
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    lines = [" | ".join(["", *(f"{batch_of(shape)} rows of {length_of(shape)}" for shape in shapes)])]
-    for contender in dict.fromkeys(row["contender"] for row in rows):
-        steps = [f"{float(row['step_ms']):.2f}" for row in rows if row["contender"] == contender]
+    rows = measured("short")
+    lines = [" | ".join(["", *(f"{batch_of(shape)} rows of {length_of(shape)}" for shape in shapes(rows))])]
+    for contender in dict.fromkeys(contender for _, _, contender in rows):
+        steps = [cell(rows.get((shape, "causal & lengths", contender)), "step_ms", 2) for shape in shapes(rows)]
         lines.append(" | ".join([f"`{contender}`", *steps]))
+    return table(lines) + older(rows, OLDER_SHORT)
+
+
+def simplified() -> str:
+    """A mask as it is given and as `simplify` has it, in milliseconds."""
+    rows = measured("simplify")
+    if not rows:
+        return NOT_YET
+    parts = ("forward", "backward", "step")
+    lines = [" | ".join(["rows", "mask", "", *(f"{part} ms" for part in parts)])]
+    for (shape, mask, contender), row in rows.items():
+        times = [cell(row, f"{part}_ms", 2) for part in parts]
+        lines.append(" | ".join([f"{batch_of(shape)} rows of {length_of(shape)}", mask, f"`{contender}`", *times]))
     return table(lines)
 
 
 def clean() -> str:
     """What `clean_padding` costs, where it was measured with and without."""
-    rows = [row for row in rows_of("attention_gpu") if row["section"] == "clean"]
-    lines = ["rows | | forward ms | backward ms | step ms"]
-    for row in rows:
-        if sum(other["shape"] == row["shape"] for other in rows) == 2:
-            times = " | ".join(f"{float(row[f'{part}_ms']):.2f}" for part in ("forward", "backward", "step"))
-            batch = f"{batch_of(row['shape'])} rows of {length_of(row['shape'])}"
-            lines.append(f"{batch} | `{row['contender']}` | {times}")
+    rows = measured("clean")
+    lines = ["rows | | forward ms | backward ms | step ms | times as long"]
+    for (shape, mask, contender), row in rows.items():
+        without, clean = (step(rows, shape, mask, f"attend, clean_padding={way}") for way in (False, True))
+        if without is not None and clean is not None:
+            times = " | ".join(cell(row, f"{part}_ms", 2) for part in ("forward", "backward", "step"))
+            batch = f"{batch_of(shape)} rows of {length_of(shape)}"
+            lines.append(f"{batch} | `{contender}` | {times} | {float(row['step_ms']) / without:.2f}")
     return table(lines)
 
 
@@ -105,9 +192,51 @@ TABLES = {
     "right": right,
     "refused": refused,
     "attention_gpu": attention,
+    "host": host,
+    "aims": aims,
+    "simplified": simplified,
     "short": short,
     "clean": clean,
 }
+
+AIMS: dict[str, Callable[[Rows, str], str]] = {
+    "times faster than SDPA with a dense mask, a step, `causal & padding`: 5 at 4k, 8 at 16k": times_faster,
+    'TFLOP/s forward, `causal & lengths`, "auto": 480 at 4k, 605 at 16k': speed("forward"),
+    "the same backward: 410 and 540": speed("backward"),
+    '"auto" has at least 97 % of the speed of the fastest contender, by the step, for every mask': of_best,
+    "`attend` adds at most 2 % to torch's own FlexAttention, of the GPU's time, `causal & lengths`": added,
+}
+
+
+def measured(section: str) -> Rows:
+    """The rows of a section by shape, mask and contender, short ones first; of rows measured again, the last."""
+    rows = {
+        (row["shape"], row["mask"], row["contender"]): row
+        for row in rows_of("attention_gpu")
+        if row["section"] == section
+    }
+    return dict(sorted(rows.items(), key=lambda item: positions(item[0][0])))
+
+
+def shapes(rows: Rows) -> list[str]:
+    """The shapes that there are rows of."""
+    return list(dict.fromkeys(shape for shape, _, _ in rows))
+
+
+def step(rows: Rows, shape: str, mask: str, contender: str) -> float | None:
+    """Milliseconds of a step; None where it has none."""
+    row = rows.get((shape, mask, contender))
+    return float(row["step_ms"]) if row and row["step_ms"] else None
+
+
+def cell(row: Row | None, name: str, digits: int) -> str:
+    """A number with so many digits; "–" where there is none."""
+    return f"{float(row[name]):.{digits}f}" if row and row.get(name) else "–"
+
+
+def older(rows: Rows, words: str) -> str:
+    """What to say of rows from before the host was measured by itself."""
+    return f"\n\n{words}" if any("host_forward_ms" not in row for row in rows.values()) else ""
 
 
 def grid() -> list[Row]:
@@ -167,9 +296,14 @@ def batch_of(shape: str) -> str:
     return re.findall(r"B(\d+)", shape)[0]
 
 
+def positions(shape: str) -> int:
+    """The length in such a shape."""
+    return int(re.findall(r"N(\d+)", shape)[0])
+
+
 def length_of(shape: str) -> str:
     """The length in such a shape, from 4k on in Ki."""
-    length = int(re.findall(r"N(\d+)", shape)[0])
+    length = positions(shape)
     return f"{length >> 10}k" if length >= 4096 else str(length)
 
 

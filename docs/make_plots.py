@@ -37,6 +37,7 @@ CONTENDERS = {
 GPU_COLUMNS = {
     "ours_ms": "ours",
     "ours_inexact_ms": "`exact=False`",
+    "ours_host_ms": "it returns after",
     "ours_first_call_ms": "first call",
     "torch_eager_ms": "torch eager",
     "torch_compiled_ms": "torch compiled",
@@ -55,7 +56,7 @@ def main() -> None:
         rows = rows_of(name)
         if rows:
             loom.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
-    attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded"]
+    attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded" and row["step_ms"]]
     if attention:
         loom.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
 
@@ -135,20 +136,22 @@ def step_tflops(row: Row) -> float:
 
 
 def gpu_table(rows: list[Row]) -> str:
-    """The rows of blocks_gpu.csv as a table in Markdown, in milliseconds; "–" is not measured, columns of that are left out."""
+    """The rows of blocks_gpu.csv as a table in Markdown, short ones first; "–" is not measured, columns of that are left out."""
     if not rows:
         return ""
-    columns = {name: title for name, title in GPU_COLUMNS.items() if any(_cell(row[name]) != "–" for row in rows)}
+    columns = {
+        name: title for name, title in GPU_COLUMNS.items() if any(_cell(row.get(name, "")) != "–" for row in rows)
+    }
     head = ["N", "mask", *columns.values()]
     lines = [head, ["---"] * len(head)]
-    for row in rows:
-        lines.append([_short(int(row["length"])), _name(row), *(_cell(row[column]) for column in columns)])
+    for row in sorted(rows, key=lambda row: int(row["length"])):
+        lines.append([_short(int(row["length"])), _name(row), *(_cell(row.get(column, "")) for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _measured(rows: list[Row], column: str) -> tuple[list[int], list[float]]:
     """Lengths and times of the rows that have a time."""
-    timed = [row for row in rows if _is_number(row[column])]
+    timed = sorted((row for row in rows if _is_number(row[column])), key=lambda row: int(row["length"]))
     return [int(row["length"]) for row in timed], [float(row[column]) for row in timed]
 
 

@@ -3,12 +3,12 @@
 python -m docs.make_tables
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from docs import make_backends, make_plots
 from docs.make_backends import table
-from docs.make_plots import rows_of
+from docs.make_plots import _is_number, rows_of
 
 DOCS = Path(__file__).parent
 
@@ -58,7 +58,8 @@ def in_short() -> str:
         length = int(row["length"])
         if (row["mask"], length) in BLOCKS:
             what = f"block mask, `{row['mask']}`, batch {row['batch']}, {make_plots._short(length)}"
-            lines.append(f"{what} | {compared(row['torch_eager_ms'], row['ours_ms'], 'eager')}")
+            way = "compiled" if row["torch_compiled_ms"] else "eager"
+            lines.append(f"{what} | {compared(row[f'torch_{way}_ms'], row['ours_ms'], way)}")
     for row in rows_of("compile"):
         graphs = f"{row['graphs']} graph" + "s" * (row["graphs"] != "1")
         lines.append(
@@ -73,14 +74,60 @@ BLOCKS = [("causal & padding", 1 << 14), ("causal & padding", 1 << 17), ("causal
 
 def compared(theirs: str, ours: str, what: str) -> str:
     """Milliseconds of both, and how many times less ours are."""
-    if theirs == "":
-        return f"– | {float(ours):.2f} ms | –"
-    return f"{float(theirs):.2f} ms, {what} | {float(ours):.2f} ms | {float(theirs) / float(ours):.1f}"
+    found = [f"{float(time):.2f} ms" if _is_number(time) else time or "–" for time in (theirs, ours)]
+    faster = f"{float(theirs) / float(ours):.1f}" if _is_number(theirs) and _is_number(ours) else "–"
+    return f"{found[0] if theirs == '' else f'{found[0]}, {what}'} | {found[1]} | {faster}"
+
+
+def block_masks() -> str:
+    """Block masks on the GPU."""
+    rows = rows_of("blocks_gpu")
+    older = "\n\nThese rows are older than the keeping of programs, which spares the run that records a mask."
+    return make_plots.gpu_table(rows) + older * any("ours_host_ms" not in row for row in rows)
+
+
+def aims_of_blocks() -> str:
+    """What was aimed at for block masks on the GPU, and what came of it, from the least to the most."""
+    lines = ["aim | measured"]
+    for aim, masks, lengths, column, by in AIMS_OF_BLOCKS:
+        rows = [row for row in rows_of("blocks_gpu") if row["mask"] in masks and int(row["length"]) in lengths]
+        found = [
+            float(row[column]) / (float(row[by]) if by else 1)
+            for row in rows
+            if _is_number(row[column]) and (not by or _is_number(row[by]))
+        ]
+        lines.append(
+            f"{aim} | {' to '.join(dict.fromkeys(f'{end(found):.2f}' for end in (min, max))) if found else '–'}"
+        )
+    return table(lines)
+
+
+EVERY = list(make_plots.COLOURS)
+SHORT, AT_4K, AT_128K, AT_1M = range((1 << 14) + 1), [1 << 12], [1 << 17], [1 << 20]
+AIMS_OF_BLOCKS: list[tuple[str, Sequence[str], Sequence[int], str, str]] = [
+    ("at most 1 ms up to 16k", EVERY, SHORT, "ours_ms", ""),
+    ("at most 3 ms at 128k, batch 8", EVERY[1:2], AT_128K, "ours_ms", ""),
+    ("at most 16 ms at 1M", EVERY, AT_1M, "ours_ms", ""),
+    ("first call in a process, at most 1000 ms", EVERY, SHORT, "ours_first_call_ms", ""),
+    (
+        "peak memory by the finished tables, at most 1.5, from 128k on",
+        EVERY,
+        AT_128K + AT_1M,
+        "ours_peak_mb",
+        "tables_mb",
+    ),
+    ("the same below, where tables have few MiB", EVERY, range(1 << 17), "ours_peak_mb", "tables_mb"),
+    ("times faster than torch, compiled: at least 1 at 4k", EVERY, AT_4K, "torch_compiled_ms", "ours_ms"),
+    ("at least 100 at 128k, batch 8", EVERY[1:2], AT_128K, "torch_compiled_ms", "ours_ms"),
+    ("at least 100 at 1M, window and documents", EVERY[2:], AT_1M, "torch_compiled_ms", "ours_ms"),
+    ("at least 50 at 1M, causal", EVERY[:1], AT_1M, "torch_compiled_ms", "ours_ms"),
+    ("times faster than torch, eager", EVERY, range(1 << 21), "torch_eager_ms", "ours_ms"),
+]
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "backends.md": make_backends.TABLES,
-    "blocks.md": {"blocks_gpu": lambda: make_plots.gpu_table(rows_of("blocks_gpu"))},
+    "blocks.md": {"blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "../README.md": {"gpu": in_short},
 }

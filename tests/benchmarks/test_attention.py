@@ -1,6 +1,7 @@
 """What the attention benchmarks check against and divide by; and that they run."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 import maskloom as loom
 from benchmarks.attention_cases import flops, make_batch, truth, visible_pairs, worst_error
+from benchmarks.clocks import median_host_ms, median_ms, once_device_ms
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,13 +51,64 @@ def test_an_error_that_is_not_a_number_is_infinite():
     assert worst_error([torch.tensor([float("nan")])], [torch.ones(1)]) == float("inf")
 
 
-def test_the_benchmark_runs(tmp_path):
-    out = tmp_path / "rows.csv"
-    command = [sys.executable, "benchmarks/attention_gpu.py", "--tiny", "--device", "cpu", "--repeats", "1"]
-    subprocess.run([*command, "--sections", "short", "simplify", "--out", str(out)], cwd=ROOT, check=True)
-    with out.open() as file:
-        rows = list(csv.DictReader(file))
-    ran = {(row["section"], row["contender"]) for row in rows if row["error"]}
-    assert {("short", "sdpa, dense mask"), ("short", "attend, auto"), ("simplify", "attend, simplified")} <= ran
-    assert all(float(row["forward_ms"]) > 0 and float(row["error"]) < 1e-5 for row in rows if row["error"])
-    assert any("needs a GPU" in row["note"] for row in rows if row["contender"] == "attend, triton")
+@pytest.fixture
+def measured(tmp_path):
+    """Run the benchmark on few positions: what it prints, and its rows."""
+
+    def run(*options):
+        out = tmp_path / "rows.csv"
+        command = [sys.executable, "benchmarks/attention_gpu.py", "--tiny", "--device", "cpu", "--repeats", "1"]
+        done = subprocess.run([*command, *options, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+        rows = list(csv.DictReader(out.read_text().splitlines())) if out.exists() else []
+        return done.stdout.decode(), rows
+
+    return run
+
+
+def test_the_benchmark_runs(measured):
+    _, rows = measured("--sections", "short", "simplify")
+    right = [row for row in rows if row["error"]]
+    ran = {(row["section"], row["mask"], row["contender"]) for row in right}
+    assert {("short", "causal & lengths", "sdpa, dense mask"), ("short", "causal & lengths", "attend, auto")} <= ran
+    assert {("simplify", "causal & window", f"attend, {way}") for way in ("as given", "simplified")} <= ran
+    for row in right:
+        assert float(row["error"]) < 1e-5
+        for name in ("forward_ms", "backward_ms", "step_ms", "host_forward_ms", "host_backward_ms"):
+            assert float(row[name]) > 0, name
+    for part in ("forward", "backward", "step"):
+        assert max(float(row[f"{part}_of_best"]) for row in right if row["section"] == "short") == 1
+
+
+def test_a_contender_that_fails_says_why_and_has_no_times(measured):
+    _, rows = measured("--sections", "padded", "--masks", "causal & lengths")
+    assert {row["mask"] for row in rows} == {"causal & lengths"}
+    failed = {row["contender"]: row for row in rows if not row["error"]}
+    assert "needs a GPU" in failed["attend, triton"]["note"]
+    assert failed["flex_attention, triton"]["note"]  # FlexAttention has no backward on the CPU
+    for row in failed.values():
+        assert not any(cell for name, cell in row.items() if name.endswith(("_ms", "_tflops", "_of_best")))
+
+
+def test_what_comes_too_late_is_said(measured):
+    said, rows = measured("--seconds", "0", "--sections", "clean")
+    assert said.count("no time left for attend, clean_padding=") == 2 and not rows
+
+
+def test_the_hosts_time_is_a_part_of_the_whole():
+    def call():
+        torch.ones(100).sum()
+
+    host, whole = (clock(call, repeats=99, device="cpu") for clock in (median_host_ms, median_ms))
+    assert 0 < host < 10 * whole
+    assert once_device_ms(call, device="cpu") > 0
+
+
+def test_the_grid_does_not_try_again_what_it_has(tmp_path):
+    out = tmp_path / "grid.csv"
+    rows = (ROOT / "benchmarks" / "results" / "grid.csv").read_text()
+    out.write_text(rows)
+    command = [sys.executable, "benchmarks/grid.py", "--backend", "flash", "--only-missing", "--out", str(out)]
+    subprocess.run(
+        command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    )
+    assert out.read_text() == rows

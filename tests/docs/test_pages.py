@@ -113,64 +113,100 @@ def test_what_the_page_of_backends_says_of_bounds_and_speed():
         f"head dims {' and '.join(map(str, backends._FLASH_HEAD_DIMS))} only",
     ):
         assert said in text, said
-    padded = [row for row in rows_of("attention_gpu.csv") if row["section"] == "padded"]
-    rows = {(row["shape"].split()[2], row["mask"], row["contender"]): row for row in padded}
-    steps = {key: float(row["step_ms"]) for key, row in rows.items()}
-    times = [
-        steps[shape, "causal & padding", "sdpa, dense mask"] / steps[shape, "causal & padding", "attend, auto"]
-        for shape in ("N4096", "N16384")
-    ]
-    assert f"{times[0]:.1f} times faster at 4k, {times[1]:.1f} times at 16k" in text
 
-    def speeds(shape, contender):
-        row = rows[shape, "causal & lengths", contender]
-        return " and ".join(f"{float(row[f'{part}_tflops']):.0f}" for part in ("forward", "backward"))
 
-    auto, flash = ([speeds(shape, f"attend, {name}") for shape in ("N4096", "N16384")] for name in ("auto", "flash"))
-    assert f'"auto" has {auto[0]}, and {auto[1]}; "flash", by name, {flash[0]}, and {flash[1]}.' in text
-    assert f"differ by {flash[0].split()[0]} to {auto[0].split()[0]} for `causal & lengths` at 4k" in text
-    same = {}
-    for shape, mask, contender in steps:
-        if contender == "attend, flash":
-            both = steps[shape, mask, contender], steps[shape, mask, "attend, auto"]
-            same[shape, mask] = f"{max(both) / min(both) - 1:.0%}".replace("%", " %")
-    assert f"but for `window & lengths` at 4k, by {same.pop(('N4096', 'window & lengths'))}." in text
-    assert f"differ by {max(same.values(), key=lambda share: int(share.split()[0]))} at most" in text
-    for shape in ("N4096", "N16384"):
+def test_what_the_page_of_backends_says_of_speed():
+    rows = make_backends.measured("padded")
+    for shape in make_backends.shapes(rows):
         packed, varlen, auto = (
-            steps[shape, "documents & causal", name]
+            make_backends.step(rows, shape, "documents & causal", name)
             for name in ("torch varlen, packed", "attend, varlen", "attend, auto")
         )
         assert auto < packed < varlen
-    short = {row["contender"]: float(row["step_ms"]) for row in rows_of("attention_gpu.csv") if "N128 " in row["shape"]}
-    assert short["attend, auto"] > max(short["attend, triton"], short["sdpa, dense mask"])
-    without, clean = (
-        float(row["step_ms"])
-        for row in rows_of("attention_gpu.csv")
-        if "clean" in row["section"] and "N4096" in row["shape"]
+    rows = make_backends.measured("short")
+    triton, flash = (
+        make_backends.step(rows, "B256 H16 N128 D128", "causal & lengths", f"attend, {name}")
+        for name in ("triton", "flash")
     )
-    assert clean / without == pytest.approx(2, abs=0.1)
+    assert triton < flash
 
 
-def test_what_the_page_of_block_masks_says_of_the_gpu():
-    text = " ".join((DOCS / "blocks.md").read_text().split())
-    rows = rows_of("blocks_gpu.csv")
-    ours = {(row["mask"], int(row["length"])): float(row["ours_ms"]) for row in rows}
-    assert not any(row["torch_compiled_ms"] for row in rows)
-    faster = [float(row["torch_eager_ms"]) / float(row["ours_ms"]) for row in rows if row["torch_eager_ms"]]
-    assert {row["length"] for row in rows if row["torch_eager_ms"]} == {"4096", "16384"}
-    assert f"{min(faster):.1f} to {max(faster):.1f} times faster at 4k and 16k" in text
-    assert max(time for (_, length), time in ours.items() if length == 1 << 20) <= 16
-    memory = {(row["mask"], int(row["length"])): float(row["ours_peak_mb"]) / float(row["tables_mb"]) for row in rows}
-    assert f"({max(more for (_, length), more in memory.items() if length >= 1 << 17):.2f} at most)" in text
-    assert f"(up to {max(memory.values()):.1f}, of few MiB)" in text
-    upto_16k = [time for (_, length), time in ours.items() if length <= 1 << 14]
-    assert f"at most 1 ms up to 16k | {min(upto_16k):.2f} to {max(upto_16k):.2f} ms" in text
-    assert f"at 128k, batch 8 | {ours['causal & padding', 1 << 17]:.2f} ms" in text
-    first = [float(row["ours_first_call_ms"]) / 1000 for row in rows if row["ours_first_call_ms"]]
-    assert f"at most 1 s | {min(first):.1f} to {max(first):.1f} s" in text
-    inexact = {row["length"]: f"{float(row['ours_inexact_ms']):.2f}" for row in rows if row["mask"] == "causal"}
-    assert f"takes {inexact['4096']} ms at 4k and {inexact['131072']} at 128k" in text
+@pytest.fixture
+def rows_of_attention(monkeypatch):
+    """Rows as benchmarks/attention_gpu.py writes them, in place of the committed ones."""
+    parts = ("forward", "backward", "host_forward", "host_backward", "step")
+
+    def row(mask, contender, shape, *times):
+        cells = {f"{part}_ms": time for part, time in zip(parts, times or [""] * 5, strict=True)}
+        speeds = {f"{part}_tflops": "100.4" if times else "" for part in parts[:2]}
+        return {"section": "padded", "shape": shape, "mask": mask, "contender": contender, **cells, **speeds}
+
+    long, brief = "B4 H16 N16384 D128", "B8 H16 N4096 D128"
+    rows = [
+        row("causal & lengths", "attend, flash", long, "4", "11", "0.2", "0.3", "15"),
+        row("causal & lengths", "attend, flash", brief, "0.6", "1.8", "0.2", "0.3", "2.5"),
+        row("causal & lengths", "attend, auto", brief, "0.6", "1.9", "0.25", "0.35", "2.56"),
+        row("causal & lengths", "flex_attention, flash", brief, "0.6", "1.7", "0.1", "0.1", "2.4"),
+        row("causal & lengths", "flex_attention, triton", brief),
+        row("causal & padding", "sdpa, dense mask", brief, "3", "9", "0.1", "0.1", "12.8"),
+        row("causal & padding", "attend, auto", brief, "0.6", "1.9", "0.25", "0.35", "2.56"),
+    ]
+    monkeypatch.setattr(make_backends, "rows_of", lambda name: rows)
+
+
+def test_rows_of_attention_are_tabulated_where_some_have_no_times(rows_of_attention):
+    lines = make_backends.attention().splitlines()
+    assert "| causal & lengths | `attend, flash` | 100 | 100 | 2.50 | 100 | 100 | 15.00 |" in lines
+    assert "| causal & lengths | `flex_attention, triton` | – | – | – | – | – | – |" in lines
+    assert lines[-1].startswith("|")  # these rows are not the older ones
+
+
+def test_a_mask_as_given_and_simplified_is_tabulated(monkeypatch):
+    row = {
+        "section": "simplify",
+        "shape": "B8 H16 N4096 D128",
+        "mask": "causal & window",
+        "contender": "attend, as given",
+    }
+    times = {"forward_ms": "0.5", "backward_ms": "1.25", "step_ms": ""}
+    monkeypatch.setattr(make_backends, "rows_of", lambda name: [row | times])
+    line = "| 8 rows of 4k | causal & window | `attend, as given` | 0.50 | 1.25 | – |"
+    assert make_backends.simplified().splitlines()[-1] == line
+
+
+def test_what_attend_adds_is_tabulated(rows_of_attention):
+    lines = make_backends.host().splitlines()
+    assert "| 8 rows of 4k | causal & lengths | `attend, auto` | 0.60 | 1.90 | 0.25 | 0.35 | 2.56 |" in lines
+    assert len(lines) == 2 + 4
+
+
+def test_aims_are_put_beside_what_came_of_them(rows_of_attention):
+    found = [line.strip("| ").split(" | ")[1:] for line in make_backends.aims().splitlines() if "---" not in line]
+    assert found == [
+        ["N=4k", "N=16k"],
+        ["5.0", "–"],
+        ["100", "–"],
+        ["100", "–"],
+        ["93.8 % (`causal & lengths`)", "–"],
+        ["flash 4.3 %", "–"],
+    ]
+
+
+def test_aims_of_block_masks_are_put_beside_what_came_of_them(monkeypatch):
+    row = {"mask": "causal", "length": "1048576", "ours_ms": "8.0", "torch_compiled_ms": "832.0"}
+    cells = dict.fromkeys(("ours_first_call_ms", "ours_peak_mb", "tables_mb", "torch_eager_ms"), "")
+    rows = [cells | row, cells | row | {"mask": "window 1k", "ours_ms": "9.5", "torch_eager_ms": "out of memory"}]
+    monkeypatch.setattr(make_tables, "rows_of", lambda name: rows)
+    lines = make_tables.aims_of_blocks().splitlines()
+    assert "| at most 16 ms at 1M | 8.00 to 9.50 |" in lines
+    assert "| at least 50 at 1M, causal | 104.00 |" in lines
+    assert "| times faster than torch, eager | – |" in lines
+
+
+def test_times_are_compared_where_there_are_two():
+    assert make_tables.compared("3", "2", "eager") == "3.00 ms, eager | 2.00 ms | 1.5"
+    assert make_tables.compared("", "2", "eager") == "– | 2.00 ms | –"
+    assert make_tables.compared("out of memory", "2", "eager") == "out of memory, eager | 2.00 ms | –"
 
 
 def test_what_the_page_of_compiling_says_of_28_lengths():
