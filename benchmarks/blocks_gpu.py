@@ -12,6 +12,7 @@ imported: of a folder on PYTHONPATH, its ``attn_gym/utils.py`` and ``attn_gym/ma
 """
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -60,6 +61,8 @@ def main() -> None:
     if arguments.first:
         print(first_call(arguments.first[0], int(arguments.first[1]), arguments.device))
         return
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401 - so it is where attention was compiled; tables are then ordered by a kernel
     deadline = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
         os.environ |= caches(empty)

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
+from maskloom.blocks import ordered
 from maskloom.blocks.tables import tile_states
 from maskloom.masks import captured
 from tests.evidence import gather
@@ -17,6 +18,14 @@ NAMES = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
     "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
 )  # fmt: skip
+
+
+@pytest.fixture(params=["by the kernel", "by torch", "by sorting"])
+def ordering(request, monkeypatch):
+    """Each way to order tables: without Triton loaded, small ones are sorted."""
+    monkeypatch.setattr(ordered, "_has_triton", lambda: request.param == "by the kernel")
+    if request.param == "by torch":
+        monkeypatch.setattr(ordered, "MOST_SORTED", 0)
 
 
 @pytest.mark.parametrize("name", kinds())
@@ -31,8 +40,8 @@ def test_tables_are_torchs(name, q_len):
 
 
 @pytest.mark.parametrize("separate", [True, False])
-@pytest.mark.parametrize("sizes", [(517, 1199), (128, 130)])
-def test_tables_written_out_for_every_row_and_head(sizes, separate):
+@pytest.mark.parametrize("sizes", [(517, 1199), (128, 130), (2100, 50)])
+def test_tables_written_out_for_every_row_and_head(sizes, separate, ordering):
     """What does not differ from row to row is ordered once for each, and without full tables all is listed in one."""
     ours = loom.create_block_mask(loom.causal, BATCH, HEADS, *sizes, "cuda", 32, separate_full_blocks=separate)
     there = loom.create_block_mask(loom.causal, BATCH, HEADS, *sizes, "cpu", 32, separate_full_blocks=separate)
@@ -52,7 +61,37 @@ def test_inexact_building_does_not_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_update_inside_a_cuda_graph():
+@pytest.mark.parametrize("q_len", [1199, 1024])
+def test_what_is_decided_again_from_a_list_is_torchs(q_len):
+    """On the default stream and on another, with new lengths each time."""
+    side = torch.cuda.Stream()
+    for turn in range(8):
+        lens = torch.randint(1, q_len, (BATCH,), device="cuda")
+        pads = torch.arange(q_len, device="cuda") >= lens[:, None]
+        side.wait_stream(torch.cuda.current_stream())
+        for mask in (loom.causal & loom.lengths(lens), loom.causal & loom.padding(pads), loom.window(back=300)):
+            with torch.cuda.stream(side if turn % 2 else torch.cuda.current_stream()):
+                ours = loom.create_block_mask(mask, BATCH, None, q_len, q_len, "cuda", 32)
+                theirs = torch_create_block_mask(mask, BATCH, None, q_len, q_len, "cuda", 32)
+                assert all(torch.equal(getattr(ours, table), getattr(theirs, table)) for table in NAMES)
+
+
+def test_inexact_building_again_does_not_wait_either():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            loom.block_mask(
+                loom.causal & loom.padding(torch.zeros(2, 1199, dtype=torch.bool, device="cuda")),
+                1199,
+                1199,
+                exact=False,
+            )
+            loom.block_mask(loom.window(back=77), 1199, 1199, exact=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_update_inside_a_cuda_graph(ordering):
     lens = torch.tensor([300, 100, 512], device="cuda")
     mask = loom.causal & loom.lengths(lens)
     blocks = loom.block_mask(mask, 512, 512, exact=False)

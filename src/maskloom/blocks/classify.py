@@ -20,6 +20,7 @@ from maskloom.blocks.evaluate import Elements, evaluate, run, size_of, widest
 from maskloom.blocks.interval import LEAD, Interval
 from maskloom.blocks.plan import planned
 from maskloom.blocks.source import Source
+from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.modes import is_lasting
 from maskloom.masks.program import INDICES, Index, Program
@@ -33,12 +34,10 @@ BAND_ELSEWHERE = 1 << 24
 that stays near the cache, and 128 MiB on a GPU, where each band costs some forty launches."""
 
 # Bytes at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
-# thousand tiles; at 32k it would cost four times what gathering the open ones does. On a GPU it pays wherever it takes no
-# more memory than the tables will, four of int32.
+# thousand tiles; at 32k it would cost four times what gathering the open ones does. On an H100 both cost the same for eight
+# million tiles.
 _AT_ALL_CORNERS = {"cpu": 1 << 15}
 _AT_ALL_CORNERS_ELSEWHERE = 1 << 23
-_TABLES_OF_A_TILE = {"cpu": 0}
-_TABLES_OF_A_TILE_ELSEWHERE = 16
 
 Tensors = tuple[Tensor, ...]
 
@@ -80,20 +79,13 @@ def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided |
         count: told how the tiles were decided. Counting waits for the device.
     """
     inputs = [*source.held, *(offset for offset in (grid.q_offset, grid.kv_offset) if isinstance(offset, Tensor))]
-    bands = list(grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE)))
-    if len(bands) > 1:
-        return torch.cat([_classified(source, band, exact, count, _once) for band in bands], 2)
     key = _key(source, grid, exact, inputs) if count is None else None
     if key is None:
-        return _classified(source, grid, exact, count, _once)
+        return _classified(source, grid, exact, count, lambda compute: compute())
     if not inputs:
-        return planned(key, inputs, lambda: (_classified(source, grid, exact, count, _once),))[0]
+        return planned(key, inputs, lambda: (_classified(source, grid, exact, count, lambda compute: compute()),))[0]
     again = functools.partial(planned, key, inputs, constants=source.bare.constants)
     return _classified(source, grid, exact, count, again)
-
-
-def _once(compute: Callable[[], Tensors]) -> Tensors:
-    return compute()
 
 
 def _key(source: Source, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
@@ -125,15 +117,19 @@ def _classified(
 
     def at_first_sight() -> Tensors:
         """The states by intervals, open tiles as partial; and if it is to be exact, which were open and still are."""
-        analysis = analyse(source.program, grid, source.device)
+        found = [band_at_first_sight(band) for band in grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE))]
+        return found[0] if len(found) == 1 else tuple(torch.cat(parts, 2) for parts in zip(*found, strict=True))
+
+    def band_at_first_sight(band: Grid) -> Tensors:
+        analysis = analyse(source.program, band, source.device)
         if count is not None:
             count.without_rule = analysis.without_rule
-        must, may = _over_tiles(analysis.answer, source.reading.marks, grid)
-        states = may.to(torch.int8, memory_format=torch.contiguous_format) + _uncut(must, grid)
+        must, may = _over_tiles(analysis.answer, source.reading.marks, band)
+        states = may.to(torch.int8, memory_format=torch.contiguous_format) + _uncut(must, band)
         if analysis.answer.exact or not exact:
             return (states,)
         is_open = may > must
-        return states, is_open, _not_witnessed(is_open, source.program, analysis.indices, grid)
+        return states, is_open, _not_witnessed(is_open, source.program, analysis.indices, band)
 
     states, *left_open = again(at_first_sight)
     if not left_open:
@@ -163,8 +159,7 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     for the device, and to gather them is more work than to broadcast.
     """
     batch, heads, rows, columns = grid.shape
-    tables = _TABLES_OF_A_TILE.get(is_open.device.type, _TABLES_OF_A_TILE_ELSEWHERE) * is_open.numel()
-    most = max(tables, _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE))
+    most = _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE)
     if size_of(program, (batch, heads, 2 * rows, 2 * columns)) > most:
         return is_open
     b, h, queries, keys = indices
@@ -193,22 +188,27 @@ def _decide(states: Tensor, tiles: Tensor, source: Source, grid: Grid) -> tuple[
     Returns:
         The states, and of how many tiles all elements had to be evaluated; witnesses decided the others.
     """
-    seen_true = torch.zeros(len(tiles), dtype=torch.bool, device=tiles.device)
-    seen_false = _cut(tiles, grid)
-    rows = torch.arange(len(tiles), device=tiles.device)
 
-    def look(side: int) -> Tensor:
-        """Look at some elements of the undecided tiles; which are undecided still."""
-        true, false = _look(source.program, source.mask, _elements(grid, tiles[rows], side))
+    def look(tiles: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        return _look(source.program, source.mask, _elements(grid, tiles, side))
+
+    def look_again(side: int) -> None:
+        true, false = look(tiles[rows], side)
         seen_true[rows] |= true
         seen_false[rows] |= false
+
+    def left_open() -> Tensor:
         return (~(seen_true & seen_false)).nonzero()[:, 0]
 
-    for side in _WITNESSES:
+    seen_true, seen_false = look(tiles, _WITNESSES[0])
+    seen_false |= _cut(tiles, grid)
+    rows = left_open()
+    for side in _WITNESSES[1:]:
         if len(rows):
-            rows = look(side)
+            look_again(side)
+            rows = left_open()
     if len(rows):
-        look(max(grid.tile))
+        look_again(max(grid.tile))
     found = seen_true.to(torch.int8) + (seen_true & ~seen_false)
     return states.index_put(tuple(tiles.T), found), len(rows)
 
@@ -222,12 +222,18 @@ def _elements(grid: Grid, tiles: Tensor, side: int) -> Elements:
     """At most ``side`` positions of each tile along both axes, its ends among them; all of them from there on."""
     q_idx = _spread(tiles[:, 2] * grid.q_block, min(side, grid.tile[0]), grid.q_block, grid.q_len)
     kv_idx = _spread(tiles[:, 3] * grid.kv_block, min(side, grid.tile[1]), grid.kv_block, grid.kv_len)
-    return Elements(tiles[:, 0], tiles[:, 1], q_idx + grid.q_offset, kv_idx + grid.kv_offset)
+    q_idx, kv_idx = (
+        positions if is_zero(offset) else positions + offset
+        for positions, offset in ((q_idx, grid.q_offset), (kv_idx, grid.kv_offset))
+    )
+    return Elements(tiles[:, 0], tiles[:, 1], q_idx, kv_idx)
 
 
 def _spread(first: Tensor, side: int, block: int, length: int) -> Tensor:
-    steps = torch.arange(side, device=first.device)
     last = (first + (block - 1)).clamp(max=length - 1)
+    if side == 2:
+        return torch.stack((first, last), 1)
+    steps = torch.arange(side, device=first.device)
     return first[:, None] + (last - first)[:, None] * steps // max(side - 1, 1)
 
 
@@ -237,9 +243,10 @@ def _look(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tens
     per_tile = elements.q_idx.shape[1] * elements.kv_idx.shape[1] * widest(program)
     step = max(1, CHUNK // per_tile)
     found = [_ends(evaluate(program, mask_mod, elements.part(slice(at, at + step)))) for at in range(0, tiles, step)]
-    true, false = (torch.cat(part) for part in zip(*found, strict=True))
+    true, false = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*found, strict=True))
     return true, false
 
 
 def _ends(answers: Tensor) -> tuple[Tensor, Tensor]:
-    return answers.any(-1).any(-1), ~answers.all(-1).all(-1)
+    flat = answers.flatten(1)
+    return flat.any(-1), ~flat.all(-1)

@@ -5,8 +5,7 @@ row with a stable argsort, and so do we, in one pass of running counts. Tables k
 shape and strides in each direction: the kernels of torch 2.11 to 2.14 read all of them with one set of strides.
 """
 
-import functools
-import importlib.util
+import sys
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,9 @@ from maskloom.masks.dense import MaskMod
 _AT_ONCE = {"cpu": 1 << 18}
 _AT_ONCE_ELSEWHERE = 1 << 25
 
+MOST_SORTED = 1 << 18
+"""Entries of a table, at most, that a GPU sorts: one launch for a row of up to 4096, and Triton need not be loaded."""
+
 
 class Ordered(NamedTuple):
     """Counts int32 (B, H, rows) and indices int32 (B, H, rows, columns)."""
@@ -36,11 +38,21 @@ def ordered(listed: Tensor) -> Ordered:
     Args:
         listed: bool (..., rows, columns).
     """
+    if listed.device.type != "cpu" and listed.numel() <= MOST_SORTED:
+        return _sorted(listed)
     indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
     most = _AT_ONCE.get(listed.device.type, _AT_ONCE_ELSEWHERE)
     rows = max(1, most * listed.shape[-2] // listed.numel())
     counts = [_order(*pair) for pair in zip(listed.split(rows, -2), indices.split(rows, -2), strict=True)]
     return Ordered(counts[0] if len(counts) == 1 else torch.cat(counts, -1), indices)
+
+
+def _sorted(listed: Tensor) -> Ordered:
+    """The same by sorting each row, as torch does it."""
+    columns = torch.argsort(listed.to(torch.int8), dim=-1, descending=True, stable=True)
+    return Ordered(
+        listed.sum(-1, dtype=torch.int32).contiguous(), columns.to(torch.int32, memory_format=torch.contiguous_format)
+    )
 
 
 def _order(listed: Tensor, indices: Tensor) -> Tensor:
@@ -64,9 +76,9 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
         grid: of the states; the tables get all its B and H.
         separate_full_blocks: False lists full tiles among the partial ones.
     """
-    tables = _tables_by_kernel if states.device.type == "cuda" and _has_triton() else _tables
-    kv, full_kv = tables(states, grid, separate_full_blocks)
-    q, full_q = tables(states.mT, grid, separate_full_blocks)
+    by_kernel = states.device.type == "cuda" and _has_triton()
+    tables = _by_kernel if by_kernel else _by_torch
+    kv, full_kv, q, full_q = tables(states, grid, separate_full_blocks)
     return BlockMask(
         seq_lengths=(grid.q_len, grid.kv_len),
         kv_num_blocks=kv.counts,
@@ -82,24 +94,34 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
     )
 
 
-def _tables(states: Tensor, grid: Grid, separate_full_blocks: bool) -> tuple[Ordered, Ordered | None]:
-    """The tables of partial and of full tiles, one way."""
+_Tables = tuple[Ordered, Ordered | None, Ordered, Ordered | None]
+
+
+def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
+    """The tables of partial and of full tiles, for query tiles and for key tiles."""
     if not separate_full_blocks:
-        return _for_all(ordered(states != SKIPPED), grid), None
-    return _for_all(ordered(states == PARTIAL), grid), _for_all(ordered(states == FULL), grid)
+        listed = states != SKIPPED
+        return _for_all(ordered(listed), grid), None, _for_all(ordered(listed.mT), grid), None
+    partial, full = states == PARTIAL, states == FULL
+    kv, full_kv, q, full_q = (_for_all(ordered(listed), grid) for listed in (partial, full, partial.mT, full.mT))
+    return kv, full_kv, q, full_q
 
 
-def _tables_by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> tuple[Ordered, Ordered | None]:
-    # imported here: not every torch comes with Triton, and loading it takes time
+def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
+    # imported here: not every torch comes with Triton
     from maskloom.blocks.ordered_triton import order
 
-    first, *full = order(states, grid.batch, grid.heads, separate_full_blocks=separate_full_blocks)
-    return Ordered(*first), Ordered(*full[0]) if full else None
+    tables = order(states, grid.batch, grid.heads, separate_full_blocks=separate_full_blocks)
+    if separate_full_blocks:
+        kv, full_kv, q, full_q = (Ordered(*table) for table in tables)
+        return kv, full_kv, q, full_q
+    kv, q = (Ordered(*table) for table in tables)
+    return kv, None, q, None
 
 
-@functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton was loaded, as compiled attention does. To load it and compile takes two seconds: not for tables alone."""
+    return "triton" in sys.modules
 
 
 def _for_all(table: Ordered, grid: Grid) -> Ordered:

@@ -1,8 +1,8 @@
-"""The ordered tables of a BlockMask by one kernel for each direction, where there is Triton.
+"""All ordered tables of a BlockMask by one kernel, where there is Triton.
 
-A program takes some lines of the table and goes along them twice: to count what is listed, and to put every column where it
+A program takes some lines of a table and goes along them twice: to count what is listed, and to put every column where it
 belongs. It reads one byte for each tile and writes the table, which is the least that can be done; `ordered` does the same
-with running counts in torch, in some fifteen launches.
+with running counts in torch, in some fifteen launches for each table.
 """
 
 import torch
@@ -31,6 +31,10 @@ def _order(  # type: ignore[no-untyped-def]
     indices,
     full_counts,
     full_indices,
+    turned_counts,
+    turned_indices,
+    turned_full_counts,
+    turned_full_indices,
     heads,
     lines,
     across,
@@ -45,6 +49,14 @@ def _order(  # type: ignore[no-untyped-def]
     LINES: tl.constexpr,  # noqa: N803 - Triton's custom
     ACROSS: tl.constexpr,  # noqa: N803
 ):
+    if tl.program_id(2) == 1:  # the other way: columns are lines
+        counts, indices, full_counts, full_indices = (
+            turned_counts,
+            turned_indices,
+            turned_full_counts,
+            turned_full_indices,
+        )
+        lines, across, by_line, by_column = across, lines, by_column, by_line
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     row = tl.program_id(1)  # of batch and head
     step = tl.arange(0, ACROSS)
@@ -52,10 +64,11 @@ def _order(  # type: ignore[no-untyped-def]
     states += line[:, None].to(tl.int64) * by_line
     here = row.to(tl.int64) * lines + line
     is_line = line < lines
+    reach = tl.where(tl.program_id(0) * LINES < lines, across, 0)  # one way may have more lines than the other
 
     listed_in_line = tl.zeros((LINES,), tl.int32)
     full_in_line = tl.zeros((LINES,), tl.int32)
-    for first in range(0, across, ACROSS):
+    for first in range(0, reach, ACROSS):
         column = (first + step)[None, :]
         inside = is_line[:, None] & (column < across)
         state = tl.load(states + column.to(tl.int64) * by_column, mask=inside, other=0).to(tl.int32)
@@ -69,7 +82,7 @@ def _order(  # type: ignore[no-untyped-def]
     table = here[:, None] * across
     seen = tl.zeros((LINES,), tl.int32)
     full_seen = tl.zeros((LINES,), tl.int32)
-    for first in range(0, across, ACROSS):
+    for first in range(0, reach, ACROSS):
         column = (first + step)[None, :]
         inside = is_line[:, None] & (column < across)
         state = tl.load(states + column.to(tl.int64) * by_column, mask=inside, other=0).to(tl.int32)
@@ -81,7 +94,8 @@ def _order(  # type: ignore[no-untyped-def]
 
 
 def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> list[tuple[Tensor, Tensor]]:
-    """The tables that list partial tiles, and with ``separate_full_blocks`` those that list full ones.
+    """The tables that list partial tiles, and with ``separate_full_blocks`` those that list full ones; then the same
+    the other way, for each column.
 
     Args:
         states: int8 (B or 1, H or 1, lines, columns), with any strides.
@@ -92,11 +106,15 @@ def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool)
     """
     lines, across = states.shape[2:]
     by_batch, by_head, by_line, by_column = states.expand(batch, heads, lines, across).stride()
-    tables = [_empty(batch, heads, lines, across, states.device) for _ in range(1 + separate_full_blocks)]
+    ways = 1 + separate_full_blocks
+    tables = [
+        _empty(batch, heads, *sizes, states.device) for sizes in ((lines, across), (across, lines)) for _ in range(ways)
+    ]
     most = PARTIAL if separate_full_blocks else FULL
     with torch.cuda.device_of(states):  # Triton launches on the current one
-        _order[(triton.cdiv(lines, _LINES), batch * heads)](
-            states, *tables[0], *tables[-1], heads, lines, across, by_batch, by_head, by_line, by_column,
+        _order[(triton.cdiv(max(lines, across), _LINES), batch * heads, 2)](
+            states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1],
+            heads, lines, across, by_batch, by_head, by_line, by_column,
             least=SKIPPED + 1, most=most, full=FULL, has_full=separate_full_blocks, LINES=_LINES, ACROSS=_ACROSS,
         )  # fmt: skip
     return tables
