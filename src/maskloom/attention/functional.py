@@ -17,7 +17,7 @@ from maskloom.attention.checks import (
     check_tensors,
     checked_q_offset,
 )
-from maskloom.attention.clean import cleaned, hidden, stopped
+from maskloom.attention.clean import cleaned, known_hidden, stopped
 from maskloom.attention.given import refuse_shared_tables
 from maskloom.attention.merge import with_sinks
 from maskloom.attention.request import Attended, Request
@@ -94,13 +94,15 @@ def attend(
         query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
     )
     chosen = choose(request, backend)
-    padded = None
-    if clean_padding:
-        request, padded = cleaned(request)
-    attended = hidden(_run(chosen.backend, request, allow_slow), padded)
+    hidden = known_hidden(request) if clean_padding else None
+    if hidden is not None:
+        request = cleaned(request, hidden, by_reference=allow_slow or chosen.backend == "reference")
+    attended = _run(chosen.backend, request, allow_slow)
     if sinks is not None:
         assert attended.lse is not None
-        attended = stopped(Attended(*with_sinks(attended.out, attended.lse, sinks)), padded)
+        attended = Attended(*with_sinks(attended.out, attended.lse, sinks))
+    if hidden is not None:
+        attended = stopped(attended, hidden)
     if return_aux is None:
         return attended.out
     return attended.out, AuxOutput(lse=attended.lse if return_aux.lse else None)
@@ -206,7 +208,7 @@ def explain(
     )
     chosen = choose(request, backend)
     if clean_padding:
-        cleaned(request)  # raises if padding is not known
+        known_hidden(request)  # raises if padding is not known
     batch, heads, q_len, kv_len = request.sizes
     counts: tuple[int, ...] = ()
     if isinstance(mask, BlockMask):
