@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.kept import keep
@@ -95,11 +96,16 @@ def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _zeros_forward(tensor: Tensor, rows: Tensor) -> Tensor:
-    return _zeroed(tensor, rows) if inside_transform() else _ZerosForward.apply(tensor, rows)
+    return _zeroed(tensor, rows) if _is_transformed() else _ZerosForward.apply(tensor, rows)
 
 
 def _zeros_backward(tensor: Tensor, rows: Tensor) -> Tensor:
-    return torch.where(rows, tensor.detach(), tensor) if inside_transform() else _ZerosBackward.apply(tensor, rows)
+    return torch.where(rows, tensor.detach(), tensor) if _is_transformed() else _ZerosBackward.apply(tensor, rows)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: both want plain operations, which copy more."""
+    return inside_transform() or forward_ad._current_level >= 0
 
 
 class _ZerosForward(torch.autograd.Function):
@@ -140,7 +146,7 @@ def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
 
 def _is_wide(tensor: Tensor) -> bool:
     """Whether the elements can be viewed as words of eight bytes, and nothing but their bits counts."""
-    if torch.compiler.is_compiling() or inside_transform() or tensor.is_neg():
+    if torch.compiler.is_compiling() or _is_transformed() or tensor.is_neg():
         return False
     many = _WIDE.itemsize // tensor.element_size()
     steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
