@@ -215,6 +215,7 @@ def layouts(dtype):
     return {
         "contiguous": randn(B, H, L, D),
         "odd": randn(B, H, L, E),
+        "odd, in even rows": randn(B, H, L, D)[..., :E],
         "of projections": randn(B, L, 3, H, D)[:, :, 1].transpose(1, 2),
         "columns": randn(B, H, D, L).transpose(2, 3),
         "begins between": randn(B, H, L, D + 4)[..., 1 : D + 1],

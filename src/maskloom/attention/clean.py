@@ -138,7 +138,7 @@ class _ZerosBackward(torch.autograd.Function):
 
 
 def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Zeros at ``rows``: by eight bytes at a time, where they lie so, which takes half the time of two (H100)."""
+    """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
     if not _is_wide(tensor):
         return torch.where(rows, 0.0, tensor)
     return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)

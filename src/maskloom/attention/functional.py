@@ -73,8 +73,9 @@ def attend(
         return_aux: torch's ``AuxRequest(lse=True)`` for the log-sum-exp beside the output.
         sinks: (H,), learned sink logits (gpt-oss): each head's softmax has one more term, which no value belongs to.
         clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
-            real output and no real gradient. It costs a copy of what is cleaned. The mask must say where padding is;
-            key_padding says it of keys and values alone.
+            real output and no real gradient. It costs a copy of query, key and value, and in the backward one of the
+            incoming gradient. The mask must say where padding is; key_padding says it of keys and values alone. Of a
+            BlockMask its mask_mod says so, and a hand-made one must hide the same.
         deterministic: gradients are the same, bit for bit, at every run; so they are with
             ``torch.use_deterministic_algorithms(True)``.
         allow_slow: where the fused kernel would not have run, run the reference, with one warning for each cause.
