@@ -12,7 +12,8 @@ for output and gradients and -inf for the log-sum-exp, needs no filling. Each te
 
 Where gradients of hidden positions are not known to be 0, they are filled too: where a score_mod may have an infinite
 derivative there and the reference runs, which multiplies 0 by it (Triton's kernel masks the product), and where no padding is
-known among the queries (key_padding), so that NaN in a query that sees nothing reaches keys that nobody sees.
+known among the queries (key_padding), so that NaN in a query that sees nothing reaches keys that nobody sees. (NaN at a
+real position shows in the gradients of its batch row, those of its padding too.)
 """
 
 from typing import Any, NamedTuple
