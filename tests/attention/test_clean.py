@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 from torch.nn.attention.flex_attention import and_masks as torch_and
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom.attention.clean import zeros_both_ways
 from maskloom.masks.algebra import Mask
 
 B, H, HKV, L, D, E = 3, 2, 1, 13, 8, 5
@@ -87,6 +91,227 @@ def test_padding_never_leaks(name, options):
             assert torch.equal(ours, expected)
         assert not outputs[0].transpose(1, 2)[where].any()
         assert not any(grad.transpose(1, 2)[where].any() for grad in grads[:3])
+
+
+def filled(query, key, value, mask, where, **options):
+    """What clean_padding amounts to, every tensor filled in both directions by torch's own operations."""
+    out, aux = loom.attend(*(poisoned(tensor, where, 0.0) for tensor in (query, key, value)), mask, **options)
+    rows = where[:, None]
+    lse = None if aux.lse is None else torch.where(rows, aux.lse.detach(), aux.lse)
+    return torch.where(rows[..., None], out.detach(), out), lse
+
+
+def cleaned(query, key, value, mask, where, **options):
+    out, aux = loom.attend(query, key, value, mask, clean_padding=True, **options)
+    return out, aux.lse
+
+
+def over_visible(score, b, h, q_idx, kv_idx):
+    return score / (~BEHIND).float()[b, kv_idx]
+
+
+def over_both_visible(score, b, h, q_idx, kv_idx):
+    return score / ((~BEHIND).float()[b, q_idx] + (~BEHIND).float()[b, kv_idx])
+
+
+def root(score, b, h, q_idx, kv_idx):
+    return (score - score * (kv_idx >= 0)).sqrt() + score
+
+
+SCORE_MODS = {
+    "none": None,
+    "alibi": loom.alibi(H),
+    "softcap": loom.softcap(3.0),
+    "relative bias": loom.relative_bias(torch.arange(10.0).view(H, 5)),
+    "0 / 0 at hidden keys": over_visible,
+    "0 / 0 where both are hidden": over_both_visible,
+    "of infinite derivative at 0": root,
+}
+
+
+def results_of(attention, poison, *, sinks=False, **options):
+    """Outputs and gradients, with ``poison`` in all that comes in where padding is."""
+    leaves = [poisoned(tensor, BEHIND, poison).requires_grad_() for tensor in inputs()]
+    if sinks:
+        leaves.append(torch.tensor([0.5, -1.0], requires_grad=True))
+        options["sinks"] = leaves[-1]
+    found = attention(*leaves[:3], loom.causal & loom.lengths(LENS), BEHIND, **options)
+    outputs = [output for output in found if output is not None]
+    grads = [torch.randn(output.shape, generator=torch.Generator().manual_seed(7)) for output in outputs]
+    for grad in grads:
+        grad.transpose(1, 2)[BEHIND] = poison
+    return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
+
+
+REFERENCE = {"backend": "reference", "return_aux": AuxRequest(lse=True)}
+
+
+@pytest.mark.parametrize("poison", GARBAGE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "sdpa", "return_aux": AuxRequest()},
+        *[{**REFERENCE, "sinks": sinks, "score_mod": mod} for sinks in (False, True) for mod in SCORE_MODS.values()],
+    ],
+    ids=["sdpa", *[f"{name}{with_sinks}" for with_sinks in ("", ", sinks") for name in SCORE_MODS]],
+)
+def test_results_are_those_of_filling_everything(options, poison):
+    ours, expected = (results_of(attention, poison, **options) for attention in (cleaned, filled))
+    for result, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(result, right, rtol=0, atol=0, equal_nan=True)
+    if options.get("score_mod") not in (over_visible, root):  # whose gradient is NaN at real queries too
+        assert all(gradient.isfinite().all() for gradient in ours[-3:])
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_hidden_keys_get_no_gradient_from_queries_that_may_be_anything(backend):
+    q, k, v = (tensor.requires_grad_() for tensor in inputs())
+    hidden = torch.arange(B)[:, None].expand(B, L) == 1
+    dirty = poisoned(q, hidden, math.nan)
+    out = loom.attend(dirty, k, v, loom.key_padding(hidden), backend=backend, clean_padding=True)
+    out.sum().backward()
+    assert all(tensor.grad.isfinite().all() and not tensor.grad[1].any() for tensor in (k, v))
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations that write a tensor as large as an input: by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("where", "masked_fill", "mul", "clone", "copy_", "_to_copy"):
+            self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mask", "forward", "backward"),
+    [(loom.causal & loom.lengths(LENS), 3, 1), (loom.key_padding(BEHIND), 2, 2), (loom.lengths(LENS), 3, 1)],
+)
+def test_each_tensor_is_written_once(mask, forward, backward):
+    leaves = [tensor.requires_grad_() for tensor in inputs()]
+    grad = torch.randn(B, H, L, E)
+    counts = []
+    for clean in (False, True):
+        loom.attend(*leaves, mask, clean_padding=clean)  # what is kept with the mask is kept now
+        with Passes() as there:
+            out = loom.attend(*leaves, mask, clean_padding=clean)
+        with Passes() as back:
+            torch.autograd.grad(out, leaves, grad)
+        counts.append((there.counts, back.counts))
+    without, clean = counts
+    for direction, more in ((0, forward), (1, backward)):
+        assert clean[direction].pop("where") - without[direction].pop("where", 0) == more
+        assert clean[direction] == without[direction]
+
+
+def layouts(dtype):
+    def randn(*shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+
+    return {
+        "contiguous": randn(B, H, L, D),
+        "odd": randn(B, H, L, E),
+        "odd, in even rows": randn(B, H, L, D)[..., :E],
+        "of projections": randn(B, L, 3, H, D)[:, :, 1].transpose(1, 2),
+        "columns": randn(B, H, D, L).transpose(2, 3),
+        "begins between": randn(B, H, L, D + 4)[..., 1 : D + 1],
+        "rows begin between": randn(B, H, L, D + 1)[..., :D],
+        "every other": randn(B, H, L, 2 * D)[..., ::2],
+        "expanded": randn(B, 1, L, D).expand(B, H, L, D),
+        "one number": randn(1).expand(B, H, L, D),
+        "empty": randn(B, H, L, 0),
+        "negated": torch._neg_view(randn(B, H, L, D)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_zeros_in_any_layout_and_type(dtype):
+    rows = BEHIND[:, None, :, None]
+    for name, tensor in layouts(dtype).items():
+        expected = tensor.masked_fill(rows, 0.0)
+        for poison in GARBAGE[:3]:
+            if 0 not in tensor.stride():
+                tensor.masked_fill_(rows, poison)  # in place: the layout stays
+            leaf = tensor.detach().requires_grad_()
+            found = zeros_both_ways(leaf, rows)
+            (grad,) = torch.autograd.grad(found, leaf, tensor)
+            assert torch.equal(found, expected) and torch.equal(grad, expected), name
+
+
+def dirty(dtype=torch.float32):
+    return [poisoned(tensor.to(dtype), BEHIND, math.nan).requires_grad_() for tensor in inputs()]
+
+
+def both_ways(call, *, dtype=torch.float32):
+    """What ``call`` gives of attention that is cleaned, and of attention that is filled."""
+    mask = loom.causal & loom.lengths(LENS)
+    options = {"return_aux": AuxRequest(), "backend": "reference"}
+    for attention in (cleaned, filled):
+        yield call(lambda q, k, v, of=attention: of(q, k, v, mask, BEHIND, **options)[0], *dirty(dtype))
+
+
+def test_second_derivatives():
+    def twice(attention, *leaves):
+        out = attention(*leaves)
+        weights = [
+            torch.randn(leaf.shape, generator=torch.Generator().manual_seed(5)).double() for leaf in (out, *leaves)
+        ]
+        grad, *seconds = (poisoned(weight, BEHIND, math.nan) for weight in weights)
+        firsts = torch.autograd.grad(out, leaves, grad.requires_grad_(), create_graph=True)
+        return torch.autograd.grad(firsts, (*leaves, grad), seconds)
+
+    ours, expected = both_ways(twice, dtype=torch.float64)
+    assert all(map(torch.equal, ours, expected)) and all(second.isfinite().all() for second in ours)
+
+
+def test_forward_mode():
+    def tangent(attention, q, k, v):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(attention(forward_ad.make_dual(q, k.expand_as(q)), k, v)).tangent
+
+    ours, expected = both_ways(tangent)
+    assert torch.equal(ours, expected) and ours.isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant):
+    def gradients(attention, *leaves):
+        out = checkpoint(attention, *leaves, use_reentrant=use_reentrant)
+        out.backward(poisoned(torch.ones_like(out), BEHIND, math.nan))
+        return [leaf.grad for leaf in leaves]
+
+    assert all(map(torch.equal, *both_ways(gradients)))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_gradients_under_a_full_graph_compile(backend):
+    def gradients(attention, *leaves):
+        torch._dynamo.reset()
+        out = torch.compile(attention, backend=backend, fullgraph=True)(*leaves)
+        return torch.autograd.grad(out, leaves, poisoned(torch.ones_like(out), BEHIND, math.nan))
+
+    ours, expected = both_ways(gradients)
+    torch.testing.assert_close(ours, expected)
+    assert all(grad.isfinite().all() for grad in ours)
+
+
+def test_the_output_may_be_written_to_where_attention_allows_it():
+    def gradients(attention, *leaves):
+        out = attention(*leaves)
+        out.mul_(2.0)
+        return torch.autograd.grad(out, leaves, poisoned(torch.ones_like(out), BEHIND, math.nan))
+
+    assert all(map(torch.equal, *both_ways(gradients)))
+    query, key, _ = dirty()
+    for clean in (False, True):  # torch's kernel keeps its output for the backward
+        out = loom.attend(query, key, key, loom.lengths(LENS), backend="sdpa", clean_padding=clean)
+        out.mul_(2.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -9,9 +9,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import maskloom as loom
 from maskloom.attention.backends import has_flash
+from maskloom.attention.clean import zeros_both_ways
 from maskloom.blocks.tables import dense_of
 from tests.evidence import gather
-from tests.gpu.test_compile import BATCH, HEADS, LENS, graphs, inputs
+from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
 
 FLEX = ["triton", "flash"] if has_flash() else ["triton"]
 EVERY = [*FLEX, "varlen", "sdpa", "reference"]
@@ -95,6 +96,96 @@ def test_padding_never_leaks(backend):
         for ours, expected in zip(poisoned, results[0], strict=True):
             torch.testing.assert_close(ours, expected, rtol=0, atol=0 if backend in ("triton", "reference") else 1e-2)
             assert not ours[:, :, end:].any()
+
+
+def padded(backend):
+    """A mask that hides padding, of a whole row of the batch where the backend can, and where that is."""
+    if backend == "varlen":
+        return documents(end=333) & loom.causal, (torch.arange(Q, device="cuda") >= 333).expand(BATCH, Q)
+    lens = torch.tensor([333, 0, Q], device="cuda")
+    return loom.causal & loom.lengths(lens), torch.arange(Q, device="cuda") >= lens[:, None]
+
+
+def zero_over_zero_at(where):
+    """A score_mod whose derivative is infinite where query and key are both padding."""
+    real = (~where).float()
+
+    def over_visible(score, b, h, q_idx, kv_idx):
+        return score / (real[b, q_idx] + real[b, kv_idx])
+
+    return over_visible
+
+
+def filled(query, key, value, mask, where, **options):
+    """What clean_padding amounts to, every tensor filled in both directions by torch's own operations."""
+    rows = where[:, None, :, None]
+    out, aux = loom.attend(*(tensor.masked_fill(rows, 0.0) for tensor in (query, key, value)), mask, **options)
+    lse = None if aux.lse is None else torch.where(where[:, None], aux.lse.detach(), aux.lse)
+    return torch.where(rows, out.detach(), out), lse
+
+
+def cleaned(query, key, value, mask, where, **options):
+    out, aux = loom.attend(query, key, value, mask, clean_padding=True, **options)
+    return out, aux.lse
+
+
+BENT = [
+    *[(backend, "nothing") for backend in EVERY],
+    *[(backend, "softcap") for backend in (*FLEX, "reference")],
+    *[(backend, more) for backend in ("triton", "reference") for more in ("0 / 0", "sinks")],
+]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize(("backend", "more"), BENT)
+def test_clean_padding_gives_what_filling_everything_gives(backend, more, poison):
+    mask, where = padded(backend)
+    score_mod = {"softcap": loom.softcap(5.0), "0 / 0": zero_over_zero_at(where)}.get(more)
+    lse = more == "sinks"
+    results = []
+    for attention in (cleaned, filled):
+        leaves = [tensor.masked_fill(where[:, None, :, None], poison).requires_grad_() for tensor in inputs(Q)]
+        sinks = torch.tensor([0.5, -1.0, 3.0, 0.0], device="cuda", requires_grad=True) if lse else None
+        found = attention(
+            *leaves, mask, where,
+            backend=backend, score_mod=score_mod, sinks=sinks, return_aux=AuxRequest(lse=lse),
+        )  # fmt: skip
+        outputs = [output for output in found if output is not None]
+        grads = [inputs(Q, seed=5)[0].masked_fill(where[:, None, :, None], poison)]
+        if sinks is not None:
+            leaves.append(sinks)
+            grads.append(grads[0][..., 0].to(outputs[1].dtype))
+        results.append([output.detach() for output in outputs] + list(torch.autograd.grad(outputs, leaves, grads)))
+    exact = backend in ("triton", "reference")
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0 if exact else 1e-2)
+    ours = results[0]
+    for tensor in (ours[0], *ours[2 if lse else 1 :][:3]):
+        assert tensor.isfinite().all() and not tensor.transpose(1, 2)[where].any()
+
+
+def test_the_log_sum_exp_of_padding_needs_no_filling():
+    mask, where = padded("triton")
+    q, k, v = (tensor.masked_fill(where[:, None, :, None], math.nan) for tensor in inputs(Q))
+    for trained in (False, True):
+        out, aux = loom.attend(
+            q.requires_grad_(trained), k, v, mask, backend="triton", clean_padding=True, return_aux=LSE
+        )
+        assert (aux.lse.transpose(1, 2)[where] == -math.inf).all() and not out.transpose(1, 2)[where].any()
+
+
+@pytest.mark.parametrize("heads_last", [False, True])
+@pytest.mark.parametrize("width", [HEAD_DIM, HEAD_DIM - 1])
+def test_zeros_in_words_of_eight_bytes(width, heads_last):
+    _, where = padded("triton")
+    tensor = torch.randn(BATCH, HEADS, Q, width, device="cuda").to(torch.bfloat16)
+    if heads_last:
+        tensor = tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    dirty = tensor.masked_fill(where[:, None, :, None], math.nan).requires_grad_()
+    found = zeros_both_ways(dirty, where[:, None, :, None])
+    (grad,) = torch.autograd.grad(found, dirty, dirty.detach())
+    expected = tensor.masked_fill(where[:, None, :, None], 0.0)
+    assert torch.equal(found, expected) and torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])

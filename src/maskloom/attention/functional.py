@@ -17,7 +17,7 @@ from maskloom.attention.checks import (
     check_tensors,
     checked_q_offset,
 )
-from maskloom.attention.clean import cleaned, hidden, stopped
+from maskloom.attention.clean import cleaned, known_hidden, stopped
 from maskloom.attention.given import refuse_shared_tables
 from maskloom.attention.merge import with_sinks
 from maskloom.attention.request import Attended, Request
@@ -73,8 +73,9 @@ def attend(
         return_aux: torch's ``AuxRequest(lse=True)`` for the log-sum-exp beside the output.
         sinks: (H,), learned sink logits (gpt-oss): each head's softmax has one more term, which no value belongs to.
         clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
-            real output and no real gradient. It costs a copy of what is cleaned. The mask must say where padding is;
-            key_padding says it of keys and values alone.
+            real output and no real gradient. It costs a copy of query, key and value, and in the backward one of the
+            incoming gradient. The mask must say where padding is; key_padding says it of keys and values alone. Of a
+            BlockMask its mask_mod says so, and a hand-made one must hide the same.
         deterministic: gradients are the same, bit for bit, at every run; so they are with
             ``torch.use_deterministic_algorithms(True)``.
         allow_slow: where the fused kernel would not have run, run the reference, with one warning for each cause.
@@ -94,13 +95,15 @@ def attend(
         query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
     )
     chosen = choose(request, backend)
-    padded = None
-    if clean_padding:
-        request, padded = cleaned(request)
-    attended = hidden(_run(chosen.backend, request, allow_slow), padded)
+    hidden = known_hidden(request) if clean_padding else None
+    if hidden is not None:
+        request = cleaned(request, hidden, by_reference=allow_slow or chosen.backend == "reference")
+    attended = _run(chosen.backend, request, allow_slow)
     if sinks is not None:
         assert attended.lse is not None
-        attended = stopped(Attended(*with_sinks(attended.out, attended.lse, sinks)), padded)
+        attended = Attended(*with_sinks(attended.out, attended.lse, sinks))
+    if hidden is not None:
+        attended = stopped(attended, hidden)
     if return_aux is None:
         return attended.out
     return attended.out, AuxOutput(lse=attended.lse if return_aux.lse else None)
@@ -206,7 +209,7 @@ def explain(
     )
     chosen = choose(request, backend)
     if clean_padding:
-        cleaned(request)  # raises if padding is not known
+        known_hidden(request)  # raises if padding is not known
     batch, heads, q_len, kv_len = request.sizes
     counts: tuple[int, ...] = ()
     if isinstance(mask, BlockMask):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import check_mask_fits
+from maskloom.attention.clean import zeros_both_ways
 from maskloom.attention.functional import attend
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import known_padding
@@ -111,4 +112,4 @@ def _cleaned(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor:
         raise ValueError(
             f"x has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
         )
-    return x.masked_fill(pads[..., None], 0.0)
+    return zeros_both_ways(x, pads[..., None])
