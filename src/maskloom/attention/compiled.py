@@ -65,7 +65,7 @@ def fused_attention(
 
 def _specialized_floats(*mods: object) -> contextlib.AbstractContextManager[Any]:
     """Python floats as constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)."""
-    if not captured.has_floats(mods):
+    if not captured.has_floats(*mods):
         return contextlib.nullcontext()
     return torch._dynamo.config.patch(specialize_float=True)
 
@@ -133,10 +133,10 @@ def _kind(
     from torch._inductor import config  # imported here: it loads torch's compiler
 
     mods = (block_mask.mask_mod, score_mod)
-    flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(mods)
+    flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(*mods)
     decodes = _is_step(query, key, value)
     kind = (
-        captured.structure(mods, numbers=flash_numbers),
+        captured.structure(*mods, numbers=flash_numbers),
         tuple(_tensor_kind(tensor) for tensor in (query, key, value)),
         tuple(table is None or tuple(size == 1 for size in table.shape) for table in _tables(block_mask)),
         query.shape[-2] == key.shape[-2],  # equal lengths share one symbol in the graph
