@@ -167,7 +167,12 @@ def _tensor_keys(found: list[Tensor]) -> list[Hashable]:
 
 
 def _tensor_key(tensor: Tensor) -> Hashable:
-    return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape), tensor.requires_grad
+    return tensor.dtype, tensor.device, sizes_of_one(tensor), tensor.requires_grad
+
+
+def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
+    """Which of its sizes are 1: torch.compile treats those as constants, and other sizes as dynamic."""
+    return tuple([size == 1 for size in tensor.shape])
 
 
 def _is_frozen(held: Any) -> bool:
