@@ -50,7 +50,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._entries: IdentityTable[_Entry] = IdentityTable()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what frees an object runs at any time, and may come here
 
     def __len__(self) -> int:
         return len(self._entries)
