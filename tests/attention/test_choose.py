@@ -153,7 +153,7 @@ def gpu(monkeypatch):
     """Requests that say that they are on a Hopper GPU, with FlashAttention 4 installed."""
     properties = types.SimpleNamespace(major=9)
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(backends, "_major_of", lambda device: properties.major)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Ampere GPU")
     monkeypatch.setattr(backends, "_HAS_FLASH", True)
     return properties

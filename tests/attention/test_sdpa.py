@@ -216,7 +216,7 @@ def test_a_table_above_the_bound_is_never_kept_nor_whole(monkeypatch):
     kept = Kept()
     monkeypatch.setattr("maskloom.attention.kept._kept", kept)
     assert peak_bytes(train) < whole
-    assert list(kept._entries[id(mask)].results.values()) == [None]
+    assert list(kept.results(mask).values()) == [None]
     monkeypatch.setattr(module, "KEPT_BYTES", whole)
     monkeypatch.setattr("maskloom.attention.kept._kept", Kept())
     assert module.kept_table(query, query, mask).numel() == whole

@@ -1,7 +1,13 @@
 """What mask_mods hold, whatever they are made of."""
 
+import copy
 import functools
+import gc
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 import maskloom as loom
@@ -107,3 +113,123 @@ def test_score_mods_are_opened_like_masks():
     assert key(loom.softcap(2)) != key(loom.softcap(3))
     assert key(loom.shifted_score(bias, q_offset=2)) == key(loom.shifted_score(bias, q_offset=3))
     assert key(loom.shifted_score(bias, q_offset=2)) != key(loom.shifted_score(bias, q_offset=LENS))
+
+
+# -- what is kept of a walk --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The objects that a walk opens, as they come."""
+    found, open_one = [], captured._open
+    monkeypatch.setattr(captured, "_open", lambda held: found.append(held) or open_one(held))
+    return found
+
+
+def ask_all(held):
+    return (
+        captured.tensors(held), captured.device_of(held), captured.has_numbers(held), captured.has_floats(held),
+        captured.holds_code(held), captured.is_plain(held), captured.may_change(held),
+        captured.structure(held, numbers=False), captured.structure(held, numbers=True),
+    )  # fmt: skip
+
+
+def test_what_never_changes_is_walked_once(opened):
+    for held in (loom.window(back=2) & loom.lengths(LENS), loom.compose(loom.alibi(3), loom.softcap(5))):
+        first = ask_all(held)
+        opened.clear()
+        assert ask_all(held) == first
+        captured.structure(held, held, numbers=True)
+        assert not opened
+        assert ask_all(copy.copy(held)) == first
+        assert opened  # a copy is another object
+
+
+def test_what_may_change_is_walked_every_time():
+    lens = LENS
+
+    def of_cell(b, h, q_idx, kv_idx):
+        return kv_idx < lens[b]
+
+    object_ = Object()
+    holders = (of_cell, loom.causal & of_cell, loom.as_mask(object_), functools.partial(of_cell))
+    for held in holders:
+        ask_all(held)
+    lens = LENS.clone()
+    object_.tables["lens"][0] = lens
+    for held in holders:
+        assert captured.may_change(held)
+        assert captured.tensors(held)[0] is lens
+
+
+def test_the_state_of_tensors_is_looked_at_every_time():
+    table, lens = torch.zeros(3, 5), LENS.clone()
+    bias, mask = loom.relative_bias(table), loom.lengths(lens)
+
+    def key():
+        return captured.structure(mask, bias, numbers=False)
+
+    keys = [key()]
+    table.requires_grad_()
+    keys.append(key())
+    lens.data = lens.int()
+    keys.append(key())
+    lens.data = torch.tensor([7])
+    keys.append(key())
+    assert len(set(keys)) == 4
+
+
+def test_a_tensor_that_two_hold_is_told_from_two_equal_ones():
+    table = torch.zeros(3, 5)
+    first, same, other = (loom.relative_bias(held) for held in (table, table, table.clone()))
+
+    def key(*held):
+        return captured.structure(*held, numbers=False)
+
+    assert key(first, same) == key(same, first) != key(first, other)
+    assert key(first) != key(first, other) != key(first, other, other)
+
+
+def test_what_is_kept_goes_with_its_object():
+    gc.collect()
+    before = len(captured._answers)
+    lens = LENS.clone()
+    mask = loom.causal & loom.lengths(lens)
+    ask_all(mask)
+    assert len(captured._answers) == before + 1
+    gone = weakref.ref(lens)
+    del mask, lens
+    gc.collect()
+    assert gone() is None
+    assert len(captured._answers) == before
+
+
+def test_masks_themselves_are_left_as_they_were():
+    mask = loom.causal & loom.lengths(LENS)
+    fields, pickled = dict(vars(mask)), pickle.dumps(mask)
+    ask_all(mask)
+    assert vars(mask) == fields
+    assert pickle.dumps(mask) == pickled
+    for twin in (copy.copy(mask), copy.deepcopy(mask), pickle.loads(pickled)):
+        assert twin == mask
+        assert captured.tensors(twin)[0] is twin.parts[1].q_lens
+        assert ask_all(twin)[1:] == ask_all(mask)[1:]
+
+
+def test_threads_ask_at_once():
+    gc.collect()
+    before = len(captured._answers)
+
+    def ask(number):
+        for length in range(40):
+            lens = torch.tensor([length, number])
+            mask = loom.window(back=number) & loom.lengths(lens)
+            assert ask_all(mask)[0][0] is lens
+            assert ask_all(shared) == expected
+
+    shared = loom.window(back=3) & loom.lengths(LENS)
+    expected = ask_all(loom.window(back=3) & loom.lengths(LENS))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(16)))
+    gc.collect()
+    assert len(captured._answers) <= before + 1  # that of the shared one

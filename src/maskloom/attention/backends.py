@@ -14,6 +14,7 @@ the fastest where the mask is `causal` or hides nothing (half types, Q > 128); v
 nothing.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _no_flash(request: Request) -> str | None:
         return f"it needs a GPU; the tensors are on {request.device}"
     if not has_flash():
         return "it needs FlashAttention 4: pip install flash-attn-4"
-    if torch.cuda.get_device_properties(request.device).major < 9:
+    if _major_of(request.device) < 9:
         return f"it needs a Hopper GPU or a newer one; this is a {torch.cuda.get_device_name(request.device)}"
     if request.query.dtype not in _HALF:
         return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
@@ -227,6 +228,12 @@ def _find_flash() -> bool:
 
 
 _HAS_FLASH = _find_flash()
+
+
+@functools.cache
+def _major_of(device: torch.device) -> int:
+    """The first number of a GPU's compute capability: 9 is Hopper."""
+    return torch.cuda.get_device_properties(device).major
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -33,15 +33,16 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
     if query.device.type == "meta":
         raise ValueError("query, key and value are on the meta device, where there are no values to attend to")
-    if not query.shape[0] == key.shape[0] == value.shape[0]:
+    q_shape, k_shape, v_shape = query.shape, key.shape, value.shape
+    if not q_shape[0] == k_shape[0] == v_shape[0]:
         raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
-    if key.shape[1] != value.shape[1] or key.shape[2] != value.shape[2]:
+    if k_shape[1:3] != v_shape[1:3]:
         raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
-    if query.shape[3] != key.shape[3]:
+    if q_shape[3] != k_shape[3]:
         raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
-    if query.shape[1] % key.shape[1]:
+    if q_shape[1] % k_shape[1]:
         raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
-    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+    if 0 in q_shape or 0 in k_shape or 0 in v_shape:
         raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
 
 

@@ -6,11 +6,11 @@ its own: one for each structure of mask and score_mod, dtype, head size, gradien
 Lengths, batch sizes and the values of tensors are dynamic within it. docs/notes/compile.md says what was measured.
 """
 
-import contextlib
+import functools
 import threading
 import types
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,26 +48,37 @@ def fused_attention(
     Raises:
         FallbackError: torch.compile did not compile it.
     """
-    options = dict(kernel_options or {})
+    options = kernel_options or {}
     arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
     if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
         return _attend_or_fail(*arguments)
-    kind, dynamic = _kind(query, key, value, block_mask, score_mod, scale, wants_lse, options)
-    # imported here: it loads torch's compiler, which `import maskloom` shall not
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-
+    mods = (block_mask.mask_mod,) if score_mod is None else (block_mask.mask_mod, score_mod)
+    kind, dynamic = _kind(query, key, value, block_mask, mods, scale, wants_lse, options)
+    compiled = _compiled_for(kind, dynamic)
     try:
-        with _specialized_floats(block_mask.mask_mod, score_mod):
-            return _compiled_for(kind, dynamic)(*arguments)
-    except FailOnRecompileLimitHit as error:
+        if not captured.has_floats(*mods):
+            return compiled(*arguments)
+        # Python floats are constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)
+        with torch._dynamo.config.patch(specialize_float=True):
+            return compiled(*arguments)
+    except _compiler().FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
 
 
-def _specialized_floats(*mods: object) -> contextlib.AbstractContextManager[Any]:
-    """Python floats as constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)."""
-    if not captured.has_floats(mods):
-        return contextlib.nullcontext()
-    return torch._dynamo.config.patch(specialize_float=True)
+class _Compiler(NamedTuple):
+    """The parts of torch's compiler that are named here."""
+
+    config: Any
+    FailOnRecompileLimitHit: type[Exception]
+
+
+@functools.cache
+def _compiler() -> _Compiler:
+    """They are loaded at the first call, since `import maskloom` shall not."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._inductor import config
+
+    return _Compiler(config, FailOnRecompileLimitHit)
 
 
 def shares_heads(query: Tensor, key: Tensor) -> bool:
@@ -119,7 +130,7 @@ def _kind(
     key: Tensor,
     value: Tensor,
     block_mask: BlockMask,
-    score_mod: ScoreMod | None,
+    mods: tuple[object, ...],
     scale: float | None,
     wants_lse: bool,
     options: dict[str, Any],
@@ -130,15 +141,12 @@ def _kind(
     the kind, and sizes become dynamic at the second call. So they do for a step of decoding, whose batch size and
     number of queries are part of the kind: torch's split kernel for few queries needs both to be constants.
     """
-    from torch._inductor import config  # imported here: it loads torch's compiler
-
-    mods = (block_mask.mask_mod, score_mod)
-    flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(mods)
+    flash_numbers = options.get("BACKEND") == "FLASH" and captured.has_numbers(*mods)
     decodes = _is_step(query, key, value)
     kind = (
-        captured.structure(mods, numbers=flash_numbers),
+        captured.structure(*mods, numbers=flash_numbers),
         tuple(_tensor_kind(tensor) for tensor in (query, key, value)),
-        tuple(table is None or tuple(size == 1 for size in table.shape) for table in _tables(block_mask)),
+        tuple(None if table is None else captured.sizes_of_one(table) for table in _tables(block_mask)),
         query.shape[-2] == key.shape[-2],  # equal lengths share one symbol in the graph
         (query is key, key is value),  # and one tensor given twice is one input
         block_mask.BLOCK_SIZE,
@@ -146,7 +154,7 @@ def _kind(
         wants_lse,
         query.shape[:3:2] if decodes else None,
         tuple(sorted(options.items())),
-        config.max_autotune,
+        _compiler().config.max_autotune,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(query.device.type),

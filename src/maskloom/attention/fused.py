@@ -14,6 +14,7 @@ from maskloom.blocks.tables import rebuilt
 from maskloom.masks import captured
 from maskloom.masks.algebra import Everything, Mask, as_mask, mask_value
 from maskloom.masks.dense import MaskMod
+from maskloom.scores.base import ScoreMod
 
 _SMALLEST_HEAD_DIM = 16
 _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks fit: torch 2.11, H100
@@ -22,17 +23,25 @@ _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks 
 def triton(request: Request) -> Attended:
     """Attention by the Triton kernel."""
     options = dict(request.kernel_options or {})
-    if not torch.compiler.is_dynamo_compiling() and any(part.ndim > 1 for part in captured.tensors(request.score_mod)):
+    if _reads_tables(request.score_mod):
         # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
         options.setdefault("num_stages", 2)
     return _fused(request, as_block_mask(request.query, request.key, request.mask), options)
+
+
+def _reads_tables(score_mod: ScoreMod | None) -> bool:
+    """Whether it reads a tensor of two dimensions or more. While torch compiles, that is not known: False."""
+    if score_mod is None or torch.compiler.is_dynamo_compiling():
+        return False
+    return any(tensor.ndim > 1 for tensor in captured.tensors(score_mod))
 
 
 def flash(request: Request) -> Attended:
     """Attention by FlashAttention 4, with the sparse tables always in use."""
     blocks = as_block_mask(request.query, request.key, request.mask)
     options = {**(request.kernel_options or {}), "BACKEND": "FLASH"}
-    return _fused(request, rebuilt(blocks, mask_mod=_looked_at(blocks.mask_mod)), options)
+    mask_mod = _looked_at(blocks.mask_mod)
+    return _fused(request, blocks if mask_mod is blocks.mask_mod else rebuilt(blocks, mask_mod=mask_mod), options)
 
 
 def _fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) -> Attended:

@@ -1,8 +1,10 @@
 """The BlockMask that a kernel gets: the given one, looked at once, or one built from a mask and kept with it."""
 
+import copy
+
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, noop_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.kept import keep
 from maskloom.blocks.build import block_mask as build_block_mask
@@ -25,14 +27,13 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
         return build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
 
-    def without_source() -> BlockMask:  # what is kept with a mask must not hold it
+    def without_source() -> BlockMask:  # what is kept with a mask must not hold it: an equal one stands in its place
         built = build()
-        return rebuilt(built, mask_mod=noop_mask) if built.mask_mod is source else built
+        return rebuilt(built, mask_mod=copy.copy(source)) if built.mask_mod is source else built
 
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() or captured.may_change(source):
         return build()
-    kept = keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
-    return rebuilt(kept, mask_mod=source) if kept.mask_mod is noop_mask else kept
+    return keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
 
 
 def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:

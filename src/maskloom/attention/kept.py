@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks import captured
+from maskloom.masks.identity import IdentityTable
 from maskloom.masks.modes import is_lasting
 
 R = TypeVar("R")
@@ -22,23 +23,21 @@ MOST = 8
 
 @dataclass
 class _Entry:
-    """What is kept for one object, and what it was when it was kept."""
+    """What is kept for one object, and what it held when it was kept."""
 
-    source: weakref.ref[Any]
-    state: tuple[tuple[weakref.ref[Tensor], int], ...]
-    parts: tuple[weakref.ref[Any], ...]
+    held: tuple[weakref.ref[Any], ...]
+    versions: list[int]
     results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
-    def is_of(self, source: object, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
-        """Whether this is the same object, holding the same parts and tensors, none of them written to since."""
-        return (
-            self.source() is source
-            and len(self.state) == len(tensors)
-            and all(
-                ref() is tensor and at == tensor._version for (ref, at), tensor in zip(self.state, tensors, strict=True)
-            )
-            and all(ref() is part for ref, part in zip(self.parts, parts, strict=True))
-        )
+    def is_of(self, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
+        """Whether the object holds the same tensors and parts, none of them written to since."""
+        if self.versions != _versions(tensors):
+            return False
+        return all(ref() is held for ref, held in zip(self.held, (*tensors, *parts), strict=True))
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors]
 
 
 class Kept:
@@ -50,8 +49,11 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}
-        self._lock = threading.RLock()
+        self._entries: IdentityTable[_Entry] = IdentityTable()
+        self._lock = threading.RLock()  # what frees an object runs at any time, and may come here
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(
         self,
@@ -71,13 +73,14 @@ class Kept:
         """
         if not is_lasting() or any(tensor.is_inference() for tensor in tensors):
             return compute()
+        entry = self._entries.get(source)
+        if entry is None or not entry.is_of(tensors, parts):
+            entry = _Entry(tuple(map(weakref.ref, (*tensors, *parts))), _versions(tensors))
+            try:
+                self._entries.put(source, entry)
+            except TypeError:  # an object with slots and no place for weak references
+                return compute()
         with self._lock:
-            entry = self._entries.get(id(source))
-            if entry is None or not entry.is_of(source, tensors, parts):
-                try:
-                    entry = self._begun(source, tensors, parts)
-                except TypeError:  # an object with slots and no place for weak references
-                    return compute()
             if key in entry.results:
                 entry.results.move_to_end(key)
                 return entry.results[key]
@@ -88,20 +91,10 @@ class Kept:
                 entry.results.popitem(last=False)
         return result
 
-    def _begun(self, source: object, tensors: list[Tensor], parts: tuple[object, ...]) -> _Entry:
-        state = tuple((weakref.ref(tensor), tensor._version) for tensor in tensors)
-        entry = _Entry(weakref.ref(source, self._forget(id(source))), state, tuple(map(weakref.ref, parts)))
-        self._entries[id(source)] = entry
-        return entry
-
-    def _forget(self, address: int) -> Callable[[weakref.ref[Any]], None]:
-        def forget(reference: weakref.ref[Any]) -> None:
-            with self._lock:
-                entry = self._entries.get(address)
-                if entry is not None and entry.source is reference:  # another object may have the address by now
-                    del self._entries[address]
-
-        return forget
+    def results(self, source: object) -> dict[Hashable, Any]:
+        """What is kept for an object."""
+        entry = self._entries.get(source)
+        return {} if entry is None else dict(entry.results)
 
 
 _kept = Kept()

@@ -3,6 +3,9 @@
 A mask_mod may be a Mask, a closure, a ``functools.partial``, a bound method or any callable object, nested in any way.
 One function here knows how to open each kind (`_open`); all else is a short walk over it. What a function reads from its
 module's globals is not captured.
+
+Attention asks a mask the same questions at every call. An object that never changes, as a Mask that holds no function, is
+walked once for each; any other is walked anew every time.
 """
 
 import copy
@@ -16,13 +19,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from maskloom.masks.identity import IdentityTable
+
 T = TypeVar("T")
+A = TypeVar("A")
 _Opened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
 def tensors(held: object) -> list[Tensor]:
     """Every tensor that ``held`` captures, each once, in a fixed order."""
-    return [leaf for leaf in _leaves(held) if isinstance(leaf, Tensor)]
+    return list(_tensors(held))
 
 
 def device_of(held: object, what: str = "mask") -> torch.device | None:
@@ -31,7 +37,7 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     Raises:
         ValueError: they lie on more than one device.
     """
-    devices = {tensor.device for tensor in tensors(held) if tensor.ndim}
+    devices = {tensor.device for tensor in _tensors(held) if tensor.ndim}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
@@ -46,29 +52,64 @@ def moved(held: T, change: Callable[[Tensor], Tensor]) -> T:
     return _moved(held, change, {})
 
 
-def structure(held: object, *, numbers: bool) -> Hashable:
-    """A key that is equal for two mask_mods exactly if one compiled graph can serve both.
+def structure(*held: object, numbers: bool) -> Hashable:
+    """A key that is equal for two mask_mods (or mask_mods with score_mods) exactly if one compiled graph can serve both.
 
     Tensors count by dtype, device, rank and which of their sizes are 1 (torch.compile treats those as constants), never
     by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
     what is read of them, torch.compile itself guards.
     """
-    return _structure(held, numbers, {})
+    skeleton = _skeleton_with_numbers if numbers else _skeleton
+    return *map(skeleton, held), *_tensor_keys([tensor for one in held for tensor in _tensors(one)])
 
 
-def has_numbers(held: object) -> bool:
+def has_numbers(*held: object) -> bool:
     """Whether any captured value is a Python int or float."""
-    return any(type(leaf) in (int, float) for leaf in _leaves(held))
+    return any(int in kinds or float in kinds for kinds in map(_kinds_of_leaves, held))
 
 
-def has_floats(held: object) -> bool:
+def has_floats(*held: object) -> bool:
     """Whether any captured value is a Python float."""
-    return any(type(leaf) is float for leaf in _leaves(held))
+    return any(float in kinds for kinds in map(_kinds_of_leaves, held))
 
 
-def holds_code(held: object) -> bool:
-    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
-    return any(callable(found) and not _is_frozen(found) for found in _walked(held))
+# -- questions that a walk over all that is held answers ---------------------------------------------------------------
+
+
+_answers: IdentityTable[dict[object, Any]] = IdentityTable()
+
+
+def _answered_once(question: Callable[[Any], A]) -> Callable[[object], A]:
+    """The same question, its answer kept with an object that never changes (see `may_change`), for as long as that lives.
+
+    So the answer must not depend on what can change all the same: the values, shape, dtype, device or gradient of a tensor.
+    """
+
+    @functools.wraps(question)
+    def asked(held: object) -> A:
+        answers = _answers_of(held)
+        if answers is None:
+            return question(held)
+        if question not in answers:
+            answers[question] = question(held)
+        return answers[question]
+
+    return asked
+
+
+def _answers_of(held: object) -> dict[object, Any] | None:
+    """What is known by now of this very object; None where nothing may be kept."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    answers = _answers.get(held)
+    if answers is None and _can_be_known(held):
+        answers = {}
+        _answers.put(held, answers)
+    return answers
+
+
+def _can_be_known(held: object) -> bool:
+    return _is_frozen(held) and type(held).__weakrefoffset__ > 0 and not _holds_what_changes(held)
 
 
 def may_change(held: object) -> bool:
@@ -76,12 +117,62 @@ def may_change(held: object) -> bool:
 
     So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
     """
-    return any(not (_is_frozen(found) or isinstance(found, _UNCHANGING)) for found in _walked(held))
+    return _answers_of(held) is None and _holds_what_changes(held)
 
 
+@_answered_once
+def holds_code(held: object) -> bool:
+    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    return any(callable(found) and not _is_frozen(found) for found in _walked(held))
+
+
+@_answered_once
 def is_plain(held: object) -> bool:
     """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
     return all(_is_frozen(found) or isinstance(found, (Tensor, tuple, int, *_CONSTANTS)) for found in _walked(held))
+
+
+@_answered_once
+def _tensors(held: object) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in _leaves(held) if isinstance(leaf, Tensor))
+
+
+@_answered_once
+def _kinds_of_leaves(held: object) -> frozenset[type]:
+    return frozenset(map(type, _leaves(held)))
+
+
+@_answered_once
+def _skeleton(held: object) -> Hashable:
+    """What `structure` says of all but the state of tensors."""
+    return _structure(held, False, {})
+
+
+@_answered_once
+def _skeleton_with_numbers(held: object) -> Hashable:
+    return _structure(held, True, {})
+
+
+def _holds_what_changes(held: object) -> bool:
+    return any(not (_is_frozen(found) or isinstance(found, _UNCHANGING)) for found in _walked(held))
+
+
+def _tensor_keys(found: list[Tensor]) -> list[Hashable]:
+    """What `structure` says of tensors: two equal ones are not one that is held twice."""
+    places = {id(tensor): place for place, tensor in reversed(list(enumerate(found)))}
+    return [
+        _tensor_key(tensor) if places[id(tensor)] == place else ("the same as", places[id(tensor)])
+        for place, tensor in enumerate(found)
+    ]
+
+
+def _tensor_key(tensor: Tensor) -> Hashable:
+    return tensor.dtype, tensor.device, sizes_of_one(tensor), tensor.requires_grad
+
+
+def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
+    """Which of its sizes are 1: torch.compile treats those as constants, and other sizes as dynamic."""
+    return tuple([size == 1 for size in tensor.shape])
 
 
 def _is_frozen(held: Any) -> bool:
@@ -214,7 +305,7 @@ def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]])
         return "the same as", seen[id(held)][1]
     seen[id(held)] = (held, len(seen))
     if isinstance(held, Tensor):
-        return Tensor, held.dtype, held.device, tuple(size == 1 for size in held.shape), held.requires_grad
+        return Tensor
     assert opened is not None
     kind, values, _ = opened
     return kind, *(_structure(value, numbers, seen) for value in values)

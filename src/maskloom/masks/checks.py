@@ -38,7 +38,7 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
 
 def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
     """A Python int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or isinstance(value, Tensor):
+    if type(value) is not int and (isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsIndex)):
         raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
     number = operator.index(value)
     if abs(number) > most:

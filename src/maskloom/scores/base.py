@@ -52,7 +52,7 @@ class ScoreValue(Value, ABC):
 
 def checked_score_mod(function: ScoreMod) -> ScoreMod:
     """``function`` itself, or a TypeError if it cannot be called with five positional arguments."""
-    if torch.compiler.is_dynamo_compiling():
+    if isinstance(function, ScoreValue) or torch.compiler.is_dynamo_compiling():
         return function
     if not callable(function):
         raise TypeError(
