@@ -126,4 +126,6 @@ def _has_triton() -> bool:
 
 def _for_all(table: Ordered, grid: Grid) -> Ordered:
     """The table of one batch row or head, for all that share it: written out, as torch has it."""
+    if table.counts.shape[:2] == (grid.batch, grid.heads):
+        return table  # and not a view of it, whose base torch.compile would guard too
     return Ordered(*(part.expand(grid.batch, grid.heads, *part.shape[2:]).contiguous() for part in table))
