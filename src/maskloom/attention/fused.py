@@ -38,6 +38,9 @@ def _reads_tables(score_mod: ScoreMod | None) -> bool:
 
 def flash(request: Request) -> Attended:
     """Attention by FlashAttention 4, with the sparse tables always in use."""
+    request = request._replace(
+        query=_unexpanded(request.query), key=_unexpanded(request.key), value=_unexpanded(request.value)
+    )
     blocks = as_block_mask(request.query, request.key, request.mask)
     options = {**(request.kernel_options or {}), "BACKEND": "FLASH"}
     mask_mod = _looked_at(blocks.mask_mod)
@@ -57,6 +60,12 @@ def _fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) 
         score_mod=request.score_mod, scale=scale, wants_lse=request.wants_lse, kernel_options=options,
     )  # fmt: skip
     return Attended(out[..., : sizes[1]] if wider[1] > sizes[1] else out, lse)
+
+
+def _unexpanded(tensor: Tensor) -> Tensor:
+    """The tensor with memory of its own for every element: flash-attn (4.0.0b4) would take the kernel that it compiles for a
+    stride of 0 for all later tensors, too."""
+    return tensor.clone(memory_format=torch.contiguous_format) if 0 in tensor.stride() else tensor
 
 
 def _kernel_size(head_dim: int, dtype: torch.dtype) -> int:

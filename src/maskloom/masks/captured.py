@@ -109,7 +109,7 @@ def _answers_of(held: object) -> dict[object, Any] | None:
 
 
 def _can_be_known(held: object) -> bool:
-    return _is_frozen(held) and type(held).__weakrefoffset__ > 0 and not _holds_what_changes(held)
+    return _is_frozen(held) and type(held).__weakrefoffset__ != 0 and not _holds_what_changes(held)
 
 
 def may_change(held: object) -> bool:

@@ -5,7 +5,6 @@ chosen and no figure is kept alive by a global list.
 """
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +73,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     # not tempfile: its files are readable by their owner alone, and so would be the picture
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    unfinished = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         write(unfinished)
         os.replace(unfinished, path)
