@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
-from maskloom.attention.clean import zeros_both_ways
+from maskloom.attention.fill import zeros_both_ways
 from maskloom.masks.algebra import Mask
 
 B, H, HKV, L, D, E = 3, 2, 1, 13, 8, 5

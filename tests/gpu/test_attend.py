@@ -9,7 +9,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import maskloom as loom
 from maskloom.attention.backends import has_flash
-from maskloom.attention.clean import zeros_both_ways
+from maskloom.attention.compiled import compiled_kinds
+from maskloom.attention.fill import zeros_both_ways
 from maskloom.blocks.tables import dense_of
 from tests.evidence import gather
 from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
@@ -61,6 +62,17 @@ def test_auto():
         assert "remainder" in loom.explain(q, k, v, loom.dilated(back=9, step=3)).ruled_out["flash"]
         table = torch.ones(1, HEADS, Q, Q, dtype=torch.bool, device="cuda")
         assert "by head" in loom.explain(q, k, v, loom.from_dense(table)).ruled_out["flash"]
+
+
+@pytest.mark.parametrize("backend", FLEX)
+def test_lengths_that_tiles_fit_and_others(backend):
+    """They are kinds of their own: what the one need not look at, the other must."""
+    before = compiled_kinds()
+    for length in (256, 384, 300, 640, 517):
+        mask = loom.causal & loom.lengths(torch.tensor([length, 1, length - 100][:BATCH], device="cuda"))
+        table = mask.dense(length, length)
+        gather(lambda *qkv, m=mask: loom.attend(*qkv, m, backend=backend), *inputs(length), table=table).check()
+    assert compiled_kinds() - before <= (2 if backend == "triton" else 1)
 
 
 @pytest.mark.parametrize("backend", FLEX)

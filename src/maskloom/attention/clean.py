@@ -16,20 +16,16 @@ known among the queries (key_padding), so that NaN in a query that sees nothing 
 real position shows in the gradients of its batch row, those of its padding too.)
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.fill import zeros_backward, zeros_both_ways, zeros_forward
 from maskloom.attention.kept import keep
 from maskloom.attention.request import Attended, Request
 from maskloom.masks.dense import table_sizes
-from maskloom.masks.modes import inside_transform
 from maskloom.masks.padding import known_hidden_queries, known_padding
-
-_WIDE = torch.int64
 
 
 class Hidden(NamedTuple):
@@ -75,7 +71,7 @@ def cleaned(request: Request, hidden: Hidden, *, by_reference: bool) -> Request:
         by_reference: whether the reference may run it.
     """
     bent = by_reference and request.score_mod is not None
-    clean = zeros_both_ways if bent or hidden.queries is None else _zeros_forward
+    clean = zeros_both_ways if bent or hidden.queries is None else zeros_forward
     keys = hidden.keys[:, None, :, None]
     request = request._replace(key=clean(request.key, keys), value=clean(request.value, keys))
     if hidden.queries is None:
@@ -88,67 +84,4 @@ def stopped(attended: Attended, hidden: Hidden) -> Attended:
     if hidden.queries is None:
         return attended
     rows, lse = hidden.queries[:, None], attended.lse
-    return Attended(_zeros_backward(attended.out, rows[..., None]), None if lse is None else _zeros_backward(lse, rows))
-
-
-def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Zeros at some positions, in the tensor and in its gradient. rows: bool, broadcasts to the tensor."""
-    return _zeros_backward(_zeros_forward(tensor, rows), rows)
-
-
-def _zeros_forward(tensor: Tensor, rows: Tensor) -> Tensor:
-    return _zeroed(tensor, rows) if _is_transformed() else _ZerosForward.apply(tensor, rows)
-
-
-def _zeros_backward(tensor: Tensor, rows: Tensor) -> Tensor:
-    return torch.where(rows, tensor.detach(), tensor) if _is_transformed() else _ZerosBackward.apply(tensor, rows)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: both want plain operations, which copy more."""
-    return inside_transform() or forward_ad._current_level >= 0
-
-
-class _ZerosForward(torch.autograd.Function):
-    """Zeros at ``rows``, of which the gradient is known to be 0 there."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        return _zeroed(tensor, rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        if not torch.is_grad_enabled():
-            return gradient, None
-        return _ZerosBackward.apply(gradient, *ctx.saved_tensors), None
-
-
-class _ZerosBackward(torch.autograd.Function):
-    """The tensor itself, not copied, of which the gradient becomes 0 at ``rows``."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        return tensor.detach()  # in-place operations are noticed in it, and allowed, as in the tensor
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return (_ZerosForward.apply(gradient, rows) if torch.is_grad_enabled() else _zeroed(gradient, rows)), None
-
-
-def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
-    if not _is_wide(tensor):
-        return torch.where(rows, 0.0, tensor)
-    return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
-
-
-def _is_wide(tensor: Tensor) -> bool:
-    """Whether the elements can be viewed as words of eight bytes, and nothing but their bits counts."""
-    if torch.compiler.is_compiling() or _is_transformed() or tensor.is_neg():
-        return False
-    many = _WIDE.itemsize // tensor.element_size()
-    steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
-    return tensor.stride(-1) == 1 and all(step % many == 0 for step in steps)
+    return Attended(zeros_backward(attended.out, rows[..., None]), None if lse is None else zeros_backward(lse, rows))

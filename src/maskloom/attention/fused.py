@@ -17,6 +17,7 @@ from maskloom.masks.dense import MaskMod
 from maskloom.scores.base import ScoreMod
 
 _SMALLEST_HEAD_DIM = 16
+_TILE = 128  # what torch's templates divide lengths by
 _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks fit: torch 2.11, H100
 
 
@@ -26,7 +27,21 @@ def triton(request: Request) -> Attended:
     if _reads_tables(request.score_mod):
         # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
         options.setdefault("num_stages", 2)
+    if _divides(request):
+        options.setdefault("IS_DIVISIBLE", True)
     return _fused(request, as_block_mask(request.query, request.key, request.mask), options)
+
+
+def _divides(request: Request) -> bool:
+    """Whether tiles fit both lengths, so that the kernel need not look where they end.
+
+    torch finds that out for lengths that are constants of the graph, not for dynamic ones. While torch compiles, nothing
+    is known of them: False.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    _, _, q_len, kv_len = request.sizes
+    return q_len % _TILE == 0 and kv_len % _TILE == 0
 
 
 def _reads_tables(score_mod: ScoreMod | None) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.chunks import in_chunks, rows_of
 from maskloom.attention.compiled import shares_heads
+from maskloom.attention.fill import zeros_both_ways
 from maskloom.attention.kept import keep, tensors_of
 from maskloom.blocks.build import block_mask
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
@@ -53,16 +54,18 @@ def sdpa(
     """
     sight = sight_of(mask)
     if mask is None or sight != "some":
-        return _attention(query, key, value, None, scale=scale, is_causal=sight == "causal")
+        return _attention(query, key, value, scale=scale, is_causal=sight == "causal")
     table = kept_table(query, key, mask)
     if table is not None:
-        return _attention(query, key, value, table, scale=scale)
+        where = ("blind", *query.shape[:3], key.shape[-2], query.device)
+        blind = keep(mask, where, lambda: _blind(table)) if _fills(query) else None
+        return _attention(query, key, value, table, blind, scale=scale)
     batch, heads = _table_sizes(query, key, mask)
 
     def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor]:
         count, kv_len, device = query.shape[-2], key.shape[-2], query.device
         rows = rows_of(mask, first, count, batch=batch, heads=heads, kv_len=kv_len, device=device)
-        return (_attention(query, key, value, rows, scale=scale),)
+        return (_attention(query, key, value, rows, _blind(rows) if _fills(query) else None, scale=scale),)
 
     return in_chunks(some_rows, query, key, value, most=CHUNK, reads=tensors_of(mask))[0]
 
@@ -135,12 +138,27 @@ def _table_sizes(query: Tensor, key: Tensor, mask: BlockMask | MaskMod) -> tuple
     return max(needed[0], mask.kv_indices.shape[0]), max(needed[1], mask.kv_indices.shape[1])
 
 
+def _fills(query: Tensor) -> bool:
+    """Whether hidden queries must be filled: cuDNN gives them the mean of the values."""
+    return query.device.type != "cpu"
+
+
+def _blind(table: Tensor) -> Tensor:
+    """The queries that see nothing: bool (B or 1, H or 1, Q, 1)."""
+    return ~table.any(-1, keepdim=True)
+
+
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, *, scale: float | None, is_causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None = None,
+    blind: Tensor | None = None,
+    *,
+    scale: float | None,
+    is_causal: bool = False,
 ) -> Tensor:
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=table, is_causal=is_causal, scale=scale, enable_gqa=shares_heads(query, key)
     )
-    if table is None or query.device.type == "cpu":
-        return out
-    return out.masked_fill(~table.any(-1, keepdim=True), 0.0)  # cuDNN gives hidden queries the mean of the values
+    return out if blind is None else zeros_both_ways(out, blind)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.fill import zeros_both_ways
 from maskloom.attention.request import Attended, Request
 from maskloom.masks.algebra import And
 from maskloom.masks.dense import MaskMod
@@ -58,7 +59,7 @@ def varlen(request: Request) -> Attended:
     )  # fmt: skip
     out = out.unflatten(0, (batch, length)).transpose(1, 2)
     # what lies behind the documents was attended to as one more: the kernel leaves what belongs to none unwritten
-    return Attended(out.masked_fill((found.documents.ids < 0)[:length, None], 0.0), None)
+    return Attended(zeros_both_ways(out, (found.documents.ids < 0)[:length, None]), None)
 
 
 def _ends(offsets: Tensor, batch: int, length: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import check_mask_fits
-from maskloom.attention.clean import zeros_both_ways
+from maskloom.attention.fill import zeros_both_ways
 from maskloom.attention.functional import attend
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import known_padding

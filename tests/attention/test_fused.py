@@ -1,0 +1,52 @@
+"""What the fused kernels are told beside what attention was asked for."""
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.attention import fused
+from maskloom.attention.request import Request
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The kernel options and inputs of each call."""
+    calls = []
+
+    def stub(query, key, value, blocks, **how):
+        calls.append((how["kernel_options"], query, key, value))
+        return torch.zeros(*query.shape[:3], value.shape[-1]), None
+
+    monkeypatch.setattr(fused, "fused_attention", stub)
+    return calls
+
+
+def request(q_len, kv_len, **how):
+    query, key, value = torch.randn(2, 4, q_len, 24), torch.randn(2, 4, kv_len, 24), torch.randn(2, 4, kv_len, 40)
+    return Request(query, key, value, loom.window(back=5), **how)
+
+
+@pytest.mark.parametrize(
+    "q_len, kv_len, fit", [(128, 256, True), (256, 384, True), (128, 300, False), (100, 128, False), (130, 77, False)]
+)
+def test_tiles_that_fit_both_lengths_are_told(told, q_len, kv_len, fit):
+    fused.triton(request(q_len, kv_len))
+    assert told[0][0] == ({"IS_DIVISIBLE": True} if fit else {})
+
+
+def test_options_that_were_given_stay(told):
+    given = {"IS_DIVISIBLE": False, "BLOCK_M": 64}
+    fused.triton(request(128, 128, kernel_options=given))
+    assert told[0][0] == given == {"IS_DIVISIBLE": False, "BLOCK_M": 64}
+
+
+def test_flash_gets_no_strides_of_0(told):
+    asked = request(128, 128)
+    asked = asked._replace(key=asked.key[:, :1].expand(2, 4, 128, 24), value=asked.value[:1].expand(2, 4, 128, 40))
+    fused.flash(asked)
+    options, query, key, value = told[0]
+    assert options == {"BACKEND": "FLASH"} and query is asked.query
+    assert 0 not in (*key.stride(), *value.stride())
+    assert torch.equal(key, asked.key) and torch.equal(value, asked.value)
+    fused.triton(asked)
+    assert told[1][2] is asked.key
