@@ -192,16 +192,16 @@ def test_a_tensor_that_two_hold_is_told_from_two_equal_ones():
 
 def test_what_is_kept_goes_with_its_object():
     gc.collect()
-    before = len(captured._answers)
+    before = len(captured._all_known)
     lens = LENS.clone()
     mask = loom.causal & loom.lengths(lens)
     ask_all(mask)
-    assert len(captured._answers) == before + 1
+    assert len(captured._all_known) == before + 1
     gone = weakref.ref(lens)
     del mask, lens
     gc.collect()
     assert gone() is None
-    assert len(captured._answers) == before
+    assert len(captured._all_known) == before
 
 
 def test_masks_themselves_are_left_as_they_were():
@@ -218,7 +218,7 @@ def test_masks_themselves_are_left_as_they_were():
 
 def test_threads_ask_at_once():
     gc.collect()
-    before = len(captured._answers)
+    before = len(captured._all_known)
 
     def ask(number):
         for length in range(40):
@@ -232,4 +232,4 @@ def test_threads_ask_at_once():
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(ask, range(16)))
     gc.collect()
-    assert len(captured._answers) <= before + 1  # that of the shared one
+    assert len(captured._all_known) <= before + 1  # that of the shared one

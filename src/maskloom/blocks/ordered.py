@@ -42,9 +42,11 @@ def ordered(listed: Tensor) -> Ordered:
         return _sorted(listed)
     indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
     most = _AT_ONCE.get(listed.device.type, _AT_ONCE_ELSEWHERE)
+    if listed.numel() <= most:
+        return Ordered(_order(listed, indices), indices)
     rows = max(1, most * listed.shape[-2] // listed.numel())
     counts = [_order(*pair) for pair in zip(listed.split(rows, -2), indices.split(rows, -2), strict=True)]
-    return Ordered(counts[0] if len(counts) == 1 else torch.cat(counts, -1), indices)
+    return Ordered(torch.cat(counts, -1), indices)
 
 
 def _sorted(listed: Tensor) -> Ordered:

@@ -22,13 +22,12 @@ from torch import Tensor
 from maskloom.masks.identity import IdentityTable
 
 T = TypeVar("T")
-A = TypeVar("A")
 _Opened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
 def tensors(held: object) -> list[Tensor]:
     """Every tensor that ``held`` captures, each once, in a fixed order."""
-    return list(_tensors(held))
+    return list(_known(held).tensors)
 
 
 def device_of(held: object, what: str = "mask") -> torch.device | None:
@@ -37,7 +36,7 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     Raises:
         ValueError: they lie on more than one device.
     """
-    devices = {tensor.device for tensor in _tensors(held) if tensor.ndim}
+    devices = {tensor.device for tensor in _known(held).tensors if tensor.ndim}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
@@ -59,57 +58,24 @@ def structure(*held: object, numbers: bool) -> Hashable:
     by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
     what is read of them, torch.compile itself guards.
     """
-    skeleton = _skeleton_with_numbers if numbers else _skeleton
-    return *map(skeleton, held), *_tensor_keys([tensor for one in held for tensor in _tensors(one)])
+    all_known = [_known(one) for one in held]
+    skeletons = [known.skeleton(one, numbers) for one, known in zip(held, all_known, strict=True)]
+    return *skeletons, *_tensor_keys([tensor for known in all_known for tensor in known.tensors])
 
 
 def has_numbers(*held: object) -> bool:
     """Whether any captured value is a Python int or float."""
-    return any(int in kinds or float in kinds for kinds in map(_kinds_of_leaves, held))
+    return any(not {int, float}.isdisjoint(_known(one).kinds) for one in held)
 
 
 def has_floats(*held: object) -> bool:
     """Whether any captured value is a Python float."""
-    return any(float in kinds for kinds in map(_kinds_of_leaves, held))
+    return any(float in _known(one).kinds for one in held)
 
 
-# -- questions that a walk over all that is held answers ---------------------------------------------------------------
-
-
-_answers: IdentityTable[dict[object, Any]] = IdentityTable()
-
-
-def _answered_once(question: Callable[[Any], A]) -> Callable[[object], A]:
-    """The same question, its answer kept with an object that never changes (see `may_change`), for as long as that lives.
-
-    So the answer must not depend on what can change all the same: the values, shape, dtype, device or gradient of a tensor.
-    """
-
-    @functools.wraps(question)
-    def asked(held: object) -> A:
-        answers = _answers_of(held)
-        if answers is None:
-            return question(held)
-        if question not in answers:
-            answers[question] = question(held)
-        return answers[question]
-
-    return asked
-
-
-def _answers_of(held: object) -> dict[object, Any] | None:
-    """What is known by now of this very object; None where nothing may be kept."""
-    if torch.compiler.is_dynamo_compiling():
-        return None
-    answers = _answers.get(held)
-    if answers is None and _can_be_known(held):
-        answers = {}
-        _answers.put(held, answers)
-    return answers
-
-
-def _can_be_known(held: object) -> bool:
-    return _is_frozen(held) and type(held).__weakrefoffset__ != 0 and not _holds_what_changes(held)
+def holds_code(held: object) -> bool:
+    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    return _known(held).holds_code
 
 
 def may_change(held: object) -> bool:
@@ -117,44 +83,65 @@ def may_change(held: object) -> bool:
 
     So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
     """
-    return _answers_of(held) is None and _holds_what_changes(held)
+    return _known(held).may_change
 
 
-@_answered_once
-def holds_code(held: object) -> bool:
-    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
-    return any(callable(found) and not _is_frozen(found) for found in _walked(held))
-
-
-@_answered_once
 def is_plain(held: object) -> bool:
     """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
-    return all(_is_frozen(found) or isinstance(found, (Tensor, tuple, int, *_CONSTANTS)) for found in _walked(held))
+    return _known(held).is_plain
 
 
-@_answered_once
-def _tensors(held: object) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in _leaves(held) if isinstance(leaf, Tensor))
+# -- what one walk over all that is held finds -------------------------------------------------------------------------
 
 
-@_answered_once
-def _kinds_of_leaves(held: object) -> frozenset[type]:
-    return frozenset(map(type, _leaves(held)))
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
+
+    Attributes:
+        tensors: each once, in the order of the walk.
+        kinds: of all leaves.
+    """
+
+    tensors: tuple[Tensor, ...]
+    kinds: frozenset[type]
+    holds_code: bool
+    may_change: bool
+    is_plain: bool
+    _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
+
+    def skeleton(self, held: object, numbers: bool) -> Hashable:
+        """What `structure` says of it, but for the state of its tensors."""
+        if numbers not in self._skeletons:
+            self._skeletons[numbers] = _structure(held, numbers, {})
+        return self._skeletons[numbers]
 
 
-@_answered_once
-def _skeleton(held: object) -> Hashable:
-    """What `structure` says of all but the state of tensors."""
-    return _structure(held, False, {})
+_all_known: IdentityTable[_Known] = IdentityTable()
 
 
-@_answered_once
-def _skeleton_with_numbers(held: object) -> Hashable:
-    return _structure(held, True, {})
+def _known(held: object) -> _Known:
+    """What is known of an object: kept with one that never changes, for as long as it lives."""
+    tracing = torch.compiler.is_dynamo_compiling()
+    known = None if tracing else _all_known.get(held)
+    if known is None:
+        known = _found_in(held)
+        if not (known.may_change or tracing) and _is_frozen(held) and type(held).__weakrefoffset__ != 0:
+            _all_known.put(held, known)
+    return known
 
 
-def _holds_what_changes(held: object) -> bool:
-    return any(not (_is_frozen(found) or isinstance(found, _UNCHANGING)) for found in _walked(held))
+def _found_in(held: object) -> _Known:
+    walked = list(_walked(held))
+    leaves = [found for found, opened in walked if opened is None]
+    others = [found for found, _ in walked if not _is_frozen(found)]
+    return _Known(
+        tensors=tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)),
+        kinds=frozenset(map(type, leaves)),
+        holds_code=any(map(callable, others)),
+        may_change=not all(isinstance(found, _UNCHANGING) for found in others),
+        is_plain=all(isinstance(found, _PLAIN) for found in others),
+    )
 
 
 def _tensor_keys(found: list[Tensor]) -> list[Hashable]:
@@ -260,8 +247,8 @@ def _remade_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], value
     return new
 
 
-def _walked(held: object) -> Iterator[Any]:
-    """Everything that ``held`` reaches, itself first, each object once: a closure may hold itself."""
+def _walked(held: object) -> Iterator[tuple[Any, _Opened | None]]:
+    """Everything that ``held`` reaches, itself first, each object once (a closure may hold itself), with what opens it."""
     seen: dict[int, object] = {}  # kept alive, so that no address is used again
     waiting = [held]
     while waiting:
@@ -269,14 +256,10 @@ def _walked(held: object) -> Iterator[Any]:
         if id(found) in seen:
             continue
         seen[id(found)] = found
-        yield found
         opened = _open(found)
+        yield found, opened
         if opened is not None:
             waiting.extend(reversed(opened[1]))
-
-
-def _leaves(held: object) -> Iterator[Any]:
-    return (found for found in _walked(held) if _open(found) is None)
 
 
 def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, tuple[Any, Any]]) -> Any:
@@ -343,3 +326,4 @@ _UNCHANGING = (
     torch.device,
     enum.Enum,
 )
+_PLAIN = (Tensor, tuple, int, *_CONSTANTS)
