@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "flash_attn_4": _version("flash-attn-4"),
-        "command": " ".join(["python", *_program(), *_arguments()]),
+        "command": shlex.join(["python", *_program(), *_arguments()]),
     }
 
 

@@ -25,7 +25,7 @@ def ordering(request, monkeypatch):
     """Each way to order tables: without Triton loaded, small ones are sorted."""
     monkeypatch.setattr(ordered, "_has_triton", lambda: request.param == "by the kernel")
     if request.param == "by torch":
-        monkeypatch.setattr(ordered, "MOST_SORTED", 0)
+        monkeypatch.setattr(ordered, "_SORTED_ELSEWHERE", 0)
 
 
 @pytest.mark.parametrize("name", kinds())

@@ -21,8 +21,10 @@ from maskloom.masks.dense import MaskMod
 _AT_ONCE = {"cpu": 1 << 18}
 _AT_ONCE_ELSEWHERE = 1 << 25
 
-MOST_SORTED = 1 << 18
-"""Entries of a table, at most, that a GPU sorts: one launch for a row of up to 4096, and Triton need not be loaded."""
+# Entries of a table that are sorted instead, at most: then it is the number of operations that takes the time. A GPU sorts
+# rows of up to 4096 in one launch.
+_SORTED = {"cpu": 1 << 11}
+_SORTED_ELSEWHERE = 1 << 18
 
 
 class Ordered(NamedTuple):
@@ -38,7 +40,7 @@ def ordered(listed: Tensor) -> Ordered:
     Args:
         listed: bool (..., rows, columns).
     """
-    if listed.device.type != "cpu" and listed.numel() <= MOST_SORTED:
+    if listed.numel() <= _SORTED.get(listed.device.type, _SORTED_ELSEWHERE):
         return _sorted(listed)
     indices = torch.empty(listed.shape, dtype=torch.int32, device=listed.device)
     most = _AT_ONCE.get(listed.device.type, _AT_ONCE_ELSEWHERE)

@@ -39,8 +39,10 @@ class IdentityTable(Generic[E]):
             self._entries[id(source)] = reference, entry
 
     def _forget(self, address: int) -> Callable[[weakref.ref[object]], None]:
+        lock = _lock  # at the end of the process objects outlive this module's names
+
         def forget(reference: weakref.ref[object]) -> None:
-            with _lock:
+            with lock:
                 found = self._entries.get(address)
                 if found is not None and found[0] is reference:  # another object may have the address by now
                     del self._entries[address]
