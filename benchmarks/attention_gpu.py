@@ -18,6 +18,7 @@ shape: so ``--masks`` and ``--sections`` pick, shapes come together. No contende
 
 import argparse
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -205,15 +206,20 @@ def measure(work: Work, repeats: int, device: str, deadline: float) -> list[dict
         entrants[-1].attempt(lambda entrant: entrant.check(truth(mask, batch)))
         print(f"{contender.name}: checked in {time.monotonic() - start:.1f} s", flush=True)
     for number in range(repeats + 1):
-        for entrant in entrants:
+        for entrant in shuffled(entrants, number):
             entrant.attempt(lambda entrant, counts=number > 0: entrant.call(counts=counts))  # the first is a warm-up
-    for _ in range(STEP_ROUNDS):
-        for entrant in entrants:
+    for number in range(STEP_ROUNDS):
+        for entrant in shuffled(entrants, number):
             entrant.attempt(lambda entrant: entrant.queue(repeats))
     if not entrants:
         return []
     _, heads, _, head_dim = batch.query.shape
     return with_speed([entrant.row() for entrant in entrants], flops(visible_pairs(mask, batch), heads, head_dim))
+
+
+def shuffled(entrants: list["Entrant"], number: int) -> list["Entrant"]:
+    """In another order each round: who comes behind one that heats the GPU finds it slower."""
+    return random.Random(number).sample(entrants, len(entrants))
 
 
 TIMES = ("forward_ms", "backward_ms", "step_ms", "host_forward_ms", "host_backward_ms")
