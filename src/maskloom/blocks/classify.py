@@ -41,7 +41,7 @@ _AT_ALL_CORNERS_ELSEWHERE = 1 << 23
 
 Tensors = tuple[Tensor, ...]
 
-_MOST_PLANNED = 1 << 20
+_MOST_PLANNED = 1 << 24
 """Tiles of a grid for which operations are written down: with more of them Python is the lesser part."""
 
 _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
@@ -168,8 +168,8 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     answers = run(program, corners, LEAD + 2)
     if answers is None:
         return is_open
-    answers = answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2)
-    some, every = answers.any(-1), answers.all(-1)
+    answers = answers[: is_open.shape[0], : is_open.shape[1]]
+    some, every = answers.amax((-2, -1)), answers.amin((-2, -1))
     return is_open > (some > _uncut(every, grid))
 
 

@@ -23,8 +23,8 @@ Tensors = tuple[Tensor, ...]
 MOST_BYTES = 1 << 26
 """Bytes of constants in all plans that are kept, at most: 64 MiB; the plan unused for longest goes first."""
 
-MOST_BYTES_EACH = 1 << 21
-"""Bytes of constants in one plan: 2 MiB, the states of all tiles of a sequence of 128 Ki positions."""
+MOST_BYTES_EACH = 1 << 22
+"""Bytes of constants in one plan: 4 MiB, the states of all tiles of a sequence of 256 Ki positions."""
 
 _MOST_KEYS = 256  # that are remembered, with a plan or without
 
