@@ -242,6 +242,21 @@ def test_zeros_in_any_layout_and_type(dtype):
             assert torch.equal(found, expected) and torch.equal(grad, expected), name
 
 
+@pytest.mark.parametrize("length", [2, 12, 13, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_zeros_in_a_log_sum_exp(dtype, length):
+    where = loom.pads_from_lengths(torch.tensor([1, 0, length]), length)[:, None]
+    query, key, value = (torch.randn(B, heads, length, D).to(dtype) for heads in (H, HKV, HKV))
+    _, aux = loom.attend(
+        query.requires_grad_(), key, value, loom.lengths([1, 0, length]), backend="reference",
+        clean_padding=True, return_aux=AuxRequest(lse=True),
+    )  # fmt: skip
+    weight = torch.rand(aux.lse.shape).to(aux.lse.dtype)
+    (expected,) = torch.autograd.grad(aux.lse, query, weight.masked_fill(where, 0.0), retain_graph=True)
+    (found,) = torch.autograd.grad(aux.lse, query, weight.masked_fill(where, math.nan))
+    assert torch.equal(found, expected) and found[0, :, 0].any()
+
+
 def dirty(dtype=torch.float32):
     return [poisoned(tensor.to(dtype), BEHIND, math.nan).requires_grad_() for tensor in inputs()]
 

@@ -62,7 +62,7 @@ class _ZerosBackward(torch.autograd.Function):
 
 def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
     """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
-    if not _is_wide(tensor):
+    if rows.shape[-1] != 1 or not _is_wide(tensor):  # rows that tell neighbours apart, as those of a log-sum-exp do
         return torch.where(rows, 0.0, tensor)
     return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
 
