@@ -73,4 +73,6 @@ def _is_wide(tensor: Tensor) -> bool:
         return False
     many = _WIDE.itemsize // tensor.element_size()
     steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
-    return tensor.stride(-1) == 1 and all(step % many == 0 for step in steps)
+    if tensor.stride(-1) != 1 or any(step % many for step in steps):
+        return False
+    return tensor.data_ptr() % _WIDE.itemsize == 0  # memory of others, by DLPack say, may begin anywhere
