@@ -179,11 +179,14 @@ class Passes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.counts = {}
+        self.dtypes = []  # of what is chosen from
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ("where", "masked_fill", "mul", "clone", "copy_", "_to_copy"):
             self.counts[name] = self.counts.get(name, 0) + 1
+        if name == "where":
+            self.dtypes.append(args[2].dtype)
         return func(*args, **(kwargs or {}))
 
 
@@ -240,6 +243,36 @@ def test_zeros_in_any_layout_and_type(dtype):
             found = zeros_both_ways(leaf, rows)
             (grad,) = torch.autograd.grad(found, leaf, tensor)
             assert torch.equal(found, expected) and torch.equal(grad, expected), name
+
+
+def test_a_gpu_is_not_asked_for_words_between_its_words():
+    memory = bytearray(4 * (4 * D + 1))
+    aligned, between = (
+        torch.frombuffer(memory, dtype=torch.float32, offset=at, count=4 * D).view(4, D) for at in (0, 4)
+    )
+    assert aligned.data_ptr() % 8 == 0 and between.data_ptr() % 8 == 4 and between.storage_offset() == 0
+    rows = torch.tensor([True, False, False, True])[:, None]
+    with Passes() as passes:
+        zeros_both_ways(between, rows)
+    assert passes.dtypes == [torch.float32]
+    with Passes() as passes:
+        zeros_both_ways(aligned, rows)
+    assert passes.dtypes == [torch.int64]
+
+
+@pytest.mark.parametrize("length", [2, 12, 13, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_zeros_in_a_log_sum_exp(dtype, length):
+    where = loom.pads_from_lengths(torch.tensor([1, 0, length]), length)[:, None]
+    query, key, value = (torch.randn(B, heads, length, D).to(dtype) for heads in (H, HKV, HKV))
+    _, aux = loom.attend(
+        query.requires_grad_(), key, value, loom.lengths([1, 0, length]), backend="reference",
+        clean_padding=True, return_aux=AuxRequest(lse=True),
+    )  # fmt: skip
+    weight = torch.rand(aux.lse.shape).to(aux.lse.dtype)
+    (expected,) = torch.autograd.grad(aux.lse, query, weight.masked_fill(where, 0.0), retain_graph=True)
+    (found,) = torch.autograd.grad(aux.lse, query, weight.masked_fill(where, math.nan))
+    assert torch.equal(found, expected) and found[0, :, 0].any()
 
 
 def dirty(dtype=torch.float32):

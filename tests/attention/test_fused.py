@@ -34,6 +34,24 @@ def test_tiles_that_fit_both_lengths_are_told(told, q_len, kv_len, fit):
     assert told[0][0] == ({"IS_DIVISIBLE": True} if fit else {})
 
 
+@pytest.mark.parametrize(
+    "q_len, kv_len, block_size, options",
+    [
+        (256, 512, 256, {"IS_DIVISIBLE": True}),
+        (256, 384, 256, {"IS_DIVISIBLE": False}),
+        (384, 256, (256, 128), {"IS_DIVISIBLE": False}),
+        (384, 256, (128, 256), {"IS_DIVISIBLE": True}),
+        (384, 384, (192, 128), {"IS_DIVISIBLE": True}),
+        (128, 256, 64, {"IS_DIVISIBLE": True}),
+        (192, 192, 64, {}),
+    ],
+)
+def test_tiles_that_end_behind_a_length_do_not_fit_it(told, q_len, kv_len, block_size, options):
+    blocks = loom.block_mask(loom.everything, q_len, kv_len, block_size=block_size)
+    fused.triton(request(q_len, kv_len)._replace(mask=blocks))
+    assert told[0][0] == options
+
+
 def test_options_that_were_given_stay(told):
     given = {"IS_DIVISIBLE": False, "BLOCK_M": 64}
     fused.triton(request(128, 128, kernel_options=given))

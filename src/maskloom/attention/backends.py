@@ -9,7 +9,7 @@
 | reference | the specification, in chunks of queries                                    | where nothing else can                |
 
 "auto" takes the first in this order that can do what is asked (on the CPU: sdpa, then reference). The order is that of the
-times in benchmarks/results/attention_gpu.csv: in short rows Triton's kernel is faster than FLASH; without FLASH, cuDNN is
+times in benchmarks/results/attention_gpu.csv: in rows of 128 Triton's kernel is faster than FLASH; without FLASH, cuDNN is
 the fastest where the mask is `causal` or hides nothing (half types, Q > 128); varlen is as fast as Triton and compiles
 nothing.
 """

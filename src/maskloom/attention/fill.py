@@ -62,7 +62,7 @@ class _ZerosBackward(torch.autograd.Function):
 
 def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
     """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
-    if not _is_wide(tensor):
+    if rows.shape[-1] != 1 or not _is_wide(tensor):  # rows that tell neighbours apart, as those of a log-sum-exp do
         return torch.where(rows, 0.0, tensor)
     return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
 
@@ -73,4 +73,6 @@ def _is_wide(tensor: Tensor) -> bool:
         return False
     many = _WIDE.itemsize // tensor.element_size()
     steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
-    return tensor.stride(-1) == 1 and all(step % many == 0 for step in steps)
+    if tensor.stride(-1) != 1 or any(step % many for step in steps):
+        return False
+    return tensor.data_ptr() % _WIDE.itemsize == 0  # memory of others, by DLPack say, may begin anywhere

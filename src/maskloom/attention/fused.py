@@ -17,7 +17,7 @@ from maskloom.masks.dense import MaskMod
 from maskloom.scores.base import ScoreMod
 
 _SMALLEST_HEAD_DIM = 16
-_TILE = 128  # what torch's templates divide lengths by
+_TILE = 128  # where it divides both lengths, torch takes it that tiles fit them
 _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks fit: torch 2.11, H100
 
 
@@ -27,21 +27,25 @@ def triton(request: Request) -> Attended:
     if _reads_tables(request.score_mod):
         # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
         options.setdefault("num_stages", 2)
-    if _divides(request):
-        options.setdefault("IS_DIVISIBLE", True)
-    return _fused(request, as_block_mask(request.query, request.key, request.mask), options)
+    blocks = as_block_mask(request.query, request.key, request.mask)
+    fit = _tiles_fit(request, blocks)
+    if fit is not None:
+        options.setdefault("IS_DIVISIBLE", fit)
+    return _fused(request, blocks, options)
 
 
-def _divides(request: Request) -> bool:
-    """Whether tiles fit both lengths, so that the kernel need not look where they end.
+def _tiles_fit(request: Request, blocks: BlockMask) -> bool | None:
+    """Whether tiles fit both lengths, so that the kernel need not look where they end; None where torch finds it out rightly.
 
-    torch finds that out for lengths that are constants of the graph, not for dynamic ones. While torch compiles, nothing
-    is known of them: False.
+    torch finds it out for lengths that are constants of the graph, not for dynamic ones, and by multiples of 128 alone:
+    a larger block may end behind them, where the kernel would read keys that are not there.
     """
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    _, _, q_len, kv_len = request.sizes
-    return q_len % _TILE == 0 and kv_len % _TILE == 0
+    larger = any(_TILE % size for size in blocks.BLOCK_SIZE)
+    if torch.compiler.is_dynamo_compiling():  # nothing is known of lengths then
+        return False if larger else None
+    lengths = request.sizes[2:]
+    fit = all(length % _TILE == 0 == length % size for length, size in zip(lengths, blocks.BLOCK_SIZE, strict=True))
+    return True if fit else False if larger else None
 
 
 def _reads_tables(score_mod: ScoreMod | None) -> bool:
