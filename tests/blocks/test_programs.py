@@ -155,6 +155,25 @@ def test_zeros_of_both_signs_are_told_apart(runs):
     assert len(runs) == 2
 
 
+@loom.mask_value
+class Product(loom.Mask):
+    """A mask whose product torch.autocast computes with more digits."""
+
+    table: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.table[q_idx].prod() > 0
+
+
+def test_autocast_is_part_of_the_key(runs):
+    for _ in range(3):
+        for enabled in (True, False):
+            table = torch.where(torch.rand(K, 8) < 0.01, 0.0, 0.05).half()  # 0.05 ** 8 is 0 in half precision
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):  # and half is none that it works with
+                check(Product(table))
+    assert len(runs) == 2
+
+
 def test_no_tensor_is_kept_alive(runs):
     lens = torch.tensor([3, 70, 150])
     loom.block_mask(loom.causal & loom.lengths(lens), Q, K)

@@ -13,7 +13,7 @@ from maskloom.blocks.analyse import Grid
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
-from maskloom.masks.modes import is_lasting, is_tracing
+from maskloom.masks.modes import autocast_to, is_lasting, is_tracing
 from maskloom.masks.program import Program, record
 from maskloom.masks.reading import Reading, reading_of
 
@@ -78,7 +78,7 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
         return Source(mask, [], program, reading_of(program), device, None)
     held = captured.tensors(mask)
     shapes = tuple(tensor.shape for tensor in held)
-    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype())
+    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype(), autocast_to(device))
     with _programs_lock:
         kept = _programs.get(key)
         if kept is not None:
