@@ -31,6 +31,8 @@ def inside_transform() -> bool:
 
 def autocast_to(device: torch.device) -> torch.dtype | None:
     """What autocast casts to on a device, None where it is off: under it a mask may do other operations."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
