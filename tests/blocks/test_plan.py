@@ -184,7 +184,7 @@ def test_views_are_one_step_and_repetitions_none():
     assert torch.equal(written.run([other])[0], 2 * other.mT[None, :, 1:3].exp())
 
 
-def test_numbers_are_told_apart_by_type():
+def test_numbers_are_told_apart_by_type_and_sign():
     table = torch.tensor([1, 2])
 
     def compute():
@@ -192,6 +192,8 @@ def test_numbers_are_told_apart_by_type():
 
     _, written = written_down(compute, [table])
     assert [result.dtype for result in written.run([table])] == [torch.int64, torch.float32, torch.int64]
+    _, written = written_down(lambda: (1 / (table * 0.0), 1 / (table * -0.0)), [table])
+    assert [result[0].item() for result in written.run([table])] == [torch.inf, -torch.inf]
 
 
 before_it = torch.ones(2)

@@ -2,7 +2,8 @@
 
 import gc
 import weakref
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -83,6 +84,94 @@ def test_what_structure_does_not_tell_is_run_each_time(runs, make):
 
 def frozenset_like(numbers):
     return memoryview(bytes(numbers))
+
+
+TABLE = torch.zeros(K, dtype=torch.bool)
+
+
+@loom.mask_value
+class Outside(loom.Mask):
+    """A mask that reads a tensor that it does not hold, in a step, alone, or as its answer."""
+
+    kind: str
+    shown: ClassVar[torch.Tensor] = torch.zeros((), dtype=torch.bool)
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        if self.kind == "global":
+            return TABLE[kv_idx] & (q_idx >= kv_idx)
+        return ~self.shown & (q_idx >= kv_idx) if self.kind == "class" else self.shown
+
+
+@pytest.mark.parametrize("kind", ["global", "class", "answer"])
+def test_what_is_not_held_is_read_each_time(runs, kind):
+    for n in range(5):
+        TABLE.copy_(torch.arange(K) // 40 % 2 == n % 2)
+        Outside.shown = torch.tensor(n % 2 == 0)
+        check(Outside(kind))
+    assert len(runs) == 5 and not source._programs
+
+
+@loom.mask_value
+class Remembering(loom.Mask):
+    """A mask that computes with its tensor once."""
+
+    lens: torch.Tensor
+    number: bool
+
+    @cached_property
+    def half(self):
+        return self.lens // 2
+
+    @cached_property
+    def most(self):
+        return int(self.lens.max())
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx < (self.most if self.number else self.half[b])
+
+
+@pytest.mark.parametrize("number", [False, True])
+def test_what_a_mask_remembers_is_its_own(number):
+    for lens in ([3, 70, 150], [200, 1, 0], [5, 5, 5]):
+        mask = Remembering(torch.tensor(lens), number)
+        for _ in range(3):  # before the first, it remembers nothing
+            check(mask)
+
+
+@loom.mask_value
+class Scaled(loom.Mask):
+    """A mask of floats."""
+
+    table: torch.Tensor
+    scale: float
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return (self.table[q_idx] * self.scale).reciprocal() > 0
+
+
+def test_zeros_of_both_signs_are_told_apart(runs):
+    for scale in (0.0, -0.0, 0.0):
+        check(Scaled(torch.rand(K) + 0.5, scale))
+    assert len(runs) == 2
+
+
+@loom.mask_value
+class Product(loom.Mask):
+    """A mask whose product torch.autocast computes with more digits."""
+
+    table: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.table[q_idx].prod() > 0
+
+
+def test_autocast_is_part_of_the_key(runs):
+    for _ in range(3):
+        for enabled in (True, False):
+            table = torch.where(torch.rand(K, 8) < 0.01, 0.0, 0.05).half()  # 0.05 ** 8 is 0 in half precision
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):  # and half is none that it works with
+                check(Product(table))
+    assert len(runs) == 2
 
 
 def test_no_tensor_is_kept_alive(runs):

@@ -22,7 +22,7 @@ from maskloom.blocks.plan import planned
 from maskloom.blocks.source import Source
 from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.modes import is_lasting
+from maskloom.masks.modes import is_lasting, without_autocast
 from maskloom.masks.program import INDICES, Index, Program
 
 CHUNK = 1 << 22
@@ -131,7 +131,8 @@ def _classified(
         is_open = may > must
         return states, is_open, _not_witnessed(is_open, source.program, analysis.indices, band)
 
-    states, *left_open = again(at_first_sight)
+    with without_autocast(source.device):
+        states, *left_open = again(at_first_sight)
     if not left_open:
         if count is not None:
             count.add(states.numel(), 0, 0)

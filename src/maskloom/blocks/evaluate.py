@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.modes import without_autocast
 from maskloom.masks.program import INDICES, Program, Ref, Step
 
 _LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
@@ -38,7 +39,8 @@ class Elements:
 def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
     """The mask_mod's answers: bool (T, n, m), or with a dim 1 where they do not vary."""
     b, h = elements.b[:, None, None], elements.h[:, None, None]
-    answers = run(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
+    with without_autocast(b.device):
+        answers = run(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
     return _vmapped(mask_mod, elements) if answers is None else answers
 
 

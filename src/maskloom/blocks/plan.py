@@ -187,10 +187,12 @@ class _Writer(TorchDispatchMode):
 
 
 def _hashable(arguments: Any) -> Hashable:
-    """Equal for the same arguments: tensors by identity, numbers by type too (1, 1.0 and True are equal)."""
+    """Equal for the same arguments: tensors by identity, numbers by type too (1, 1.0 and True are equal) and by sign."""
     if isinstance(arguments, (list, tuple)):
         return tuple(_hashable(argument) for argument in arguments)
-    return id(arguments) if isinstance(arguments, Tensor) else (type(arguments), arguments)
+    if isinstance(arguments, Tensor):
+        return id(arguments)
+    return type(arguments), repr(arguments) if isinstance(arguments, float) else arguments  # 0.0 and -0.0 are equal
 
 
 def _memory(tensor: Tensor) -> int:

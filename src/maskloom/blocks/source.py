@@ -13,7 +13,7 @@ from maskloom.blocks.analyse import Grid
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
-from maskloom.masks.modes import is_lasting, is_tracing
+from maskloom.masks.modes import autocast_to, is_lasting, is_tracing
 from maskloom.masks.program import Program, record
 from maskloom.masks.reading import Reading, reading_of
 
@@ -78,7 +78,7 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
         return Source(mask, [], program, reading_of(program), device, None)
     held = captured.tensors(mask)
     shapes = tuple(tensor.shape for tensor in held)
-    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype())
+    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype(), autocast_to(device))
     with _programs_lock:
         kept = _programs.get(key)
         if kept is not None:
@@ -89,12 +89,13 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
     bare, reading = program.without(held), reading_of(program)
     # what the mask made on a device was made on this stream, and another could read it too early
     made_there = any(tensor.device.type != "cpu" for tensor in bare.constants)
-    if program.of_structure and not made_there and is_lasting() and not torch.is_inference_mode_enabled():
+    of_structure = program.of_structure and captured.is_as_known(mask)
+    if of_structure and not made_there and is_lasting() and not torch.is_inference_mode_enabled():
         with _programs_lock:
             _programs[key] = bare, reading
             while len(_programs) > _MOST:
                 _programs.popitem(last=False)
-    return Source(mask, held, bare, reading, device, key if program.of_structure else None)
+    return Source(mask, held, bare, reading, device, key if of_structure else None)
 
 
 def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:

@@ -91,6 +91,14 @@ def is_plain(held: object) -> bool:
     return _known(held).is_plain
 
 
+def is_as_known(held: object) -> bool:
+    """Whether it still holds what it held when `structure`, numbers included, was first asked for.
+
+    An object that never changes may all the same have come to hold what was computed from it (``cached_property``).
+    """
+    return _known(held).skeleton(held, True) == _structure(held, True, {})
+
+
 # -- what one walk over all that is held finds -------------------------------------------------------------------------
 
 
@@ -296,6 +304,8 @@ def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]])
 
 def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
     by_value = (*_CONSTANTS, int) if numbers else _CONSTANTS
+    if isinstance(leaf, float):
+        return type(leaf), repr(leaf)  # 0.0 and -0.0 are equal, and NaN is not equal to itself
     return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
 
 

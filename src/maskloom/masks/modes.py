@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,20 @@ def is_tracing() -> bool:
 def inside_transform() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def autocast_to(device: torch.device) -> torch.dtype | None:
+    """What autocast casts to on a device, None where it is off: under it a mask may do other operations."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """For what runs a recorded program: the casts of autocast are written down in it, and are no one else's business."""
+    return nullcontext() if autocast_to(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def uncompiled(function: F) -> F:

@@ -82,7 +82,7 @@ class Program:
         metas: of every slot.
         obstacle: why the steps cannot be followed (a write into a shared tensor), None where they can.
         of_structure: whether another mask of the same structure has the same program, but for the tensors it holds: no
-            captured tensor was computed with alone, or asked for its values.
+            captured tensor was computed with alone, or asked for its values, and none was read that it does not hold.
     """
 
     steps: tuple[Step, ...]
@@ -152,7 +152,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
             raise
     _check_answer(mask_mod, answer)
     answered = recorder.value(answer)
-    of_structure = not recorder.used_alone and recorder.obstacle is None
+    of_structure = not (recorder.used_alone or recorder.used_others) and recorder.obstacle is None
     return Program(tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle, of_structure)
 
 
@@ -203,9 +203,11 @@ class _Recorder(TorchDispatchMode):
     obstacle: str | None = None
     held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
     used_alone: bool = False  # whether one of them went into an operation that no index goes into
+    used_others: bool = False  # whether a tensor was read that is none of them, and was there before: a global one, say
     _refs: dict[int, Ref] = field(default_factory=dict)
     _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
     _alive: list[Tensor] = field(default_factory=list)
+    _made: dict[int, Any] = field(default_factory=dict)  # what it made itself, and no index goes into
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -239,11 +241,14 @@ class _Recorder(TorchDispatchMode):
             return ref
         if _storage(tensor) in self._storages:
             self.obstacle = "a tensor that torch handed on under another identity"
+        self.used_others |= id(tensor) not in self.held and id(tensor) not in self._made
         self._alive.append(tensor)
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.overloadpacket is _aten.lift_fresh:  # torch.tensor(numbers): a new one, seen here first
+            self._made |= {id(tensor): tensor for tensor in args}
         values = tuple(map(self.value, args))
         options = {name: self.value(item) for name, item in kwargs.items()}
         depends = any(True for _ in _refs_in((values, *options.values())))
@@ -268,6 +273,8 @@ class _Recorder(TorchDispatchMode):
             self._write(func, values, options, out)
         elif depends and func.overloadpacket not in _READS_NO_VALUE:
             self._record(func, values, options, out)
+        else:
+            self._made |= {id(made): made for made in (out if isinstance(out, (tuple, list)) else (out,))}
         return out
 
     def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
