@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskloom.masks.modes import uncompiled
+from maskloom.masks.program import ASKS_PYTHON
 
 Tensors = tuple[Tensor, ...]
 
@@ -29,7 +30,6 @@ MOST_BYTES_EACH = 1 << 22
 _MOST_KEYS = 256  # that are remembered, with a plan or without
 
 _aten = torch.ops.aten
-_ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class _Writer(TorchDispatchMode):
         read = [tensor for tensor in _flat(args) if isinstance(tensor, Tensor) and id(tensor) in self._places]
         result = func(*args, **kwargs)
         outs = result if isinstance(result, (list, tuple)) else (result,)
-        asks = bool(read) and func.overloadpacket in _ASKS_PYTHON
+        asks = bool(read) and func.overloadpacket in ASKS_PYTHON
         if func._schema.is_mutable or asks or any(_values_in(options.values())):
             self.possible = False
         elif read and all(_memory(out) == _memory(read[0]) and out.dtype == read[0].dtype for out in outs):

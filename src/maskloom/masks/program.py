@@ -26,7 +26,7 @@ _READS_NO_VALUE = {
     _aten.new_ones, _aten.new_zeros, _aten.new_full, _aten.new_empty, _aten.new_empty_strided,
     _aten.ones_like, _aten.zeros_like, _aten.full_like, _aten.empty_like,
 }  # fmt: skip
-_ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
+ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
 
 
 _OUT_OF_PLACE = {
@@ -258,7 +258,7 @@ class _Recorder(TorchDispatchMode):
             and any(id(tensor) in self.held for tensor in _tensors_in((args, *kwargs.values())))
         ):
             self.used_alone = True
-        if depends and func.overloadpacket in _ASKS_PYTHON:
+        if depends and func.overloadpacket in ASKS_PYTHON:
             raise TypeError(
                 f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
                 "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
