@@ -124,7 +124,7 @@ def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Table
 
 
 def _has_triton() -> bool:
-    """Whether Triton was loaded, as compiled attention does. To load it and compile takes two seconds: not for tables alone."""
+    """Whether Triton was loaded, as compiled attention does. To load it and to compile takes seconds: not for tables alone."""
     return "triton" in sys.modules
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskloom.masks.modes import uncompiled
-from maskloom.masks.program import ASKS_PYTHON
+from maskloom.masks.program import ASKS_PYTHON, Ref
 
 Tensors = tuple[Tensor, ...]
 
@@ -30,13 +30,6 @@ MOST_BYTES_EACH = 1 << 22
 _MOST_KEYS = 256  # that are remembered, with a plan or without
 
 _aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A tensor that depends on an input: its place among the values of a run."""
-
-    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class Plan:
 
     calls: tuple[_Call, ...]
     size: int
-    results: tuple[_Value | Tensor, ...]
+    results: tuple[Ref | Tensor, ...]
     nbytes: int
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
@@ -140,12 +133,12 @@ class _Writer(TorchDispatchMode):
         ends = tuple(self._written(results))
         if not self.possible:
             return None
-        needed = {value.place for value in _values_in(ends)}
+        needed = {value.slot for value in _values_in(ends)}
         calls: list[_Call] = []
         for call in reversed(self._calls):
             if needed.isdisjoint(call.results):
                 continue
-            read = {value.place for value in _values_in(call.args)}
+            read = {value.slot for value in _values_in(call.args)}
             calls.append(dataclasses.replace(call, over=tuple(read - needed)))
             needed |= read
         held = {
@@ -156,7 +149,7 @@ class _Writer(TorchDispatchMode):
     def _write_view(self, view: Tensor, place: int) -> None:
         """A view, of views too, as one step from the value that owns the memory."""
         owner = self._owners.get(place, place)
-        args = [_Value(owner), list(view.shape), list(view.stride()), view.storage_offset()]
+        args = [Ref(owner), list(view.shape), list(view.stride()), view.storage_offset()]
         self._write(_aten.as_strided.default, args, {}, [view])
         self._owners[self._places[id(view)]] = owner
 
@@ -180,7 +173,7 @@ class _Writer(TorchDispatchMode):
     def _written(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             if id(argument) in self._places:
-                return _Value(self._places[id(argument)])
+                return Ref(self._places[id(argument)])
             self.possible &= id(argument) in self._constants  # or it may have been computed from an input before
             return argument
         return [self._written(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
@@ -205,8 +198,8 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
 
 def _filled(arguments: Sequence[Any], values: list[Any]) -> list[Any]:
     return [
-        values[argument.place]
-        if type(argument) is _Value
+        values[argument.slot]
+        if type(argument) is Ref
         else _filled(argument, values)
         if type(argument) is list
         else argument
@@ -222,8 +215,8 @@ def _flat(arguments: Any) -> Iterator[Any]:
             yield argument
 
 
-def _values_in(arguments: Any) -> Iterator[_Value]:
-    return (found for found in _flat(arguments) if isinstance(found, _Value))
+def _values_in(arguments: Any) -> Iterator[Ref]:
+    return (found for found in _flat(arguments) if isinstance(found, Ref))
 
 
 _plans: OrderedDict[Hashable, Plan | bool] = OrderedDict()  # False: there can be none; True: to be written down

@@ -309,31 +309,7 @@ def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
     return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
 
 
-_CONSTANTS = (
-    bool,
-    float,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    enum.Enum,
-    type,
-    types.BuiltinFunctionType,
-)
-_UNCHANGING = (
-    Tensor,
-    tuple,
-    frozenset,
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    enum.Enum,
-)
-_PLAIN = (Tensor, tuple, int, *_CONSTANTS)
+_VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
+_CONSTANTS = (*_VALUES, type, types.BuiltinFunctionType)
+_UNCHANGING = (*_VALUES, Tensor, tuple, frozenset, int, complex)
+_PLAIN = (*_CONSTANTS, Tensor, tuple, int)

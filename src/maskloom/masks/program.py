@@ -38,7 +38,7 @@ _OUT_OF_PLACE = {
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A value that depends on the indices: slots 0 to 3 are the indices themselves, the others results of steps."""
+    """A value that depends on what goes in: the first slots are that itself (of a mask the four indices), the others results."""
 
     slot: int
 
