@@ -9,18 +9,12 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 import maskloom as loom
 from maskloom.attention.reference import reference
 from tests.all_masks import ALL_MASKS
+from tests.attention.test_functional import B, D, H, K, Q, inputs
 from tests.evidence import gather
 
-B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
 LSE = AuxRequest(lse=True)
 SINKS = torch.tensor([0.5, -1.0])
 MASK = loom.lengths([5, 0, 13], [7, 3, 17]) & loom.causal
-
-
-def inputs(*, dtype=torch.float32, q_len=Q, kv_len=K):
-    generator = torch.Generator().manual_seed(3)
-    shapes = [(B, H, q_len, D), (B, HKV, kv_len, D), (B, HKV, kv_len, E)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 @pytest.mark.parametrize("name", ALL_MASKS)
