@@ -74,7 +74,7 @@ OPTIONS = {
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_the_second_call_walks_nothing(launches, monkeypatch, kind):
     call = attention(**OPTIONS[kind])
-    monkeypatch.setattr(captured, "_open", lambda held: pytest.fail(f"{held!r} was opened again"))
+    monkeypatch.setattr(captured, "opened", lambda held: pytest.fail(f"{held!r} was opened again"))
     call()
     assert len(launches) == 2
 

@@ -179,9 +179,16 @@ def test_views_are_one_step_and_repetitions_none():
         return (table.mT.unsqueeze(0)[..., 1:3].exp() + table.mT.unsqueeze(0)[..., 1:3].exp(),)
 
     _, written = written_down(compute, [table])
-    assert [call.op.overloadpacket.__name__ for call in written.calls] == ["as_strided", "exp", "add"]
+    aten = torch.ops.aten
+    assert [call.op for call in written.calls] == [torch.as_strided, aten.exp.default, aten.add.Tensor]
     other = torch.randn(4, 6)
     assert torch.equal(written.run([other])[0], 2 * other.mT[None, :, 1:3].exp())
+
+
+def test_lists_of_one_are_lists():
+    table = torch.randn(1, 3)
+    _, written = written_down(lambda: tuple(torch.unbind_copy(table)), [table])
+    assert torch.equal(written.run([table + 1])[0], table[0] + 1)
 
 
 def test_numbers_are_told_apart_by_type_and_sign():

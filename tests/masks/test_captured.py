@@ -121,8 +121,8 @@ def test_score_mods_are_opened_like_masks():
 @pytest.fixture
 def opened(monkeypatch):
     """The objects that a walk opens, as they come."""
-    found, open_one = [], captured._open
-    monkeypatch.setattr(captured, "_open", lambda held: found.append(held) or open_one(held))
+    found, open_one = [], captured.opened
+    monkeypatch.setattr(captured, "opened", lambda held: found.append(held) or open_one(held))
     return found
 
 

@@ -46,6 +46,11 @@ class Grid:
         """Elements of the largest tile along Q and K: a tile is never longer than the sequence."""
         return min(self.q_block, self.q_len), min(self.kv_block, self.kv_len)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a sequence ends inside a tile."""
+        return bool(self.q_len % self.q_block or self.kv_len % self.kv_block)
+
     def bands(self, most: int) -> Iterator["Grid"]:
         """The grid in bands of query tiles, each of at most ``most`` tiles, but at least one row of them."""
         batch, heads, rows, columns = self.shape

@@ -51,20 +51,18 @@ _WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
 class Decided:
     """How many tiles each way of deciding decided, of the tiles that differ (shared batch rows and heads count once)."""
 
-    intervals: int = 0
-    witnesses: int = 0
+    total: int = 0
+    left_open: int = 0  # by intervals
     evaluation: int = 0
     without_rule: tuple[str, ...] = field(default=())
 
-    def add(self, intervals: int, witnesses: int, evaluation: int) -> None:
-        """Count the tiles of one more part of the grid."""
-        self.intervals += intervals
-        self.witnesses += witnesses
-        self.evaluation += evaluation
+    @property
+    def intervals(self) -> int:
+        return self.total - self.left_open
 
     @property
-    def total(self) -> int:
-        return self.intervals + self.witnesses + self.evaluation
+    def witnesses(self) -> int:
+        return self.left_open - self.evaluation
 
 
 @torch.no_grad()
@@ -116,33 +114,34 @@ def _classified(
     """See `classify`; ``again`` calls the part of the work that neither waits nor writes, or does what it did before."""
 
     def at_first_sight() -> Tensors:
-        """The states by intervals, open tiles as partial; and if it is to be exact, which were open and still are."""
+        """The states by intervals, open tiles as partial; if it is to be exact, also whether there are and which are tiles
+        that witnesses do not show to be that."""
         found = [band_at_first_sight(band) for band in grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE))]
-        return found[0] if len(found) == 1 else tuple(torch.cat(parts, 2) for parts in zip(*found, strict=True))
+        states, *undecided = (
+            found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
+        )
+        return states, *(tiles.any() for tiles in undecided), *undecided
 
     def band_at_first_sight(band: Grid) -> Tensors:
         analysis = analyse(source.program, band, source.device)
+        must, may = _over_tiles(analysis.answer, source.reading.marks, band)
+        states = (may.view(torch.int8) + _uncut(must, band)).contiguous()
+        is_open = may > must
         if count is not None:
             count.without_rule = analysis.without_rule
-        must, may = _over_tiles(analysis.answer, source.reading.marks, band)
-        states = may.to(torch.int8, memory_format=torch.contiguous_format) + _uncut(must, band)
+            count.total += states.numel()
+            count.left_open += int(is_open.sum())
         if analysis.answer.exact or not exact:
             return (states,)
-        is_open = may > must
-        return states, is_open, _not_witnessed(is_open, source.program, analysis.indices, band)
+        return states, _not_witnessed(is_open, source.program, analysis.indices, band)
 
     with without_autocast(source.device):
         states, *left_open = again(at_first_sight)
-    if not left_open:
-        if count is not None:
-            count.add(states.numel(), 0, 0)
+    if not left_open or not left_open[0]:
         return states
-    was_open, undecided = left_open
-    tiles = undecided.nonzero()
-    states, evaluated = _decide(states, tiles, source, grid) if len(tiles) else (states, 0)
+    states, evaluated = _decide(states, left_open[1].nonzero(), source, grid)
     if count is not None:
-        by_elements = int(was_open.sum())
-        count.add(states.numel() - by_elements, by_elements - evaluated, evaluated)
+        count.evaluation += evaluated
     return states
 
 
@@ -169,14 +168,13 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     answers = run(program, corners, LEAD + 2)
     if answers is None:
         return is_open
-    answers = answers[: is_open.shape[0], : is_open.shape[1]]
-    some, every = answers.amax((-2, -1)), answers.amin((-2, -1))
+    every, some = torch.aminmax(answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2), dim=-1)
     return is_open > (some > _uncut(every, grid))
 
 
 def _uncut(tiles: Tensor, grid: Grid) -> Tensor:
     """Those of some tiles that hold no position behind the end, where nothing is visible."""
-    if not (grid.q_len % grid.q_block or grid.kv_len % grid.kv_block):
+    if not grid.is_cut:
         return tiles
     whole_q, whole_kv = grid.q_len // grid.q_block, grid.kv_len // grid.kv_block
     queries, keys = (torch.arange(size, device=tiles.device) for size in grid.shape[2:])
@@ -198,20 +196,24 @@ def _decide(states: Tensor, tiles: Tensor, source: Source, grid: Grid) -> tuple[
         seen_true[rows] |= true
         seen_false[rows] |= false
 
-    def left_open() -> Tensor:
-        return (~(seen_true & seen_false)).nonzero()[:, 0]
-
     seen_true, seen_false = look(tiles, _WITNESSES[0])
-    seen_false |= _cut(tiles, grid)
-    rows = left_open()
+    if grid.is_cut:
+        seen_false |= _cut(tiles, grid)
+    rows = _undecided(seen_true, seen_false)
     for side in _WITNESSES[1:]:
         if len(rows):
             look_again(side)
-            rows = left_open()
+            rows = _undecided(seen_true, seen_false)
     if len(rows):
         look_again(max(grid.tile))
-    found = seen_true.to(torch.int8) + (seen_true & ~seen_false)
+    found = seen_true.view(torch.int8) + (seen_true > seen_false)
     return states.index_put(tuple(tiles.T), found), len(rows)
+
+
+def _undecided(seen_true: Tensor, seen_false: Tensor) -> Tensor:
+    """The places of tiles of which not both was seen."""
+    undecided = ~(seen_true & seen_false)
+    return undecided.nonzero()[:, 0] if undecided.any() else undecided.new_empty(0, dtype=torch.long)
 
 
 def _cut(tiles: Tensor, grid: Grid) -> Tensor:
@@ -249,5 +251,5 @@ def _look(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tens
 
 
 def _ends(answers: Tensor) -> tuple[Tensor, Tensor]:
-    flat = answers.flatten(1)
-    return flat.any(-1), ~flat.all(-1)
+    every, some = torch.aminmax(answers.flatten(1), dim=-1)
+    return some, ~every

@@ -6,11 +6,12 @@ same list is run on the new tensors. What no input goes into is computed once an
 """
 
 import dataclasses
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,17 +30,17 @@ MOST_BYTES_EACH = 1 << 22
 
 _MOST_KEYS = 256  # that are remembered, with a plan or without
 
-_aten = torch.ops.aten
-
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One operation; ``over`` are the places of values that nothing reads after it."""
+    """One operation; ``over`` are the places of values that nothing reads after it, ``is_one`` says that it gives a tensor and
+    not a list of them."""
 
     op: Any
     args: list[Any]
     kwargs: dict[str, Any]
     results: tuple[int, ...]
+    is_one: bool
     over: tuple[int, ...] = ()
 
 
@@ -48,29 +49,42 @@ class Plan:
     """A straight list of operations on some inputs.
 
     Attributes:
-        size: how many values a run has; the inputs come first.
+        inputs: how many there are; they are the first values.
         results: of the whole; a tensor where it depends on no input.
         nbytes: of the tensors that the plan holds.
     """
 
     calls: tuple[_Call, ...]
-    size: int
+    inputs: int
     results: tuple[Ref | Tensor, ...]
     nbytes: int
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
         """Everything again, for other inputs of the same shapes, strides and dtypes."""
-        values: list[Any] = [*inputs, *[None] * (self.size - len(inputs))]
+        return self._function(*inputs)
+
+    @functools.cached_property
+    def _function(self) -> Callable[..., Tensors]:
+        """The list as a function of Python, a line for each operation: the interpreter has nothing else to do."""
+        constants: dict[str, Any] = {}
+
+        def said(argument: Any) -> str:
+            if isinstance(argument, Ref):
+                return f"v{argument.slot}"
+            if isinstance(argument, (list, tuple)) and any(_values_in(argument)):
+                return f"[{', '.join(map(said, argument))}]"
+            constants[f"c{len(constants)}"] = argument
+            return f"c{len(constants) - 1}"
+
+        lines = [f"def run({', '.join(f'v{place}' for place in range(self.inputs))}):"]
         for call in self.calls:
-            out = call.op(*_filled(call.args, values), **call.kwargs)
-            if len(call.results) == 1:
-                values[call.results[0]] = out[0] if isinstance(out, (list, tuple)) else out
-            else:
-                for place, result in zip(call.results, out, strict=True):
-                    values[place] = result
-            for place in call.over:
-                values[place] = None
-        return tuple(_filled(self.results, values))
+            arguments = [*map(said, call.args), *(f"{name}={said(item)}" for name, item in call.kwargs.items())]
+            results = ", ".join(f"v{place}" for place in call.results) + "," * (not call.is_one)
+            lines.append(f" {results} = {said(call.op)}({', '.join(arguments)})")
+            lines += [f" del v{place}" for place in call.over]
+        lines.append(f" return ({''.join(said(result) + ', ' for result in self.results)})")
+        exec("\n".join(lines), constants)
+        return cast(Callable[..., Tensors], constants["run"])
 
 
 def written_down(
@@ -103,6 +117,7 @@ class _Writer(TorchDispatchMode):
         self._done: dict[Hashable, tuple[int, ...]] = {}
         self._again: list[Tensor] = []
         self._constants = {id(tensor): tensor for tensor in constants}
+        self._inputs = len(inputs)
         for tensor in inputs:
             self._named(tensor)
 
@@ -123,7 +138,7 @@ class _Writer(TorchDispatchMode):
             for view in outs:
                 self._write_view(view, self._places[id(read[0])])
         elif read:
-            self._write(func, written, options, outs)
+            self._write(func, written, options, result)
         else:
             self._constants |= {id(out): out for out in outs}
         return result
@@ -144,25 +159,32 @@ class _Writer(TorchDispatchMode):
         held = {
             id(found): found for found in _flat([ends, *(call.args for call in calls)]) if isinstance(found, Tensor)
         }
-        return Plan(tuple(reversed(calls)), len(self._values), ends, _bytes_of(held.values()))
+        return Plan(tuple(reversed(calls)), self._inputs, ends, _bytes_of(held.values()))
 
     def _write_view(self, view: Tensor, place: int) -> None:
         """A view, of views too, as one step from the value that owns the memory."""
         owner = self._owners.get(place, place)
-        args = [Ref(owner), list(view.shape), list(view.stride()), view.storage_offset()]
-        self._write(_aten.as_strided.default, args, {}, [view])
+        if _layout(view) == _layout(self._values[owner]):
+            self._known_as(view, owner)
+            return
+        args = [Ref(owner), *_layout(view)]
+        self._write(torch.as_strided, args, {}, view)  # which is quicker than the operation of aten
         self._owners[self._places[id(view)]] = owner
 
-    def _write(self, op: Any, args: list[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
+    def _write(self, op: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor | Sequence[Tensor]) -> None:
         """One more operation, unless the very same was done before: a mask may read one table for queries and keys."""
+        outs = (result,) if isinstance(result, Tensor) else result
         same = op, _hashable(args), _hashable(list(kwargs.items()))
         if same in self._done:
             for out, place in zip(outs, self._done[same], strict=True):
-                self._places[id(out)] = place
-                self._again.append(out)  # kept alive, as all that is known by identity
+                self._known_as(out, place)
         else:
             self._done[same] = tuple(map(self._named, outs))
-            self._calls.append(_Call(op, args, kwargs, self._done[same]))
+            self._calls.append(_Call(op, args, kwargs, self._done[same], isinstance(result, Tensor)))
+
+    def _known_as(self, tensor: Tensor, place: int) -> None:
+        self._places[id(tensor)] = place
+        self._again.append(tensor)  # kept alive, as all that is known by identity
 
     def _named(self, tensor: Tensor) -> int:
         self.possible &= id(tensor) not in self._places  # one tensor twice: which of the two would it be?
@@ -188,23 +210,16 @@ def _hashable(arguments: Any) -> Hashable:
     return type(arguments), repr(arguments) if isinstance(arguments, float) else arguments  # 0.0 and -0.0 are equal
 
 
+def _layout(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
-def _filled(arguments: Sequence[Any], values: list[Any]) -> list[Any]:
-    return [
-        values[argument.slot]
-        if type(argument) is Ref
-        else _filled(argument, values)
-        if type(argument) is list
-        else argument
-        for argument in arguments
-    ]
 
 
 def _flat(arguments: Any) -> Iterator[Any]:

@@ -1,28 +1,26 @@
 """What a mask_mod holds: the tensors and numbers that its fields, closures and arguments reach.
 
 A mask_mod may be a Mask, a closure, a ``functools.partial``, a bound method or any callable object, nested in any way.
-One function here knows how to open each kind (`_open`); all else is a short walk over it. What a function reads from its
-module's globals is not captured.
+`opened` knows what is in each kind; all here is a short walk over that. What a function reads from its module's globals is
+not captured.
 
 Attention asks a mask the same questions at every call. An object that never changes, as a Mask that holds no function, is
 walked once for each; any other is walked anew every time.
 """
 
-import copy
 import dataclasses
 import enum
-import functools
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from maskloom.masks.identity import IdentityTable
+from maskloom.masks.opened import Opened, is_frozen, opened
 
 T = TypeVar("T")
-_Opened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
 def tensors(held: object) -> list[Tensor]:
@@ -134,15 +132,15 @@ def _known(held: object) -> _Known:
     known = None if tracing else _all_known.get(held)
     if known is None:
         known = _found_in(held)
-        if not (known.may_change or tracing) and _is_frozen(held) and type(held).__weakrefoffset__ != 0:
+        if not (known.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
             _all_known.put(held, known)
     return known
 
 
 def _found_in(held: object) -> _Known:
     walked = list(_walked(held))
-    leaves = [found for found, opened in walked if opened is None]
-    others = [found for found, _ in walked if not _is_frozen(found)]
+    leaves = [found for found, inside in walked if inside is None]
+    others = [found for found, _ in walked if not is_frozen(found)]
     return _Known(
         tensors=tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)),
         kinds=frozenset(map(type, leaves)),
@@ -170,92 +168,7 @@ def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
     return tuple([size == 1 for size in tensor.shape])
 
 
-def _is_frozen(held: Any) -> bool:
-    return dataclasses.is_dataclass(held) and not isinstance(held, type) and held.__dataclass_params__.frozen  # type: ignore[attr-defined]
-
-
-def _open(held: Any) -> _Opened | None:
-    """The kind of ``held``, what it holds, and how to make it anew from such values; None for a leaf."""
-    if isinstance(held, (Tensor, type, types.ModuleType)):
-        return None
-    if isinstance(held, (tuple, list)):
-        return _open_sequence(held)
-    if isinstance(held, MutableMapping):
-        keys = tuple(held)
-        return (type(held), keys), tuple(held.values()), functools.partial(_remade_mapping, held, keys)
-    if isinstance(held, functools.partial):
-        parts = (held.func, held.args, held.keywords)
-        return functools.partial, parts, lambda values: functools.partial(values[0], *values[1], **values[2])
-    if isinstance(held, types.MethodType):
-        return types.MethodType, (held.__func__, held.__self__), lambda values: types.MethodType(*values)
-    if isinstance(held, types.FunctionType):
-        return _open_function(held)
-    if dataclasses.is_dataclass(held) or (callable(held) and _attributes(held)):
-        keys = _attributes(held)
-        return (type(held), keys), tuple(getattr(held, key) for key in keys), functools.partial(_remade, held, keys)
-    return None
-
-
-def _open_sequence(held: tuple[Any, ...] | list[Any]) -> _Opened:
-    remake = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields one by one
-    return (type(held), len(held)), tuple(held), remake
-
-
-def _open_function(function: types.FunctionType) -> _Opened:
-    cells = function.__closure__ or ()
-    contents = tuple(cell.cell_contents for cell in cells if not _is_empty(cell))
-    values = (contents, function.__defaults__, function.__kwdefaults__)
-
-    def remake(values: tuple[Any, ...]) -> types.FunctionType:
-        filled = iter(values[0])
-        new_cells = tuple(cell if _is_empty(cell) else types.CellType(next(filled)) for cell in cells)
-        new = types.FunctionType(function.__code__, function.__globals__, function.__name__, values[1], new_cells)
-        new.__kwdefaults__ = values[2]
-        new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
-        new.__dict__.update(function.__dict__)
-        return new
-
-    return (types.FunctionType, function.__code__), values, remake
-
-
-def _is_empty(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return True
-    return False
-
-
-def _attributes(held: Any) -> tuple[str, ...]:
-    """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
-    slots = _slots(type(held))  # type: ignore[arg-type]
-    return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
-
-
-@functools.lru_cache(1024)
-def _slots(kind: type) -> tuple[str, ...]:
-    names = [name for base in kind.__mro__ for name in _listed(getattr(base, "__slots__", ()))]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-def _listed(slots: str | Iterable[str]) -> Iterable[str]:
-    return (slots,) if isinstance(slots, str) else slots
-
-
-def _remade(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
-    new = copy.copy(held)
-    for key, value in zip(keys, values, strict=True):
-        object.__setattr__(new, key, value)  # frozen dataclasses too
-    return new
-
-
-def _remade_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
-    new = copy.copy(held)
-    new.update(zip(keys, values, strict=True))
-    return new
-
-
-def _walked(held: object) -> Iterator[tuple[Any, _Opened | None]]:
+def _walked(held: object) -> Iterator[tuple[Any, Opened | None]]:
     """Everything that ``held`` reaches, itself first, each object once (a closure may hold itself), with what opens it."""
     seen: dict[int, object] = {}  # kept alive, so that no address is used again
     waiting = [held]
@@ -264,23 +177,23 @@ def _walked(held: object) -> Iterator[tuple[Any, _Opened | None]]:
         if id(found) in seen:
             continue
         seen[id(found)] = found
-        opened = _open(found)
-        yield found, opened
-        if opened is not None:
-            waiting.extend(reversed(opened[1]))
+        inside = opened(found)
+        yield found, inside
+        if inside is not None:
+            waiting.extend(reversed(inside[1]))
 
 
 def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, tuple[Any, Any]]) -> Any:
     if id(held) in done:
         return done[id(held)][1]
-    opened = None if isinstance(held, Tensor) else _open(held)
+    inside = opened(held)
     done[id(held)] = (held, held)  # what holds itself keeps its old self inside
     if isinstance(held, Tensor):
         new = change(held)
-    elif opened is None:
+    elif inside is None:
         new = held
     else:
-        _, values, remake = opened
+        _, values, remake = inside
         changed = tuple(_moved(value, change, done) for value in values)
         same = all(before is after for before, after in zip(values, changed, strict=True))
         new = held if same else remake(changed)
@@ -289,16 +202,16 @@ def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, tuple[
 
 
 def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]]) -> Hashable:
-    opened = _open(held)
-    if opened is None and not isinstance(held, Tensor):
+    inside = opened(held)
+    if inside is None and not isinstance(held, Tensor):
         return _leaf_key(held, numbers)
     if id(held) in seen:  # two equal tensors are not one tensor held twice
         return "the same as", seen[id(held)][1]
     seen[id(held)] = (held, len(seen))
     if isinstance(held, Tensor):
         return Tensor
-    assert opened is not None
-    kind, values, _ = opened
+    assert inside is not None
+    kind, values, _ = inside
     return kind, *(_structure(value, numbers, seen) for value in values)
 
 

@@ -56,7 +56,7 @@ class Padding(PaddingMask):
     kv_pads: Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return ~self.q_pads[b, q_idx] & ~self.kv_pads[b, kv_idx]
+        return ~(self.q_pads[b, q_idx] | self.kv_pads[b, kv_idx])
 
     def __repr__(self) -> str:
         return _one_or_both("padding", self.q_pads, self.kv_pads)
