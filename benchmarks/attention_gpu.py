@@ -3,8 +3,8 @@
     python benchmarks/attention_gpu.py --sections padded short clean --masks "causal & lengths"
 
 Contenders that do the same work are first compared with the reference in float32; one that fails, or is wrong, gets no
-time, and its row says why. Then they are measured in rounds, all of them in each, so that what disturbs the machine, or moves
-the GPU's clock, disturbs all alike. Cells are medians over rounds, in milliseconds:
+time, and its row says why. Then they are measured in rounds, all of them in each, each behind each other equally often, so
+that what disturbs the machine, or moves the GPU's clock, disturbs all alike. Cells are medians over rounds, in milliseconds:
 
 - ``forward_ms``, ``backward_ms``: by the GPU's own clock, however long the host takes to launch them;
 - ``host_forward_ms``, ``host_backward_ms``: by the wall, until the call returns, the device idle before;
@@ -18,7 +18,6 @@ shape: so ``--masks`` and ``--sections`` pick, shapes come together. No contende
 
 import argparse
 import functools
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -181,7 +180,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--masks", nargs="+", choices=MASKS, default=MASKS, help="those of the sections to measure")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="few positions: does everything run?")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds, and steps that are queued")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds, at least, and steps that are queued")
     parser.add_argument("--seconds", type=float, default=230)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attention_gpu.csv"))
     return parser.parse_args()
@@ -205,21 +204,30 @@ def measure(work: Work, repeats: int, device: str, deadline: float) -> list[dict
         entrants.append(Entrant(contender, batch, device))
         entrants[-1].attempt(lambda entrant: entrant.check(truth(mask, batch)))
         print(f"{contender.name}: checked in {time.monotonic() - start:.1f} s", flush=True)
-    for number in range(repeats + 1):
-        for entrant in shuffled(entrants, number):
-            entrant.attempt(lambda entrant, counts=number > 0: entrant.call(counts=counts))  # the first is a warm-up
-    for number in range(STEP_ROUNDS):
-        for entrant in shuffled(entrants, number):
-            entrant.attempt(lambda entrant: entrant.queue(repeats))
+    for entrant in entrants:
+        entrant.attempt(lambda entrant: entrant.call(counts=False))
+    rounds = balanced(len(entrants))
+    for number in range(-(-repeats // len(rounds)) * len(rounds) if rounds else 0):
+        for place in rounds[number % len(rounds)]:
+            entrants[place].attempt(lambda entrant: entrant.call(counts=True))
+    for number in range(STEP_ROUNDS if rounds else 0):
+        for place in rounds[number % len(rounds)]:
+            entrants[place].attempt(lambda entrant: entrant.queue(repeats))
     if not entrants:
         return []
     _, heads, _, head_dim = batch.query.shape
     return with_speed([entrant.row() for entrant in entrants], flops(visible_pairs(mask, batch), heads, head_dim))
 
 
-def shuffled(entrants: list["Entrant"], number: int) -> list["Entrant"]:
-    """In another order each round: who comes behind one that heats the GPU finds it slower."""
-    return random.Random(number).sample(entrants, len(entrants))
+def balanced(count: int) -> list[list[int]]:
+    """Orders of so many, in all of which together each comes directly behind each other equally often.
+
+    Who comes behind one that heats the GPU finds it slower. The design is E. J. Williams' (1949), for experiments in which
+    each treatment carries over into the next.
+    """
+    first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
+    orders = [[(place + shift) % count for place in first] for shift in range(count)]
+    return orders if count % 2 == 0 else orders + [order[::-1] for order in orders]
 
 
 TIMES = ("forward_ms", "backward_ms", "step_ms", "host_forward_ms", "host_backward_ms")
