@@ -18,7 +18,8 @@ from torch import Tensor
 from maskloom.blocks.analyse import Grid, analyse
 from maskloom.blocks.evaluate import Elements, evaluate, run, size_of, widest
 from maskloom.blocks.interval import LEAD, Interval
-from maskloom.blocks.plan import planned
+from maskloom.blocks.plan import Tensors
+from maskloom.blocks.planned import planned
 from maskloom.blocks.source import Source
 from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod
@@ -38,8 +39,6 @@ that stays near the cache, and 128 MiB on a GPU, where each band costs some fort
 # million tiles.
 _AT_ALL_CORNERS = {"cpu": 1 << 15}
 _AT_ALL_CORNERS_ELSEWHERE = 1 << 23
-
-Tensors = tuple[Tensor, ...]
 
 _MOST_PLANNED = 1 << 24
 """Tiles of a grid for which operations are written down: with more of them Python is the lesser part."""
@@ -82,7 +81,7 @@ def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided |
         return _classified(source, grid, exact, count, lambda compute: compute())
     if not inputs:
         return planned(key, inputs, lambda: (_classified(source, grid, exact, count, lambda compute: compute()),))[0]
-    again = functools.partial(planned, key, inputs, constants=source.bare.constants)
+    again = functools.partial(planned, key, inputs, constants=source.bare.constants, may_wait=exact)
     return _classified(source, grid, exact, count, again)
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.blocks import classify, plan
+from maskloom.blocks import classify, planned
 from maskloom.blocks.ordered import to_block_mask
-from maskloom.blocks.plan import Plan, planned, written_down
+from maskloom.blocks.plan import Plan
 from maskloom.blocks.source import Source
+from maskloom.blocks.writer import written_down
 from maskloom.masks import captured
 from maskloom.masks.program import record
 from maskloom.masks.reading import reading_of
@@ -25,12 +26,12 @@ Q, K = 200, 300
 @pytest.fixture(autouse=True)
 def plans(monkeypatch):
     """Those of one test."""
-    monkeypatch.setattr(plan, "_plans", type(plan._plans)())
-    return plan._plans
+    monkeypatch.setattr(planned, "_plans", type(planned._plans)())
+    return planned._plans
 
 
 def listed():
-    return [kept for kept in plan._plans.values() if isinstance(kept, Plan)]
+    return [kept for kept in planned._plans.values() if isinstance(kept, Plan)]
 
 
 def check(mask, q_len=Q, kv_len=K):
@@ -52,7 +53,7 @@ def test_any_mask_mod_is_decided_again_from_a_list(rnd):
     found = []
 
     def write(compute):
-        results, written = written_down(compute, held, source.bare.constants)
+        results, written = written_down(compute, held, source.bare.constants, may_wait=True)
         found.append(written)
         return results
 
@@ -125,15 +126,15 @@ def test_tensors_of_a_mask_are_not_kept():
 
 
 def test_few_bytes_are_kept(monkeypatch):
-    monkeypatch.setattr(plan, "MOST_BYTES", 200)
+    monkeypatch.setattr(planned, "MOST_BYTES", 200)
     for back in range(40, 60):
         for _ in range(3):
             loom.block_mask(loom.window(back=back), Q, K, block_size=32)
     assert 0 < sum(kept.nbytes for kept in listed()) <= 200
-    monkeypatch.setattr(plan, "MOST_BYTES_EACH", 10)
+    monkeypatch.setattr(planned, "MOST_BYTES_EACH", 10)
     for _ in range(3):
         loom.block_mask(loom.window(back=7), Q, K, block_size=32)
-    assert plan._plans[next(reversed(plan._plans))] is False
+    assert planned._plans[next(reversed(planned._plans))] is False
 
 
 def test_nothing_is_kept_where_nothing_lasts():
@@ -145,93 +146,18 @@ def test_nothing_is_kept_where_nothing_lasts():
             build()
     for _ in range(3):
         torch.func.grad(lambda x: (x * build().sum()).sum())(torch.ones(3))
-    assert not plan._plans
+    assert not planned._plans
 
 
 def test_masks_of_plain_functions_are_decided_anew():
     reach = [3]
     for reach[0] in (3, 3, 3, 50):
         check(loom.causal & (lambda b, h, q_idx, kv_idx: q_idx - kv_idx < reach[0]))
-    assert not plan._plans
+    assert not planned._plans
 
 
-# -- the list itself ---------------------------------------------------------------------------------------------------
-
-
-def test_operations_run_on_other_inputs():
-    def compute(table, index):
-        rows = table[index].unflatten(-1, (2, 3)).mT
-        low, high = torch.aminmax(rows, dim=-1)
-        first, second = (low + torch.arange(3)).unbind(1)[:2]
-        return first * 2, torch.cat([high, second[:, None].expand(2, 3)]), torch.ones(3)
-
-    inputs = [torch.randn(4, 6), torch.tensor([0, 3])]
-    _, written = written_down(lambda: compute(*inputs), inputs)
-    others = [torch.randn(4, 6), torch.tensor([2, 2])]
-    for ours, theirs in zip(written.run(others), compute(*others), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_views_are_one_step_and_repetitions_none():
-    table = torch.randn(4, 6)
-
-    def compute():
-        return (table.mT.unsqueeze(0)[..., 1:3].exp() + table.mT.unsqueeze(0)[..., 1:3].exp(),)
-
-    _, written = written_down(compute, [table])
-    aten = torch.ops.aten
-    assert [call.op for call in written.calls] == [torch.as_strided, aten.exp.default, aten.add.Tensor]
-    other = torch.randn(4, 6)
-    assert torch.equal(written.run([other])[0], 2 * other.mT[None, :, 1:3].exp())
-
-
-def test_lists_of_one_are_lists():
-    table = torch.randn(1, 3)
-    _, written = written_down(lambda: tuple(torch.unbind_copy(table)), [table])
-    assert torch.equal(written.run([table + 1])[0], table[0] + 1)
-
-
-def test_numbers_are_told_apart_by_type_and_sign():
-    table = torch.tensor([1, 2])
-
-    def compute():
-        return (table * 2, table * 2.0, table * True)
-
-    _, written = written_down(compute, [table])
-    assert [result.dtype for result in written.run([table])] == [torch.int64, torch.float32, torch.int64]
-    _, written = written_down(lambda: (1 / (table * 0.0), 1 / (table * -0.0)), [table])
-    assert [result[0].item() for result in written.run([table])] == [torch.inf, -torch.inf]
-
-
-before_it = torch.ones(2)
-
-
-@pytest.mark.parametrize(
-    "compute",
-    [
-        lambda table: table.clone().add_(1),
-        lambda table: table + table.sum().item(),
-        lambda table: table + len(table.nonzero()),
-        lambda table: table + before_it,
-        lambda table: torch.zeros(2).fill_(3.0),
-    ],
-    ids=["writes", "asks", "counts", "reads what was there before", "writes into a constant"],
-)
-def test_what_no_list_can_do_again_has_none(compute):
+def test_what_has_no_list_is_computed_each_time():
     table = torch.randn(2)
-    results, written = written_down(lambda: (compute(table),), [table])
-    assert written is None and torch.equal(results[0], compute(table))
-    for _ in range(3):
-        assert torch.equal(planned("key", [table], lambda: (compute(table),))[0], compute(table))
-    assert plan._plans["key"] is False
-
-
-def test_one_tensor_as_two_inputs_has_no_list():
-    table = torch.randn(2)
-    assert written_down(lambda: (table + table,), [table, table])[1] is None
-
-
-def test_constants_may_be_read():
-    table = torch.randn(2)
-    _, written = written_down(lambda: (table + before_it,), [table], [before_it])
-    assert torch.equal(written.run([torch.zeros(2)])[0], before_it)
+    for _ in range(4):
+        assert torch.equal(planned.planned("key", [table], lambda: (table.clone().add_(1),))[0], table + 1)
+    assert planned._plans["key"] is False
