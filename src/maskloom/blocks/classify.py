@@ -36,9 +36,9 @@ that stays near the cache, and 128 MiB on a GPU, where each band costs some fort
 
 # Bytes at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
 # thousand tiles; at 32k it would cost four times what gathering the open ones does. On an H100 both cost the same for eight
-# million tiles.
+# million tiles (100 MiB), since to gather takes the host a millisecond.
 _AT_ALL_CORNERS = {"cpu": 1 << 15}
-_AT_ALL_CORNERS_ELSEWHERE = 1 << 23
+_AT_ALL_CORNERS_ELSEWHERE = 1 << 25
 
 _MOST_PLANNED = 1 << 24
 """Tiles of a grid for which operations are written down: with more of them Python is the lesser part."""
