@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from attention_cases import Batch, flops, make_batch, truth, visible_pairs, worst_error
 from attention_contenders import Contender, attend, cudnn, dense_sdpa, each_backend, packed, padded, plain, varlen
-from clocks import once_device_ms, once_host_ms, once_ms
+from clocks import balanced, once_device_ms, once_host_ms, once_ms
 from rows import append
 from torch import Tensor
 
@@ -217,17 +217,6 @@ def measure(work: Work, repeats: int, device: str, deadline: float) -> list[dict
         return []
     _, heads, _, head_dim = batch.query.shape
     return with_speed([entrant.row() for entrant in entrants], flops(visible_pairs(mask, batch), heads, head_dim))
-
-
-def balanced(count: int) -> list[list[int]]:
-    """Orders of so many, in all of which together each comes directly behind each other equally often.
-
-    Who comes behind one that heats the GPU finds it slower. The design is E. J. Williams' (1949), for experiments in which
-    each treatment carries over into the next.
-    """
-    first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
-    orders = [[(place + shift) % count for place in first] for shift in range(count)]
-    return orders if count % 2 == 0 else orders + [order[::-1] for order in orders]
 
 
 TIMES = ("forward_ms", "backward_ms", "step_ms", "host_forward_ms", "host_backward_ms")

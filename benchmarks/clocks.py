@@ -70,6 +70,17 @@ def _overwritten(device: str) -> torch.Tensor:
     return torch.empty(512 * MIB, dtype=torch.uint8, device=device)
 
 
+def balanced(count: int) -> list[list[int]]:
+    """Orders of so many, in all of which together each comes directly behind each other equally often.
+
+    Who comes behind one that heats the GPU finds it slower. The design is E. J. Williams' (1949), for experiments in which
+    each treatment carries over into the next.
+    """
+    first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
+    orders = [[(place + shift) % count for place in first] for shift in range(count)]
+    return orders if count % 2 == 0 else orders + [order[::-1] for order in orders]
+
+
 def peak_mb(run: Callable[[], object], *, device: str) -> float | None:
     """The most memory in MiB that a call held at once, its result with it; None on the CPU, which does not count."""
     if device == "cpu":

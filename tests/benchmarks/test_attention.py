@@ -1,9 +1,11 @@
 """What the attention benchmarks check against and divide by; and that they run."""
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 import maskloom as loom
 from benchmarks.attention_cases import flops, make_batch, truth, visible_pairs, worst_error
-from benchmarks.clocks import median_host_ms, median_ms, once_device_ms
+from benchmarks.clocks import balanced, median_host_ms, median_ms, once_device_ms
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,6 +38,14 @@ def test_pairs_are_counted_in_every_row(batch):
 
 def test_flops_are_two_products_forward_and_five_backward():
     assert flops(pairs=7, heads=3, head_dim=5) == (2 * 2 * 7 * 3 * 5, 5 * 2 * 7 * 3 * 5)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_in_balanced_orders_each_comes_behind_each_other_equally_often(count):
+    orders = balanced(count)
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    behind = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert len(behind) == count * (count - 1) and len(set(behind.values())) <= 1
 
 
 def test_truth_is_the_reference_in_one_piece(batch):
