@@ -47,6 +47,12 @@ def test_parts_that_are_held_at_once_do_not_show(seed, monkeypatch):
     _check(random_case(Random(seed)))
 
 
+def test_bands_of_which_only_some_are_exact(monkeypatch):
+    monkeypatch.setitem(classify.BAND, "cpu", 7)
+    table = torch.rand(20) < 0.5
+    _check(Case(lambda b, h, q_idx, kv_idx: table[q_idx - 3], 1, 1, 20, 64, (1, 32), "table[q_idx - 3]"))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_inexact_tables_never_skip_nor_fill_wrongly(seed):
     case = random_case(Random(seed))

@@ -130,9 +130,12 @@ def _classified(
             count.without_rule = analysis.without_rule
             count.total += states.numel()
             count.left_open += int(is_open.sum())
-        if analysis.answer.exact or not exact:
+        if not exact:
             return (states,)
-        return states, _not_witnessed(is_open, source.program, analysis.indices, band)
+        # one band may be exact and another not: less is known of a table that is read before its first position
+        return states, is_open if analysis.answer.exact else _not_witnessed(
+            is_open, source.program, analysis.indices, band
+        )
 
     with without_autocast(source.device):
         states, *left_open = again(at_first_sight)
