@@ -119,3 +119,9 @@ def test_constants_may_be_read():
     table = torch.randn(2)
     _, written = written_down(lambda: (table + before_it,), [table], [before_it])
     assert torch.equal(written.run([torch.zeros(2)])[0], before_it)
+
+
+def test_a_factor_has_its_place():
+    table = torch.randn(2)
+    _, written = written_down(lambda: (torch.ops.aten.sub.Scalar(table, 3, 2) + torch.add(table, 1, alpha=5),), [table])
+    assert torch.equal(written.run([table])[0], (table - 6) + (table + 5))

@@ -5,6 +5,8 @@ import functools
 import gc
 import pickle
 import weakref
+from collections import UserDict
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -233,3 +235,36 @@ def test_threads_ask_at_once():
         list(threads.map(ask, range(16)))
     gc.collect()
     assert len(captured._all_known) <= before + 1  # that of the shared one
+
+
+class Shares(MutableMapping):
+    """A mapping whose copies share its entries."""
+
+    def __init__(self, entries):
+        self.entries = entries
+
+    def __getitem__(self, key):
+        return self.entries[key]
+
+    def __setitem__(self, key, value):
+        self.entries[key] = value
+
+    def __delitem__(self, key):
+        del self.entries[key]
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def __len__(self):
+        return len(self.entries)
+
+
+def test_what_cannot_be_copied_is_not_changed_either():
+    table = torch.ones(3)
+    shares = Shares({"table": table})
+    cached = functools.lru_cache(functools.partial(torch.add, table))
+    for held, kind in ((shares, "Shares"), (cached, "_lru_cache_wrapper")):
+        with pytest.raises(TypeError, match=kind):
+            captured.moved(held, torch.neg)
+    assert shares["table"] is table and cached.__wrapped__.args[0] is table
+    assert torch.equal(captured.moved(UserDict(table=table), torch.neg)["table"], -table)

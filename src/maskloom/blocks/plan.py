@@ -22,6 +22,7 @@ _QUICKER = {
         "minimum", "maximum", "amin", "amax", "aminmax", "any", "where",
     )
 }  # fmt: skip
+_FACTOR_LAST = {_aten.add.Scalar, _aten.sub.Scalar}  # a third argument, which those functions take by name only
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Plan:
         for call in self.calls:
             arguments = [*map(said, call.args), *(f"{name}={said(item)}" for name, item in call.kwargs.items())]
             results = ", ".join(f"v{place}" for place in call.results) + "," * (not call.is_one)
-            op = _QUICKER.get(getattr(call.op, "overloadpacket", None), call.op)
-            lines.append(f" {results} = {said(op)}({', '.join(arguments)})")
+            quicker = None if call.op in _FACTOR_LAST else _QUICKER.get(getattr(call.op, "overloadpacket", None))
+            lines.append(f" {results} = {said(quicker or call.op)}({', '.join(arguments)})")
             lines += [f" del v{place}" for place in call.over]
         lines.append(f" return ({''.join(said(result) + ', ' for result in self.results)})")
         exec("\n".join(lines), constants)

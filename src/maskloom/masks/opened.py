@@ -120,13 +120,32 @@ def _listed(slots: str | Iterable[str]) -> Iterable[str]:
 
 
 def _remade(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
-    new = copy.copy(held)
+    new = _copied(held)
     for key, value in zip(keys, values, strict=True):
         object.__setattr__(new, key, value)  # frozen dataclasses too
     return new
 
 
 def _remade_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
-    new = copy.copy(held)
+    before = [held[key] for key in keys]
+    new = _copied(held)
     new.update(zip(keys, values, strict=True))
+    if any(held[key] is not value for key, value in zip(keys, before, strict=True)):
+        held.update(zip(keys, before, strict=True))
+        raise _cannot_be_copied(held)
     return new
+
+
+def _copied(held: Any) -> Any:
+    new = copy.copy(held)
+    if new is held:
+        raise _cannot_be_copied(held)
+    return new
+
+
+def _cannot_be_copied(held: object) -> TypeError:
+    kind = type(held)
+    return TypeError(
+        f"a mask with other tensors is to be made of one that holds {held!r}, of {kind.__module__}.{kind.__qualname__}, whose "
+        "copy.copy shares what it holds with the original; give that class a __copy__ of its own, or hold something else"
+    )
