@@ -129,6 +129,7 @@ def explain(
 ) -> None:
     """Say what the block mask of a mask costs, and how its tiles were decided."""
     from maskloom import block_mask, explain_block_mask, simplify, summary
+    from maskloom.masks.simplify import told
 
     try:
         mask = _parsed(expression, batch)
@@ -137,7 +138,7 @@ def explain(
         typer.echo(explain_block_mask(mask, q, keys, block_size=block_size))
         simple = simplify(mask)
         if simple != mask:
-            typer.echo(f"simpler, and equal: {simple}")
+            typer.echo(f"simpler, and equal: {told(simple)}")
     except (TypeError, ValueError) as error:
         typer.echo(f"maskloom explain: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None

@@ -146,6 +146,24 @@ def test_a_forced_eager_stance_is_an_error(tracing):
         attend(loom.causal, 33)
 
 
+def test_a_broken_compiler_is_an_error(tracing, monkeypatch):
+    def breaks(graph, inputs):
+        raise ArithmeticError("no registers left")
+
+    monkeypatch.setattr(compiled, "_COMPILER", breaks)
+    with pytest.raises(loom.FallbackError, match=r"could not be compiled \(BackendCompilerFailed.*no registers left"):
+        attend(loom.causal, 33)
+
+
+def test_a_mask_that_cannot_be_traced_is_an_error(tracing):
+    def asks(b, h, q_idx, kv_idx):
+        torch._dynamo.graph_break()
+        return q_idx >= kv_idx
+
+    with pytest.raises(loom.FallbackError, match="could not be compiled"):
+        attend(asks, 33)
+
+
 LEAST = [0]  # an entry of a global list is a constant of the graph: each value needs a graph of its own
 
 

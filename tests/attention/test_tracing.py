@@ -5,6 +5,8 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
+from maskloom.attention import backends
+from maskloom.attention.request import Request
 from tests.evidence import gather
 
 B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
@@ -88,3 +90,12 @@ def test_errors_keep_their_words(call, words):
     torch._dynamo.reset()
     with pytest.raises(Exception, match=words):
         torch.compile(call, backend="eager", fullgraph=True)(*inputs())
+
+
+def test_under_an_outer_compile_deterministic_takes_no_triton_for_what_may_get_a_gradient(monkeypatch):
+    """Whether score_mod reads a tensor that gets one is not known there, so it is taken to."""
+    tensors = [torch.empty(2, 3, 5, 16, device="meta") for _ in range(3)]
+    request = Request(*tensors, None, score_mod=loom.softcap(3.0), deterministic=True)
+    assert backends._no_triton(request) is None
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    assert "no fixed order" in backends._no_triton(request)

@@ -170,7 +170,7 @@ def _no_triton(request: Request) -> str | None:
         return "kernel_options ask for FLASH, which is backend 'flash'"
     if request.query.dtype not in _FUSED:
         return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
-    if request.deterministic and request.trains_score_mod:
+    if request.deterministic and request.may_train_score_mod:
         return "the gradient of a tensor that score_mod reads is summed in no fixed order"
     return None
 

@@ -124,7 +124,10 @@ def check_mask_fits(
         )
     for have, need, item in zip(mask.kv_indices.shape[:2], (batch, heads), ("batch rows", "heads"), strict=True):
         if have not in (1, need):
-            raise ValueError(f"the block mask is for {have} {item}; the attention has {need} (1 would serve all)")
+            raise ValueError(
+                f"the block mask is for {have} {item}; the attention has {need} (1 would serve all). Build one for these "
+                f"{item}, of a mask whose tables hold them alone"
+            )
     if mask.kv_indices.device != device:
         raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
 

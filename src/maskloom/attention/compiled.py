@@ -63,6 +63,8 @@ def fused_attention(
             return compiled(*arguments)
     except _compiler().FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
+    except _compiler().TorchDynamoException as error:
+        raise FallbackError(_broken(error)) from error
 
 
 class _Compiler(NamedTuple):
@@ -70,15 +72,16 @@ class _Compiler(NamedTuple):
 
     config: Any
     FailOnRecompileLimitHit: type[Exception]
+    TorchDynamoException: type[Exception]
 
 
 @functools.cache
 def _compiler() -> _Compiler:
     """They are loaded at the first call, since `import maskloom` shall not."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor import config
 
-    return _Compiler(config, FailOnRecompileLimitHit)
+    return _Compiler(config, FailOnRecompileLimitHit, TorchDynamoException)
 
 
 def shares_heads(query: Tensor, key: Tensor) -> bool:
@@ -122,6 +125,15 @@ def _not_compiled() -> str:
         f"{torch._dynamo.config.recompile_limit} graphs of one kind were needed (torch._dynamo.config.recompile_limit), "
         'or compiling is switched off (torch.compiler.set_stance("force_eager"), TORCHDYNAMO_DISABLE). '
         "Set TORCH_LOGS=recompiles to see why"
+    )
+
+
+def _broken(error: Exception) -> str:
+    """What to say of a failed compilation: its own words, but for the advice that torch puts behind them."""
+    words = " ".join(str(error).strip().split("\n\n")[0].split())
+    return (
+        f"the fused attention kernel could not be compiled ({type(error).__name__}: {words}). If the mask or score_mod is "
+        "your own, try it alone in torch.compile; backend='reference' runs whatever eager torch runs"
     )
 
 

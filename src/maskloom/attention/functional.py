@@ -146,13 +146,18 @@ def _request(
     return Request(query, key, value, mask, score_mod, scale, wants_lse, deterministic, kernel_options)
 
 
+_warned: set[str] = set()  # causes, each of which is told once in a process
+
+
 def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
     if not allow_slow:
         return run(backend, request)
     try:
         return run(backend, request)
     except FallbackError as error:
-        warnings.warn(f"attention runs on the reference, which is slow: {error}", RuntimeWarning, stacklevel=3)
+        if str(error) not in _warned:
+            _warned.add(str(error))
+            warnings.warn(f"attention runs on the reference, which is slow: {error}", RuntimeWarning, stacklevel=3)
         return run("reference", request)
 
 

@@ -56,8 +56,15 @@ class Request(NamedTuple):
     @property
     def trains_score_mod(self) -> bool:
         """Whether score_mod reads a tensor that gets a gradient. While torch compiles, that is not known: False."""
-        if self.score_mod is None or not torch.is_grad_enabled() or torch.compiler.is_dynamo_compiling():
+        return not torch.compiler.is_dynamo_compiling() and self.may_train_score_mod
+
+    @property
+    def may_train_score_mod(self) -> bool:
+        """The same, and True where it is not known."""
+        if self.score_mod is None or not torch.is_grad_enabled():
             return False
+        if torch.compiler.is_dynamo_compiling():
+            return True
         return any(tensor.requires_grad for tensor in captured.tensors(self.score_mod))
 
 

@@ -57,8 +57,10 @@ def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
         block_mask: of the same lengths, block size, B and H; it keeps ``mask`` from now on.
 
     Raises:
-        ValueError: it has no full tables (``separate_full_blocks=False``).
+        TypeError: no BlockMask. ValueError: it has no full tables (``separate_full_blocks=False``).
     """
+    if not isinstance(block_mask, BlockMask):
+        raise TypeError(f"update_ writes into a BlockMask; got {block_mask!r} of type {type(block_mask).__name__}")
     if block_mask.full_kv_indices is None:
         raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
     batch, heads = block_mask.kv_indices.shape[:2]
@@ -123,7 +125,8 @@ class BlockMaskCache:
             raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
         if captured.tensors(mask):
             raise ValueError(f"a cache keeps masks without tensors, and {mask!r} holds some; build it with block_mask")
-        key = (mask, q_len, kv_len, batch, heads, str(device), block_size)
+        pair = tuple(block_size) if isinstance(block_size, list) else block_size
+        key = (mask, q_len, kv_len, batch, heads, str(device), pair)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = build_block_mask(
