@@ -164,6 +164,9 @@ q, k, v = inputs()
             TypeError,
             "query is float64, float32, bfloat16 or float16; got torch.int64",
         ),
+        (lambda: loom.attend(q, k, v, scale="0.5"), TypeError, r"scale is a number, .* got '0.5'"),
+        (lambda: loom.attend(q, k, v, scale=True), TypeError, "scale is a number, .* got True"),
+        (lambda: loom.attend(q, k, v, kernel_options="FLASH"), TypeError, "kernel_options is a dict, .* got 'FLASH'"),
         (lambda: loom.attend(q, k.double(), v), ValueError, "one dtype; got query torch.float32, key torch.float64"),
         (lambda: loom.attend(q, k, v.to("meta")), ValueError, "on one device; got query cpu, key cpu, value meta"),
         (

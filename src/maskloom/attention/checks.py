@@ -1,5 +1,7 @@
 """What attention refuses, by name, before anything is launched."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
@@ -51,10 +53,20 @@ def _each(named: dict[str, Tensor], what: str) -> str:
     return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
 
 
-def check_options(query: Tensor, scale: float | None, return_aux: AuxRequest | None, sinks: Tensor | None) -> None:
-    """Raise a TypeError or ValueError if scale, return_aux or sinks are none."""
+def check_options(
+    query: Tensor,
+    scale: float | None,
+    return_aux: AuxRequest | None,
+    sinks: Tensor | None,
+    kernel_options: dict[str, Any] | None,
+) -> None:
+    """Raise a TypeError or ValueError if scale, return_aux, sinks or kernel_options are none."""
     if isinstance(scale, Tensor):
         raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+        raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {scale!r}")
+    if kernel_options is not None and not isinstance(kernel_options, dict):
+        raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {kernel_options!r}")
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
         if sinks.device != query.device:

@@ -126,7 +126,7 @@ def _request(
 ) -> Request:
     """Everything checked, and offsets put into mask and score_mod."""
     check_tensors(query, key, value)
-    check_options(query, scale, return_aux, sinks)
+    check_options(query, scale, return_aux, sinks, kernel_options)
     batch, heads, q_len, _ = query.shape
     q_offset = checked_q_offset(q_offset, batch)
     if h_offset is not None:
