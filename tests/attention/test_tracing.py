@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import AuxRequest
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
 import maskloom as loom
 from maskloom.attention import backends
@@ -12,6 +12,7 @@ from tests.evidence import gather
 B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
 LENS = torch.tensor([5, 7, 11])
 MASK = loom.causal & loom.lengths(LENS)
+OF_THE_FIRST = create_block_mask(lambda b, h, q_idx, kv_idx: kv_idx < LENS[b], None, None, Q, K, device="cpu")
 FOUR = loom.per_head([loom.causal, loom.everything, loom.prefix(2), loom.causal])
 
 
@@ -84,9 +85,16 @@ def test_padding_does_not_leak_under_a_full_graph_compile():
         (lambda q, k, v: loom.attend(q, k, v, q_offset=torch.tensor([1, 2])), "q_offset is for 2 batch rows"),
         (lambda q, k, v: loom.attend(q, k, v, sinks=torch.ones(3)), r"sinks has shape \(H,\) = \(2,\)"),
         (lambda q, k, v: loom.attend(q, k[:2], v), "have one batch size"),
+        (lambda q, k, v: loom.attend(q[:2], k[:2], v[:2], MASK), r"\(B\) is 2, and the mask reads a table for 3"),
+        (lambda q, k, v: loom.attend(q[:2], k[:2], v[:2], lambda b, h, i, j: LENS[b] > j), r"\(B\) is 2"),
+        (lambda q, k, v: loom.attend(q, k, v, FOUR), r"\(H\) is 2, and the mask reads a table for 4 heads"),
+        (lambda q, k, v: loom.attend(q, k, v, FOUR, h_offset=3), "heads up to number 4 are asked for"),
+        (lambda q, k, v: loom.attend(q, k, v, loom.documents(torch.arange(16))), "table with 16 positions.* 17 keys"),
+        (lambda q, k, v: loom.attend(q, k, v, OF_THE_FIRST), "was built with B=None"),
+        (lambda q, k, v: loom.attend(q[:2], k[:2], v[:2], OF_THE_FIRST), r"\(B\) is 2"),
     ],
 )
-def test_errors_keep_their_words(call, words):
+def test_what_does_not_fit_is_an_error_there_too(call, words):
     torch._dynamo.reset()
     with pytest.raises(Exception, match=words):
         torch.compile(call, backend="eager", fullgraph=True)(*inputs())

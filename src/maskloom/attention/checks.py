@@ -98,7 +98,7 @@ def check_offsets_fit(
         mask: as it was before the offsets came into it.
     """
     numbers = any(isinstance(offset, int) for offset in (q_offset, h_offset) if offset is not None)
-    if torch.compiler.is_dynamo_compiling() or not numbers:
+    if not numbers:
         return
     reading = read(mask, device)
     if isinstance(q_offset, int):
@@ -107,8 +107,8 @@ def check_offsets_fit(
         reading.check_length("q_idx", q_offset + q_len)
     if isinstance(h_offset, int):
         last = h_offset + heads - 1
-        size = min(reading.sizes["h"], default=last + 1)
-        if size <= last:
+        if any(size <= last for size in reading.sizes["h"]):
+            size = min(reading.sizes["h"])
             raise ValueError(f"the mask reads a table for {size} heads; heads up to number {last} are asked for")
 
 

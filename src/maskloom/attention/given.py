@@ -13,6 +13,7 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import everything
 from maskloom.masks.dense import MaskMod, needed_sizes
 from maskloom.masks.program import Ref, Step, record
+from maskloom.masks.reading import read
 
 
 def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
@@ -39,29 +40,39 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
 def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
     """Refuse the tables of batch row 0, or head 0, that stand for all where the mask's differ (attention-gym#98).
 
-    A hand-made BlockMask may share tables that are not those of row 0: that is its own affair.
+    A hand-made BlockMask may share tables that are not those of row 0: that is its own affair. While torch compiles, tables
+    cannot be looked at: shared ones are refused where the mask reads a table of its own by batch row, or by head.
 
     Raises:
         ValueError: the tables are such ones.
     """
     given = block_mask.kv_indices.shape[:2]
-    if torch.compiler.is_dynamo_compiling() or tuple(given) == (batch, heads):
+    if tuple(given) == (batch, heads):
+        return
+    mask_mod, device = block_mask.mask_mod, block_mask.kv_indices.device
+    if torch.compiler.is_dynamo_compiling():
+        reading = read(mask_mod, device)
+        needed = reading.size("b", batch), reading.size("h", heads)
+        for axis, read_by in enumerate((reading.sizes["b"], reading.sizes["h"])):
+            if given[axis] == 1 and needed[axis] > 1 and read_by:
+                raise _of_the_first("BH"[axis], needed[axis])
         return
 
     def check() -> bool:
-        q_len, kv_len = block_mask.seq_lengths
-        device = block_mask.kv_indices.device
-        needed = needed_sizes(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
+        needed = needed_sizes(mask_mod, *block_mask.seq_lengths, batch=batch, heads=heads, device=device)
         for axis, letter in enumerate("BH"):
             if given[axis] == 1 and needed[axis] > 1 and _stands_for_others(block_mask, needed, axis):
-                raise ValueError(
-                    f"the block mask was built with {letter}=None, and its mask differs from one to another of "
-                    f"{needed[axis]}: its tables hold only the first; build it with {letter}={needed[axis]}, "
-                    "or with maskloom.block_mask"
-                )
+                raise _of_the_first(letter, needed[axis])
         return True
 
     keep(block_mask, ("checked", batch, heads), check, functions_too=True)  # looked at once is enough for a warning
+
+
+def _of_the_first(letter: str, needed: int) -> ValueError:
+    return ValueError(
+        f"the block mask was built with {letter}=None, and its mask differs from one to another of {needed}: its tables "
+        f"hold only the first; build it with {letter}={needed}, or with maskloom.block_mask"
+    )
 
 
 def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int) -> bool:

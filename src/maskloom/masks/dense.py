@@ -72,17 +72,13 @@ def table_sizes(
 ) -> tuple[int, int]:
     """B and H of a table that holds every answer of a mask: as asked for, or the smallest that it needs.
 
-    While torch compiles, masks are not read: B and H must be given, and are taken as they are.
+    While torch compiles, B and H must be given.
 
     Raises:
         ValueError: what is asked for does not fit the tables that the mask reads.
     """
-    if torch.compiler.is_dynamo_compiling():
-        if batch is None or heads is None:
-            raise ValueError(
-                "while torch.compile traces, give the batch size and the number of heads, or build outside"
-            )
-        return batch, heads
+    if torch.compiler.is_dynamo_compiling() and (batch is None or heads is None):
+        raise ValueError("while torch.compile traces, give the batch size and the number of heads, or build outside")
     reading = read(mask_mod, device)
     reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
     reading.check_length("kv_idx", kv_len)
@@ -94,7 +90,7 @@ def needed_sizes(
 ) -> tuple[int, int]:
     """The smallest B and H with which a table of the mask broadcasts to ``batch`` rows and ``heads`` heads.
 
-    While torch compiles, masks are not read, and that is ``batch`` and ``heads``.
+    While torch compiles, which it depends on is not known, and that is ``batch`` and ``heads``.
     """
     table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
     if torch.compiler.is_dynamo_compiling():

@@ -10,6 +10,7 @@ So a mark may be there without need and is never missing. Where an index itself 
 a dimension of a table, that dimension's size is kept: it says how many batch rows, heads or positions the mask is for.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.program import INDICES, Index, Program, Ref, Step, record
+from maskloom.masks.traced import sizes_read
 
 _WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}
 
@@ -35,7 +37,7 @@ class Reading:
     """
 
     marks: frozenset[Index]
-    sizes: dict[Index, frozenset[int]]
+    sizes: Mapping[Index, Collection[int]]
 
     def size(self, index: Literal["b", "h"], asked: int | None) -> int:
         """B or H of a table that holds every answer of the mask.
@@ -45,9 +47,9 @@ class Reading:
             asked: what the caller wants, checked against the tables; None for the smallest that the mask needs.
         """
         argument, item, letter = _WORDS[index]
-        sizes = sorted(self.sizes[index])
-        if len(sizes) > 1:
-            listed = " and ".join(map(str, sizes))
+        sizes = list(self.sizes[index])
+        if any(size != sizes[0] for size in sizes):
+            listed = " and ".join(map(str, sorted(set(sizes))))
             raise ValueError(f"the mask reads tables for different numbers of {item}s: {listed}")
         if asked is None:
             if index not in self.marks:
@@ -69,14 +71,16 @@ class Reading:
 
     def check_length(self, index: Literal["q_idx", "kv_idx"], length: int) -> None:
         """Raise a ValueError if positions up to ``length`` lie beyond a table that the index reads."""
-        shortest = min(self.sizes[index], default=length)
-        if shortest < length:
+        if any(size < length for size in self.sizes[index]):
             side = "queries" if index == "q_idx" else "keys"
+            shortest = min(self.sizes[index])
             raise ValueError(f"the mask reads a table with {shortest} positions, and there are {length} {side}")
 
 
 def read(mask_mod: Any, device: torch.device | str) -> Reading:
     """Run ``mask_mod`` once on scalars and find out what its answer depends on.
+
+    While torch.compile traces, only the sizes are found out, and the answer is taken to depend on every index.
 
     Args:
         mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
@@ -85,6 +89,8 @@ def read(mask_mod: Any, device: torch.device | str) -> Reading:
     Raises:
         TypeError: it does not answer with one bool.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return Reading(frozenset(INDICES), sizes_read(mask_mod, device))
     return reading_of(record(mask_mod, device))
 
 

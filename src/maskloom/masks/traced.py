@@ -1,0 +1,54 @@
+"""What a mask_mod reads with its indices, found out while torch.compile traces: no program can be recorded then."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from maskloom.masks.program import INDICES, Index
+
+
+def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[int]]:
+    """For each index, the sizes of the table dimensions that it reads directly, as often as it does.
+
+    The mask_mod is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
+    A read by something computed from an index, a cast of it too, is not seen.
+    """
+    reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
+    with reads:
+        mask_mod(*reads.indices)
+    return dict(zip(INDICES, reads.sizes, strict=True))
+
+
+class _Reads(TorchFunctionMode):
+    """Notes the sizes of the dimensions that its indices read; every read gives the entry at 0, with the right shape."""
+
+    def __init__(self, indices: list[Tensor]) -> None:
+        super().__init__()
+        self.indices = indices
+        self.sizes: list[list[int]] = [[] for _ in indices]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__getitem__:
+            return func(*args, **(kwargs or {}))
+        table, given = args
+        places = given if isinstance(given, tuple) else (given,)
+        axis, rest = 0, table.ndim - sum([_axes(place) for place in places])
+        for place in places:
+            for index, sizes in zip(self.indices, self.sizes, strict=True):
+                if place is index:
+                    sizes.append(table.shape[axis])
+            axis += rest if place is Ellipsis else _axes(place)
+        return func(table, tuple([0 if _is_number(place) else place for place in places]))
+
+
+def _axes(place: Any) -> int:
+    """How many dimensions of a table this reads; an ellipsis takes those that are left."""
+    if place is None or place is Ellipsis or isinstance(place, bool):
+        return 0
+    return place.ndim if isinstance(place, Tensor) and place.dtype == torch.bool else 1
+
+
+def _is_number(place: Any) -> bool:
+    return isinstance(place, Tensor) and not place.ndim and place.dtype != torch.bool
