@@ -2,7 +2,10 @@
 
 import csv
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,11 @@ def code_of(page):
     return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
 
 
+def printed_in(page):
+    """What the page shows as printed by its code."""
+    return re.findall(r"```text\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
 def test_the_code_of_score_mods_runs(capsys):
     exec(code_of("scores.md"), {})
     assert capsys.readouterr().out == "compose(softcap(50.0), alibi(8), prefer_even_keys)\n"
@@ -48,6 +56,24 @@ def test_the_code_of_backends_runs(capsys):
     exec(code_of("backends.md"), {})
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "sdpa" and "needs a GPU" in said[1]
+
+
+def test_the_code_of_block_masks_runs(capsys):
+    exec(code_of("blocks.md").split("from dataclasses")[0], {})
+    assert capsys.readouterr().out == "".join(printed_in("blocks.md")[:-1])
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
+    code = "from dataclasses" + code_of("blocks.md").split("from dataclasses")[1]
+    assert '"spawn"' in code
+    (tmp_path / "loading.py").write_text(code.replace('"spawn"', f'"{start}"'))
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    run = subprocess.run(
+        [sys.executable, "loading.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)

@@ -15,6 +15,7 @@ def blind_queries(block_mask: BlockMask) -> Tensor:
     """Which queries see no key: bool (B or 1, H or 1, Q), for the batch rows and heads of the tables.
 
     A query with a full tile sees something; for the others mask_mod is evaluated in their partial tiles, in bounded chunks.
+    Attention gives such a query output 0. It waits for the device.
     """
     states, q_len = tile_states(block_mask), block_mask.seq_lengths[0]
     has_full = (states == FULL).any(-1)

@@ -21,7 +21,8 @@ from maskloom.masks.dense import MaskMod
 def density(block_mask: BlockMask) -> float:
     """The share of (query, key) pairs that lie in a tile that attention visits, in percent.
 
-    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is.
+    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is. It
+    is the mean over the batch rows and heads of the tables.
     """
     q_sizes, kv_sizes = _tile_sizes(block_mask)
     visited = (tile_states(block_mask) != SKIPPED).double()
@@ -43,6 +44,12 @@ def balance(block_mask: BlockMask, workers: int) -> float:
     """How evenly the visited tiles fall on ``workers`` that each take the next query tile when free, in percent.
 
     100 where all finish together; 50 where the last takes twice the mean. A mask without a visited tile is balanced.
+
+    It is a model of a kernel, not a measurement: a tile is one unit of work, partial or full, and query tiles come in the
+    order of the tables, by batch row, head and position. Tables that all rows or heads share count once.
+
+    Args:
+        workers: how many, such as the multiprocessors of a GPU.
 
     Raises:
         ValueError: fewer than 1 worker.
