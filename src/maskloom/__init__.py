@@ -14,8 +14,9 @@ from maskloom.batches.lengths import (
     pads_from_tokens,
     pads_from_zeros,
 )
+from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.build import block_mask, create_block_mask
-from maskloom.blocks.inspect import density, explain_block_mask, summary
+from maskloom.blocks.inspect import balance, blind_rows, density, explain_block_mask, summary, tiles_per_row
 from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
@@ -140,6 +141,10 @@ __all__ = [
     "explain_block_mask",
     "summary",
     "density",
+    "tiles_per_row",
+    "blind_rows",
+    "blind_queries",
+    "balance",
     "to_device",
     "pin_memory",
     "update_",

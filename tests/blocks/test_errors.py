@@ -22,6 +22,7 @@ def _raises(b, h, q_idx, kv_idx):
 
 
 TABLE = torch.zeros(3, 64, dtype=torch.bool)
+ELSEWHERE = torch.zeros(5, device="meta")
 
 WRONG: dict[str, Any] = {
     "not callable": (7, {}, TypeError, r"a mask is a function \(b, h, q_idx, kv_idx\) -> bool; got int: 7"),
@@ -43,6 +44,11 @@ WRONG: dict[str, Any] = {
     "shifted past the table": (loom.key_padding(TABLE), {"kv_offset": 1}, ValueError, "table with 64 positions, and there are 65 keys"),
     "positions past the table": (shifted(loom.key_padding(TABLE), kv_offset=9), {}, ValueError, "reads position 72 of a table with 64 positions"),
     "another device": (loom.key_padding(TABLE), {"device": "meta"}, ValueError, r"tensors lie on cpu, .* on meta; .* mask.to\('meta'\)"),
+    "a global table elsewhere": (
+        lambda b, h, q, kv: (q >= kv) & TABLE[2, kv], {"device": "meta"}, ValueError,
+        r"a table of shape \(3, 64\) on cpu, and is asked on meta: move the table there, or pass device='cpu'",
+    ),
+    "a global list elsewhere": (lambda b, h, q, kv: (q >= ELSEWHERE).any(), {"device": "cpu"}, ValueError, r"\(5,\) on meta"),
     "a float offset": (_mask, {"q_offset": 1.5}, TypeError, "q_offset is a position, an int or .*; got 1.5"),
     "unknown number of rows": (lambda b, h, q, kv: q >= b, {}, ValueError, "pass batch= "),
 }  # fmt: skip
@@ -60,6 +66,21 @@ def test_an_error_inside_the_mask_comes_through_with_a_note():
     with pytest.raises(ZeroDivisionError, match="inside") as raised:
         loom.block_mask(_raises, 64, 64)
     assert "raised by the mask_mod _raises" in raised.value.__notes__[0]
+
+
+def test_attention_says_where_a_global_table_is():
+    def mask_mod(b, h, q_idx, kv_idx):
+        return q_idx >= ELSEWHERE[kv_idx]
+
+    with pytest.raises(ValueError, match=r"a table of shape \(5,\) on meta, and is asked on cpu") as raised:
+        loom.attend(*torch.randn(3, 1, 1, 5, 16).unbind(0), mask_mod)
+    assert "raised by the mask_mod mask_mod" in raised.value.__notes__[0]
+
+
+def test_tables_that_a_mask_moves_itself_may_be_anywhere():
+    numbers = [3, 1, 2, 0, 3]
+    mask = loom.as_mask(lambda b, h, q, kv: torch.tensor(numbers).to(q.device)[q] >= TABLE[0].to(q.device)[kv])
+    assert loom.create_block_mask(mask, 1, 1, 5, 5, "cpu").kv_num_blocks.tolist() == [[[1]]]
 
 
 @pytest.mark.parametrize(

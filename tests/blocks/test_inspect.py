@@ -82,6 +82,16 @@ def test_balance():
         balance(_blocks(loom.everything), 0)
 
 
+@pytest.mark.parametrize(
+    "asked", [loom.density, loom.tiles_per_row, loom.blind_rows, loom.blind_queries, loom.summary, loom.pin_memory]
+)
+def test_a_mask_in_place_of_a_block_mask_is_told(asked):
+    with pytest.raises(
+        TypeError, match=r"a BlockMask, as block_mask\(mask, q_len, kv_len\) builds one; got Causal: causal"
+    ):
+        asked(loom.causal)
+
+
 def test_summary_prints():
     assert str(summary(_blocks(loom.lengths([40, 0])))).splitlines() == [
         "block mask: B=2 H=1 Q=70 KV=50, tiles of 32 × 16",

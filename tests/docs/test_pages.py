@@ -2,13 +2,19 @@
 
 import csv
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import maskloom as loom
 from docs import make_backends, make_masks, make_plots, make_tables
 from maskloom.attention import backends, reference, sdpa
+from maskloom.masks.simplify import told
 
 DOCS = Path(make_masks.__file__).parent
 
@@ -31,6 +37,11 @@ def code_of(page):
     return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
 
 
+def printed_in(page):
+    """What the page shows as printed by its code."""
+    return re.findall(r"```text\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
 def test_the_code_of_score_mods_runs(capsys):
     exec(code_of("scores.md"), {})
     assert capsys.readouterr().out == "compose(softcap(50.0), alibi(8), prefer_even_keys)\n"
@@ -47,7 +58,44 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
 def test_the_code_of_backends_runs(capsys):
     exec(code_of("backends.md"), {})
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "sdpa" and "needs a GPU" in said[1]
+    assert said[:2] == ["sdpa", "window(back=4, ahead=0)"] and "needs a GPU" in said[2]
+
+
+def test_the_page_of_backends_says_what_simplify_makes():
+    section = (DOCS / "backends.md").read_text().split("## Cheaper masks")[1].split("\n- ")[0]
+    rows = [re.findall(r"`(.*?)`", line.replace("\\|", "|"))[:2] for line in section.splitlines() if line[:3] == "| `"]
+    names = {**vars(loom), "lens": torch.tensor([9, 6]), "offsets": torch.tensor([0, 4, 9])}
+    assert [told(loom.simplify(eval(mask, names))) for mask, _ in rows] == [becomes for _, becomes in rows]
+    assert len(rows) == 6
+
+
+def test_what_the_page_of_backends_says_of_the_gain_of_simplify():
+    rows = make_backends.measured("simplify")
+    works = {(shape, mask) for shape, mask, _ in rows}
+    assert {mask for _, mask in works} == {"causal & lengths", "causal & window"}
+    for shape, mask in works:
+        given, simple = (rows[shape, mask, f"attend, {way}"] for way in ("as given", "simplified"))
+        assert float(simple["forward_ms"]) < float(given["forward_ms"])
+        longer = [float(simple[part]) > float(given[part]) for part in ("backward_ms", "step_ms")]
+        assert longer == [mask == "causal & lengths"] * 2
+
+
+def test_the_code_of_block_masks_runs(capsys):
+    exec(code_of("blocks.md").split("from dataclasses")[0], {})
+    assert capsys.readouterr().out == "".join(printed_in("blocks.md")[:-1])
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
+    code = "from dataclasses" + code_of("blocks.md").split("from dataclasses")[1]
+    assert '"spawn"' in code
+    (tmp_path / "loading.py").write_text(code.replace('"spawn"', f'"{start}"'))
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    run = subprocess.run(
+        [sys.executable, "loading.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)

@@ -76,6 +76,24 @@ def test_what_becomes_of_masks(mask, simple):
     assert loom.simplify(mask) == simple
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        loom.causal,
+        loom.causal & loom.prefix(3),
+        loom.window(back=3) & loom.sinks(2),
+        loom.window(back=3) | loom.sinks(2),
+        loom.causal ^ loom.sinks(2),
+        ~loom.window(back=3),
+        loom.shifted(loom.causal & loom.prefix(3), q_offset=2),
+        loom.simplify(loom.causal & loom.lengths(LENS)),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_simpler_is_the_mask_itself(mask):
+    assert loom.simplify(mask) is mask
+
+
 def test_padding_stays_known():
     for mask in (loom.causal & loom.lengths(LENS), loom.causal & DOCUMENTS):
         assert torch.equal(known_padding(loom.simplify(mask), 13), known_padding(mask, 13))

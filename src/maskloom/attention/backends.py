@@ -134,7 +134,7 @@ def _no_flash(request: Request) -> str | None:
 def _no_flash_mask(request: Request) -> str | None:
     if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
         return None
-    others = sorted(operations(request.mask) - _FLASH_OPERATIONS)
+    others = sorted(operations(request.mask, request.query.device) - _FLASH_OPERATIONS)
     if not others:
         return None
     has = ", ".join("operations that cannot be followed" if name == "?" else name for name in others)

@@ -88,17 +88,17 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
 
 
-def operations(mask: BlockMask | MaskMod | None) -> frozenset[str]:
+def operations(mask: BlockMask | MaskMod | None, device: torch.device) -> frozenset[str]:
     """The names of the aten operations that a mask is made of, kept with it; "?" for one that could not be followed.
 
-    Reading a table is told apart: "index" at a batch row and one position, "index (by head)" and "index (query and key)".
+    ``device`` is that of the attention. Reading a table is told apart: "index" at a batch row and one position, "index (by head)" and "index (query and key)".
     """
     if mask is None:
         return frozenset()
-    mask_mod, device = (mask.mask_mod, mask.kv_indices.device) if isinstance(mask, BlockMask) else (mask, None)
+    mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
 
     def read() -> frozenset[str]:
-        program = record(mask_mod, device or captured.device_of(mask_mod) or "cpu")
+        program = record(mask_mod, device)
         unknown = frozenset() if program.obstacle is None else frozenset({"?"})
         return unknown.union(_name_of(step) for step in program.steps)
 

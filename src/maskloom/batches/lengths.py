@@ -85,6 +85,9 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
 
     Returns:
         bool (B, L), True = padding.
+
+    Raises:
+        TypeError: not integers, or a pad_id that is no int. ValueError: another shape, or another ``where``.
     """
     tokens = integers("tokens", tokens)
     if not isinstance(pad_id, int) or isinstance(pad_id, bool):
@@ -105,6 +108,9 @@ def pads_from_zeros(x: Tensor, *, where: Where = "anywhere") -> Tensor:
 
     Returns:
         bool (B, L), True = padding.
+
+    Raises:
+        ValueError: not a tensor of three dimensions, or another ``where``.
     """
     if not isinstance(x, Tensor) or x.ndim != 3:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -116,13 +122,20 @@ def offsets_from_lengths(lens: Tensor | Sequence[int]) -> Tensor:
     """Where each sequence begins when they are packed one behind the other, and the end: int32 (B + 1,).
 
     ``[2, 3]`` gives ``[0, 2, 5]``: FlashAttention's ``cu_seqlens``, and what ``documents(offsets=...)`` takes.
+
+    Raises:
+        TypeError, ValueError: not integers, not (B,), a negative length (looked at on the CPU only).
     """
     lens = length_table("lens", lens)
     return torch.nn.functional.pad(lens.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def lengths_from_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
-    """The lengths of packed sequences, integers (B,); the inverse of `offsets_from_lengths`."""
+    """The lengths of packed sequences, integers (B,); the inverse of `offsets_from_lengths`.
+
+    Raises:
+        TypeError, ValueError: not integers, or not (B + 1,).
+    """
     offsets = integers("offsets", offsets)
     if offsets.ndim != 1 or offsets.numel() < 2:
         raise ValueError(f"offsets has shape (sequences + 1,), at least 2 entries; got {tuple(offsets.shape)}")

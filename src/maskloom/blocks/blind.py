@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import CHUNK
 from maskloom.blocks.evaluate import Elements, evaluate, widest
-from maskloom.blocks.tables import FULL, PARTIAL, tile_states
+from maskloom.blocks.tables import FULL, PARTIAL, checked_block_mask, tile_states
 from maskloom.masks.program import record
 
 
@@ -15,8 +15,9 @@ def blind_queries(block_mask: BlockMask) -> Tensor:
     """Which queries see no key: bool (B or 1, H or 1, Q), for the batch rows and heads of the tables.
 
     A query with a full tile sees something; for the others mask_mod is evaluated in their partial tiles, in bounded chunks.
+    Attention gives such a query output 0. It waits for the device.
     """
-    states, q_len = tile_states(block_mask), block_mask.seq_lengths[0]
+    states, q_len = tile_states(checked_block_mask(block_mask)), block_mask.seq_lengths[0]
     has_full = (states == FULL).any(-1)
     seen = has_full.repeat_interleave(block_mask.BLOCK_SIZE[0], -1)[..., :q_len].clone()
     tiles = ((states == PARTIAL) & ~has_full[..., None]).nonzero()

@@ -1,6 +1,6 @@
 """What a BlockMask costs and what it skips; and how a mask's tiles were decided.
 
-These read tables, so they wait for the device.
+These read tables, so they wait for the device. What is no BlockMask is a TypeError.
 """
 
 import heapq
@@ -14,16 +14,17 @@ from maskloom.blocks.analyse import Grid
 from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.classify import Decided, classify
 from maskloom.blocks.source import checked_sizes, read_source
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, checked_block_mask, tile_states
 from maskloom.masks.dense import MaskMod
 
 
 def density(block_mask: BlockMask) -> float:
     """The share of (query, key) pairs that lie in a tile that attention visits, in percent.
 
-    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is.
+    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is. It
+    is the mean over the batch rows and heads of the tables.
     """
-    q_sizes, kv_sizes = _tile_sizes(block_mask)
+    q_sizes, kv_sizes = _tile_sizes(checked_block_mask(block_mask))
     visited = (tile_states(block_mask) != SKIPPED).double()
     pairs = visited @ kv_sizes.double() @ q_sizes.double()
     return float(100 * pairs.mean() / (q_sizes.sum() * kv_sizes.sum()))
@@ -31,7 +32,7 @@ def density(block_mask: BlockMask) -> float:
 
 def tiles_per_row(block_mask: BlockMask) -> Tensor:
     """How many tiles attention visits for each query tile: int64 (B or 1, H or 1, query tiles)."""
-    return (tile_states(block_mask) != SKIPPED).sum(-1)
+    return (tile_states(checked_block_mask(block_mask)) != SKIPPED).sum(-1)
 
 
 def blind_rows(block_mask: BlockMask) -> Tensor:
@@ -43,6 +44,12 @@ def balance(block_mask: BlockMask, workers: int) -> float:
     """How evenly the visited tiles fall on ``workers`` that each take the next query tile when free, in percent.
 
     100 where all finish together; 50 where the last takes twice the mean. A mask without a visited tile is balanced.
+
+    It is a model of a kernel, not a measurement: a tile is one unit of work, partial or full, and query tiles come in the
+    order of the tables, by batch row, head and position. Tables that all rows or heads share count once.
+
+    Args:
+        workers: how many, such as the multiprocessors of a GPU.
 
     Raises:
         ValueError: fewer than 1 worker.
@@ -96,7 +103,7 @@ class Summary:
 
 def summary(block_mask: BlockMask) -> Summary:
     """A BlockMask in numbers, for ``print``."""
-    states = tile_states(block_mask)
+    states = tile_states(checked_block_mask(block_mask))
     rows = tiles_per_row(block_mask)
     skipped, partial, full = (int((states == state).sum()) for state in (SKIPPED, PARTIAL, FULL))
     return Summary(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.build import block_mask as build_block_mask
+from maskloom.blocks.tables import checked_block_mask
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
@@ -21,6 +22,9 @@ def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking
     Args:
         non_blocking: the host does not wait for copies from pinned memory to a GPU (see `pin_memory`); work that is
             queued behind them there does.
+
+    Raises:
+        TypeError: no BlockMask. (A mask moves with ``mask.to``.)
     """
     return _changed(block_mask, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -33,14 +37,14 @@ def pin_memory(block_mask: BlockMask) -> BlockMask:
     call the method ``pin_memory`` of a batch of one's own class, in its own thread; there this function has its place.
 
     Raises:
-        RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
+        TypeError: no BlockMask. RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
     """
     return _changed(block_mask, Tensor.pin_memory)
 
 
 def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
     """A BlockMask of changed tensors: its tables, and what its mask_mod holds."""
-    changed = copy.copy(block_mask)
+    changed = copy.copy(checked_block_mask(block_mask))
     for name, value in vars(block_mask).items():
         if isinstance(value, Tensor):
             setattr(changed, name, change(value))
@@ -54,10 +58,15 @@ def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
     Tiles that intervals cannot decide are partial (``exact=False``), so the device is not waited for.
 
     Args:
-        block_mask: of the same lengths, block size, B and H; it keeps ``mask`` from now on.
+        block_mask: of the lengths, block size, B and H that are meant; it keeps ``mask`` from now on.
+        mask: a Mask or a mask_mod.
+
+    Returns:
+        ``block_mask`` itself.
 
     Raises:
-        TypeError: no BlockMask. ValueError: it has no full tables (``separate_full_blocks=False``).
+        TypeError: no BlockMask. ValueError: it has no full tables (``separate_full_blocks=False``). And what `block_mask`
+            raises.
     """
     if not isinstance(block_mask, BlockMask):
         raise TypeError(f"update_ writes into a BlockMask; got {block_mask!r} of type {type(block_mask).__name__}")
@@ -84,10 +93,14 @@ class BlockMaskCache:
     """Block masks by mask, lengths, block size and device: made, owned and cleared by whoever calls.
 
     Only masks without tensors: two tensors can be told apart by their values alone, and reading those would cost more
-    than building. Threads may share a cache. A plain function inside (`as_mask`) counts as itself, and must not change.
+    than building. Threads may share a cache, and wait for each other while it builds. It does not pickle: each process
+    has its own. A plain function inside (`as_mask`) counts as itself, and must not change.
 
     Args:
         size: how many are kept; the one unused for longest goes first.
+
+    Raises:
+        ValueError: a size below 1.
     """
 
     def __init__(self, size: int = 64) -> None:

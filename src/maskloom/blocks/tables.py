@@ -26,6 +26,15 @@ def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
 _ALL = slice(None)
 
 
+def checked_block_mask(value: object) -> BlockMask:
+    """The BlockMask itself, or a TypeError that says what was given in its place."""
+    if not isinstance(value, BlockMask):
+        raise TypeError(
+            f"a BlockMask, as block_mask(mask, q_len, kv_len) builds one; got {type(value).__name__}: {value!r}"
+        )
+    return value
+
+
 def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
     """What attention does with each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 

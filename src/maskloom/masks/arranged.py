@@ -124,6 +124,9 @@ def transposed(mask: MaskMod) -> Mask:
 
     Args:
         mask: a Mask or a mask_mod.
+
+    Raises:
+        TypeError: not a mask.
     """
     inner = as_mask(mask)
     return inner.mask if isinstance(inner, Transposed) else Transposed(inner)

@@ -53,6 +53,9 @@ def strided(stride: int, *, factor: int | None = None) -> Strided:
     Args:
         stride: in positions, at least 1.
         factor: 1 for the near keys alone, 2 for every ``stride``-th alone; by default both.
+
+    Raises:
+        TypeError: not an int. ValueError: a stride below 1, another factor.
     """
     return Strided(count("stride", stride, least=1), _checked_factor(factor))
 
@@ -95,6 +98,9 @@ def fixed(stride: int, *, summary: int = 1, factor: int | None = None) -> Fixed:
         stride: positions of a block, at least 1.
         summary: positions at the end of each block that all later queries see, 1 to ``stride``.
         factor: 1 for the own block alone, 2 for the ends of blocks alone; by default both.
+
+    Raises:
+        TypeError: not an int. ValueError: a stride or summary below 1, a summary above the stride, another factor.
     """
     stride, summary = count("stride", stride, least=1), count("summary", summary, least=1)
     if summary > stride:
@@ -135,5 +141,8 @@ def chunked(size: int) -> Chunked:
 
     Args:
         size: positions of a chunk, at least 1.
+
+    Raises:
+        TypeError: not an int. ValueError: below 1.
     """
     return Chunked(count("size", size, least=1))

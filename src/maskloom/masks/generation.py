@@ -51,6 +51,9 @@ def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
     Args:
         length: positions of the clean sequence, at least 1; the mask is for twice as many.
         block_size: positions of a block, at least 1.
+
+    Raises:
+        TypeError: not an int. ValueError: below 1.
     """
     return BlockDiffusion(positive("length", length), positive("block_size", block_size))
 

@@ -145,6 +145,10 @@ def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
     Args:
         is_real: bool (B, L), or integers (B, L) of 0 and 1.
         kv_is_real: the same for the keys (B, KV), for cross-attention; by default the same table.
+
+    Raises:
+        TypeError: neither bool nor integers. ValueError: another shape, integers other than 0 and 1 (looked at on the CPU only),
+            or two tables of different batch sizes.
     """
     q_real = _real_flags("is_real", is_real)
     if kv_is_real is None:
@@ -170,6 +174,9 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
     Args:
         pads: bool (B, L), True = padding.
         kv_pads: bool (B, KV), the keys' own padding for cross-attention; by default the same.
+
+    Raises:
+        TypeError: not bool. ValueError: another shape, or two tables of different batch sizes.
     """
     q_pads = flags("pads", pads, true_means="padding")
     if kv_pads is None:
@@ -198,6 +205,9 @@ def key_padding(pads: Tensor) -> KeyPadding:
 
     Args:
         pads: bool (B, KV), True = padding.
+
+    Raises:
+        TypeError: not bool. ValueError: another shape.
     """
     return KeyPadding(flags("pads", pads, true_means="padding"))
 

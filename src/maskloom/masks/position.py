@@ -48,6 +48,9 @@ def prefix(n: int | Tensor | Sequence[int]) -> Prefix:
 
     Args:
         n: keys in the prefix, at least 0: one int for all, or integers (B,), one for each batch row.
+
+    Raises:
+        TypeError, ValueError: not integers, not (B,), a negative number (of a tensor looked at on the CPU only).
     """
     return Prefix(count_by_row("n", n))
 
@@ -68,6 +71,9 @@ def sinks(n: int) -> Sinks:
 
     Args:
         n: number of sink keys, at least 0.
+
+    Raises:
+        TypeError: not an int. ValueError: negative.
     """
     return Sinks(count("n", n))
 
@@ -133,6 +139,9 @@ def query_range(start: int | Tensor | Sequence[int], stop: int | Tensor | Sequen
 
     Args:
         start, stop: as for `key_range`.
+
+    Raises:
+        TypeError, ValueError: as for `key_range`.
     """
     return QueryRange(*_checked_range(start, stop))
 

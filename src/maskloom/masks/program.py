@@ -132,8 +132,9 @@ def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (
         held: all tensors that it holds, if the program is to say whether it is `of_structure`.
 
     Raises:
-        TypeError: it does not answer with one bool, or decides in Python on an index's value. What it raises itself
-            comes through, with a note.
+        TypeError: it does not answer with one bool, or decides in Python on an index's value.
+        ValueError: it reads a table on another device.
+        What it raises itself comes through, with a note.
     """
     return uncompiled(_record)(mask_mod, device, held)
 
@@ -268,6 +269,8 @@ class _Recorder(TorchDispatchMode):
             raise TypeError(
                 f"{func.overloadpacket.__name__} draws random numbers: a mask_mod answers the same every time"
             )
+        if depends:
+            self._check_devices(func, args, kwargs)
         out = func(*args, **kwargs)
         if func._schema.is_mutable:
             self._write(func, values, options, out)
@@ -276,6 +279,18 @@ class _Recorder(TorchDispatchMode):
         else:
             self._made |= {id(made): made for made in (out if isinstance(out, (tuple, list)) else (out,))}
         return out
+
+    def _check_devices(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a table that is elsewhere: a global one, of which nobody knew before. torch indexes by what is on the CPU."""
+        here = {tensor.device for tensor in _tensors_in((args, *kwargs.values())) if id(tensor) in self._refs}
+        for tensor in _tensors_in(args[:1] if op is _aten.index.Tensor else (args, *kwargs.values())):
+            if tensor.ndim and tensor.device not in here:
+                there = ", ".join(map(str, here))
+                raise ValueError(
+                    f"the mask_mod reads a table of shape {tuple(tensor.shape)} on {tensor.device}, and is asked on {there}: "
+                    f"move the table there, or pass device={str(tensor.device)!r}. Of a table that the mask_mod holds (in a "
+                    "closure, a functools.partial, a Mask) and does not take from its module, the device is found"
+                )
 
     def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         results = out if isinstance(out, (tuple, list)) else (out,)

@@ -133,6 +133,9 @@ def window_counting_itself(size: int) -> Window:
 
     Args:
         size: keys visible, at least 1.
+
+    Raises:
+        TypeError: not an int. ValueError: below 1.
     """
     return Window(count("size", size, least=1) - 1, 0)
 
@@ -152,6 +155,9 @@ def window_reaching_back(size: int) -> Window:
 
     Args:
         size: keys visible before the query's position, at least 0.
+
+    Raises:
+        TypeError: not an int. ValueError: negative.
     """
     return Window(count("size", size), 0)
 
@@ -172,6 +178,9 @@ def window_both_ways(size: int) -> Window:
 
     Args:
         size: keys visible on each side, at least 0.
+
+    Raises:
+        TypeError: not an int. ValueError: negative.
     """
     return Window(count("size", size), size)
 
@@ -249,6 +258,9 @@ def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
         back: how far it reaches before the query, in positions, at least 0.
         ahead: how far it reaches after it, in positions, at least 0.
         step: distance between visible keys, in positions, at least 1.
+
+    Raises:
+        TypeError: not an int. ValueError: a negative reach, a step below 1.
     """
     return Dilated(count("back", back), count("ahead", ahead), count("step", step, least=1))
 
@@ -282,5 +294,8 @@ def causal_lower_right(q_len: int, kv_len: int) -> CausalLowerRight:
 
     Args:
         q_len, kv_len: Q and K, in positions, at least 1.
+
+    Raises:
+        TypeError: not an int. ValueError: below 1.
     """
     return CausalLowerRight(count("q_len", q_len, least=1), count("kv_len", kv_len, least=1))

@@ -14,7 +14,9 @@ and with it the same compiled kernel. A rewrite gives an exactly equal mask, or 
 ``causal`` may also be a window that looks back only. Constants and double negation go when masks are combined already.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -76,16 +78,21 @@ class FromStart(PaddingMask):
 def simplify(mask: Mask) -> Mask:
     """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
 
-    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device.
+    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device. docs/backends.md has what
+    becomes of what.
     """
     if isinstance(mask, And):
-        return and_masks(*_conjunction([simplify(part) for part in mask.parts]))
+        parts = _conjunction([simplify(part) for part in mask.parts])
+        return mask if _are(parts, mask.parts) else and_masks(*parts)
     if isinstance(mask, Or):
-        return or_masks(*_once([simplify(part) for part in mask.parts]))
+        parts = _once([simplify(part) for part in mask.parts])
+        return mask if _are(parts, mask.parts) else or_masks(*parts)
     if isinstance(mask, Xor):
-        return xor_masks(*(simplify(part) for part in mask.parts))
+        parts = [simplify(part) for part in mask.parts]
+        return mask if _are(parts, mask.parts) else xor_masks(*parts)
     if isinstance(mask, Not):
-        return ~simplify(mask.part)
+        inner = simplify(mask.part)
+        return mask if inner is mask.part else ~inner
     if isinstance(mask, Shifted):
         inner = simplify(mask.mask)
         return mask if inner is mask.mask else replace(mask, mask=inner)
@@ -102,6 +109,10 @@ def told(mask: Mask) -> str:
 _MADE = (RealQueries, FromStart)
 
 
+def _are(parts: Sequence[Mask], others: Sequence[Mask]) -> bool:
+    return len(parts) == len(others) and all(map(is_, parts, others))
+
+
 def _conjunction(parts: list[Mask]) -> list[Mask]:
     parts = _one_band(_once(parts))
     if not any(isinstance(part, Causal) or (isinstance(part, Window) and part.ahead == 0) for part in parts):
@@ -116,9 +127,9 @@ def _once(parts: list[Mask]) -> list[Mask]:
 def _one_band(parts: list[Mask]) -> list[Mask]:
     """All windows, and causal with them, as one window; where the first of them stood."""
     windows = [part for part in parts if isinstance(part, Window)]
-    if not windows:
-        return parts
     is_causal = any(isinstance(part, Causal) for part in parts)
+    if not windows or len(windows) + is_causal == 1:
+        return parts
     ahead = 0 if is_causal else min(window.ahead for window in windows)
     band = Window(min(window.back for window in windows), ahead)
     first = next(place for place, part in enumerate(parts) if isinstance(part, (Window, Causal)))
