@@ -14,6 +14,7 @@ from maskloom.attention.fill import zeros_both_ways
 from maskloom.blocks.tables import dense_of
 from tests.evidence import gather
 from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
+from tests.reported import REPORTED, check_report
 
 FLEX = ["triton", "flash"] if has_flash() else ["triton"]
 EVERY = [*FLEX, "varlen", "sdpa", "reference"]
@@ -436,25 +437,7 @@ def test_flash_inside_an_outer_compile():
 # -- wrong gradients reported upstream ---------------------------------------------------------------------------------
 
 
-def test_gradients_with_offsets():
-    """pytorch#158212."""
-    mask = loom.shifted(loom.causal & loom.window(back=100), q_offset=torch.tensor(211, device="cuda"))
-    table = mask.dense(300, Q, device="cuda")
-    q, k, v = inputs(Q)
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :300], k, v, table=table).check()
-
-
-@pytest.mark.parametrize("length", [129, 255, 383])
-def test_gradients_where_128_does_not_divide_the_length(length):
-    """pytorch#153799."""
-    mask = loom.causal & loom.lengths(torch.tensor([length, 7, length - 1], device="cuda"))
-    table = mask.dense(length, length, device="cuda")
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), *inputs(length), table=table).check()
-
-
-def test_gradients_of_few_queries_and_many_keys():
-    """pytorch#174923."""
-    q, k, v = inputs(8192)
-    mask = loom.lengths(torch.tensor([40, 17, 3], device="cuda"), torch.tensor([8192, 5000, 8191], device="cuda"))
-    table = mask.dense(40, 8192, device="cuda")
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :40], k, v, table=table).check()
+@pytest.mark.parametrize("number", REPORTED)
+@pytest.mark.parametrize("backend", EVERY)
+def test_reported_gradients(backend, number):
+    check_report(number, backend, "cuda")
