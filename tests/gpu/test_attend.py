@@ -412,7 +412,7 @@ def test_strange_strides(backend):
     gather(arranged, q, k, v, table=table, plain=plainly).check()
 
 
-def test_kernel_options_and_max_autotune_reach_the_kernel():
+def test_kernel_options_reach_the_kernel():
     table = loom.causal.dense(Q, Q, device="cuda")
     for options in ({"BLOCK_M": 32, "BLOCK_N": 32}, {"BACKEND": "TRITON"}):
         gather(
@@ -420,6 +420,55 @@ def test_kernel_options_and_max_autotune_reach_the_kernel():
         ).check()
     with pytest.raises(Exception, match="BLOCK_M"):
         loom.attend(*inputs(Q), loom.causal, kernel_options={"BLOCK_M": 48, "BLOCK_N": 32})
+
+
+@pytest.fixture
+def tuned():
+    """How many ways to run each kernel were timed. Three at most of each, or it would take a minute; none is remembered."""
+    from torch._inductor import config, select_algorithm
+
+    timed = {}
+
+    def note(timings, name, nodes, choices, *more):
+        timed[name] = len([time for time in timings.values() if math.isfinite(time)])
+
+    def first_three(choices):
+        return choices[:3]
+
+    select_algorithm.add_feedback_saver(note)
+    select_algorithm.add_preprocessing_fn(first_three)
+    with config.patch(force_disable_caches=True, autotune_local_cache=False):
+        yield timed
+    select_algorithm.clear_feedback_savers()
+    select_algorithm.clear_preprocessing_fns(clear_defaults=False)
+
+
+def test_max_autotune_reaches_the_kernel(tuned):
+    """Where torch is told to tune, attend has a kernel of its own for that."""
+    mask = loom.causal & loom.lengths(LENS)
+    table = mask.dense(Q, Q)
+
+    def attention(*qkv):
+        return loom.attend(*qkv, mask, backend="triton")
+
+    gather(attention, *inputs(Q), table=table).check()
+    assert not tuned
+    before = compiled_kinds()
+    with torch._inductor.config.patch(max_autotune=True):
+        gather(attention, *inputs(Q), table=table).check()
+    assert compiled_kinds() == before + 1
+    assert tuned.keys() == {"flex_attention", "flex_attention_backward"} and min(tuned.values()) > 1
+
+
+def test_max_autotune_of_an_outer_compile_reaches_the_kernel(tuned):
+    mask = loom.causal & loom.lengths(LENS)
+    q, k, v = inputs(Q)
+    model = torch.compile(lambda *given: loom.attend(*given), fullgraph=True, mode="max-autotune-no-cudagraphs")
+    with torch.no_grad():
+        out = model(q * 1.0, k, v, loom.block_mask(mask, Q, Q))
+    expected, _ = loom.reference(q.double(), k.double(), v.double(), mask)
+    assert (out.double() - expected).norm() / expected.norm() < 0.01
+    assert tuned["flex_attention"] > 1
 
 
 @pytest.mark.skipif(not has_flash(), reason="needs FlashAttention 4")
