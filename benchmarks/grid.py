@@ -5,17 +5,15 @@
 Output and gradients are compared with the float64 reference; right means no further from it than tests/evidence.py allows: on a
 GPU three times as far as the plain reference in the same dtype, and half a rounding step. Log-sum-exp likewise, where it is
 asked for.
-One base case varies along one axis at a time. A shard is every n-th case, so that processes can share the work;
+One base case varies along one axis at a time; tests/pairs.py lets any two meet. A shard is every n-th case, so that processes can share the work;
 ``--only-missing`` leaves out what the file has rows of.
 """
 
 import argparse
 import csv
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rows import append
@@ -24,17 +22,12 @@ from torch.nn.attention.flex_attention import AuxRequest
 import maskloom as loom
 from maskloom.attention.backends import BACKENDS, Backend
 from maskloom.masks.algebra import Mask
-from tests.evidence import Evidence, gather
+from tests.evidence import gather, gather_lse
+from tests.pairs import BATCH, DTYPES, HEAD_DIMS, HEADS, MASKS, Heads, mask_of
 
-BATCH = 3
 EVERY_LENGTH = [(1, 1), (2, 2), (127, 127), (128, 128), (129, 129), (1000, 1000), (129, 1000), (1000, 129), (1, 1000)]
 SOME_LENGTHS = [(129, 129), (1000, 1000)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class Heads(NamedTuple):
-    query: int
-    key: int
 
 
 GROUPED = Heads(4, 2)
@@ -51,27 +44,6 @@ class Case:
     head_dim: int = 64
     lse: bool = False
     lengths: tuple[tuple[int, int], ...] = tuple(SOME_LENGTHS)
-
-
-def mask_of(name: str, q_len: int, kv_len: int, heads: int) -> Mask:
-    longest = max(q_len, kv_len)
-    generator = torch.Generator().manual_seed(q_len + kv_len)
-    lens = torch.tensor([longest * 7 // 10, longest // 3, longest])
-    table = torch.rand(heads, q_len, kv_len, generator=generator) < 0.3
-    masks = {
-        "causal & lengths": lambda: loom.causal & loom.lengths(lens),
-        "(window | sinks) & lengths": lambda: (loom.window(back=40) | loom.sinks(3)) & loom.lengths(lens),
-        "documents & causal": lambda: loom.documents(offsets=torch.tensor([0, longest // 3, longest])) & loom.causal,
-        "a table for each head": lambda: loom.from_dense(table[None]),
-        "everything": lambda: loom.everything,
-    }
-    return masks[name]().to(DEVICE)
-
-
-MASKS = ["causal & lengths", "(window | sinks) & lengths", "documents & causal", "a table for each head", "everything"]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-HEADS = [Heads(4, 4), GROUPED, Heads(6, 2)]
-HEAD_DIMS = [16, 32, 64, 80, 96, 128, 192, 256]
 
 
 def cases(backend: Backend) -> list[Case]:
@@ -140,10 +112,10 @@ def tried(case: Case, q_len: int, kv_len: int) -> tuple[str, float | None]:
     shapes = [(BATCH, case.heads.query, q_len), *[(BATCH, case.heads.key, kv_len)] * 2]
     tensors = [torch.randn(*shape, case.head_dim, generator=generator).to(DEVICE, case.dtype) for shape in shapes]
     try:
-        mask = mask_of(case.mask, q_len, kv_len, case.heads.query)
+        mask = mask_of(case.mask, q_len, kv_len, case.heads.query, DEVICE)
         table = mask.dense(q_len, kv_len, batch=BATCH, heads=case.heads.query, device=DEVICE)
         found = gather(lambda *qkv: attended(case, mask, *qkv), *tensors, table=table)
-        of_lse = gather_lse(case, mask, table, tensors) if case.lse else []
+        of_lse = gather_lse(lambda *qkv: lse_of(case, mask, *qkv), *tensors, table=table) if case.lse else []
     except (ValueError, TypeError) as error:
         return f"refused: {str(error).split(': ', 1)[-1]}", None
     except Exception as error:  # a backend that breaks is what this is to find
@@ -161,37 +133,8 @@ def attended(case: Case, mask: Mask, *tensors: torch.Tensor) -> torch.Tensor:
     return loom.attend(*tensors, mask, backend=case.backend)
 
 
-def gather_lse(case: Case, mask: Mask, table: torch.Tensor, tensors: list[torch.Tensor]) -> list[Evidence]:
-    """Evidence of the log-sum-exp, which is float32, and of its gradients for queries and keys."""
-
-    def ours(*qkv: torch.Tensor) -> torch.Tensor:
-        return loom.attend(*qkv, mask, backend=case.backend, return_aux=AuxRequest(lse=True))[1].lse
-
-    def plain(*qkv: torch.Tensor) -> torch.Tensor:
-        return loom.reference(*qkv, table)[1]
-
-    exact = lse_of(plain, tensors, torch.float64)
-    found, same_dtype = (lse_of(run, tensors, case.dtype) for run in (ours, plain))
-    evidence = []
-    for names, dtype in ((["lse"], torch.float32), (["dq", "dk"], case.dtype)):
-        errors = [{name: relative(results[name], exact[name]) for name in names} for results in (found, same_dtype)]
-        evidence.append(Evidence(errors[0], errors[1], dtype, DEVICE == "cuda"))
-    return evidence
-
-
-def lse_of(
-    attention: Callable[..., torch.Tensor], tensors: list[torch.Tensor], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    query, key, value = (tensor.detach().to(dtype).requires_grad_() for tensor in tensors)
-    lse = attention(query, key, value)
-    lse[lse > -torch.inf].sum().backward()
-    return {"lse": lse.detach(), "dq": query.grad, "dk": key.grad}
-
-
-def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """The error of all together; queries that see nothing have -inf in both, or it is infinite."""
-    difference = torch.where(found == exact, 0, found.double() - exact)
-    return float(difference.norm().nan_to_num(nan=torch.inf) / exact[exact > -torch.inf].norm())
+def lse_of(case: Case, mask: Mask, *tensors: torch.Tensor) -> torch.Tensor:
+    return loom.attend(*tensors, mask, backend=case.backend, return_aux=AuxRequest(lse=True))[1].lse
 
 
 if __name__ == "__main__":

@@ -80,6 +80,38 @@ def gather(
     return Evidence(_errors(ours, truth, least), _errors(same_dtype, truth, least), query.dtype, query.is_cuda)
 
 
+def gather_lse(
+    attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *, table: Tensor
+) -> list[Evidence]:
+    """Evidence of the log-sum-exp, which ``attention`` gives in float32 or more, and of its gradients for queries and keys."""
+
+    def plainly(q, k, v):
+        return reference(q, k, v, table)[1]
+
+    inputs = (query, key, value)
+    truth = _run_lse(plainly, inputs, torch.float64)
+    ours, same_dtype = (_run_lse(run, inputs, query.dtype) for run in (attention, plainly))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    evidence = []
+    for names, dtype in ((["lse"], wide), (["dq", "dk"], query.dtype)):
+        errors = [{name: _relative(results[name], truth[name]) for name in names} for results in (ours, same_dtype)]
+        evidence.append(Evidence(errors[0], errors[1], dtype, query.is_cuda))
+    return evidence
+
+
+def _run_lse(attention, inputs, dtype) -> dict[str, Tensor]:
+    query, key, value = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs)
+    lse = attention(query, key, value)
+    lse[lse > -torch.inf].sum().backward()
+    return {"lse": lse.detach(), "dq": query.grad, "dk": key.grad}
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    """The error of all together; queries that see nothing have -inf in both, or it is infinite."""
+    difference = torch.where(found == exact, 0, found.double() - exact)
+    return float(difference.norm().nan_to_num(nan=torch.inf) / exact[exact > -torch.inf].norm().clamp_min(1e-30))
+
+
 def _run(attention, inputs, grad, dtype) -> dict[str, Tensor]:
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     out = attention(*leaves)

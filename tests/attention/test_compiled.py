@@ -246,3 +246,16 @@ def test_objects_that_a_closure_holds_are_one_kind(tracing):
         attend(made_of(Settings(LENS + add)), 33)
     assert compiled.compiled_kinds() == 1
     assert len(tracing) <= 2
+
+
+def test_max_autotune_is_a_kind_of_its_own(monkeypatch):
+    """What torch is told of tuning when attend is called is what it compiles by, whatever was compiled before."""
+    from torch._inductor import config
+
+    seen = []
+    monkeypatch.setattr(compiled, "_COMPILER", lambda graph, _: seen.append(config.max_autotune) or graph.forward)
+    monkeypatch.setattr(compiled, "_pool", {})
+    for wanted in (False, True, False, True):
+        with config.patch(max_autotune=wanted):
+            attend(loom.causal, 33)
+    assert seen == [False, True] and compiled.compiled_kinds() == 2

@@ -14,6 +14,7 @@ from maskloom.attention.fill import zeros_both_ways
 from maskloom.blocks.tables import dense_of
 from tests.evidence import gather
 from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
+from tests.reported import REPORTED, check_report
 
 FLEX = ["triton", "flash"] if has_flash() else ["triton"]
 EVERY = [*FLEX, "varlen", "sdpa", "reference"]
@@ -411,7 +412,7 @@ def test_strange_strides(backend):
     gather(arranged, q, k, v, table=table, plain=plainly).check()
 
 
-def test_kernel_options_and_max_autotune_reach_the_kernel():
+def test_kernel_options_reach_the_kernel():
     table = loom.causal.dense(Q, Q, device="cuda")
     for options in ({"BLOCK_M": 32, "BLOCK_N": 32}, {"BACKEND": "TRITON"}):
         gather(
@@ -419,6 +420,55 @@ def test_kernel_options_and_max_autotune_reach_the_kernel():
         ).check()
     with pytest.raises(Exception, match="BLOCK_M"):
         loom.attend(*inputs(Q), loom.causal, kernel_options={"BLOCK_M": 48, "BLOCK_N": 32})
+
+
+@pytest.fixture
+def tuned():
+    """How many ways to run each kernel were timed. Three at most of each, or it would take a minute; none is remembered."""
+    from torch._inductor import config, select_algorithm
+
+    timed = {}
+
+    def note(timings, name, nodes, choices, *more):
+        timed[name] = len([time for time in timings.values() if math.isfinite(time)])
+
+    def first_three(choices):
+        return choices[:3]
+
+    select_algorithm.add_feedback_saver(note)
+    select_algorithm.add_preprocessing_fn(first_three)
+    with config.patch(force_disable_caches=True, autotune_local_cache=False):
+        yield timed
+    select_algorithm.clear_feedback_savers()
+    select_algorithm.clear_preprocessing_fns(clear_defaults=False)
+
+
+def test_max_autotune_reaches_the_kernel(tuned):
+    """Where torch is told to tune, attend has a kernel of its own for that."""
+    mask = loom.causal & loom.lengths(LENS)
+    table = mask.dense(Q, Q)
+
+    def attention(*qkv):
+        return loom.attend(*qkv, mask, backend="triton")
+
+    gather(attention, *inputs(Q), table=table).check()
+    assert not tuned
+    before = compiled_kinds()
+    with torch._inductor.config.patch(max_autotune=True):
+        gather(attention, *inputs(Q), table=table).check()
+    assert compiled_kinds() == before + 1
+    assert tuned.keys() == {"flex_attention", "flex_attention_backward"} and min(tuned.values()) > 1
+
+
+def test_max_autotune_of_an_outer_compile_reaches_the_kernel(tuned):
+    mask = loom.causal & loom.lengths(LENS)
+    q, k, v = inputs(Q)
+    model = torch.compile(lambda *given: loom.attend(*given), fullgraph=True, mode="max-autotune-no-cudagraphs")
+    with torch.no_grad():
+        out = model(q * 1.0, k, v, loom.block_mask(mask, Q, Q))
+    expected, _ = loom.reference(q.double(), k.double(), v.double(), mask)
+    assert (out.double() - expected).norm() / expected.norm() < 0.01
+    assert tuned["flex_attention"] > 1
 
 
 @pytest.mark.skipif(not has_flash(), reason="needs FlashAttention 4")
@@ -436,25 +486,7 @@ def test_flash_inside_an_outer_compile():
 # -- wrong gradients reported upstream ---------------------------------------------------------------------------------
 
 
-def test_gradients_with_offsets():
-    """pytorch#158212."""
-    mask = loom.shifted(loom.causal & loom.window(back=100), q_offset=torch.tensor(211, device="cuda"))
-    table = mask.dense(300, Q, device="cuda")
-    q, k, v = inputs(Q)
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :300], k, v, table=table).check()
-
-
-@pytest.mark.parametrize("length", [129, 255, 383])
-def test_gradients_where_128_does_not_divide_the_length(length):
-    """pytorch#153799."""
-    mask = loom.causal & loom.lengths(torch.tensor([length, 7, length - 1], device="cuda"))
-    table = mask.dense(length, length, device="cuda")
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), *inputs(length), table=table).check()
-
-
-def test_gradients_of_few_queries_and_many_keys():
-    """pytorch#174923."""
-    q, k, v = inputs(8192)
-    mask = loom.lengths(torch.tensor([40, 17, 3], device="cuda"), torch.tensor([8192, 5000, 8191], device="cuda"))
-    table = mask.dense(40, 8192, device="cuda")
-    gather(lambda *qkv: loom.attend(*qkv, mask, backend="triton"), q[:, :, :40], k, v, table=table).check()
+@pytest.mark.parametrize("number", REPORTED)
+@pytest.mark.parametrize("backend", EVERY)
+def test_reported_gradients(backend, number):
+    check_report(number, backend, "cuda")

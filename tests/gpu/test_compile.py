@@ -1,6 +1,7 @@
 """Masks through compiled FlexAttention: every way to write one, every length, many kinds, no fallback."""
 
 import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -59,9 +60,9 @@ def kinds():
     }
 
 
-def inputs(q_len, *, dtype=torch.bfloat16, seed=0):
+def inputs(q_len, *, dtype=torch.bfloat16, head_dim=HEAD_DIM, seed=0):
     generator = torch.Generator("cuda").manual_seed(seed)
-    shapes = [(BATCH, heads, q_len, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    shapes = [(BATCH, heads, q_len, head_dim) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     return [torch.randn(shape, device="cuda", generator=generator).to(dtype) for shape in shapes]
 
 
@@ -82,12 +83,18 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+DTYPES = {"TRITON": (torch.bfloat16, torch.float16, torch.float32), "FLASH": (torch.bfloat16, torch.float16)}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_twenty_kinds_of_mask_in_one_process(backend):
-    before = graphs()
-    worst = {name: checked(mask, 517, backend) for name, mask in kinds().items()}
+def test_twenty_kinds_of_mask_dtype_and_head_size_in_one_process(backend):
+    before, worst, met = graphs(), {}, set()
+    sizes = itertools.cycle(itertools.product(DTYPES[backend], (64, 128)))
+    for (name, mask), (dtype, head_dim) in zip(kinds().items(), sizes, strict=False):
+        worst[name] = checked(mask, 517, backend, dtype=dtype, head_dim=head_dim)
+        met.add((dtype, head_dim))
     print(f"\n{backend}: {graphs() - before} graphs for {len(worst)} masks, worst error {max(worst.values()):.4f}")
-    assert len(worst) == 20
+    assert len(worst) == 20 and len(met) == 2 * len(DTYPES[backend])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,7 +131,28 @@ def test_a_query_that_sees_nothing_gives_zero():
     assert not out[0, :, 1:].any() and out[2].all()
 
 
-@pytest.mark.parametrize("kind", ["causal & lengths", "torch and(causal, lengths)", "window | sinks"])
+def test_lengths_change_freely_inside_an_outer_compile():
+    """Of a mask that differs from row to row (pytorch#186775): six of 28 lengths, each with rows of its own."""
+
+    @torch.compile(fullgraph=True)
+    def model(q, k, v, blocks):
+        return loom.attend(q.sin(), k.cos(), v * 2.0, blocks).cos()
+
+    def plainly(q, k, v, table, **how):
+        out, lse = loom.reference(q.sin(), k.cos(), v * 2.0, table, **how)
+        return out.cos(), lse
+
+    before = graphs()
+    for q_len in [*range(200, 1200, 37)][::5]:
+        lens = torch.tensor([q_len, q_len // 3, q_len - 7], device="cuda")
+        mask = loom.causal & loom.lengths(lens)
+        blocks = loom.block_mask(mask, q_len, q_len)
+        table = mask.dense(q_len, q_len)
+        gather(lambda *qkv, b=blocks: model(*qkv, b), *inputs(q_len, seed=q_len), table=table, plain=plainly).check()
+    assert graphs() - before <= 3
+
+
+@pytest.mark.parametrize("kind", ["torch and(causal, lengths)", "window | sinks"])
 def test_inside_an_outer_compile(kind):
     mask = kinds()[kind]
 
