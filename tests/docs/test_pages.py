@@ -45,9 +45,11 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
 
 
 def test_the_code_of_backends_runs(capsys):
-    exec(code_of("backends.md"), {})
+    code = code_of("backends.md")
+    exec(code, {})
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "sdpa" and "needs a GPU" in said[1]
+    assert said[0] == "sdpa" and "needs a GPU" in said[-1]
+    assert said[1:-1] == re.findall(r"^# (.*)$", code, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
