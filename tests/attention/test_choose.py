@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
 import maskloom as loom
-from maskloom.attention import backends, functional
-from maskloom.attention.request import Request
+from maskloom.attention import backends, functional, given
+from maskloom.attention.request import Attended, Request
 from tests.evidence import gather
 
 B, H, HKV, L, D = 3, 2, 1, 13, 64
@@ -23,6 +23,13 @@ def inputs(*, dtype=torch.bfloat16, head_dim=D, value_dim=None, kv_len=L):
 
 
 # -- on the CPU --------------------------------------------------------------------------------------------------------
+
+
+NEED_A_GPU = {
+    "flash": "it needs a GPU; the tensors are on cpu",
+    "varlen": "it needs a GPU; the tensors are on cpu",
+    "triton": "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)",
+}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,8 @@ def inputs(*, dtype=torch.bfloat16, head_dim=D, value_dim=None, kv_len=L):
 def test_auto_on_the_cpu(options, ruled_out):
     mask = loom.causal & loom.lengths([5, 7, 11])
     found = loom.explain(*inputs(), mask, **options)
-    assert (found.backend, found.ruled_out) == ("reference" if ruled_out else "sdpa", ruled_out)
+    assert (found.backend, found.ruled_out) == ("reference" if ruled_out else "sdpa", NEED_A_GPU | ruled_out)
+    assert found.skips == ("nothing" if ruled_out else "nothing, since the mask goes in as a table")
     assert (found.mask, found.skipped, found.partial, found.full) == (None, None, None, None)
 
 
@@ -48,10 +56,17 @@ def test_explain_reads_like_sentences():
     blocks = loom.block_mask(loom.causal, L, L, block_size=(4, 8))
     assert str(loom.explain(*inputs(), blocks, sinks=torch.zeros(H))) == (
         "backend: reference (nothing else can do this)\n"
-        "tiles: 2 skipped, 5 partial, 1 full\n"
-        "not sdpa: it gives no log-sum-exp, and so no sinks"
+        "skips: nothing\n"
+        "tiles of the block mask: 2 skipped, 5 partial, 1 full\n"
+        "not flash: it needs a GPU; the tensors are on cpu\n"
+        "not sdpa: it gives no log-sum-exp, and so no sinks\n"
+        "not varlen: it needs a GPU; the tensors are on cpu\n"
+        "not triton: it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
     )
-    assert str(loom.explain(*inputs(), backend="sdpa")) == "backend: sdpa (asked for)"
+    assert str(loom.explain(*inputs(), backend="sdpa")) == (
+        "backend: sdpa (asked for)\nskips: nothing, since the mask hides nothing"
+    )
+    assert loom.explain(*inputs(), loom.causal).skips == "what lies above the diagonal"
 
 
 @pytest.mark.parametrize("backend", ["flash", "varlen", "triton"])
@@ -68,6 +83,10 @@ def test_kernel_options_are_for_kernels():
     expected = loom.attend(*tensors, loom.causal)
     for options in ({}, {"BLOCK_M": 32}, {"BACKEND": "FLASH"}):
         assert torch.equal(loom.attend(*tensors, loom.causal, kernel_options=options), expected)
+    for backend in ("sdpa", "reference"):
+        assert loom.explain(*tensors, backend=backend, kernel_options={}).backend == backend
+        refused = refusal(backend, tensors, kernel_options={"BLOCK_M": 32})
+        assert refused == "it takes no kernel_options; flash and triton do"
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -193,19 +212,34 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
         assert loom.explain(*inputs(), mask).backend == "sdpa"
     assert loom.explain(*inputs(dtype=torch.float32), loom.causal).backend == "triton"
     found = loom.explain(*inputs(), loom.causal & loom.lengths([13, 5, 2]))
-    assert found.backend == "triton" and list(found.ruled_out) == ["flash", "varlen"]
+    assert found.backend == "triton" and list(found.ruled_out) == ["flash", "sdpa", "varlen"]
+    assert found.ruled_out["sdpa"] == (
+        f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is causal or hides nothing'
+    )
 
 
 def test_auto_in_short_rows_on_a_gpu(gpu):
     assert backends._SHORT >= L
     found = loom.explain(*inputs(), loom.causal)
-    assert found.backend == "triton" and list(found.ruled_out) == ["varlen"]
-    assert loom.explain(*inputs(), PACKED).backend == "varlen"
+    assert found.backend == "triton" and list(found.ruled_out) == ["flash", "sdpa", "varlen"]
+    assert found.ruled_out["flash"] == "with up to 128 queries triton is faster"
+    assert "more than 128 queries" in found.ruled_out["sdpa"]
+    found = loom.explain(*inputs(), PACKED)
+    assert found.backend == "varlen" and list(found.ruled_out) == ["flash", "sdpa"]
+    assert found.skips == "what documents, causal or a window hide"
+    found = loom.explain(*inputs(dtype=torch.float32), loom.causal)
+    assert found.ruled_out["flash"] == "it runs in bfloat16 and float16; the tensors are torch.float32"
 
 
 def test_kernel_options_name_a_kernel(gpu):
     assert loom.explain(*inputs(), kernel_options={"BACKEND": "FLASH"}).backend == "flash"
-    assert loom.explain(*inputs(), kernel_options={"BLOCK_M": 32}).backend == "triton"
+    found = loom.explain(*inputs(), kernel_options={"BLOCK_M": 32})
+    assert (found.backend, found.reason, found.ruled_out) == ("triton", "kernel_options are for it", {})
+    for backend in ("sdpa", "reference", "varlen"):
+        with pytest.raises(
+            ValueError, match=f"'{backend}' cannot do this: it takes no kernel_options; flash and triton"
+        ):
+            loom.attend(*inputs(), PACKED, backend=backend, kernel_options={"BLOCK_M": 32})
     with pytest.raises(
         ValueError, match="'triton' cannot do this: kernel_options ask for FLASH, which is backend 'flash'"
     ):
@@ -215,11 +249,50 @@ def test_kernel_options_name_a_kernel(gpu):
 
 
 def test_explain_says_what_a_kernel_runs(gpu):
-    assert loom.explain(*inputs(), loom.causal & loom.window(back=3)).mask == "window(back=3, ahead=0)"
-    assert "\nmask: run as window(back=3, ahead=0)\n" in str(
-        loom.explain(*inputs(dtype=torch.float32), loom.causal & loom.window(back=3))
-    )
-    assert loom.explain(*inputs(), loom.causal & loom.window(back=3), backend="reference").mask is None
+    band = loom.causal & loom.window(back=3)
+    assert loom.explain(*inputs(), band).mask == "window(back=3, ahead=0)"
+    assert "\nmask: run as window(back=3, ahead=0)\n" in str(loom.explain(*inputs(dtype=torch.float32), band))
+    assert loom.explain(*inputs(), band, backend="reference").mask is None
+    for mask in (None, loom.window(back=3), CLOSURE, lambda b, h, q_idx, kv_idx: q_idx >= kv_idx):
+        assert loom.explain(*inputs(), mask, backend="triton").mask is None
+
+
+def test_explain_says_which_mask_a_block_mask_holds(gpu):
+    blocks = loom.block_mask(loom.causal & loom.lengths([5, 7, 11]), L, L)
+    assert loom.explain(*inputs(), blocks).mask == "causal & (q_idx < lens[b])"
+    assert loom.explain(*inputs(), loom.block_mask(loom.causal, L, L)).mask == "causal"
+    plain = create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, None, None, L, L, device="cpu")
+    assert loom.explain(*inputs(), plain).mask is None
+    assert loom.explain(*inputs(), blocks, backend="reference").mask is None
+
+
+@pytest.mark.parametrize("backend", ["flash", "triton"])
+def test_tiles_of_a_mask_are_those_that_attend_builds_and_keeps(gpu, monkeypatch, backend):
+    built = []
+    real = given.build_block_mask
+    monkeypatch.setattr(given, "build_block_mask", lambda *args, **how: built.append(real(*args, **how)) or built[-1])
+    monkeypatch.setitem(backends._RUN, backend, lambda request: Attended(run_as(request), None))
+    seen = []
+
+    def run_as(request):
+        seen.append(given.as_block_mask(request.query, request.key, request.mask))
+        return request.query
+
+    mask = loom.causal & loom.lengths([150, 7, 300])
+    tensors = [torch.zeros(B, H, 300, D, dtype=torch.bfloat16) for _ in range(3)]
+    found = loom.explain(*tensors, mask, backend=backend)
+    assert (found.skipped, found.partial, found.full) == (17, 9, 1)
+    assert "\ntiles: 17 skipped, 9 partial, 1 full" in str(found) and found.skips == "hidden tiles"
+    loom.attend(*tensors, mask, backend=backend)
+    assert loom.explain(*tensors, mask, backend=backend) == found
+    assert len(built) == 1 and loom.explain(*tensors, seen[0], backend=backend).skipped == 17
+    shared = loom.explain(*tensors, loom.causal, backend=backend)
+    assert (shared.skipped, shared.partial, shared.full) == (3, 5, 1)
+    everything = loom.explain(*tensors, backend=backend)
+    assert (everything.skipped, everything.mask) == (0, None)
+    for backend in ("sdpa", "reference"):
+        found = loom.explain(*tensors, mask, backend=backend)
+        assert (found.skipped, found.partial, found.full) == (None, None, None)
 
 
 def test_what_flash_refuses(gpu, monkeypatch):

@@ -14,6 +14,7 @@ from maskloom.attention import compiled, fused
 from maskloom.attention.reference import reference
 from maskloom.attention.request import Request
 from tests.all_masks import ALL_MASKS
+from tests.scores.no_scores import NO_SCORES
 
 B, H, D = 3, 2, 16
 
@@ -232,6 +233,35 @@ def test_the_cpu_kernel_with_a_captured_float():
     torch._dynamo.reset()
     rate = 0.5
     attend(loom.causal, 50, score_mod=lambda score, b, h, q, k: score - rate * (q - k))
+
+
+@pytest.mark.parametrize("name", NO_SCORES)
+def test_a_score_mod_that_gives_no_score_is_an_error(tracing, name):
+    score_mod, words = NO_SCORES[name]
+    for given in (score_mod, loom.shifted_score(score_mod, q_offset=2), loom.compose(loom.softcap(5.0), score_mod)):
+        query = torch.randn(B, H, 7, D)
+        with pytest.raises(TypeError, match=words) as error:
+            fused.triton(Request(query, query, query, None, given))
+        assert "\n" not in str(error.value)
+    assert not tracing
+
+
+def test_the_check_of_a_score_is_no_part_of_the_graph(tracing, monkeypatch):
+    table = torch.randn(H, requires_grad=True)
+
+    def operations(score_mod):
+        torch._dynamo.reset()
+        compiled._pool.clear()
+        tracing.clear()
+        attend(loom.causal, 37, score_mod=score_mod)
+        nodes = [node for module in tracing[0].modules() for node in module.graph.nodes]
+        return [node.op if node.op == "placeholder" else (node.op, node.target) for node in nodes]
+
+    for score_mod in (lambda score, b, h, q_idx, kv_idx: score + table[h] * q_idx, loom.alibi(H)):
+        checked = operations(score_mod)
+        with monkeypatch.context() as patched:
+            patched.setattr(compiled, "answering", lambda score_mod: score_mod)
+            assert operations(score_mod) == checked
 
 
 def test_objects_that_a_closure_holds_are_one_kind(tracing):

@@ -28,7 +28,7 @@ from maskloom.attention.fused import flash, triton
 from maskloom.attention.given import operations, refuse_shared_tables
 from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
-from maskloom.attention.sdpa import kept_table, sdpa
+from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
 from maskloom.attention.varlen import packed, varlen
 from maskloom.masks.algebra import Everything
 from maskloom.masks.relative import Causal
@@ -44,11 +44,11 @@ _FUSED = (torch.float32, *_HALF)
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend, why it was chosen, and why those that come before it in the order cannot do it."""
+    """A backend, why it was chosen, and whether the caller named it, by kernel_options too."""
 
     backend: Backend
     reason: str
-    ruled_out: dict[Backend, str]
+    named: bool
 
 
 def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
@@ -59,22 +59,45 @@ def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {backend!r}")
-    named = _by_options(request)
-    if backend == "auto" and named is not None:
-        backend = named
-    if backend != "auto":
-        refused = _REFUSALS[backend](request)
+    named = _by_options(request) if backend == "auto" else backend
+    if named is not None:
+        refused = _REFUSALS[named](request) or _no_options(named, request)
         if refused is not None:
-            raise ValueError(f"backend {backend!r} cannot do this: {refused}")
-        return Choice(backend, "asked for", {})
-    ruled_out: dict[Backend, str] = {}
+            raise ValueError(f"backend {named!r} cannot do this: {refused}")
+        return Choice(named, "kernel_options are for it" if backend == "auto" else "asked for", named=True)
     for candidate in _order(request):
-        refused = _REFUSALS[candidate](request)
-        if refused is None:
+        if _REFUSALS[candidate](request) is None:
             by_itself = candidate == "sdpa" and request.device.type != "cpu"
-            return Choice(candidate, _NO_TABLE if by_itself else _REASONS[candidate], ruled_out)
-        ruled_out[candidate] = refused
+            return Choice(candidate, _NO_TABLE if by_itself else _REASONS[candidate], named=False)
     raise AssertionError("the reference refuses nothing")
+
+
+def ruled_out(request: Request, chosen: Backend) -> dict[Backend, str]:
+    """Why "auto" did not choose the others: those that cannot do it, and those that come first and are slower here."""
+    found: dict[Backend, str] = {}
+    for backend in BACKENDS:
+        if backend == chosen:
+            continue
+        reason = _REFUSALS[backend](request)
+        if reason is None and BACKENDS.index(backend) < BACKENDS.index(chosen):
+            reason = _passed_over(backend)
+        if reason is not None:
+            found[backend] = reason
+    return found
+
+
+def _passed_over(backend: Backend) -> str:
+    """Why a backend that can do it is not in the order."""
+    if backend == "flash":
+        return f"with up to {_SHORT} queries triton is faster"
+    return f'"auto" takes it on a GPU for half types and more than {_SHORT} queries, where the mask is causal or hides nothing'
+
+
+def skips(request: Request, backend: Backend) -> str:
+    """What a backend does not compute."""
+    if backend == "sdpa":
+        return _SKIPPED_BY_SDPA[sight_of(request.mask)]
+    return _SKIPPED[backend]
 
 
 def run(backend: Backend, request: Request) -> Attended:
@@ -183,6 +206,12 @@ def _no_sdpa(request: Request) -> str | None:
     return None if request.device.type == "cpu" else _nondeterministic(request)
 
 
+def _no_options(backend: Backend, request: Request) -> str | None:
+    if request.kernel_options and backend not in ("flash", "triton"):
+        return "it takes no kernel_options; flash and triton do"
+    return None
+
+
 def _nondeterministic(request: Request) -> str | None:
     if request.deterministic and request.needs_gradients:
         return "its gradients are not the same at every run"
@@ -211,6 +240,18 @@ _REASONS: dict[Backend, str] = {
     "varlen": "packed documents: FlashAttention 2 attends inside each",
     "triton": "FlexAttention, compiled: hidden tiles are skipped",
     "reference": "nothing else can do this",
+}
+
+_SKIPPED: dict[Backend, str] = {
+    "flash": "hidden tiles",
+    "varlen": "what documents, causal or a window hide",
+    "triton": "hidden tiles",
+    "reference": "nothing",
+}
+_SKIPPED_BY_SDPA: dict[Sight, str] = {
+    "everything": "nothing, since the mask hides nothing",
+    "causal": "what lies above the diagonal",
+    "some": "nothing, since the mask goes in as a table",
 }
 
 _NO_TABLE = "the mask needs no table: torch's own attention is fastest"

@@ -7,6 +7,7 @@ Lengths, batch sizes and the values of tensors are dynamic within it. docs/notes
 """
 
 import functools
+import re
 import threading
 import types
 from collections.abc import Callable, Hashable
@@ -19,7 +20,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from maskloom.blocks.tables import rebuilt
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
-from maskloom.scores.base import ScoreMod
+from maskloom.scores.base import NO_SCORE, ScoreMod, answering
 
 _COMPILER = "inductor"  # tests put in one that only traces
 
@@ -47,6 +48,7 @@ def fused_attention(
 
     Raises:
         FallbackError: torch.compile did not compile it.
+        TypeError: score_mod gives no score.
     """
     options = kernel_options or {}
     arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
@@ -64,6 +66,7 @@ def fused_attention(
     except _compiler().FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
     except _compiler().TorchDynamoException as error:
+        _raise_if_no_score(error)
         raise FallbackError(_broken(error)) from error
 
 
@@ -113,7 +116,7 @@ def _attend_or_fail(
     # lengths from the tensors: as numbers of the block mask they are dynamic scalars, which FLASH takes for captured ones
     blocks = rebuilt(block_mask, seq_lengths=(query.shape[-2], key.shape[-2]))
     found: Any = flex_attention(
-        query, key, value, score_mod, blocks, scale, enable_gqa,
+        query, key, value, None if score_mod is None else answering(score_mod), blocks, scale, enable_gqa,
         kernel_options=kernel_options, return_aux=AuxRequest(lse=True) if wants_lse else None,
     )  # fmt: skip
     return (found[0], found[1].lse) if wants_lse else (found, None)
@@ -126,6 +129,13 @@ def _not_compiled() -> str:
         'or compiling is switched off (torch.compiler.set_stance("force_eager"), TORCHDYNAMO_DISABLE). '
         "Set TORCH_LOGS=recompiles to see why"
     )
+
+
+def _raise_if_no_score(error: Exception) -> None:
+    """Raise what `answering` raised while torch traced it, which torch passes on as part of its own words."""
+    found = re.search(re.escape(NO_SCORE) + r"[^'\"\n]*", str(error))
+    if found is not None:
+        raise TypeError(found[0]) from error
 
 
 def _broken(error: Exception) -> str:

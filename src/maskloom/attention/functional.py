@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
-from maskloom.attention.backends import Backend, choose, run
+from maskloom.attention.backends import Backend, choose, ruled_out, run, skips
 from maskloom.attention.checks import (
     check_mask_fits,
     check_offsets_fit,
@@ -18,7 +18,7 @@ from maskloom.attention.checks import (
     checked_q_offset,
 )
 from maskloom.attention.clean import cleaned, known_hidden, stopped
-from maskloom.attention.given import refuse_shared_tables
+from maskloom.attention.given import as_block_mask, refuse_shared_tables
 from maskloom.attention.merge import with_sinks
 from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
@@ -27,7 +27,7 @@ from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import head_offset, is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
-from maskloom.masks.simplify import simplify, told
+from maskloom.masks.simplify import told
 from maskloom.scores.base import ScoreMod
 from maskloom.scores.moved import shifted_score
 
@@ -80,7 +80,8 @@ def attend(
         deterministic: gradients are the same, bit for bit, at every run; so they are with
             ``torch.use_deterministic_algorithms(True)``.
         allow_slow: where the fused kernel would not have run, run the reference, with one warning for each cause.
-        kernel_options: for torch's flex_attention, where that runs.
+        kernel_options: for torch's flex_attention. With "auto" they choose flash or triton on a GPU, and are not used on the
+            CPU; a backend named beside them must be one of these two.
 
     Returns:
         (B, H, Q, E). A query that sees nothing has output 0 and gradients 0. With ``return_aux`` a pair of that and
@@ -168,14 +169,19 @@ class Explanation:
     Attributes:
         backend: what runs; see `maskloom.attention.backends`.
         reason: why that one.
-        ruled_out: the other backends, and why each cannot.
-        mask: what a kernel runs for the mask, where that is a cheaper, equal one; None where it is the mask itself.
-        skipped, partial, full: tiles of the BlockMask, over batch rows and heads; None where no BlockMask was given.
+        ruled_out: the others that "auto" did not take: why each cannot, or that another is faster. Empty for a backend that
+            was asked for.
+        skips: what that one does not compute, in words.
+        mask: the mask that a kernel runs: the one that the BlockMask holds, or a cheaper, equal one that it holds in place of
+            the mask given. None where it is that itself or a function, and on backends without tiles.
+        skipped, partial, full: tiles of the BlockMask that was given, or that flash and triton get for the mask; over the
+            batch rows and heads of its tables. None where there is no BlockMask.
     """
 
     backend: Backend
     reason: str
     ruled_out: dict[Backend, str] = field(default_factory=dict)
+    skips: str = "nothing"
     mask: str | None = None
     skipped: int | None = None
     partial: int | None = None
@@ -185,10 +191,15 @@ class Explanation:
         lines = [f"backend: {self.backend} ({self.reason})"]
         if self.mask is not None:
             lines.append(f"mask: run as {self.mask}")
+        lines.append(f"skips: {self.skips}")
         if self.skipped is not None:
-            lines.append(f"tiles: {self.skipped} skipped, {self.partial} partial, {self.full} full")
+            whose = "tiles" if self.backend in _BY_TILES else "tiles of the block mask"
+            lines.append(f"{whose}: {self.skipped} skipped, {self.partial} partial, {self.full} full")
         lines += [f"not {backend}: {reason}" for backend, reason in self.ruled_out.items()]
         return "\n".join(lines)
+
+
+_BY_TILES = ("flash", "triton")
 
 
 def explain(
@@ -209,7 +220,10 @@ def explain(
     allow_slow: bool = False,
     kernel_options: dict[str, Any] | None = None,
 ) -> Explanation:
-    """What `attend` would run with these arguments, and why. Nothing is run; the arguments are checked as there."""
+    """What `attend` would run with these arguments, and why. No attention is run; the arguments are checked as there.
+
+    Where tiles are skipped, the BlockMask is built as `attend` builds it, and kept with the mask for it.
+    """
     request = _request(
         query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
     )
@@ -217,20 +231,26 @@ def explain(
     if clean_padding:
         known_hidden(request)  # raises if padding is not known
     batch, heads, q_len, kv_len = request.sizes
-    counts: tuple[int, ...] = ()
-    if isinstance(mask, BlockMask):
-        refuse_shared_tables(mask, batch, heads)
-        counts = tile_counts(mask)
+    blocks: BlockMask | None = None
+    if isinstance(request.mask, BlockMask):
+        blocks = request.mask
+        refuse_shared_tables(blocks, batch, heads)
     elif request.mask is not None:
-        assert not isinstance(request.mask, BlockMask)
         table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=query.device)
-    cheaper = _cheaper(request.mask) if chosen.backend in ("flash", "triton") else None
-    return Explanation(chosen.backend, chosen.reason, chosen.ruled_out, cheaper, *counts)
+    by_tiles = chosen.backend in _BY_TILES
+    if by_tiles:
+        blocks = as_block_mask(query, key, request.mask)
+    return Explanation(
+        chosen.backend,
+        chosen.reason,
+        {} if chosen.named else ruled_out(request, chosen.backend),
+        skips(request, chosen.backend),
+        _run_as(blocks, request.mask) if by_tiles and blocks is not None else None,
+        *(() if blocks is None else tile_counts(blocks)),
+    )
 
 
-def _cheaper(mask: BlockMask | MaskMod | None) -> str | None:
-    """How a mask is written that a kernel gets in its place; None if it gets the mask itself."""
-    if not isinstance(mask, Mask):
-        return None
-    simpler = simplify(mask)
-    return None if simpler is mask or simpler == mask else told(simpler)
+def _run_as(blocks: BlockMask, given: BlockMask | MaskMod | None) -> str | None:
+    """The mask that a BlockMask holds, as a reader wants to see it; None for a function, and for the mask that was given."""
+    held = blocks.mask_mod
+    return told(held) if isinstance(held, Mask) and given is not None and held != given else None

@@ -15,7 +15,7 @@ from maskloom.attention.kept import tensors_of
 from maskloom.attention.merge import check_sinks, with_sinks
 from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod
-from maskloom.scores.base import ScoreMod
+from maskloom.scores.base import ScoreMod, answering
 
 CHUNK = 2**22
 """Scores (B × H × queries × K) that are there at one time, at most, if one query has no more."""
@@ -53,7 +53,7 @@ def reference(
             (gpt-oss). See `maskloom.attention.merge.with_sinks`.
 
     Raises:
-        TypeError: a table that is not bool, sinks that are not floating point.
+        TypeError: a table that is not bool, sinks that are not floating point, a score_mod that gives no score.
         ValueError: heads that do not divide, a mask for other sizes, not one sink for each head.
 
     Returns:
@@ -158,7 +158,7 @@ def _modified(scores: Tensor, score_mod: ScoreMod, first: int) -> Tensor:
 
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
     indices[2] = indices[2] + first
-    lifted = score_mod
+    lifted = answering(score_mod)
     for index in (3, 2, 1, 0):
         dims = [0] + [0 if index == at else None for at in range(4)]
         lifted = torch.vmap(lifted, in_dims=tuple(dims))

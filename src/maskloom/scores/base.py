@@ -68,6 +68,35 @@ def checked_score_mod(function: ScoreMod) -> ScoreMod:
     return function
 
 
+def answering(score_mod: ScoreMod) -> ScoreMod:
+    """The score_mod, with a TypeError where it gives no score. It looks at type, dtype and shape, which a trace folds away.
+
+    Compiled by torch (2.13), a function that forgets to return runs, and so does one that returns many elements.
+    """
+
+    def answered(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        answer = score_mod(score, b, h, q_idx, kv_idx)
+        wrong = _no_score(answer)
+        if wrong is not None:
+            raise TypeError(f"{NO_SCORE} for one (score, b, h, q_idx, kv_idx); {name_of(score_mod)} gave {wrong}")
+        return answer
+
+    return answered
+
+
+NO_SCORE = "a score_mod answers with the score, a tensor without dimensions,"
+
+
+def _no_score(answer: object) -> str | None:
+    """What a score_mod gave in place of a score. An integer tensor is one, as torch has it."""
+    if not isinstance(answer, Tensor):
+        return "None" if answer is None else type(answer).__name__
+    if answer.dtype == torch.bool or answer.is_complex() or answer.ndim:
+        hint = "; a mask_mod goes to mask=" if answer.dtype == torch.bool else ""
+        return f"a {answer.dtype} tensor with ndim {answer.ndim}{hint}"  # sizes may be symbols in a trace
+    return None
+
+
 def name_of(function: ScoreMod) -> str:
     """A score_mod as repr writes it: a value as the code that made it, a plain function by its name."""
     return getattr(function, "__name__", type(function).__name__)
