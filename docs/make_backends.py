@@ -19,8 +19,6 @@ AXES = {
     "lse": "log-sum-exp",
 }
 IN_WORDS = {"False": "without", "True": "with"}
-NOT_BY_NAME = "Expected TensorSSA"
-"""What flash-attn's compiler said of a table that it cannot read, before such masks were refused."""
 
 FLEX = "flex_attention"
 NOT_YET = "That was not measured yet."
@@ -270,10 +268,7 @@ def grid() -> list[Row]:
 
 def reason_of(row: Row) -> str:
     """Why a backend refused, without the sizes that it got."""
-    reason = row["verdict"].removeprefix("refused: ").split("; got ")[0].split("; the tensors are ")[0]
-    if reason.startswith(NOT_BY_NAME):
-        return f"a table read by head, query and key (`{reason}`, said flash-attn's compiler; refused by name since)"
-    return reason
+    return row["verdict"].removeprefix("refused: ").split("; got ")[0].split("; the tensors are ")[0]
 
 
 def most(rows: Iterable[Row]) -> str:

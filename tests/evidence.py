@@ -22,21 +22,25 @@ TRUTH = 1e-14  # how well the truth knows itself: float64 sums in another order 
 
 @dataclass
 class Evidence:
-    """Relative errors of output and gradients, ours and those of the plain reference in the same dtype."""
+    """Relative errors of output and gradients, ours and those of the plain reference in the same dtype.
+
+    Attributes:
+        rounded: what rounding that the plain reference does not do adds to ours.
+    """
 
     ours: dict[str, float]
     plain: dict[str, float]
     dtype: torch.dtype
     on_gpu: bool = False
+    rounded: float = 0.0
 
     def check(self, *, more: dict[str, float] | None = None) -> None:
         """Fail where ours is further from the truth than evidence allows, and ``more`` of some results."""
         times = 3 if self.on_gpu else 2
         for name, error in self.ours.items():
             steps = 0.5 if self.plain[name] else 2
-            bound = (
-                (more or {}).get(name, 0.0) + times * self.plain[name] + max(steps * torch.finfo(self.dtype).eps, TRUTH)
-            )
+            least = max(steps * torch.finfo(self.dtype).eps, TRUTH) + self.rounded
+            bound = (more or {}).get(name, 0.0) + times * self.plain[name] + least
             assert error <= bound, f"{name}: relative error {error:.2e}, plain reference {self.plain[name]:.2e}"
 
     @property
@@ -83,7 +87,12 @@ def gather(
 def gather_lse(
     attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *, table: Tensor
 ) -> list[Evidence]:
-    """Evidence of the log-sum-exp, which ``attention`` gives in float32 or more, and of its gradients for queries and keys."""
+    """Evidence of the log-sum-exp, which ``attention`` gives in float32 or more, and of its gradients for queries and keys.
+
+    A GPU's kernel keeps it, in float32, and takes the probabilities of a query from it again, for the gradients. Its rounding
+    step is in all of them then. The gradient of a key sums over many queries and so is nearer to the truth in the plain
+    reference: 1.6e-7 where torch's own kernel and ours had 7.3e-7, at 1,000 queries in float32 on an H100.
+    """
 
     def plainly(q, k, v):
         return reference(q, k, v, table)[1]
@@ -93,9 +102,11 @@ def gather_lse(
     ours, same_dtype = (_run_lse(run, inputs, query.dtype) for run in (attention, plainly))
     wide = torch.promote_types(query.dtype, torch.float32)
     evidence = []
-    for names, dtype in ((["lse"], wide), (["dq", "dk"], query.dtype)):
+    largest = truth["lse"].nan_to_num(neginf=0.0).abs().max()
+    kept = float(largest) * torch.finfo(torch.float32).eps if query.is_cuda else 0.0
+    for names, dtype, rounded in ((["lse"], wide, 0.0), (["dq", "dk"], query.dtype, kept)):
         errors = [{name: _relative(results[name], truth[name]) for name in names} for results in (ours, same_dtype)]
-        evidence.append(Evidence(errors[0], errors[1], dtype, query.is_cuda))
+        evidence.append(Evidence(errors[0], errors[1], dtype, query.is_cuda, rounded))
     return evidence
 
 

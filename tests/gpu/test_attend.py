@@ -61,8 +61,9 @@ def test_auto():
     if has_flash():
         assert "gradients are wrong" in trained.ruled_out["flash"]
         assert "remainder" in loom.explain(q, k, v, loom.dilated(back=9, step=3)).ruled_out["flash"]
-        table = torch.ones(1, HEADS, Q, Q, dtype=torch.bool, device="cuda")
-        assert "by head" in loom.explain(q, k, v, loom.from_dense(table)).ruled_out["flash"]
+        number = torch.tensor(3, device="cuda")
+        reading = loom.explain(q, k, v, lambda b, h, q_idx, kv_idx: q_idx + number >= kv_idx)
+        assert "a tensor without dimensions" in reading.ruled_out["flash"]
 
 
 @pytest.mark.parametrize("backend", FLEX)
@@ -81,7 +82,8 @@ def test_tables_count_where_the_mask_sees_everything(backend):
     tiles = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]], device="cuda", dtype=torch.bool)
     numbers, indices = tiles.sum(-1).int()[None, None], (~tiles).int().argsort(stable=True).int()[None, None]
     given = BlockMask.from_kv_blocks(torch.zeros_like(numbers), indices, numbers, indices, 128, noop_mask, (384, 384))
-    for mask_mod in (noop_mask, loom.everything, lambda b, h, q_idx, kv_idx: q_idx >= 0):
+    constants = (noop_mask, loom.everything, loom.nothing, loom.shifted(loom.everything, q_offset=3))
+    for mask_mod in (*constants, lambda b, h, q_idx, kv_idx: q_idx >= 0):
         given.mask_mod = mask_mod
         table = dense_of(given, BATCH, HEADS)
         assert not table.all()

@@ -24,8 +24,9 @@ from typing import Literal, get_args
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention import flash_mask
 from maskloom.attention.fused import flash, triton
-from maskloom.attention.given import operations, refuse_shared_tables
+from maskloom.attention.given import refuse_shared_tables
 from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
@@ -157,11 +158,7 @@ def _no_flash(request: Request) -> str | None:
 def _no_flash_mask(request: Request) -> str | None:
     if torch.compiler.is_dynamo_compiling():  # masks cannot be read then: what it lacks, torch says
         return None
-    others = sorted(operations(request.mask, request.query.device) - _FLASH_OPERATIONS)
-    if not others:
-        return None
-    has = ", ".join("operations that cannot be followed" if name == "?" else name for name in others)
-    return f"its masks are comparisons, logic, + and - of tables read at one position; this has {has}"
+    return flash_mask.refused(request.mask, request.query.device)
 
 
 def _no_varlen(request: Request) -> str | None:
@@ -220,11 +217,6 @@ def _nondeterministic(request: Request) -> str | None:
 
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
 _FLASH_BLOCK = (128, 128)
-_FLASH_OPERATIONS = {
-    "lt", "le", "gt", "ge", "eq", "ne", "add", "sub", "rsub", "index",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "logical_and", "logical_or", "logical_not",
-    "new_ones", "new_zeros", "ones", "zeros",
-}  # fmt: skip
 
 _REFUSALS: dict[Backend, Callable[[Request], str | None]] = {
     "flash": _no_flash,

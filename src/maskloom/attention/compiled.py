@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from maskloom.attention.division import dividing_mask, dividing_score
 from maskloom.blocks.tables import rebuilt
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
@@ -114,9 +115,11 @@ def _attend_or_fail(
     if not torch.compiler.is_dynamo_compiling():  # a constant in the graph; runs only where there is none
         raise FallbackError(_not_compiled())
     # lengths from the tensors: as numbers of the block mask they are dynamic scalars, which FLASH takes for captured ones
-    blocks = rebuilt(block_mask, seq_lengths=(query.shape[-2], key.shape[-2]))
+    lengths = query.shape[-2], key.shape[-2]
+    blocks = rebuilt(block_mask, seq_lengths=lengths, mask_mod=dividing_mask(block_mask.mask_mod, query.device))
+    bend = None if score_mod is None else answering(dividing_score(score_mod, query.device))
     found: Any = flex_attention(
-        query, key, value, None if score_mod is None else answering(score_mod), blocks, scale, enable_gqa,
+        query, key, value, bend, blocks, scale, enable_gqa,
         kernel_options=kernel_options, return_aux=AuxRequest(lse=True) if wants_lse else None,
     )  # fmt: skip
     return (found[0], found[1].lse) if wants_lse else (found, None)

@@ -5,15 +5,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, noop_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.compiled import fused_attention
+from maskloom.attention.flash_mask import for_flash
 from maskloom.attention.given import as_block_mask
 from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import rebuilt
 from maskloom.masks import captured
-from maskloom.masks.algebra import Everything, Mask, as_mask, mask_value
-from maskloom.masks.dense import MaskMod
 from maskloom.scores.base import ScoreMod
 
 _SMALLEST_HEAD_DIM = 16
@@ -62,7 +61,7 @@ def flash(request: Request) -> Attended:
     )
     blocks = as_block_mask(request.query, request.key, request.mask)
     options = {**(request.kernel_options or {}), "BACKEND": "FLASH"}
-    mask_mod = _looked_at(blocks.mask_mod)
+    mask_mod = for_flash(blocks.mask_mod, request.query.shape[0], request.query.device)
     return _fused(request, blocks if mask_mod is blocks.mask_mod else rebuilt(blocks, mask_mod=mask_mod), options)
 
 
@@ -96,24 +95,3 @@ def _kernel_size(head_dim: int, dtype: torch.dtype) -> int:
 
 def _widened(tensor: Tensor, size: int) -> Tensor:
     return F.pad(tensor, (0, size - tensor.shape[-1])) if size > tensor.shape[-1] else tensor
-
-
-@mask_value
-class EveryKey(Mask):
-    """`everything`, said by a comparison. torch drops the tables of a mask that is the constant True (pytorch#188322)."""
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return kv_idx >= 0
-
-    def __repr__(self) -> str:
-        return "everything"
-
-
-_every_key = EveryKey()
-
-
-def _looked_at(mask_mod: MaskMod) -> MaskMod:
-    """The mask in a form that FLASH cannot take for the constant True: its BlockMask may hide tiles all the same."""
-    if mask_mod is noop_mask or isinstance(mask_mod, Everything):
-        return _every_key
-    return mask_mod if isinstance(mask_mod, Mask) else as_mask(mask_mod) & _every_key

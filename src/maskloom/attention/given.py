@@ -12,7 +12,6 @@ from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import everything
 from maskloom.masks.dense import MaskMod, needed_sizes
-from maskloom.masks.program import Ref, Step, record
 from maskloom.masks.reading import read
 
 
@@ -86,33 +85,3 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     right, given = tile_states(all_tables), tile_states(block_mask)
     first = right.narrow(axis, 0, 1)
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())
-
-
-def operations(mask: BlockMask | MaskMod | None, device: torch.device) -> frozenset[str]:
-    """The names of the aten operations that a mask is made of, kept with it; "?" for one that could not be followed.
-
-    ``device`` is that of the attention. Reading a table is told apart: "index" at a batch row and one position, "index (by head)" and "index (query and key)".
-    """
-    if mask is None:
-        return frozenset()
-    mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-
-    def read() -> frozenset[str]:
-        program = record(mask_mod, device)
-        unknown = frozenset() if program.obstacle is None else frozenset({"?"})
-        return unknown.union(_name_of(step) for step in program.steps)
-
-    return keep(mask, ("operations",), read)
-
-
-def _name_of(step: Step) -> str:
-    name = step.op.overloadpacket.__name__
-    if name != "index":
-        return name
-    read = [index for index in step.args[1] if isinstance(index, Ref)]
-    if _HEAD in read:
-        return "index (by head)"
-    return "index (query and key)" if sum(index != _BATCH for index in read) > 1 else name
-
-
-_BATCH, _HEAD = Ref(0), Ref(1)

@@ -41,12 +41,13 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     return devices.pop() if devices else None
 
 
-def moved(held: T, change: Callable[[Tensor], Tensor]) -> T:
+def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
     """A copy of ``held`` with every captured tensor replaced by ``change(tensor)``; itself if nothing changes.
 
-    What is held twice is changed once, so that it stays one object.
+    What is held twice is changed once, so that it stays one object. With another type than tensors ``of``, objects of that
+    type are replaced, those inside of others first.
     """
-    return _moved(held, change, {})
+    return _moved(held, change, of, {})
 
 
 def structure(*held: object, numbers: bool) -> Hashable:
@@ -183,20 +184,19 @@ def _walked(held: object) -> Iterator[tuple[Any, Opened | None]]:
             waiting.extend(reversed(inside[1]))
 
 
-def _moved(held: Any, change: Callable[[Tensor], Tensor], done: dict[int, tuple[Any, Any]]) -> Any:
+def _moved(held: Any, change: Callable[[Any], Any], of: type, done: dict[int, tuple[Any, Any]]) -> Any:
     if id(held) in done:
         return done[id(held)][1]
     inside = opened(held)
     done[id(held)] = (held, held)  # what holds itself keeps its old self inside
-    if isinstance(held, Tensor):
-        new = change(held)
-    elif inside is None:
-        new = held
-    else:
+    new = held
+    if inside is not None:
         _, values, remake = inside
-        changed = tuple(_moved(value, change, done) for value in values)
+        changed = tuple(_moved(value, change, of, done) for value in values)
         same = all(before is after for before, after in zip(values, changed, strict=True))
         new = held if same else remake(changed)
+    if isinstance(new, of):
+        new = change(new)
     done[id(held)] = (held, new)
     return new
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
-from maskloom.masks.tables import among_first, entry
+from maskloom.masks.tables import Leading, among_first, entry, without_ones
 
 
 @mask_value
@@ -15,10 +15,13 @@ class FromDense(Mask):
     """See `from_dense`."""
 
     table: Tensor
-    name = "from_dense"
+    leading: Leading
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return entry(self.table, b, h, q_idx, kv_idx)
+        return entry(self.table, self.leading, b, h, q_idx, kv_idx)
+
+    def __repr__(self) -> str:
+        return f"from_dense({shown(self.table)})"
 
 
 @mask_value
@@ -26,13 +29,14 @@ class FromBlocks(Mask):
     """See `from_blocks`."""
 
     tiles: Tensor
+    leading: Leading
     block_size: tuple[int, int]
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]
         row, column = q_idx // self.block_size[0], kv_idx // self.block_size[1]
         inside = among_first(row, rows) & among_first(column, columns)
-        return inside & entry(self.tiles, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
+        return inside & entry(self.tiles, self.leading, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
 
     def __repr__(self) -> str:
         return f"from_blocks({shown(self.tiles)}, {self.block_size})"
@@ -55,7 +59,7 @@ def from_dense(table: Tensor) -> FromDense:
     Raises:
         TypeError: not a bool tensor. ValueError: another number of dimensions, or empty.
     """
-    return FromDense(_table("table", table, "(Q, K)"))
+    return FromDense(*without_ones(_table("table", table, "(Q, K)")))
 
 
 def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
@@ -81,7 +85,7 @@ def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
         TypeError: not a bool tensor, not ints. ValueError: another number of dimensions, empty, a block size below 1.
     """
     q_size, kv_size = per_axis("block_size", block_size, 2)
-    return FromBlocks(_table("tiles", tiles, "(query blocks, key blocks)"), (q_size, kv_size))
+    return FromBlocks(*without_ones(_table("tiles", tiles, "(query blocks, key blocks)")), (q_size, kv_size))
 
 
 def top_k_blocks(

@@ -7,7 +7,7 @@ program (`reading`, and the builder of block masks) reads the mask itself, not a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -83,6 +83,8 @@ class Program:
         obstacle: why the steps cannot be followed (a write into a shared tensor), None where they can.
         of_structure: whether another mask of the same structure has the same program, but for the tensors it holds: no
             captured tensor was computed with alone, or asked for its values, and none was read that it does not hold.
+        reads_numbers: whether it reads a tensor without dimensions that was there before: one that it holds, or a global one.
+        reads_wholes: whether such a tensor of any dimensions goes into an operation that no index goes into.
     """
 
     steps: tuple[Step, ...]
@@ -90,6 +92,8 @@ class Program:
     metas: tuple[Meta, ...]
     obstacle: str | None = None
     of_structure: bool = False
+    reads_numbers: bool = False
+    reads_wholes: bool = False
 
     def meta(self, value: Ref | Tensor) -> Meta:
         """dtype and shape of a value of the program or of a constant tensor."""
@@ -120,7 +124,7 @@ class Program:
             Step(step.op, tuple(map(changed, step.args)), {k: changed(v) for k, v in step.kwargs.items()}, step.results)
             for step in self.steps
         )
-        return Program(steps, changed(self.answer), self.metas, self.obstacle, self.of_structure)
+        return replace(self, steps=steps, answer=changed(self.answer))
 
 
 def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = ()) -> Program:
@@ -153,8 +157,12 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
             raise
     _check_answer(mask_mod, answer)
     answered = recorder.value(answer)
-    of_structure = not (recorder.used_alone or recorder.used_others) and recorder.obstacle is None
-    return Program(tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle, of_structure)
+    return Program(
+        tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle,
+        of_structure=not (recorder.used_alone or recorder.used_others) and recorder.obstacle is None,
+        reads_numbers=recorder.read_numbers,
+        reads_wholes=recorder.used_alone,
+    )  # fmt: skip
 
 
 def _check_answer(mask_mod: Any, answer: object) -> None:
@@ -203,8 +211,9 @@ class _Recorder(TorchDispatchMode):
     metas: list[Meta] = field(default_factory=list)
     obstacle: str | None = None
     held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
-    used_alone: bool = False  # whether one of them went into an operation that no index goes into
-    used_others: bool = False  # whether a tensor was read that is none of them, and was there before: a global one, say
+    used_alone: bool = False  # whether a tensor that was there before went into an operation that no index goes into
+    used_others: bool = False  # whether such a tensor was read that is none of `held`: a global one, say
+    read_numbers: bool = False  # whether a tensor without dimensions was read that was there before
     _refs: dict[int, Ref] = field(default_factory=dict)
     _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
     _alive: list[Tensor] = field(default_factory=list)
@@ -242,7 +251,9 @@ class _Recorder(TorchDispatchMode):
             return ref
         if _storage(tensor) in self._storages:
             self.obstacle = "a tensor that torch handed on under another identity"
-        self.used_others |= id(tensor) not in self.held and id(tensor) not in self._made
+        was_there = id(tensor) not in self._made
+        self.used_others |= was_there and id(tensor) not in self.held
+        self.read_numbers |= was_there and not tensor.ndim
         self._alive.append(tensor)
         return tensor
 
@@ -253,12 +264,8 @@ class _Recorder(TorchDispatchMode):
         values = tuple(map(self.value, args))
         options = {name: self.value(item) for name, item in kwargs.items()}
         depends = any(True for _ in _refs_in((values, *options.values())))
-        if (
-            not depends
-            and self.held
-            and any(id(tensor) in self.held for tensor in _tensors_in((args, *kwargs.values())))
-        ):
-            self.used_alone = True
+        if not depends:
+            self.used_alone |= any(id(tensor) not in self._made for tensor in _tensors_in((args, *kwargs.values())))
         if depends and func.overloadpacket in ASKS_PYTHON:
             raise TypeError(
                 f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "

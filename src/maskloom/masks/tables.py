@@ -9,6 +9,8 @@ positions  (..., L)           how far each position is behind its piece's first
 =========  =================  =====================================================
 """
 
+from typing import Literal, cast
+
 import torch
 from torch import Tensor
 
@@ -25,10 +27,24 @@ def at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
     return table[idx] if table.ndim == 1 else table[b, idx]
 
 
-def entry(table: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The entry of a table (rows, columns), (B, rows, columns) or (B, H, rows, columns); B and H of 1 are for all."""
-    lead = zip(table.shape[:-2], (b, h), strict=False)
-    return table[(*(0 if size == 1 else index for size, index in lead), row, column)]
+Leading = Literal["", "b", "h", "bh"]
+"""The indices that come before row and column where a table is read."""
+
+
+def without_ones(table: Tensor) -> tuple[Tensor, Leading]:
+    """A table (rows, columns), (B, rows, columns) or (B, H, rows, columns) without a B or H of 1, which is for all, and what is left."""
+    ones = tuple(axis for axis, size in enumerate(table.shape[:-2]) if size == 1)
+    left = "".join(letter for axis, letter in enumerate("bh"[: table.ndim - 2]) if axis not in ones)
+    return table.squeeze(ones) if ones else table, cast(Leading, left)
+
+
+def entry(table: Tensor, leading: Leading, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The entry of a table from `without_ones`."""
+    if leading == "bh":
+        return table[b, h, row, column]
+    if leading == "b":
+        return table[b, row, column]
+    return table[h, row, column] if leading == "h" else table[row, column]
 
 
 def among_first(idx: Tensor, n: int | Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""What a mask_mod reads with its indices, found out while torch.compile traces: no program can be recorded then."""
+"""What a mask_mod or a score_mod does with its indices, found out while torch.compile traces: no program can be recorded then.
+
+It is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
+"""
 
 from typing import Any
 
@@ -12,7 +15,6 @@ from maskloom.masks.program import INDICES, Index
 def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[int]]:
     """For each index, the sizes of the table dimensions that it reads directly, as often as it does.
 
-    The mask_mod is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
     A read by something computed from an index, a cast of it too, is not seen.
     """
     reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
@@ -21,8 +23,36 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
     return dict(zip(INDICES, reads.sizes, strict=True))
 
 
+def divides(function: Any, *scalars: Tensor) -> bool:
+    """Whether it divides, or takes a remainder, when it is called with these."""
+    watch = _Divisions()
+    with watch:
+        function(*scalars)
+    return watch.seen
+
+
+class _Divisions(TorchFunctionMode):
+    """Notes whether there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in _DIVISIONS or named.get("rounding_mode"):
+            self.seen = True
+        return _first_entry(*args) if func is Tensor.__getitem__ else func(*args, **named)
+
+
+_DIVISIONS = (
+    Tensor.__floordiv__, Tensor.__rfloordiv__, Tensor.__mod__, Tensor.__rmod__,
+    torch.floor_divide, Tensor.floor_divide, torch.remainder, Tensor.remainder, torch.fmod, Tensor.fmod,
+)  # fmt: skip
+
+
 class _Reads(TorchFunctionMode):
-    """Notes the sizes of the dimensions that its indices read; every read gives the entry at 0, with the right shape."""
+    """Notes the sizes of the dimensions that its indices read."""
 
     def __init__(self, indices: list[Tensor]) -> None:
         super().__init__()
@@ -40,7 +70,13 @@ class _Reads(TorchFunctionMode):
                 if place is index:
                     sizes.append(table.shape[axis])
             axis += rest if place is Ellipsis else _axes(place)
-        return func(table, tuple([0 if _is_number(place) else place for place in places]))
+        return _first_entry(table, given)
+
+
+def _first_entry(table: Tensor, given: Any) -> Tensor:
+    """What is read at 0 in place of every number, which no trace knows: it has the right shape."""
+    places = given if isinstance(given, tuple) else (given,)
+    return table[tuple([0 if _is_number(place) else place for place in places])]
 
 
 def _axes(place: Any) -> int:

@@ -1,0 +1,128 @@
+"""Masks for FlashAttention 4: what it does not take of them, and the form in which it takes the rest.
+
+torch (2.11) writes a mask into the kernel of flash-attn (4.0.0b4). All that is said here was seen on an H100:
+
+- It reads tables at indices, not at a constant, ``table[0][kv_idx]``, nor a tensor without dimensions, which is read there
+  too ("Expected TensorSSA, but got <class 'int'>").
+- Of integers it knows signed ones.
+- A table's last stride is a constant of the kernel where it is 1 or 0, and so is any stride of 0. Another one at a later
+  call is an error ("Mismatched aux_tensors strides").
+- Of a mask that is a constant it drops the tables (pytorch#188322): all is attended to.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.kept import keep
+from maskloom.masks import captured
+from maskloom.masks.algebra import And, Mask, as_mask, mask_value
+from maskloom.masks.dense import MaskMod
+from maskloom.masks.moved import Shifted
+from maskloom.masks.program import Step, record
+
+
+def refused(mask: BlockMask | MaskMod | None, device: torch.device) -> str | None:
+    """What it does not take of a mask, None where it takes it; kept with the mask. ``device`` is that of the attention."""
+    if mask is None:
+        return None
+    mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
+    others = keep(mask, ("for flash",), lambda: _others(mask_mod, device))
+    if not others:
+        return None
+    return (
+        f"its masks are comparisons, logic, + - * and choices of tables read at indices; this has {', '.join(others)}"
+    )
+
+
+def _others(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:
+    program = record(_with_rows(as_mask(mask_mod), 2), device)
+    names = {_name_of(step) for step in program.steps} - _OPERATIONS
+    if program.reads_numbers:
+        names.add("a tensor without dimensions")
+    elif program.reads_wholes:
+        names.add("a table that is computed with, or read at a constant, before an index reads it")
+    unknown = () if program.obstacle is None else ("operations that cannot be followed",)
+    return *unknown, *sorted(names)
+
+
+def _name_of(step: Step) -> str:
+    name = step.op.overloadpacket.__name__
+    if name != "index":
+        return name
+    table, indices = step.args
+    if any(isinstance(index, Tensor) for index in indices):
+        return "a table read at a constant"
+    if isinstance(table, Tensor) and table.dtype not in _DTYPES:
+        return f"a table of {table.dtype}"
+    return name
+
+
+_DTYPES = (
+    torch.bool, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+
+_OPERATIONS = {
+    "lt", "le", "gt", "ge", "eq", "ne", "add", "sub", "rsub", "mul", "neg", "abs", "where", "_to_copy", "index",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "logical_and", "logical_or", "logical_not",
+    "new_ones", "new_zeros", "ones", "zeros",
+}  # fmt: skip
+
+
+def for_flash(mask_mod: MaskMod, batch: int, device: torch.device) -> MaskMod:
+    """An equal mask that flash takes, of one that is not `refused`."""
+    if torch.compiler.is_dynamo_compiling():  # what a mask holds is not known then
+        return And((as_mask(mask_mod), _every_key))
+    if keep(mask_mod, ("flash takes it",), lambda: _is_taken(mask_mod, device)):
+        return mask_mod
+    mask = _with_rows(as_mask(mask_mod), batch)
+    close = captured.moved(mask, lambda table: table if _lies_close(table) else table.contiguous())
+    return And((close, _every_key)) if _may_be_constant(mask_mod, device) else close
+
+
+def _is_taken(mask_mod: MaskMod, device: torch.device) -> bool:
+    """Whether flash takes the mask as it is."""
+    tensors = captured.tensors(mask_mod)
+    return all(tensor.ndim and _lies_close(tensor) for tensor in tensors) and not _may_be_constant(mask_mod, device)
+
+
+def _may_be_constant(mask_mod: MaskMod, device: torch.device) -> bool:
+    """Whether its answer may be the same everywhere. What a function says is not asked for at every call."""
+    return captured.holds_code(mask_mod) or isinstance(record(mask_mod, device).answer, Tensor)
+
+
+def _lies_close(table: Tensor) -> bool:
+    """Whether its last dimension is contiguous and no dimension is expanded."""
+    return table.stride()[-1:] in ((), (1,)) and 0 not in table.stride()
+
+
+def _with_rows(mask: Mask, batch: int) -> Mask:
+    """The mask with an offset for each batch row where it has one for all, in a tensor."""
+    if all(tensor.ndim for tensor in captured.tensors(mask)):
+        return mask
+
+    def by_row(offset: int | Tensor) -> int | Tensor:
+        return offset.repeat(batch) if isinstance(offset, Tensor) and not offset.ndim else offset
+
+    return captured.moved(
+        mask,
+        lambda shift: dataclasses.replace(shift, q_offset=by_row(shift.q_offset), kv_offset=by_row(shift.kv_offset)),
+        of=Shifted,
+    )
+
+
+@mask_value
+class EveryKey(Mask):
+    """`everything`, said by a comparison, which torch does not see through."""
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return kv_idx >= 0
+
+    def __repr__(self) -> str:
+        return "everything"
+
+
+_every_key = EveryKey()
