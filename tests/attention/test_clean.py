@@ -410,6 +410,72 @@ def test_a_table_that_changes_is_read_anew():
     assert out.isfinite().all() and not out[0, :, 3:].any()
 
 
+LONG = 2 * L
+OFFSETS = {
+    "an int": (4, 0),
+    "of the keys": (3, 3),
+    "a tensor": (torch.tensor(4), torch.tensor(1)),
+    "of each row": (torch.tensor([0, 2, 9]), 0),
+    "of each row, keys too": (torch.tensor([0, 2, 9]), torch.tensor([3, 0, 1])),
+    "keys before 0": (0, -2),
+}
+LONG_LENS = torch.tensor([8, 0, 12])
+LONG_PADS = torch.rand(B, LONG, generator=torch.Generator().manual_seed(6)) < 0.4
+END = torch.tensor([10, 10, 10])
+PACKED = loom.documents(offsets=[0, 3, 10], length=LONG)
+SHIFTED = {
+    "lengths": (loom.lengths(LONG_LENS), LONG_LENS),
+    "lengths & causal": (loom.causal & loom.lengths(LONG_LENS), LONG_LENS),  # which simplify changes
+    "padding": (loom.padding(LONG_PADS), LONG_PADS),
+    "real": (loom.real(~LONG_PADS), LONG_PADS),
+    "key padding": (loom.key_padding(LONG_PADS), LONG_PADS),
+    "documents by id": (loom.documents(torch.where(LONG_PADS, -1, torch.arange(LONG) // 7)), LONG_PADS),
+    "packed documents": (PACKED & loom.causal, END),
+    "within": (loom.within(PACKED, loom.window(back=2)), END),
+}
+
+
+def hidden_from(first, hides):
+    """Which of L positions from ``first`` on are padding, by lengths (B,) or by a table (B, LONG)."""
+    positions = (torch.arange(L) + torch.as_tensor(first)[..., None]).expand(B, L)
+    return positions >= hides[:, None] if hides.ndim == 1 else hides.gather(1, positions.clamp(min=0))
+
+
+FITTING = [  # a table has no position before 0
+    (name, offset) for name in SHIFTED for offset in OFFSETS if offset != "keys before 0" or "lengths" in name
+]
+
+
+@pytest.mark.parametrize(("name", "offset"), FITTING)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_padding_is_known_where_positions_are_shifted(name, offset, backend):
+    (mask, hides), (q_offset, kv_offset) = SHIFTED[name], OFFSETS[offset]
+    mask = loom.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    keys, queries = hidden_from(kv_offset, hides), hidden_from(q_offset, hides)
+    assert keys.any() and not keys.all()
+    query, key, value = inputs()
+    clean = loom.attend(query, key, value, mask, backend=backend)
+    key, value = poisoned(key, keys, math.nan), poisoned(value, keys, math.nan)
+    if name != "key padding":
+        query = poisoned(query, queries, math.nan)
+    for given in (mask, loom.block_mask(mask, L, L, batch=B)):
+        assert torch.equal(loom.attend(query, key, value, given, backend=backend, clean_padding=True), clean)
+
+
+def test_a_cache_that_was_never_written():
+    """Decoding from a cache whose end is uninitialised memory: keys behind the length are not there yet."""
+    query, key, value = inputs()
+    lens = torch.tensor([7, 4, 12])
+    behind = torch.arange(L) >= lens[:, None]
+    key, value = poisoned(key, behind, math.nan), poisoned(value, behind, math.inf)
+    pads = torch.zeros(B, L, dtype=torch.bool).masked_fill(behind, True)
+    for padded in (loom.lengths(lens), loom.key_padding(pads)):
+        step = loom.attend(
+            query[:, :, 3:4], key, value, loom.causal & padded, q_offset=lens - 1, clean_padding=True
+        )  # fmt: skip
+        assert step.isfinite().all() and step.any(-1).all()
+
+
 UNKNOWN = [
     None,
     loom.causal,
@@ -419,7 +485,7 @@ UNKNOWN = [
     lambda b, h, q_idx, kv_idx: kv_idx < LENS[b],
     torch_and(closure, closure),
     loom.per_batch([loom.causal, loom.everything, loom.causal]),
-    loom.shifted(loom.lengths(LENS), q_offset=2),
+    loom.shifted(loom.lengths(LENS) | loom.causal, q_offset=2),
     loom.block_mask(loom.causal, L, L),
 ]
 
@@ -429,7 +495,7 @@ UNKNOWN = [
 )
 @pytest.mark.parametrize("call", [loom.attend, loom.explain])
 def test_padding_must_be_known(call, mask):
-    with pytest.raises(ValueError, match=r"clean_padding needs a mask .*joined to others with &.*no offset.*; got"):
+    with pytest.raises(ValueError, match=r"clean_padding needs a mask .*joined to others with &, shifted or not; got"):
         call(*inputs(), mask, clean_padding=True)
 
 

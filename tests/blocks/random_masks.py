@@ -153,7 +153,8 @@ class _Builder:
 
     def read(self, make: Callable[..., Tensor], depth: int) -> _Expression:
         """A table read at the indices, at something computed and made to fit, or through another table."""
-        kind = self.rnd.choice(["q", "kv", "bq", "b][kv", "q,kv", "h][q,kv", "fit", "wrap", "nested", "shift", "b"])
+        kinds = ["q", "kv", "bq", "b][kv", "q,kv", "h][q,kv", "fit", "wrap", "nested", "shift", "b", "beside a slice"]
+        kind = self.rnd.choice(kinds)
         q_len, kv_len, batch, heads = self.q_len, self.kv_len, self.batch, self.heads
         if kind == "q":
             return _table("t[q]", make(q_len), lambda t, b, h, q, kv: t[q])
@@ -171,6 +172,8 @@ class _Builder:
             return _table("t[h][q, kv]", make(heads, q_len, kv_len), lambda t, b, h, q, kv: t[h][q, kv])
         if kind == "shift":
             return _table("t[q + 3]", make(q_len + 5), lambda t, b, h, q, kv: t[q + 3])
+        if kind == "beside a slice":
+            return self.beside_a_slice(make)
         if kind == "nested":
             ids = torch.randint(0, 7, (q_len,), generator=self.seed)
             ids = ids.sort().values if self.rnd.random() < 0.7 else ids
@@ -180,6 +183,18 @@ class _Builder:
         if kind == "fit":
             return _apply("t[x % n]", lambda x: table[x.long() % size], inner)
         return _apply("t[clamp(x)]", lambda x: table[x.long().clamp(-size, size - 1)], inner)
+
+    def beside_a_slice(self, make: Callable[..., Tensor]) -> _Expression:
+        """A table read by an index beside a slice, ``None`` or an ellipsis."""
+        q_len, kv_len, batch, heads = self.q_len, self.kv_len, self.batch, self.heads
+        reads: list[Callable[[], _Expression]] = [
+            lambda: _table("t[:, kv][b]", make(batch, kv_len), lambda t, b, h, q, kv: t[:, kv][b]),
+            lambda: _table("t[b, None][0, q]", make(batch, q_len), lambda t, b, h, q, kv: t[b, None][0, q]),
+            lambda: _table("t[..., kv][q]", make(q_len, kv_len), lambda t, b, h, q, kv: t[..., kv][q]),
+            lambda: _table("t[h, ..., kv][q]", make(heads, q_len, kv_len), lambda t, b, h, q, kv: t[h, ..., kv][q]),
+            lambda: _table("t[1:, q, None][0, 0]", make(2, q_len), lambda t, b, h, q, kv: t[1:, q, None][0, 0]),
+        ]
+        return self.rnd.choice(reads)()
 
     # trees
 

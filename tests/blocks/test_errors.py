@@ -33,7 +33,7 @@ WRONG: dict[str, Any] = {
     "several bools": (lambda b, h, q, kv: TABLE[b], {"batch": 3}, TypeError, r"gave bool of shape \(64,\)"),
     "decides in Python": (lambda b, h, q, kv: q >= kv if q > 3 else kv > 1, {}, TypeError, r"cannot use \.item\(\), int\(\), if"),
     "random": (lambda b, h, q, kv: torch.rand(()) < 0.5, {}, TypeError, "rand draws random numbers"),
-    "an index beside a slice": (lambda b, h, q, kv: TABLE[:, q][b], {"batch": 3}, TypeError, "an index beside a slice"),
+    "a slice by an index": (lambda b, h, q, kv: TABLE[0, :q].any(), {}, TypeError, "nor slice by them"),
     "q_len": (_mask, {"q_len": 0}, ValueError, "q_len is a number of positions, at least 1; got 0"),
     "kv_len": (_mask, {"kv_len": -3}, ValueError, "kv_len is a number of positions, at least 1; got -3"),
     "block size": (_mask, {"block_size": 0}, ValueError, "the block size .* at least 1, or a pair .*; got 0"),

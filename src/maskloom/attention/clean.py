@@ -53,7 +53,7 @@ def known_hidden(request: Request) -> Hidden:
     if mask is None or keys is None:
         raise ValueError(
             "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding or documents, alone or "
-            f"joined to others with &, and with no offset of positions; got {mask!r}"
+            f"joined to others with &, shifted or not; got {mask!r}"
         )
     queries = known_hidden_queries(mask, q_len)
     for rows, length in ((keys, kv_len), (queries, q_len)):

@@ -6,6 +6,7 @@ as Hugging Face's ``attention_mask`` has it, goes to `real`.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +16,40 @@ from maskloom.masks.checks import INTEGERS, flags, is_zero, length_table, readab
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.moved import Shifted
 
+Position = int | Tensor
+"""A position: an int, or integers without dimensions, or (B,), one for each batch row."""
+
+
+def positions_from(first: Position, length: int, device: torch.device) -> Tensor:
+    """So many positions: integers (length,), or (B, length) where each batch row has its own first one."""
+    positions = torch.arange(length, device=device)
+    return positions if is_zero(first) else positions + (first[..., None] if isinstance(first, Tensor) else first)
+
+
+def behind(lens: Tensor, first: Position, length: int) -> Tensor:
+    """Which of ``length`` positions lie behind a length (B,): bool (B, length)."""
+    return positions_from(first, length, lens.device) >= lens[:, None]
+
+
+def stretch(table: Tensor, first: Position, length: int) -> Tensor:
+    """The entries of a table (B or 1, L) at ``length`` positions: (B or 1, length)."""
+    if isinstance(first, int) and first >= 0:
+        return table[:, first : first + length]
+    at = positions_from(first, length, table.device).clamp(
+        0, table.shape[1] - 1
+    )  # none that a mask may ask lies outside
+    return table[:, at] if at.ndim == 1 else table.expand(len(at), -1).gather(1, at)
+
 
 class PaddingMask(Mask):
     """A mask that hides certain keys from every query, and knows which."""
 
     @abstractmethod
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        """Which of the first ``kv_len`` keys are hidden: bool (B or 1, KV)."""
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        """Which of ``kv_len`` keys from position ``first`` on are hidden: bool (B or 1, KV)."""
 
-    def hidden_queries(self, q_len: int) -> Tensor | None:
-        """Which of the first ``q_len`` queries see nothing because they are padding: bool (B or 1, Q); None: not known."""
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor | None:
+        """Which of ``q_len`` queries from ``first`` on see nothing because they are padding: bool (B or 1, Q); None: not known."""
         return None
 
 
@@ -41,11 +66,11 @@ class Lengths(PaddingMask):
     def __repr__(self) -> str:
         return _one_or_both("lengths", self.q_lens, self.kv_lens)
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return torch.arange(kv_len, device=self.kv_lens.device) >= self.kv_lens[:, None]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return behind(self.kv_lens, first, kv_len)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return torch.arange(q_len, device=self.q_lens.device) >= self.q_lens[:, None]
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return behind(self.q_lens, first, q_len)
 
 
 @mask_value
@@ -61,11 +86,11 @@ class Padding(PaddingMask):
     def __repr__(self) -> str:
         return _one_or_both("padding", self.q_pads, self.kv_pads)
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return self.kv_pads[:, :kv_len]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return stretch(self.kv_pads, first, kv_len)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return self.q_pads[:, :q_len]
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return stretch(self.q_pads, first, q_len)
 
 
 @mask_value
@@ -81,11 +106,11 @@ class Real(PaddingMask):
     def __repr__(self) -> str:
         return _one_or_both("real", self.q_real, self.kv_real)
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return ~self.kv_real[:, :kv_len]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return ~stretch(self.kv_real, first, kv_len)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return ~self.q_real[:, :q_len]
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return ~stretch(self.q_real, first, q_len)
 
 
 @mask_value
@@ -98,8 +123,8 @@ class KeyPadding(PaddingMask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return ~self.pads[b, kv_idx]
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return self.pads[:, :kv_len]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return stretch(self.pads, first, kv_len)
 
 
 def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
@@ -212,19 +237,24 @@ def key_padding(pads: Tensor) -> KeyPadding:
     return KeyPadding(flags("pads", pads, true_means="padding"))
 
 
-def known_padding(mask_mod: MaskMod, kv_len: int) -> Tensor | None:
+def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = False) -> Tensor | None:
     """Which key positions a mask is known to hide from every query: bool (B or 1, KV), True = hidden; None if unknown.
 
-    Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks``. Under
-    ``|`` or ``~`` it proves nothing.
+    Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks`` and under
+    `shifted`, which says at which positions the keys lie. Under ``|`` or ``~`` it proves nothing.
+
+    Args:
+        of_one_sequence: what is hidden as key is a query too, at the same place. Then a mask that is shifted so that queries begin
+            elsewhere than keys says nothing.
 
     Raises:
         ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
             cannot be looked into then.
     """
     known: Tensor | None = None
-    for part in _paddings(mask_mod):
-        known = _either(known, part.hidden_keys(kv_len))
+    for part, first_query, first in _paddings(mask_mod):
+        if not of_one_sequence or first is first_query or (isinstance(first, int) and first == first_query):
+            known = _either(known, part.hidden_keys(kv_len, first))
     return known
 
 
@@ -234,8 +264,8 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
     Known by the same rule as `known_padding`, with the same error.
     """
     known: Tensor | None = None
-    for part in _paddings(mask_mod):
-        hidden = part.hidden_queries(q_len)
+    for part, first, _ in _paddings(mask_mod):
+        hidden = part.hidden_queries(q_len, first)
         if hidden is not None:
             known = _either(known, hidden)
     return known
@@ -252,7 +282,15 @@ def _either(first: Tensor | None, second: Tensor) -> Tensor:
     return first | second
 
 
-def _paddings(mask_mod: MaskMod) -> list[PaddingMask]:
+class _Placed(NamedTuple):
+    """A padding mask, and the positions of the first query and the first key in it."""
+
+    mask: PaddingMask
+    first_query: Position
+    first_key: Position
+
+
+def _paddings(mask_mod: MaskMod) -> list[_Placed]:
     """The padding masks that are conjuncts at the top of a mask."""
     if torch.compiler.is_dynamo_compiling() and is_torch_and(mask_mod):
         # dynamo cannot call a closure once it has read a cell of it (assertion in side_effects.load_cell; 2.11, 2.13)
@@ -260,11 +298,21 @@ def _paddings(mask_mod: MaskMod) -> list[PaddingMask]:
             "torch.compile cannot look into torch's and_masks, to see whether it hides padding: "
             "combine the masks with & or maskloom.and_masks, or open it first with maskloom.as_mask(mask)"
         )
-    mask = as_mask(mask_mod)
-    while isinstance(mask, Shifted) and is_zero(mask.q_offset) and is_zero(mask.kv_offset):
-        mask = mask.mask  # padding is the same for every head
-    parts = mask.parts if isinstance(mask, And) else (mask,)
-    return [part for part in parts if isinstance(part, PaddingMask)]
+    return _placed(as_mask(mask_mod), 0, 0)
+
+
+def _placed(mask: Mask, first_query: Position, first_key: Position) -> list[_Placed]:
+    if isinstance(mask, Shifted):  # padding is the same for every head
+        return _placed(mask.mask, _sum(first_query, mask.q_offset), _sum(first_key, mask.kv_offset))
+    if isinstance(mask, And):
+        return [found for part in mask.parts for found in _placed(part, first_query, first_key)]
+    return [_Placed(mask, first_query, first_key)] if isinstance(mask, PaddingMask) else []
+
+
+def _sum(first: Position, second: Position) -> Position:
+    if is_zero(first):
+        return second
+    return first if is_zero(second) else first + second
 
 
 def _real_flags(name: str, is_real: Tensor) -> Tensor:

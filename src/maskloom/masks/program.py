@@ -26,6 +26,7 @@ _READS_NO_VALUE = {
     _aten.new_ones, _aten.new_zeros, _aten.new_full, _aten.new_empty, _aten.new_empty_strided,
     _aten.ones_like, _aten.zeros_like, _aten.full_like, _aten.empty_like,
 }  # fmt: skip
+_POSITIONS = (torch.int64, torch.int32, torch.int16, torch.int8)
 ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
 
 
@@ -192,7 +193,32 @@ class _IndexByTensors(TorchFunctionMode):
                 return _aten.index(
                     table, [i if isinstance(i, Tensor) else torch.tensor(int(i), device=device) for i in leaves]
                 )
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(map(_is_scalar, places)) and all(map(_keeps_order, places)):
+                return _read_beside_slices(table, places)
         return func(*args, **(kwargs or {}))
+
+
+def _is_scalar(place: Any) -> bool:
+    return isinstance(place, Tensor) and not place.ndim and place.dtype in _POSITIONS
+
+
+def _keeps_order(place: Any) -> bool:
+    """Whether what an index leaves of a table lies in the order of the table."""
+    return place is None or place is Ellipsis or type(place) in (int, slice) or _is_scalar(place)
+
+
+def _read_beside_slices(table: Tensor, places: tuple[Any, ...]) -> Tensor:
+    """``table[:, kv_idx]``: a view by all else, of which the dimensions that scalars read come first, and one lookup."""
+    axis, read = 0, []
+    rest = table.ndim - sum(place is not None and place is not Ellipsis for place in places)
+    for place in places:
+        if _is_scalar(place):
+            read.append(axis)
+        axis += rest if place is Ellipsis else type(place) is not int
+    view = table[tuple(slice(None) if _is_scalar(place) else place for place in places)]
+    others = [axis for axis in range(view.ndim) if axis not in read]
+    return _aten.index(view.permute(*read, *others), [place for place in places if _is_scalar(place)])
 
 
 def _leaves_of(index: Any) -> Iterator[Any]:
@@ -270,7 +296,7 @@ class _Recorder(TorchDispatchMode):
             raise TypeError(
                 f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
                 "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
-                "an index beside a slice; write & | ~, torch.where, table[b][kv_idx]"
+                "slice by them; write & | ~, torch.where, table[b][kv_idx]"
             )
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TypeError(

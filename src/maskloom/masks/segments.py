@@ -16,7 +16,7 @@ from maskloom.masks.checks import (
     refuse_length,
 )
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.padding import PaddingMask
+from maskloom.masks.padding import PaddingMask, Position, stretch
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 
 
@@ -25,11 +25,11 @@ class Segmented(PaddingMask):
 
     ids: Tensor
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return torch.atleast_2d(self.ids)[:, :kv_len] < 0
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return stretch(torch.atleast_2d(self.ids), first, kv_len) < 0
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return self.hidden_keys(q_len)
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)
 
     def ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
         """The ids of the query and of the key."""
@@ -139,11 +139,11 @@ class Within(PaddingMask):
     def __repr__(self) -> str:
         return f"within({self.segments!r}, {self.mask!r})"
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return self.segments.hidden_keys(kv_len)
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return self.segments.hidden_keys(kv_len, first)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return self.segments.hidden_queries(q_len)
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.segments.hidden_queries(q_len, first)
 
 
 def within(segments: AnyDocuments, mask: MaskMod) -> Within:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import And, Mask, Not, Or, Xor, and_masks, mask_value, or_masks, shown, xor_masks
 from maskloom.masks.moved import Shifted
-from maskloom.masks.padding import Lengths, PaddingMask
+from maskloom.masks.padding import Lengths, PaddingMask, Position, behind, stretch
 from maskloom.masks.relative import Causal, Window
 from maskloom.masks.segments import PackedDocuments
 
@@ -44,11 +44,11 @@ class RealQueries(PaddingMask):
     def __repr__(self) -> str:
         return f"lengths({shown(self.lens)})"
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return torch.arange(kv_len, device=self.lens.device) >= self.lens[:, None]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return behind(self.lens, first, kv_len)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return self.hidden_keys(q_len)
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)
 
 
 @mask_value
@@ -68,11 +68,11 @@ class FromStart(PaddingMask):
     def __repr__(self) -> str:
         return f"documents(offsets={shown(self.offsets)})"
 
-    def hidden_keys(self, kv_len: int) -> Tensor:
-        return (self.start == len(self.start))[None, :kv_len]
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return stretch(self.start[None], first, kv_len) == len(self.start)
 
-    def hidden_queries(self, q_len: int) -> Tensor:
-        return self.hidden_keys(q_len)
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)
 
 
 def simplify(mask: Mask) -> Mask:

@@ -105,7 +105,7 @@ def _cleaned(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor:
     if mask is None:
         return x
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    pads = known_padding(mask_mod, x.shape[1])
+    pads = known_padding(mask_mod, x.shape[1], of_one_sequence=True)
     if pads is None:
         return x
     if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:
