@@ -34,18 +34,21 @@ CONTENDERS = {
     "attend, triton": "#8a5a9e",
     "attend, auto": "#17406d",
 }
-GPU_COLUMNS = {
+BLOCK_COLUMNS = {
     "ours_ms": "ours",
     "ours_inexact_ms": "`exact=False`",
     "ours_host_ms": "it returns after",
     "ours_first_call_ms": "first call",
     "torch_eager_ms": "torch eager",
+    "times_faster": "times faster",
     "torch_compiled_ms": "torch compiled",
     "torch_compiled_first_call_ms": "its first call",
     "attn_gym_ms": "attention-gym",
     "ours_peak_mb": "peak MiB",
     "tables_mb": "tables MiB",
+    "torch_eager_peak_mb": "torch's peak, eager",
 }
+WAYS = ("intervals", "witnesses", "evaluation")
 
 Row = dict[str, Any]
 
@@ -135,17 +138,22 @@ def step_tflops(row: Row) -> float:
     return work / float(row["step_ms"])
 
 
-def gpu_table(rows: list[Row]) -> str:
-    """The rows of blocks_gpu.csv as a table in Markdown, short ones first; "–" is not measured, columns of that are left out."""
+def blocks_table(rows: list[Row], *, ways: bool = False) -> str:
+    """Rows of block masks as a table in Markdown, short ones first; "–" is not measured, columns of that are left out.
+
+    With ``ways`` it also says which share of the tiles was decided in which way.
+    """
     if not rows:
         return ""
     columns = {
-        name: title for name, title in GPU_COLUMNS.items() if any(_cell(row.get(name, "")) != "–" for row in rows)
+        name: title for name, title in BLOCK_COLUMNS.items() if any(_cell(row.get(name, "")) != "–" for row in rows)
     }
-    head = ["N", "mask", *columns.values()]
+    head = ["N", "mask", *columns.values(), *([f"{' / '.join(WAYS)}, %"] if ways else [])]
     lines = [head, ["---"] * len(head)]
     for row in sorted(rows, key=lambda row: int(row["length"])):
-        lines.append([_short(int(row["length"])), _name(row), *(_cell(row.get(column, "")) for column in columns)])
+        cells = [_short(int(row["length"])), _name(row), *(_cell(row.get(column, "")) for column in columns)]
+        shares = [" / ".join(f"{float(row[f'{way}_percent']):.1f}" for way in WAYS)] if ways else []
+        lines.append([*cells, *shares])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -162,7 +170,10 @@ def _is_number(cell: str) -> bool:
 def _cell(cell: str) -> str:
     if not _is_number(cell):
         return cell.replace("none", "") or "–"
-    return f"{float(cell):.0f}" if float(cell) >= 100 else f"{float(cell):.2f}"
+    if cell.isdigit():
+        return cell
+    number = float(cell)
+    return f"{number:.{0 if number >= 100 else 2 if number >= 0.01 else 3}f}"
 
 
 def _name(row: Row) -> str:

@@ -79,11 +79,16 @@ def compared(theirs: str, ours: str, what: str) -> str:
     return f"{found[0] if theirs == '' else f'{found[0]}, {what}'} | {found[1]} | {faster}"
 
 
+def block_masks_cpu() -> str:
+    """Block masks on the CPU."""
+    return make_plots.blocks_table(rows_of("blocks"), ways=True)
+
+
 def block_masks() -> str:
     """Block masks on the GPU."""
     rows = rows_of("blocks_gpu")
     older = "\n\nThese rows are older than the keeping of programs, which spares the run that records a mask."
-    return make_plots.gpu_table(rows) + older * any("ours_host_ms" not in row for row in rows)
+    return make_plots.blocks_table(rows) + older * any("ours_host_ms" not in row for row in rows)
 
 
 def aims_of_blocks() -> str:
@@ -127,7 +132,7 @@ AIMS_OF_BLOCKS: list[tuple[str, Sequence[str], Sequence[int], str, str]] = [
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "backends.md": make_backends.TABLES,
-    "blocks.md": {"blocks_gpu": block_masks, "aims": aims_of_blocks},
+    "blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "../README.md": {"gpu": in_short},
 }

@@ -144,7 +144,13 @@ def explain(
         raise typer.Exit(BAD_INPUT) from None
 
 
-_NO_BENCHMARKS = ("rows", "clocks", "attention_cases", "attention_contenders")  # what benchmarks share
+_NO_BENCHMARKS = (
+    "rows",
+    "clocks",
+    "attention_cases",
+    "attention_contenders",
+    "blocks_contenders",
+)  # what benchmarks share
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -112,25 +112,6 @@ def rows_of(name):
         return list(csv.DictReader(file))
 
 
-def test_the_measured_table_of_block_masks_is_the_committed_rows():
-    shown = {
-        (cells[0], cells[1]): cells[2:]
-        for cells in (
-            [cell.strip() for cell in line.split("|")[1:-1]]
-            for line in (DOCS / "blocks.md").read_text().splitlines()
-            if re.match(r"\| [\w &]+ \| \d+k \|", line)
-        )
-    }
-    rows = rows_of("blocks.csv")
-    assert len(shown) == len(rows)
-    for row in rows:
-        cells = shown[row["mask"], f"{int(row['length']) // 1024}k"]
-        measured = [row["ours_ms"], row["ours_inexact_ms"], row["ours_first_call_ms"]]
-        assert [float(cell) for cell in cells[:3]] == pytest.approx([float(value) for value in measured], abs=0.0051)
-        assert cells[3] == (row["torch_eager_ms"] or "–")
-        assert cells[4] == (row["times_faster"] or "–")
-
-
 def test_the_shares_on_the_page_of_masks_are_committed_rows():
     rows = {row["mask"]: row for row in rows_of("masks.csv")}
     assert rows.keys() == make_masks.named().keys()
@@ -269,7 +250,12 @@ def test_what_the_page_of_compiling_says_of_28_lengths():
 
 
 def test_rows_of_a_gpu_are_plotted_and_tabulated():
-    row = dict.fromkeys(make_plots.GPU_COLUMNS, "") | {"device": "H", "torch": "2.11", "batch": "1", "ours_ms": "0.51"}
+    row = dict.fromkeys(make_plots.BLOCK_COLUMNS, "") | {
+        "device": "H",
+        "torch": "2.11",
+        "batch": "1",
+        "ours_ms": "0.51",
+    }
     rows = [
         row | {"mask": mask, "length": str(length), "torch_compiled_ms": "308.4", "torch_eager_ms": "out of memory"}
         for mask in make_plots.COLOURS
@@ -277,5 +263,5 @@ def test_rows_of_a_gpu_are_plotted_and_tabulated():
     ]
     # each mask in each style that has a time, and as a label; these styles
     assert len(make_plots.plot(rows).axes[0].lines) == 4 * (2 + 1) + 2
-    last = make_plots.gpu_table(rows).splitlines()[-1]
+    last = make_plots.blocks_table(rows).splitlines()[-1]
     assert last == "| 1M | 16 documents & causal | 0.51 | out of memory | 308 |"
