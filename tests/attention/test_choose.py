@@ -214,7 +214,7 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
     found = loom.explain(*inputs(), loom.causal & loom.lengths([13, 5, 2]))
     assert found.backend == "triton" and list(found.ruled_out) == ["flash", "sdpa", "varlen"]
     assert found.ruled_out["sdpa"] == (
-        f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is causal or hides nothing'
+        f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is `causal` or `everything`'
     )
 
 
@@ -311,6 +311,9 @@ def test_what_flash_refuses(gpu, monkeypatch):
     assert words(inputs(), score_mod=loom.alibi(H)) == (
         "of score mods it has softcap: with others its gradients are wrong"
     )
+    asked = words(inputs(), kernel_options={"BACKEND": "TRITON"})
+    assert asked == "kernel_options ask for TRITON, which is not FLASH"
+    assert loom.explain(*inputs(), score_mod=loom.softcap(5.0), q_offset=torch.tensor(2), backend="flash")
     assert words(inputs(), CLOSURE).endswith("at indices; this has div")
     assert words(inputs(), unfollowed).endswith("has operations that cannot be followed, add_, view")
     assert words(inputs(), loom.dilated(back=9, step=3)).endswith("this has remainder")

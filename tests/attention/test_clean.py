@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.attention.fill import zeros_both_ways
-from maskloom.masks.algebra import Mask
+from maskloom.masks.algebra import Mask, mask_value
+from maskloom.masks.padding import PaddingMask, known_padding
 
 B, H, HKV, L, D, E = 3, 2, 1, 13, 8, 5
 LENS = torch.tensor([5, 0, 13])
@@ -460,6 +461,49 @@ def test_padding_is_known_where_positions_are_shifted(name, offset, backend):
         query = poisoned(query, queries, math.nan)
     for given in (mask, loom.block_mask(mask, L, L, batch=B)):
         assert torch.equal(loom.attend(query, key, value, given, backend=backend, clean_padding=True), clean)
+
+
+def test_positions_before_0_are_read_as_the_mask_reads_them():
+    mask = loom.shifted(loom.padding(LONG_PADS), q_offset=-2, kv_offset=torch.tensor(-2))
+    hidden = LONG_PADS.roll(2, 1)[:, :L]
+    assert torch.equal(known_padding(mask, L), hidden)
+    query, key, value = inputs()
+    poison = [poisoned(tensor, hidden, math.nan) for tensor in (query, key, value)]
+    clean = loom.attend(query, key, value, mask)
+    assert torch.equal(loom.attend(*poison, mask, clean_padding=True), clean)
+
+
+@mask_value
+class FirstThree(PaddingMask):
+    """A mask of somebody else's, as docs/your_own_mask.md has it: it knows its padding from position 0 on."""
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx < 3
+
+    def hidden_keys(self, kv_len):
+        return torch.arange(kv_len)[None] >= 3
+
+
+def test_a_padding_mask_of_somebody_else():
+    mask = loom.causal & FirstThree()
+    query, key, value = inputs()
+    behind = (torch.arange(L) >= 3).expand(B, L)
+    found = loom.attend(
+        query, poisoned(key, behind, math.nan), poisoned(value, behind, math.nan), mask, clean_padding=True
+    )
+    assert torch.equal(found, loom.attend(query, key, value, mask))
+
+
+def test_padding_of_one_sequence_is_known_where_queries_and_keys_begin_together():
+    pads, one, two = loom.padding(LONG_PADS), torch.tensor(1), torch.tensor(2)
+    together = loom.shifted(pads, q_offset=one, kv_offset=one)
+    apart = loom.shifted(pads, q_offset=one, kv_offset=two)
+    twice = loom.shifted(together, q_offset=two, kv_offset=two)
+    for mask, first in ((together, 1), (twice, 3), (loom.shifted(pads, q_offset=4, kv_offset=4), 4)):
+        assert torch.equal(known_padding(mask, L, of_one_sequence=True), LONG_PADS[:, first : first + L])
+    for mask in (apart, loom.shifted(apart, q_offset=two, kv_offset=two), loom.shifted(pads, kv_offset=1)):
+        assert known_padding(mask, L, of_one_sequence=True) is None
+        assert known_padding(mask, L) is not None
 
 
 def test_a_cache_that_was_never_written():

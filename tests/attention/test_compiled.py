@@ -246,6 +246,14 @@ def test_a_score_mod_that_gives_no_score_is_an_error(tracing, name):
     assert not tracing
 
 
+def test_what_a_score_mod_raises_comes_through(tracing):
+    def wrong(score, b, h, q_idx, kv_idx):
+        raise ZeroDivisionError("mine is wrong")
+
+    with pytest.raises(ZeroDivisionError, match="mine is wrong"):
+        attend(loom.causal, 37, score_mod=wrong)
+
+
 def test_the_check_of_a_score_is_no_part_of_the_graph(tracing, monkeypatch):
     table = torch.randn(H, requires_grad=True)
 

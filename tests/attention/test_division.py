@@ -28,6 +28,10 @@ DIVIDING = {
     "a partial": functools.partial(lambda step, b, h, q, k: (q - k) % step == 0, 3),
     "inside": loom.shifted((loom.causal | loom.dilated(back=20, ahead=20, step=3)) & loom.window(back=9), q_offset=2),
 }
+DIVIDING |= {
+    "aten": lambda b, h, q, k: torch.ops.aten.remainder(q - k, 3) == 1,
+    "a list of indices": lambda b, h, q, k: ~TABLE[[b, h, q, k]] & (q % 2 == 0),
+}
 OTHERS = {
     "causal": loom.causal,
     "a table": lambda b, h, q, k: ~TABLE[b, h, q, k] & (q >= k),

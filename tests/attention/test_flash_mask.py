@@ -15,7 +15,7 @@ BATCH, Q, K = 3, 11, 17
 TABLE = torch.rand(BATCH, K, Q, generator=torch.Generator().manual_seed(1)) < 0.5
 NUMBER = torch.tensor(3)
 BYTES = torch.arange(K, dtype=torch.uint8)
-WHOLE = "a table that is computed with, or read at a constant, before an index reads it"
+WHOLE = "a table that is made, computed with, or read at a constant, before an index reads it"
 
 
 def same(left, right):
@@ -119,6 +119,9 @@ def test_masks_that_torch_would_take_for_a_constant(name):
         (lambda b, h, q, k: TABLE[0, k, q], "a table read at a constant"),
         (lambda b, h, q, k: TABLE[0][k, q], WHOLE),
         (lambda b, h, q, k: (~TABLE)[b, k, q], WHOLE),
+        (lambda b, h, q, k: torch.arange(17).cumsum(0)[q] >= k, WHOLE),
+        (lambda b, h, q, k: torch.tensor([1, 2, 3])[b] >= k, WHOLE),
+        (lambda b, h, q, k: q.to(torch.uint8) == k, "a cast to torch.uint8"),
         (lambda b, h, q, k: BYTES[q] == BYTES[k], "a table of torch.uint8"),
         (lambda b, h, q, k: q // 4 >= k, "floor_divide"),
         (lambda b, h, q, k: q % 4 >= k, "remainder"),

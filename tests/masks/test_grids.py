@@ -96,6 +96,16 @@ def test_batch_and_heads_are_as_many_as_the_tables_have():
     assert loom.block_mask(from_dense(torch.ones(1, 1, 5, 7, dtype=torch.bool)), 5, 7, batch=2, heads=3)
 
 
+def test_a_table_without_its_ones_is_the_same_mask():
+    flags = torch.rand(4, 5, 7) < 0.5
+    by_head, by_row = from_dense(flags[None]), from_dense(flags[:, None])
+    assert (repr(by_head), repr(by_row)) == ("from_dense(bool[1, 4, 5, 7])", "from_dense(bool[4, 5, 7])")
+    assert by_head != by_row == from_dense(flags) and from_dense(flags[:1]) == from_dense(flags[0])
+    assert repr(from_blocks(flags[None], 2)) == "from_blocks(bool[1, 4, 5, 7], (2, 2))"
+    flags[2, 3, 4] = ~flags[2, 3, 4]  # it is held, not copied
+    assert torch.equal(by_head.dense(5, 7, heads=4)[0], flags) and torch.equal(by_row.dense(5, 7, batch=4)[:, 0], flags)
+
+
 # -- pictures: those of the docstrings ---------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def _passed_over(backend: Backend) -> str:
     """Why a backend that can do it is not in the order."""
     if backend == "flash":
         return f"with up to {_SHORT} queries triton is faster"
-    return f'"auto" takes it on a GPU for half types and more than {_SHORT} queries, where the mask is causal or hides nothing'
+    return f'"auto" takes it on a GPU for half types and more than {_SHORT} queries, where the mask is `causal` or `everything`'
 
 
 def skips(request: Request, backend: Backend) -> str:
@@ -131,6 +131,9 @@ def _by_options(request: Request) -> Backend | None:
 
 
 def _no_flash(request: Request) -> str | None:
+    asked = (request.kernel_options or {}).get("BACKEND", "FLASH")
+    if asked != "FLASH":
+        return f"kernel_options ask for {asked}, which is not FLASH"
     if request.device.type != "cuda":
         return f"it needs a GPU; the tensors are on {request.device}"
     if not has_flash():

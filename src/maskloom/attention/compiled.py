@@ -49,7 +49,7 @@ def fused_attention(
 
     Raises:
         FallbackError: torch.compile did not compile it.
-        TypeError: score_mod gives no score.
+        TypeError: score_mod gives no score. What score_mod raises itself comes through.
     """
     options = kernel_options or {}
     arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
@@ -68,6 +68,8 @@ def fused_attention(
         raise FallbackError(_not_compiled()) from error
     except _compiler().TorchDynamoException as error:
         _raise_if_no_score(error)
+        if score_mod is not None:
+            _let_it_raise(score_mod, query.device)
         raise FallbackError(_broken(error)) from error
 
 
@@ -139,6 +141,13 @@ def _raise_if_no_score(error: Exception) -> None:
     found = re.search(re.escape(NO_SCORE) + r"[^'\"\n]*", str(error))
     if found is not None:
         raise TypeError(found[0]) from error
+
+
+def _let_it_raise(score_mod: ScoreMod, device: torch.device) -> None:
+    """Call it on scalars: what it raises itself says more than what torch makes of that."""
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.no_grad():
+        score_mod(torch.zeros((), device=device), index, index, index, index)
 
 
 def _broken(error: Exception) -> str:

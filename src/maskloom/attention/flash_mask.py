@@ -43,13 +43,15 @@ def _others(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:
     if program.reads_numbers:
         names.add("a tensor without dimensions")
     elif program.reads_wholes:
-        names.add("a table that is computed with, or read at a constant, before an index reads it")
+        names.add("a table that is made, computed with, or read at a constant, before an index reads it")
     unknown = () if program.obstacle is None else ("operations that cannot be followed",)
     return *unknown, *sorted(names)
 
 
 def _name_of(step: Step) -> str:
     name = step.op.overloadpacket.__name__
+    if name == "_to_copy" and step.kwargs.get("dtype", torch.int64) not in _DTYPES:
+        return f"a cast to {step.kwargs['dtype']}"
     if name != "index":
         return name
     table, indices = step.args
@@ -79,7 +81,7 @@ def for_flash(mask_mod: MaskMod, batch: int, device: torch.device) -> MaskMod:
     if keep(mask_mod, ("flash takes it",), lambda: _is_taken(mask_mod, device)):
         return mask_mod
     mask = _with_rows(as_mask(mask_mod), batch)
-    close = captured.moved(mask, lambda table: table if _lies_close(table) else table.contiguous())
+    close = captured.moved(mask, lambda table: table if _lies_close(table) else _copied(table))
     return And((close, _every_key)) if _may_be_constant(mask_mod, device) else close
 
 
@@ -92,6 +94,12 @@ def _is_taken(mask_mod: MaskMod, device: torch.device) -> bool:
 def _may_be_constant(mask_mod: MaskMod, device: torch.device) -> bool:
     """Whether its answer may be the same everywhere. What a function says is not asked for at every call."""
     return captured.holds_code(mask_mod) or isinstance(record(mask_mod, device).answer, Tensor)
+
+
+def _copied(table: Tensor) -> Tensor:
+    return table.clone(
+        memory_format=torch.contiguous_format
+    )  # contiguous() leaves strides of dimensions of 1 as they are
 
 
 def _lies_close(table: Tensor) -> bool:

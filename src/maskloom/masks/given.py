@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
-from maskloom.masks.tables import Leading, among_first, entry, without_ones
+from maskloom.masks.tables import Leading, among_first, entry, with_ones, without_ones
 
 
 @mask_value
@@ -21,7 +21,7 @@ class FromDense(Mask):
         return entry(self.table, self.leading, b, h, q_idx, kv_idx)
 
     def __repr__(self) -> str:
-        return f"from_dense({shown(self.table)})"
+        return f"from_dense({shown(with_ones(self.table, self.leading))})"
 
 
 @mask_value
@@ -39,7 +39,7 @@ class FromBlocks(Mask):
         return inside & entry(self.tiles, self.leading, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
 
     def __repr__(self) -> str:
-        return f"from_blocks({shown(self.tiles)}, {self.block_size})"
+        return f"from_blocks({shown(with_ones(self.tiles, self.leading))}, {self.block_size})"
 
 
 def from_dense(table: Tensor) -> FromDense:

@@ -35,9 +35,9 @@ def stretch(table: Tensor, first: Position, length: int) -> Tensor:
     """The entries of a table (B or 1, L) at ``length`` positions: (B or 1, length)."""
     if isinstance(first, int) and first >= 0:
         return table[:, first : first + length]
-    at = positions_from(first, length, table.device).clamp(
-        0, table.shape[1] - 1
-    )  # none that a mask may ask lies outside
+    at = positions_from(first, length, table.device)
+    last = table.shape[1] - 1
+    at = torch.where(at < 0, at + last + 1, at).clamp(0, last)  # negative ones wrap around, as where a mask reads them
     return table[:, at] if at.ndim == 1 else table.expand(len(at), -1).gather(1, at)
 
 
@@ -46,7 +46,10 @@ class PaddingMask(Mask):
 
     @abstractmethod
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        """Which of ``kv_len`` keys from position ``first`` on are hidden: bool (B or 1, KV)."""
+        """Which of ``kv_len`` keys from position ``first`` on are hidden: bool (B or 1, KV).
+
+        ``first`` is given for masks that are `shifted`, and only then.
+        """
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor | None:
         """Which of ``q_len`` queries from ``first`` on see nothing because they are padding: bool (B or 1, Q); None: not known."""
@@ -254,7 +257,7 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
     known: Tensor | None = None
     for part, first_query, first in _paddings(mask_mod):
         if not of_one_sequence or first is first_query or (isinstance(first, int) and first == first_query):
-            known = _either(known, part.hidden_keys(kv_len, first))
+            known = _either(known, part.hidden_keys(kv_len) if is_zero(first) else part.hidden_keys(kv_len, first))
     return known
 
 
@@ -265,7 +268,7 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
     """
     known: Tensor | None = None
     for part, first, _ in _paddings(mask_mod):
-        hidden = part.hidden_queries(q_len, first)
+        hidden = part.hidden_queries(q_len) if is_zero(first) else part.hidden_queries(q_len, first)
         if hidden is not None:
             known = _either(known, hidden)
     return known
@@ -303,7 +306,10 @@ def _paddings(mask_mod: MaskMod) -> list[_Placed]:
 
 def _placed(mask: Mask, first_query: Position, first_key: Position) -> list[_Placed]:
     if isinstance(mask, Shifted):  # padding is the same for every head
-        return _placed(mask.mask, _sum(first_query, mask.q_offset), _sum(first_key, mask.kv_offset))
+        together = first_key is first_query and mask.kv_offset is mask.q_offset  # then they stay one tensor
+        first_query = _sum(first_query, mask.q_offset)
+        first_key = first_query if together else _sum(first_key, mask.kv_offset)
+        return _placed(mask.mask, first_query, first_key)
     if isinstance(mask, And):
         return [found for part in mask.parts for found in _placed(part, first_query, first_key)]
     return [_Placed(mask, first_query, first_key)] if isinstance(mask, PaddingMask) else []

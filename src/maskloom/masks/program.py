@@ -85,7 +85,8 @@ class Program:
         of_structure: whether another mask of the same structure has the same program, but for the tensors it holds: no
             captured tensor was computed with alone, or asked for its values, and none was read that it does not hold.
         reads_numbers: whether it reads a tensor without dimensions that was there before: one that it holds, or a global one.
-        reads_wholes: whether such a tensor of any dimensions goes into an operation that no index goes into.
+        reads_wholes: whether such a tensor of any dimensions goes into an operation that no index goes into, or a tensor with
+            dimensions is read that it makes itself.
     """
 
     steps: tuple[Step, ...]
@@ -162,7 +163,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
         tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle,
         of_structure=not (recorder.used_alone or recorder.used_others) and recorder.obstacle is None,
         reads_numbers=recorder.read_numbers,
-        reads_wholes=recorder.used_alone,
+        reads_wholes=recorder.used_alone or recorder.used_made,
     )  # fmt: skip
 
 
@@ -239,6 +240,7 @@ class _Recorder(TorchDispatchMode):
     held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
     used_alone: bool = False  # whether a tensor that was there before went into an operation that no index goes into
     used_others: bool = False  # whether such a tensor was read that is none of `held`: a global one, say
+    used_made: bool = False  # whether a tensor with dimensions was read that it made itself
     read_numbers: bool = False  # whether a tensor without dimensions was read that was there before
     _refs: dict[int, Ref] = field(default_factory=dict)
     _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
@@ -279,6 +281,7 @@ class _Recorder(TorchDispatchMode):
             self.obstacle = "a tensor that torch handed on under another identity"
         was_there = id(tensor) not in self._made
         self.used_others |= was_there and id(tensor) not in self.held
+        self.used_made |= not was_there and tensor.ndim > 0
         self.read_numbers |= was_there and not tensor.ndim
         self._alive.append(tensor)
         return tensor

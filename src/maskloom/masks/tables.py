@@ -38,6 +38,11 @@ def without_ones(table: Tensor) -> tuple[Tensor, Leading]:
     return table.squeeze(ones) if ones else table, cast(Leading, left)
 
 
+def with_ones(table: Tensor, leading: Leading) -> Tensor:
+    """A table from `without_ones` in a shape that says what it is for: (1, H, rows, columns) where it is by head alone."""
+    return table[None] if leading == "h" else table
+
+
 def entry(table: Tensor, leading: Leading, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """The entry of a table from `without_ones`."""
     if leading == "bh":

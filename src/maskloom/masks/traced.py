@@ -48,6 +48,7 @@ class _Divisions(TorchFunctionMode):
 _DIVISIONS = (
     Tensor.__floordiv__, Tensor.__rfloordiv__, Tensor.__mod__, Tensor.__rmod__,
     torch.floor_divide, Tensor.floor_divide, torch.remainder, Tensor.remainder, torch.fmod, Tensor.fmod,
+    torch.unravel_index, torch.ops.aten.floor_divide, torch.ops.aten.remainder, torch.ops.aten.fmod,
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ class _Reads(TorchFunctionMode):
         if func is not Tensor.__getitem__:
             return func(*args, **(kwargs or {}))
         table, given = args
-        places = given if isinstance(given, tuple) else (given,)
+        places = _places(given)
         axis, rest = 0, table.ndim - sum([_axes(place) for place in places])
         for place in places:
             for index, sizes in zip(self.indices, self.sizes, strict=True):
@@ -75,8 +76,15 @@ class _Reads(TorchFunctionMode):
 
 def _first_entry(table: Tensor, given: Any) -> Tensor:
     """What is read at 0 in place of every number, which no trace knows: it has the right shape."""
-    places = given if isinstance(given, tuple) else (given,)
-    return table[tuple([0 if _is_number(place) else place for place in places])]
+    return table[tuple([0 if _is_number(place) else place for place in _places(given)])]
+
+
+def _places(given: Any) -> list[Any]:
+    """What an index consists of. torch takes a list of numbers, ``table[[b, kv_idx]]``, as a tuple of them."""
+    places = given if isinstance(given, (tuple, list)) else (given,)
+    inner = [place for item in places for place in (item if isinstance(item, (tuple, list)) else (item,))]
+    others = [place for place in inner if not isinstance(place, (Tensor, int))]
+    return list(places) if others else inner
 
 
 def _axes(place: Any) -> int:

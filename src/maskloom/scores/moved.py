@@ -8,6 +8,7 @@ from maskloom.masks.checks import head_offset, is_zero, position_offset
 from maskloom.masks.tables import of_row
 from maskloom.masks.values import shown
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod, name_of, score_value
+from maskloom.scores.softcap import SoftCap
 
 
 @score_value
@@ -68,4 +69,6 @@ def shifted_score(
     checked_score_mod(score_mod)
     offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)
+    if isinstance(score_mod, SoftCap):  # it is the same everywhere
+        return score_mod
     return score_mod if heads is None and all(map(is_zero, offsets)) else ShiftedScore(score_mod, *offsets, heads)
