@@ -18,7 +18,7 @@ from maskloom.masks.dense import MaskMod
 
 # Entries that are ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
 # in the cache: 20 ms instead of 50 for the four tables of causal at 128k.
-_AT_ONCE = {"cpu": 1 << 17}
+_AT_ONCE = {"cpu": 1 << 18}
 _AT_ONCE_ELSEWHERE = 1 << 25
 
 # Entries of a table that are sorted instead, at most: then it is the number of operations that takes the time. A GPU sorts
