@@ -103,7 +103,7 @@ def test_score_mods(graphs, score_mod, number):
 @pytest.mark.parametrize("name", EVERY)
 def test_what_divides_is_known_as_its_program_shows_it(name):
     mask = EVERY[name][0]()
-    operations = {step.op.overloadpacket.__name__ for step in loom.masks.program.record(mask, "cpu").steps}
+    operations = {step.op.overloadpacket.__name__ for step in loom.masks.record.record(mask, "cpu").steps}
     expected = bool(operations & {"floor_divide", "remainder", "fmod", "div"})
     torch._dynamo.reset()
     index = torch.zeros((), dtype=torch.int64)

@@ -8,7 +8,7 @@ import maskloom as loom
 from maskloom.attention.flash_mask import for_flash, refused
 from maskloom.masks import captured
 from maskloom.masks.algebra import And
-from maskloom.masks.program import record
+from maskloom.masks.record import record
 from tests.catalog import EVERY
 
 BATCH, Q, K = 3, 11, 17

@@ -11,7 +11,7 @@ from maskloom.blocks import analyse as analysis
 from maskloom.blocks.analyse import Grid, analyse
 from maskloom.blocks.interval import Interval
 from maskloom.blocks.rules import RULES
-from maskloom.masks.program import record
+from maskloom.masks.record import record
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
 
 aten = torch.ops.aten

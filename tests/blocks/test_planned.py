@@ -16,8 +16,8 @@ from maskloom.blocks.plan import Plan
 from maskloom.blocks.source import Source
 from maskloom.blocks.writer import written_down
 from maskloom.masks import captured
-from maskloom.masks.program import record
 from maskloom.masks.reading import reading_of
+from maskloom.masks.record import record
 from tests.blocks.random_masks import TABLES, differing, random_case, tables_of_torch
 
 Q, K = 200, 300

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask as torch_create_
 
 import maskloom as loom
 from maskloom.blocks import source
-from maskloom.masks import program
+from maskloom.masks import record
 
 Q, K = 200, 300
 
@@ -21,7 +21,7 @@ Q, K = 200, 300
 def runs(monkeypatch):
     """The masks that were run."""
     ran = []
-    monkeypatch.setattr(source, "record", lambda mask, *rest: ran.append(mask) or program.record(mask, *rest))
+    monkeypatch.setattr(source, "record", lambda mask, *rest: ran.append(mask) or record.record(mask, *rest))
     monkeypatch.setattr(source, "_programs", type(source._programs)())
     return ran
 

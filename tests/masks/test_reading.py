@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.masks.reading import read
+from maskloom.masks.reading import read, reading_of
+from maskloom.masks.record import record
 
 LENS = torch.tensor([2, 3, 5])
 ONE = torch.tensor([7])
@@ -45,6 +46,18 @@ def test_in_place_writes_and_views_carry_marks():
         return result.view(())
 
     assert read(function, "cpu").marks == {"b"}
+
+
+def test_marks_survive_an_obstacle():
+    def mask(b, h, q, kv):
+        seen = q >= kv
+        view = seen[None]
+        seen &= h < 2
+        return view[0]
+
+    program = record(mask, "cpu")
+    assert program.obstacle is not None
+    assert reading_of(program).marks == {"h", "q_idx", "kv_idx"}
 
 
 def test_sizes_are_those_of_tables_read_by_the_index_itself():

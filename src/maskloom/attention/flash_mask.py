@@ -21,7 +21,8 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import And, Mask, as_mask, mask_value
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.moved import Shifted
-from maskloom.masks.program import Step, record
+from maskloom.masks.program import Step
+from maskloom.masks.record import record
 
 
 def refused(mask: BlockMask | MaskMod | None, device: torch.device) -> str | None:

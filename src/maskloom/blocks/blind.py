@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.classify import CHUNK
 from maskloom.blocks.evaluate import Elements, evaluate, widest
 from maskloom.blocks.tables import FULL, PARTIAL, checked_block_mask, tile_states
-from maskloom.masks.program import record
+from maskloom.masks.record import record
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """From a mask to torch's BlockMask: which tiles attention must visit.
 
-The mask is run once on scalars (`masks.program`), its program on intervals (`analyse`), and elements are looked at only
+The mask is run once on scalars (`masks.record`), its program on intervals (`analyse`), and elements are looked at only
 where intervals cannot tell (`classify`). Nothing is compiled, and nothing of size Q×KV is made.
 """
 

@@ -14,8 +14,9 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
 from maskloom.masks.modes import autocast_to, is_lasting, is_tracing
-from maskloom.masks.program import Program, record
+from maskloom.masks.program import Program
 from maskloom.masks.reading import Reading, reading_of
+from maskloom.masks.record import record
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskloom.blocks.plan import Call, Plan, Tensors, flat, values_in
-from maskloom.masks.program import ASKS_PYTHON, Ref
+from maskloom.masks.program import Ref
+from maskloom.masks.record import ASKS_PYTHON
 
 _MOST_LOOKED_AT = 1 << 22  # entries of a table, or places that are read of it, to find out whether the read is a view
 

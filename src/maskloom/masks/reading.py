@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from maskloom.masks.program import INDICES, Index, Program, Ref, Step, record
+from maskloom.masks.program import INDICES, Index, Program, Ref, Step
+from maskloom.masks.record import record
 from maskloom.masks.traced import sizes_read
 
 _WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}

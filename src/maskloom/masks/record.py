@@ -1,0 +1,204 @@
+"""Running a mask_mod once on scalars without dimensions, and writing down what it does.
+
+`pads[b][kv_idx]`, ``torch.stack([...]).any(0)`` and ``(starts[b] <= q_idx).any()`` are recorded as vmap sees them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskloom.masks.indexing import IndexByTensors
+from maskloom.masks.modes import uncompiled
+from maskloom.masks.program import INDICES, Meta, Program, Ref, Step, refs_in, tensors_in
+
+_aten = torch.ops.aten
+_READS_NO_VALUE = {
+    _aten.new_ones, _aten.new_zeros, _aten.new_full, _aten.new_empty, _aten.new_empty_strided,
+    _aten.ones_like, _aten.zeros_like, _aten.full_like, _aten.empty_like,
+}  # fmt: skip
+ASKS_PYTHON = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select}
+_OUT_OF_PLACE = {
+    getattr(getattr(_aten, f"{name}_"), overload): getattr(getattr(_aten, name), overload)
+    for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "add", "sub", "mul")
+    for overload in ("Tensor", "Scalar")
+}
+
+
+def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = ()) -> Program:
+    """Run ``mask_mod`` once on scalars and write down what it does.
+
+    Args:
+        mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
+        device: where the mask's tensors are.
+        held: all tensors that it holds, if the program is to say whether it is `of_structure`.
+
+    Raises:
+        TypeError: it does not answer with one bool, or decides in Python on an index's value.
+        ValueError: it reads a table on another device.
+        What it raises itself comes through, with a note.
+    """
+    return uncompiled(_record)(mask_mod, device, held)
+
+
+def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:
+    recorder = _Recorder(held=frozenset(map(id, held)))
+    with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
+        scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
+        for scalar in scalars:
+            recorder.name(scalar)
+        try:
+            with recorder, IndexByTensors():
+                answer = mask_mod(*scalars)
+        except Exception as error:
+            error.add_note(f"raised by the mask_mod {_name_of(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
+            raise
+    _check_answer(mask_mod, answer)
+    answered = recorder.value(answer)
+    return Program(
+        tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle,
+        of_structure=not (recorder.used_alone or recorder.used_others) and recorder.obstacle is None,
+        reads_numbers=recorder.read_numbers,
+        reads_wholes=recorder.used_alone or recorder.used_made,
+    )  # fmt: skip
+
+
+def _check_answer(mask_mod: Any, answer: object) -> None:
+    what = None
+    if not isinstance(answer, Tensor):
+        what = f"{type(answer).__name__} {answer!r}"
+    elif answer.dtype != torch.bool or answer.ndim:
+        what = f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
+    if what is not None:
+        raise TypeError(
+            f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {_name_of(mask_mod)} gave {what}"
+        )
+
+
+def _name_of(mask_mod: Any) -> str:
+    return getattr(mask_mod, "__name__", None) or repr(mask_mod)
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation on a value that depends on an index. Tensors are known by identity, and kept alive."""
+
+    steps: list[Step] = field(default_factory=list)
+    metas: list[Meta] = field(default_factory=list)
+    obstacle: str | None = None
+    held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
+    used_alone: bool = False  # whether a tensor that was there before went into an operation that no index goes into
+    used_others: bool = False  # whether such a tensor was read that is none of `held`: a global one, say
+    used_made: bool = False  # whether a tensor with dimensions was read that it made itself
+    read_numbers: bool = False  # whether a tensor without dimensions was read that was there before
+    _refs: dict[int, Ref] = field(default_factory=dict)
+    _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
+    _alive: list[Tensor] = field(default_factory=list)
+    _made: dict[int, Any] = field(default_factory=dict)  # what it made itself, and no index goes into
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler at the first operation, which takes a second; see `record`
+
+    def name(self, tensor: Tensor) -> Ref:
+        """Make a tensor the program's next value."""
+        ref = Ref(len(self.metas))
+        self.metas.append(Meta(tensor.dtype, tuple(tensor.shape)))
+        if id(tensor) not in self._refs:
+            storage = _storage(tensor)
+            self._storages[storage] = self._storages.get(storage, 0) + 1
+            self._alive.append(tensor)
+        self._refs[id(tensor)] = ref
+        return ref
+
+    def value(self, argument: Any) -> Any:
+        """An argument with each tensor that depends on an index replaced by its Ref."""
+        if isinstance(argument, Tensor):
+            return self._value_of(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self.value(item) for item in argument]
+        return argument
+
+    def _value_of(self, tensor: Tensor) -> Ref | Tensor:
+        ref = self._refs.get(id(tensor))
+        if ref is not None:
+            return ref
+        if _storage(tensor) in self._storages:
+            self.obstacle = "a tensor that torch handed on under another identity"
+        was_there = id(tensor) not in self._made
+        self.used_others |= was_there and id(tensor) not in self.held
+        self.used_made |= not was_there and tensor.ndim > 0
+        self.read_numbers |= was_there and not tensor.ndim
+        self._alive.append(tensor)
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket is _aten.lift_fresh:  # torch.tensor(numbers): a new one, seen here first
+            self._made |= {id(tensor): tensor for tensor in args}
+        values = tuple(map(self.value, args))
+        options = {name: self.value(item) for name, item in kwargs.items()}
+        depends = any(True for _ in refs_in((values, *options.values())))
+        if not depends:
+            self.used_alone |= any(id(tensor) not in self._made for tensor in tensors_in((args, *kwargs.values())))
+        if depends and func.overloadpacket in ASKS_PYTHON:
+            raise TypeError(
+                f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
+                "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
+                "slice by them; write & | ~, torch.where, table[b][kv_idx]"
+            )
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TypeError(
+                f"{func.overloadpacket.__name__} draws random numbers: a mask_mod answers the same every time"
+            )
+        if depends:
+            self._check_devices(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._write(func, values, options, out)
+        elif depends and func.overloadpacket not in _READS_NO_VALUE:
+            self._record(func, values, options, out)
+        else:
+            self._made |= {id(made): made for made in (out if isinstance(out, (tuple, list)) else (out,))}
+        return out
+
+    def _check_devices(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a table that is elsewhere: a global one, of which nobody knew before. torch indexes by what is on the CPU."""
+        here = {tensor.device for tensor in tensors_in((args, *kwargs.values())) if id(tensor) in self._refs}
+        for tensor in tensors_in(args[:1] if op is _aten.index.Tensor else (args, *kwargs.values())):
+            if tensor.ndim and tensor.device not in here:
+                there = ", ".join(map(str, here))
+                raise ValueError(
+                    f"the mask_mod reads a table of shape {tuple(tensor.shape)} on {tensor.device}, and is asked on {there}: "
+                    f"move the table there, or pass device={str(tensor.device)!r}. Of a table that the mask_mod holds (in a "
+                    "closure, a functools.partial, a Mask) and does not take from its module, the device is found"
+                )
+
+    def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        self.steps.append(Step(op, args, kwargs, tuple(self.name(result) for result in results)))
+
+    def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """``x &= y``: as ``x = x & y`` where nothing else looks at x's memory; else the program has an obstacle."""
+        target = args[0] if args else None
+        alone = isinstance(target, Ref) and self._storages[_storage(out)] == 1
+        if alone and op in _OUT_OF_PLACE and self._dtypes(args) == {out.dtype}:
+            self._record(_OUT_OF_PLACE[op], args, kwargs, out)
+        else:
+            self.obstacle = f"{op.overloadpacket.__name__}, which writes into a tensor"
+            self._record(op, args, kwargs, out)
+
+    def _dtypes(self, args: tuple[Any, ...]) -> set[torch.dtype]:
+        refs = {self.metas[argument.slot].dtype for argument in args if isinstance(argument, Ref)}
+        return refs | {argument.dtype for argument in args if isinstance(argument, Tensor)}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

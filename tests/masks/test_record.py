@@ -1,0 +1,52 @@
+"""The program of a mask_mod, recorded."""
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.masks.program import Ref
+from maskloom.masks.record import record
+
+PADS = torch.zeros(3, 50, dtype=torch.bool)
+
+
+def _names(mask):
+    return [step.op.overloadpacket.__name__ for step in record(mask, "cpu").steps]
+
+
+def test_only_what_depends_on_an_index_is_a_step():
+    offset = torch.tensor(3)
+    assert _names(lambda b, h, q, kv: q >= kv + (offset * 2 + 1)) == ["add", "ge"]
+
+
+def test_table_reads_are_lookups():
+    assert _names(lambda b, h, q, kv: PADS[b][kv]) == ["index", "index"]
+    assert _names(lambda b, h, q, kv: PADS[b, kv]) == ["index"]
+    assert _names(lambda b, h, q, kv: PADS[b, 3]) == ["index"]
+
+
+def test_an_answer_that_depends_on_nothing_is_a_constant():
+    program = record(loom.everything, "cpu")
+    assert program.steps == () and isinstance(program.answer, torch.Tensor)
+
+
+def test_writes_in_place_become_values():
+    def mask(b, h, q, kv):
+        seen = q >= kv
+        seen &= q < 7
+        return seen
+
+    program = record(mask, "cpu")
+    assert program.obstacle is None and _names(mask) == ["ge", "lt", "bitwise_and"]
+    assert program.answer == Ref(6)
+
+
+@pytest.mark.parametrize("ask", [lambda q: q.item(), int, bool, lambda q: PADS[0, :q]])
+def test_the_value_of_an_index_cannot_be_asked_for(ask):
+    with pytest.raises(TypeError, match="is run for all indices at once"):
+        record(lambda b, h, q, kv: (q >= kv) & (ask(q) is not None), "cpu")
+
+
+def test_the_value_of_a_captured_tensor_can():
+    offset = torch.tensor(3)
+    assert _names(lambda b, h, q, kv: q >= kv + int(offset)) == ["add", "ge"]
