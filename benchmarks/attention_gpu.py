@@ -112,6 +112,22 @@ def as_given_and_simplified(mask: Mask, batch: Batch, *, packs: bool) -> list[Co
     return contenders
 
 
+# -- tables of queries and keys, as Hugging Face's models make them: every tile reads its part ------------------------
+
+
+def with_table(batch: Batch, full: Batch) -> Work:
+    mask, length = causal_lengths(batch), batch.query.shape[2]
+    table = loom.from_dense(mask.dense(length, length))
+    return batch, mask, [dense_sdpa(batch, loom.causal), *each_backend(table, padded(batch), "sdpa")]
+
+
+def with_random_table(batch: Batch, full: Batch) -> Work:
+    length, device = full.query.shape[2], full.query.device
+    table = torch.rand(length, length, generator=torch.Generator(device).manual_seed(0), device=device) < 0.5
+    mask = loom.from_dense(table.fill_diagonal_(True))  # as `dense_sdpa` has it
+    return full, mask, [dense_sdpa(full, mask), *each_backend(mask, padded(full), "sdpa")]
+
+
 # -- short rows, and what it costs that nothing in padded positions can reach real ones --------------------------------
 
 
@@ -140,6 +156,7 @@ SECTIONS: dict[str, dict[str, Case]] = {
         "causal & window": simplified_window,
         "causal & documents": simplified_documents,
     },
+    "table": {"causal & lengths": with_table, "random half": with_random_table},
     "short": {"causal & lengths": in_short_rows},
     "clean": {"causal & lengths": cleaned},
 }
@@ -152,7 +169,7 @@ def shapes(section: str, *, tiny: bool) -> list[Shape]:
         return [(4, 16, 0.74) if section == "short" else (3, 40, 0.74)]
     if section == "short":
         return [(2**15 // length, length, 0.74) for length in (128, 512, 1024)]
-    return [(8, 4096, 0.74), (4, 16384, 0.68)][: 1 if section == "simplify" else 2]
+    return [(8, 4096, 0.74), (4, 16384, 0.68)][: 1 if section in ("simplify", "table") else 2]
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
         os.environ |= caches(empty)
         for length in arguments.lengths:
-            for name in MASKS:
+            for name in arguments.masks:
                 if name == "causal & padding" and length > LONGEST_BATCH:
                     continue
                 compiled = length in arguments.compiled and time.monotonic() < deadline
@@ -84,6 +84,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--lengths", type=int, nargs="*", default=[2**12, 2**17, 2**14, 2**16, 2**20])
+    parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS))
     parser.add_argument("--eager-up-to", type=int, default=2**14, help="torch's eager evaluation, where it fits")
     parser.add_argument("--compiled", type=int, nargs="*", default=[2**12, 2**17], help="lengths of torch, compiled")
     parser.add_argument("--fresh", type=int, nargs="*", default=[2**12], help="lengths of first calls in a process")

@@ -164,7 +164,7 @@ def added(rows: Rows, shape: str) -> str:
         both = [rows.get((shape, "causal & lengths", f"{way}, {name}")) for way in ("attend", FLEX)]
         times = [time for time in map(gpu_time, both) if time is not None]
         if len(times) == 2:
-            more.append(f"{name} {times[0] / times[1] - 1:.1%}".replace("%", " %"))
+            more.append(f"{name} {round(times[0] / times[1] - 1, 3) + 0.0:.1%}".replace("%", " %"))
     return ", ".join(more) or "–"
 
 
@@ -180,7 +180,17 @@ def short() -> str:
 
 def simplified() -> str:
     """A mask as it is given and as `simplify` has it, in milliseconds."""
-    rows = measured("simplify")
+    return by_rows("simplify")
+
+
+def from_tables() -> str:
+    """Masks that are tables of queries and keys, in milliseconds."""
+    return by_rows("table")
+
+
+def by_rows(section: str) -> str:
+    """Milliseconds of each contender, for each shape and mask of a section."""
+    rows = measured(section)
     if not rows:
         return NOT_YET
     parts = ("forward", "backward", "step")
@@ -213,6 +223,7 @@ TABLES = {
     "host": host,
     "aims": aims,
     "simplified": simplified,
+    "from_tables": from_tables,
     "short": short,
     "clean": clean,
 }

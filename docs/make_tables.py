@@ -48,10 +48,10 @@ def compiling() -> str:
 def in_short() -> str:
     """The GPU in the README: attention, block masks, compiling."""
     lines = [" | with torch alone | with maskloom | times faster"]
-    padded = {(row["shape"], row["mask"], row["contender"]): row for row in rows_of("attention_gpu")}
+    padded = make_backends.measured("padded")
     for (shape, mask, contender), row in padded.items():
         ours = padded.get((shape, mask, "attend, auto"))
-        if ours is not None and (mask, contender) in ATTENTION and row["section"] == "padded":
+        if ours is not None and (mask, contender) in ATTENTION:
             what = f"attention, `{mask}`, forward and backward, {shape}, {float(row['real']):.0%} real"
             lines.append(f"{what} | {compared(row['step_ms'], ours['step_ms'], contender)}")
     for row in rows_of("blocks_gpu"):
