@@ -30,6 +30,8 @@ def test_offsets_and_lengths_are_inverse(lens):
 def test_pads_from_lengths():
     assert loom.pads_from_lengths([2, 3]).tolist() == [[False, False, True], [False, False, False]]
     assert loom.pads_from_lengths(torch.tensor([1]), 3, side="left").tolist() == [[True, True, False]]
+    narrow = torch.tensor([10, 100], dtype=torch.uint8)
+    assert loom.pads_from_lengths(narrow, 300, side="left").sum(-1).tolist() == [290, 200]
 
 
 def test_pads_from_tokens_anywhere_or_at_one_end():

@@ -78,6 +78,8 @@ floats = _table([1.0, NAN, 3.0], torch.float32)
 all_nan = _table([NAN], torch.float32)
 infinite = _table([INF, 1.0, -INF, 0.0], torch.float32)
 bytes_ = _table([1, 250, 3], torch.uint8)
+wide = torch.tensor([1, 2, 3, 250]).repeat_interleave(16).to(torch.uint16)
+waves = _table([1j, 2, 3 + 1j], torch.complex64)
 shorts = _table([-30000, 30000], torch.int16)
 huge = _table([2**62, -(2**62), 5], torch.int64)
 relative = torch.randn(127, generator=torch.Generator().manual_seed(0)) > 0
@@ -85,6 +87,7 @@ tenths = _table([0.1, 0.3], torch.float32)
 thirds = _table([0.1, 0.3, 1.7], torch.bfloat16)
 
 TRAPS = {
+    "no order": lambda b, h, q, kv: (wide[q] == wide[kv]) | (waves[q] == waves[kv]) | (wide[q].to(torch.int64) > kv),
     "NaN compared": lambda b, h, q, kv: floats[kv] > 0,
     "NaN, not": lambda b, h, q, kv: ~(floats[kv] > 0),
     "NaN unequal": lambda b, h, q, kv: floats[kv] != floats[q],

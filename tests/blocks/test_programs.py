@@ -68,8 +68,11 @@ class Weird(loom.Mask):
     """A mask of something that structure does not look into, or that decides on what its tensor holds."""
 
     held: Any
+    asks: bool = False  # its tensor for numbers, without an operation of torch
 
     def __call__(self, b, h, q_idx, kv_idx):
+        if self.asks:
+            return q_idx < self.held.tolist()[0]
         if isinstance(self.held, torch.Tensor):
             return q_idx >= kv_idx if self.held.max() > 3 else q_idx <= kv_idx
         return q_idx < int(self.held[0])
@@ -79,6 +82,12 @@ class Weird(loom.Mask):
 def test_what_structure_does_not_tell_is_run_each_time(runs, make):
     check(Weird(make([100])))
     check(Weird(make([2])))
+    assert len(runs) == 2
+
+
+def test_numbers_of_a_tensor_are_read_each_time(runs):
+    check(Weird(torch.tensor([100]), asks=True))
+    check(Weird(torch.tensor([2]), asks=True))
     assert len(runs) == 2
 
 

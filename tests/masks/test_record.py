@@ -1,5 +1,6 @@
 """The program of a mask_mod, recorded."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,7 +42,13 @@ def test_writes_in_place_become_values():
     assert program.answer == Ref(6)
 
 
-@pytest.mark.parametrize("ask", [lambda q: q.item(), int, bool, lambda q: PADS[0, :q]])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda q: q.item(), int, bool, lambda q: PADS[0, :q], lambda q: q.tolist(), lambda q: q.numpy(), np.asarray,
+        lambda q: torch.tensor([q, 3]), lambda q: torch.as_tensor([[q]]), lambda q: q.new_tensor([q]),
+    ],
+)  # fmt: skip
 def test_the_value_of_an_index_cannot_be_asked_for(ask):
     with pytest.raises(TypeError, match="is run for all indices at once"):
         record(lambda b, h, q, kv: (q >= kv) & (ask(q) is not None), "cpu")

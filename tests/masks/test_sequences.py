@@ -397,6 +397,11 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
         (lambda: shared_prefix(0, [0]), ValueError, "a row has at least 1 position; got 0"),
         (lambda: shared_prefix(3, [2, -1]), ValueError, "continuation_lengths are .* at least 0; got -1"),
         (lambda: shared_prefix([3, 2], [[1]]), ValueError, "prefix_length has 2 .* continuation_lengths has 1"),
+        (
+            lambda: documents(offsets=torch.tensor([0, 9, 4], dtype=torch.uint8)),
+            ValueError,
+            "never fall; got 9 and then 4",
+        ),
         (lambda: turns(visible=VISIBLE), TypeError, "turns takes one of ids, offsets; got none"),
         (lambda: turns([0, 3], visible=VISIBLE), ValueError, "a rule for 3 turns, 0 to 2; ids go up to 3"),
         (lambda: turns([0], visible=[[1]]), TypeError, r"visible is bool \(T, T\), .* got torch.int64"),

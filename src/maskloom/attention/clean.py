@@ -10,10 +10,10 @@ for output and gradients and -inf for the log-sum-exp, needs no filling. Each te
 | query, key, value     | zeros at its padding | as it comes          |
 | output, log-sum-exp   | as they come         | zeros at the padding |
 
-Where gradients of hidden positions are not known to be 0, they are filled too: where a score_mod may have an infinite
-derivative there and the reference runs, which multiplies 0 by it (Triton's kernel masks the product), and where no padding is
-known among the queries (key_padding), so that NaN in a query that sees nothing reaches keys that nobody sees. (NaN at a
-real position shows in the gradients of its batch row, those of its padding too.)
+Where gradients of hidden positions are not known to be 0, they are filled too: where no padding is known among the queries
+(key_padding), so that NaN in a query that sees nothing reaches keys that nobody sees. (NaN at a real position shows in the
+gradients of its batch row, those of its padding too.) A score_mod whose derivative is infinite at hidden positions harms
+nothing: the reference and Triton's kernel mask its product with 0.
 """
 
 from typing import NamedTuple
@@ -64,14 +64,9 @@ def known_hidden(request: Request) -> Hidden:
     return Hidden(keys, queries)
 
 
-def cleaned(request: Request, hidden: Hidden, *, by_reference: bool) -> Request:
-    """The request with zeros where its mask hides.
-
-    Args:
-        by_reference: whether the reference may run it.
-    """
-    bent = by_reference and request.score_mod is not None
-    clean = zeros_both_ways if bent or hidden.queries is None else zeros_forward
+def cleaned(request: Request, hidden: Hidden) -> Request:
+    """The request with zeros where its mask hides."""
+    clean = zeros_both_ways if hidden.queries is None else zeros_forward
     keys = hidden.keys[:, None, :, None]
     request = request._replace(key=clean(request.key, keys), value=clean(request.value, keys))
     if hidden.queries is None:

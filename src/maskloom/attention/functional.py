@@ -99,7 +99,7 @@ def attend(
     chosen = choose(request, backend)
     hidden = known_hidden(request) if clean_padding else None
     if hidden is not None:
-        request = cleaned(request, hidden, by_reference=allow_slow or chosen.backend == "reference")
+        request = cleaned(request, hidden)
     attended = _run(chosen.backend, request, allow_slow)
     if sinks is not None:
         assert attended.lse is not None

@@ -108,13 +108,16 @@ def attention_scores(
     if heads % key.shape[1]:
         raise ValueError(f"the query heads are a multiple of the key heads; got {heads} and {key.shape[1]}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ _for_each_query_head(key, query).transpose(-2, -1) * scale
+    # scaled before they are summed up, which float16 could not hold
+    scores = (query * scale) @ _for_each_query_head(key, query).transpose(-2, -1)
+    hides = None
+    if mask is not None:
+        hides = ~rows_of(mask, first, q_len, batch=batch, heads=heads, kv_len=key.shape[-2], device=query.device)
     if score_mod is not None:
+        if hides is not None:  # the gradient stops here too: 0 times a derivative of score_mod, which may be infinite
+            scores = scores.masked_fill(hides, 1.0)  # and fewer have a pole at 1 than at 0
         scores = _modified(scores, score_mod, first)
-    if mask is None:
-        return scores
-    table = rows_of(mask, first, q_len, batch=batch, heads=heads, kv_len=key.shape[-2], device=query.device)
-    return scores.masked_fill(~table, -math.inf)
+    return scores if hides is None else scores.masked_fill(hides, -math.inf)
 
 
 def probabilities(scores: Tensor) -> tuple[Tensor, Tensor]:

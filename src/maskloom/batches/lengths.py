@@ -46,7 +46,7 @@ def pads_from_lengths(lens: Tensor | Sequence[int], length: int | None = None, *
     positions = torch.arange(length, device=lens.device)
     if side == "right":
         return positions >= lens[:, None]
-    return positions < length - lens[:, None]
+    return positions < length - lens.long()[:, None]  # narrow types would wrap
 
 
 def lengths_from_pads(pads: Tensor, *, side: Side = "right") -> Tensor:

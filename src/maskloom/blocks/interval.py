@@ -20,6 +20,8 @@ RANGES = {
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 }
 _INT64 = RANGES[torch.int64]
+ORDERED = frozenset({torch.bool, torch.float64, torch.float32, torch.float16, torch.bfloat16, *RANGES})
+"""The dtypes that have intervals: torch finds a least and a greatest of them. Not complex, uint16 to uint64, float8."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ class Interval:
 
 
 def unknown(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> Interval | None:
-    """A value that may be anything; None for dtypes that have no intervals (complex, uint64)."""
+    """A value that may be anything; None for dtypes that have no intervals."""
+    if dtype not in ORDERED:
+        return None
     shape = (1,) * LEAD + shape
     if dtype.is_floating_point:
         nan = torch.ones(shape, dtype=torch.bool, device=device)
         lo, hi = (torch.full(shape, end, dtype=dtype, device=device) for end in (-torch.inf, torch.inf))
         return Interval(lo, hi, nan)
-    if dtype not in RANGES and dtype != torch.bool:
-        return None
     least, most = RANGES.get(dtype, (False, True))
     lo, hi = (torch.full(shape, end, dtype=dtype, device=device) for end in (least, most))
     return Interval(lo, hi)
@@ -131,7 +133,7 @@ def cast(value: Interval, dtype: torch.dtype) -> Interval | None:
     """The interval of ``value.to(dtype)``; None where it has none."""
     if value.dtype == dtype:
         return value
-    if value.exact and dtype in _KNOWN:
+    if value.exact and dtype in ORDERED:
         return Interval.exactly(value.lo.to(dtype))
     if dtype == torch.bool:
         return _to_bool(value.loose())
@@ -140,9 +142,6 @@ def cast(value: Interval, dtype: torch.dtype) -> Interval | None:
     if dtype not in RANGES:
         return None
     return _float_to_int(value, dtype) if value.dtype.is_floating_point else _int_to_int(value, dtype)
-
-
-_KNOWN = {torch.bool, torch.float64, torch.float32, torch.float16, torch.bfloat16, *RANGES}
 
 
 def _to_bool(value: Interval) -> Interval:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskloom.blocks.interval import LEAD, Interval, Run
+from maskloom.blocks.interval import LEAD, ORDERED, Interval, Run
 from maskloom.blocks.lifted import looked_up
 
 _MOST_ENTRIES = 1 << 24  # of a sparse table; a larger one is not made, and the interval taken to be the whole dim
@@ -33,7 +33,7 @@ class _Read:
 
 
 def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
-    """``table[i, j, ...]``; None if an index is no integer index.
+    """``table[i, j, ...]``; None if an index is no integer index, or the table's entries have no order and many are read.
 
     Out-of-range ends are moved into the table: an element that truly read there would raise in torch.
 
@@ -41,6 +41,8 @@ def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
         ValueError: positions themselves, or positions plus a number, that run past the table.
     """
     if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+        return None
+    if table.dtype not in ORDERED and not all(index is None or index.exact for index in indices):
         return None
     own = table.lo.ndim - LEAD
     indices = [*indices, *[None] * (own - len(indices))]

@@ -171,7 +171,7 @@ def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
     if readable(table):
         if int(table[0]) != 0:
             raise ValueError(f"offsets start at 0; got {int(table[0])}")
-        falls = (table.diff() < 0).nonzero()
+        falls = (table[1:] < table[:-1]).nonzero()
         if len(falls):
             before, after = table[int(falls[0]) :][:2].tolist()
             raise ValueError(f"offsets never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")

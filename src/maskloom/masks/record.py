@@ -52,7 +52,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
         for scalar in scalars:
             recorder.name(scalar)
         try:
-            with recorder, IndexByTensors():
+            with recorder, _Reads(recorder):
                 answer = mask_mod(*scalars)
         except Exception as error:
             error.add_note(f"raised by the mask_mod {_name_of(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
@@ -149,11 +149,7 @@ class _Recorder(TorchDispatchMode):
         if not depends:
             self.used_alone |= any(id(tensor) not in self._made for tensor in tensors_in((args, *kwargs.values())))
         if depends and func.overloadpacket in ASKS_PYTHON:
-            raise TypeError(
-                f"{func.overloadpacket.__name__} asks for the value of something computed from an index: a mask_mod is run "
-                "for all indices at once (torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor "
-                "slice by them; write & | ~, torch.where, table[b][kv_idx]"
-            )
+            raise _asked(func.overloadpacket.__name__)
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TypeError(
                 f"{func.overloadpacket.__name__} draws random numbers: a mask_mod answers the same every time"
@@ -168,6 +164,13 @@ class _Recorder(TorchDispatchMode):
         else:
             self._made |= {id(made): made for made in (out if isinstance(out, (tuple, list)) else (out,))}
         return out
+
+    def leaves(self, name: str, arguments: Any) -> None:
+        """Python is told the values of the tensors among arguments."""
+        for tensor in tensors_in(arguments):
+            if id(tensor) in self._refs:
+                raise _asked(name)
+            self.used_alone |= id(tensor) not in self._made
 
     def _check_devices(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a table that is elsewhere: a global one, of which nobody knew before. torch indexes by what is on the CPU."""
@@ -198,6 +201,40 @@ class _Recorder(TorchDispatchMode):
     def _dtypes(self, args: tuple[Any, ...]) -> set[torch.dtype]:
         refs = {self.metas[argument.slot].dtype for argument in args if isinstance(argument, Ref)}
         return refs | {argument.dtype for argument in args if isinstance(argument, Tensor)}
+
+
+class _Reads(IndexByTensors):
+    """Reads tables as `IndexByTensors`, and tells the recorder of values that leave torch without an operation."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVES_TORCH:
+            self.recorder.leaves(func.__name__, args[:1])
+        elif func in _MAKES_TENSORS:
+            self.recorder.leaves(func.__name__, [data for data in args if isinstance(data, (list, tuple))])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_LEAVES_TORCH = {
+    Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage,
+}  # fmt: skip
+_MAKES_TENSORS = {
+    torch.tensor,
+    torch.as_tensor,
+    torch.asarray,
+    Tensor.new_tensor,
+}  # of lists, of which each item is asked
+
+
+def _asked(name: str) -> TypeError:
+    return TypeError(
+        f"{name} asks for the value of something computed from an index: a mask_mod is run for all indices at once "
+        "(torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor slice by them; write & | ~, "
+        "torch.where, table[b][kv_idx]"
+    )
 
 
 def _storage(tensor: Tensor) -> int:
