@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.attention import compiled
@@ -28,7 +29,28 @@ DIVIDING = {
     "a partial": functools.partial(lambda step, b, h, q, k: (q - k) % step == 0, 3),
     "inside": loom.shifted((loom.causal | loom.dilated(back=20, ahead=20, step=3)) & loom.window(back=9), q_offset=2),
 }
+
+
+def in_place(b, h, q, k):
+    away = q - k
+    away //= 4
+    return away == 0
+
+
+def remainder_in_place(b, h, q, k):
+    away = q - k
+    away %= 3
+    return away == 1
+
+
 DIVIDING |= {
+    "//=": in_place,
+    "%=": remainder_in_place,
+    "remainder_": lambda b, h, q, k: (q - k).remainder_(3) == 1,
+    "fmod_": lambda b, h, q, k: (q - k).fmod_(4) < 0,
+    "floor_divide_": lambda b, h, q, k: (q - k).floor_divide_(4) == 0,
+    "div_": lambda b, h, q, k: (q - k).div_(4, rounding_mode="floor") == 0,
+    "an overload of aten": lambda b, h, q, k: torch.ops.aten.remainder.Scalar(q - k, 3) == 1,
     "aten": lambda b, h, q, k: torch.ops.aten.remainder(q - k, 3) == 1,
     "a list of indices": lambda b, h, q, k: ~TABLE[[b, h, q, k]] & (q % 2 == 0),
 }
@@ -109,6 +131,17 @@ def test_what_divides_is_known_as_its_program_shows_it(name):
     index = torch.zeros((), dtype=torch.int64)
     found = torch.compile(lambda: divides(mask, index, index, index, index), backend="eager", fullgraph=True)()
     assert found == expected
+
+
+def test_inside_a_checkpoint_every_mask_may_divide(graphs):
+    blocks = loom.block_mask(loom.causal, Q, K, block_size=16)
+    how = {"score_mod": None, "scale": None, "wants_lse": False, "kernel_options": None}
+    torch.compile(
+        lambda *qkv: checkpoint(lambda *qkv: compiled.fused_attention(*qkv, blocks, **how)[0], *qkv, use_reentrant=False),
+        backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True,
+    )(*inputs())  # fmt: skip
+    inner = [module for module in graphs[0].modules() if isinstance(module, torch.fx.GraphModule)]
+    assert sum("xor" in str(node.target) for module in inner for node in module.graph.nodes) == 2
 
 
 def test_inside_another_compile(graphs):

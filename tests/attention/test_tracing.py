@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.attention import backends
@@ -13,6 +14,7 @@ B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
 LENS = torch.tensor([5, 7, 11])
 MASK = loom.causal & loom.lengths(LENS)
 OF_THE_FIRST = create_block_mask(lambda b, h, q_idx, kv_idx: kv_idx < LENS[b], None, None, Q, K, device="cpu")
+TWO = loom.per_head([loom.causal, loom.prefix(2)])
 FOUR = loom.per_head([loom.causal, loom.everything, loom.prefix(2), loom.causal])
 
 
@@ -54,6 +56,26 @@ def test_under_a_full_graph_compile(name):
         gather(
             lambda *qkv, number=number: compiled(*qkv, number), *inputs(), table=None, plain=plainly
         ).check()  # fmt: skip
+
+
+def checkpointed(mask):
+    def attention(q, k, v):
+        return checkpoint(lambda q, k, v: loom.attend(q, k, v, mask), q, k, v, use_reentrant=False)
+
+    torch._dynamo.reset()
+    return torch.compile(attention, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("mask", [loom.window(back=3), MASK, loom.block_mask(MASK, Q, K), TWO], ids=repr)
+def test_checkpointed_under_a_full_graph_compile(mask):
+    table = MASK.dense(Q, K) if isinstance(mask, BlockMask) else mask.dense(Q, K)
+    gather(checkpointed(mask), *inputs(), table=table).check()
+
+
+def test_a_plain_function_has_no_table_there():
+    for mask in (lambda b, h, q, k: q >= k, loom.causal & (lambda b, h, q, k: LENS[b] > k)):
+        with pytest.raises(Exception, match=r"cannot lift a plain mask_mod .* give a Mask"):
+            checkpointed(mask)(*inputs())
 
 
 @pytest.mark.parametrize("name", CALLS)

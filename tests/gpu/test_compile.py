@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import and_masks as torch_and
 from torch.nn.attention.flex_attention import or_masks as torch_or
+from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.errors import FallbackError
@@ -164,6 +165,19 @@ def test_inside_an_outer_compile(kind):
         table = loom.as_mask(mask).dense(q_len, q_len, device="cuda")
         blocks = loom.block_mask(mask, q_len, q_len)
         gather(lambda q, k, v, blocks=blocks: model(q, k, v, blocks), *inputs(q_len), table=table).check()
+
+
+@pytest.mark.parametrize("kind", ["torch and(causal, lengths)", "window | sinks"])
+def test_checkpointed_inside_an_outer_compile(kind):
+    mask = kinds()[kind]
+
+    @torch.compile(fullgraph=True)
+    def model(q, k, v, blocks):
+        return checkpoint(lambda q, k, v: loom.attend(q * 1.0, k, v, blocks), q, k, v, use_reentrant=False)
+
+    table = loom.as_mask(mask).dense(411, 411, device="cuda")
+    blocks = loom.block_mask(mask, 411, 411)
+    gather(lambda q, k, v: model(q, k, v, blocks), *inputs(411), table=table).check()
 
 
 def test_small_heads_are_widened():

@@ -78,6 +78,20 @@ def test_padding_never_leaks(module, name, garbage):
     assert not results[1][1][pads].any()
 
 
+@pytest.mark.parametrize("name", masks())
+def test_incoming_gradients_of_padding_never_leak(module, name):
+    mask = masks()[name]
+    pads = loom.pads_from_lengths(LENS, L)[..., None]
+    results = []
+    for filling in (0.0, float("nan")):
+        module.zero_grad()
+        x = sequences().requires_grad_()
+        out = module(x, mask, clean_padding=True).out
+        out.backward(torch.ones_like(out).masked_fill(pads, filling))
+        results.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+    assert all(map(torch.equal, *results))
+
+
 def test_the_tail_of_a_packed_row_never_leaks(module):
     x = sequences()
     mask = loom.documents(offsets=[0, 2, 5], length=L) & loom.causal

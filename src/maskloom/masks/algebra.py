@@ -19,6 +19,7 @@ from torch.nn.attention import flex_attention as flex
 
 from maskloom.masks.checks import required_arguments
 from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.modes import NOT_LIFTED
 from maskloom.masks.values import Value, value
 from maskloom.masks.values import shown as shown  # beside mask_value, for those who write a repr
 
@@ -207,6 +208,8 @@ class FromFunction(Mask):
     name = "as_mask"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        if q_idx.ndim and torch.compiler.is_dynamo_compiling():
+            raise TypeError(NOT_LIFTED)
         return self.function(b, h, q_idx, kv_idx)
 
     def __repr__(self) -> str:

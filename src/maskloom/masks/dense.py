@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from maskloom.masks import captured
+from maskloom.masks.modes import NOT_LIFTED, is_nested
 from maskloom.masks.reading import read
+from maskloom.masks.values import Value
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(b, h, q_idx, kv_idx) -> bool``: torch's mask_mod signature. Every `Mask` is one."""
@@ -57,7 +59,20 @@ def dense(
     def from_offset(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return mask_mod(b, h, q_idx + q_offset, kv_idx)
 
+    if torch.compiler.is_dynamo_compiling() and is_nested():
+        return _broadcast(from_offset, (batch, heads, q_len, kv_len), device, is_value=isinstance(mask_mod, Value))
     return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
+
+
+def _broadcast(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.device, *, is_value: bool) -> Tensor:
+    """The table of a Mask, which broadcasts: torch's vmap reads no table where no function mode can be entered."""
+    if not is_value:
+        raise TypeError(NOT_LIFTED)
+    indices = [
+        torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(4)))
+        for axis, size in enumerate(sizes)
+    ]
+    return mask_mod(*indices).expand(sizes)
 
 
 def table_sizes(

@@ -29,6 +29,22 @@ def inside_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+NOT_LIFTED = (
+    "inside torch.utils.checkpoint, while torch.compile traces, torch cannot lift a plain mask_mod to a table (nor can its "
+    "own create_mask): give a Mask whose class defines __call__, or a table made outside, from_dense(mask.dense(...))"
+)
+
+
+def is_nested() -> bool:
+    """Whether dynamo traces the body of an operator, `torch.utils.checkpoint` say, where no function mode can be entered."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().output.current_tracer.parent is not None
+
+
+is_nested._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result`, not loading it
+
+
 def autocast_to(device: torch.device) -> torch.dtype | None:
     """What autocast casts to on a device, None where it is off: under it a mask may do other operations."""
     if not torch._C._is_any_autocast_enabled():

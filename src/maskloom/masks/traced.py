@@ -3,20 +3,24 @@
 It is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from maskloom.masks.modes import is_nested
 from maskloom.masks.program import INDICES, Index
 
 
 def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[int]]:
     """For each index, the sizes of the table dimensions that it reads directly, as often as it does.
 
-    A read by something computed from an index, a cast of it too, is not seen.
+    A read by something computed from an index, a cast of it too, is not seen, and nothing is where nobody may watch.
     """
+    if is_nested():
+        return {index: [] for index in INDICES}
     reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
     with reads:
         mask_mod(*reads.indices)
@@ -24,7 +28,9 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
 
 
 def divides(function: Any, *scalars: Tensor) -> bool:
-    """Whether it divides, or takes a remainder, when it is called with these."""
+    """Whether it divides, or takes a remainder, when it is called with these. Where nobody may watch, it may."""
+    if is_nested():
+        return True
     watch = _Divisions()
     with watch:
         function(*scalars)
@@ -45,11 +51,19 @@ class _Divisions(TorchFunctionMode):
         return _first_entry(*args) if func is Tensor.__getitem__ else func(*args, **named)
 
 
-_DIVISIONS = (
-    Tensor.__floordiv__, Tensor.__rfloordiv__, Tensor.__mod__, Tensor.__rmod__,
-    torch.floor_divide, Tensor.floor_divide, torch.remainder, Tensor.remainder, torch.fmod, Tensor.fmod,
-    torch.unravel_index, torch.ops.aten.floor_divide, torch.ops.aten.remainder, torch.ops.aten.fmod,
-)  # fmt: skip
+def _every_form() -> Iterator[Any]:
+    """Of dividing: operators, methods and functions, in place or not, and aten's with their overloads."""
+    for name in ("__floordiv__", "__rfloordiv__", "__ifloordiv__", "__mod__", "__rmod__", "__imod__"):
+        yield getattr(Tensor, name)
+    yield torch.unravel_index
+    for name in ("floor_divide", "remainder", "fmod"):
+        yield getattr(torch, name)
+        for form in (name, f"{name}_"):
+            packet = getattr(torch.ops.aten, form)
+            yield from (getattr(Tensor, form), packet, *(getattr(packet, overload) for overload in packet.overloads()))
+
+
+_DIVISIONS = tuple(_every_form())  # no names: torch.compile knows functions, and not what they are called
 
 
 class _Reads(TorchFunctionMode):

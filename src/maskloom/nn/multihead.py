@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import check_mask_fits
-from maskloom.attention.fill import zeros_both_ways
+from maskloom.attention.fill import zeros_backward, zeros_both_ways
 from maskloom.attention.functional import attend
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import known_padding
@@ -32,6 +32,7 @@ class MultiheadFlexAttention(nn.Module):
     What lies in padded positions, NaN and infinity too, changes no output and no gradient at real positions: where the
     mask is known to hide a key from every query (a padding mask at the top of a conjunction), x is set to zero there. Of a
     BlockMask its mask_mod says what is padding; a hand-made one must not list tiles of padding as full.
+    A gradient that comes in at padded outputs counts like any other, NaN too, unless ``clean_padding=True`` says not.
     A query that sees nothing gets zero from attention, so its output is the bias of ``out_proj``.
 
     Args:
@@ -73,7 +74,8 @@ class MultiheadFlexAttention(nn.Module):
         Args:
             x: (B, L, d_in).
             block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys.
-            attend_options: for `maskloom.attend`, all but return_aux.
+            attend_options: for `maskloom.attend`, all but return_aux. ``clean_padding=True`` is for the incoming gradient: at
+                padded positions it becomes 0, whatever it was.
 
         Raises:
             TypeError: return_aux. ValueError: x of another width or rank; a mask for another length or batch size.
@@ -87,11 +89,15 @@ class MultiheadFlexAttention(nn.Module):
             raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
         batch, length, _ = x.shape
         check_mask_fits(block_mask, batch, self.n_heads, length, length, x.device)
-        x = _cleaned(x, block_mask)
+        pads = _pads_of(x, block_mask)
+        if pads is not None:
+            x = zeros_both_ways(x, pads)
         heads = self.in_proj(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads.unbind(0)
         attention = attend(queries, keys, values, block_mask, **attend_options)
         out = self.out_proj(attention.transpose(1, 2).reshape(batch, length, self.d_out))
+        if pads is not None and attend_options.get("clean_padding"):
+            out = zeros_backward(out, pads)
         return MultiheadOutput(out, queries, keys)
 
     def extra_repr(self) -> str:
@@ -100,16 +106,16 @@ class MultiheadFlexAttention(nn.Module):
         return f"d_in={self.d_in}, d_out={self.d_out}, n_heads={self.n_heads}, bias={bias}"
 
 
-def _cleaned(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor:
-    """x with zeros where it is known to be padding. x: (B, L, d_in)."""
+def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
+    """Where x is known to be padding: bool (B or 1, L, 1); None where that is not known. x: (B, L, d_in)."""
     if mask is None:
-        return x
+        return None
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
     pads = known_padding(mask_mod, x.shape[1], of_one_sequence=True)
     if pads is None:
-        return x
+        return None
     if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:
         raise ValueError(
             f"x has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
         )
-    return zeros_both_ways(x, pads[..., None])
+    return pads[..., None]
