@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import maskloom as loom
 from tests.all_masks import ALL_MASKS
@@ -94,3 +95,22 @@ def test_lengths_and_heads_are_dynamic_inside_one_graph(name):
         blocks = loom.block_mask(mask, q_len, 17, block_size=4)
         torch.testing.assert_close(model(query, key, blocks), loom.attend(query, key, key, blocks))
     assert len(graphs) <= 2  # at first there are as many query tiles as batch rows, and torch takes the two for one
+
+
+def test_in_inference_mode_inside():
+    """A graph there may not view what was made outside: the sizes of tables are found out without that."""
+
+    def model(query):
+        with torch.inference_mode():
+            return loom.attend(query, query, query, loom.causal & loom.lengths(LENS))
+
+    torch._dynamo.reset()
+    query = torch.randn(B, H, L, D)
+    found = torch.compile(model, backend="aot_eager", fullgraph=True)(query)
+    torch.testing.assert_close(found, model(query))
+
+
+def test_masks_are_made_of_tensors_without_values():
+    with FakeTensorMode():
+        table = loom.lengths(torch.tensor([3, 4])).dense(5, 5)
+    assert table.shape == (2, 1, 5, 5)

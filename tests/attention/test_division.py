@@ -78,7 +78,7 @@ def inputs():
 
 
 def fused(mask, score_mod=None):
-    blocks = loom.block_mask(mask, Q, K, batch=BATCH, heads=HEADS, block_size=16)
+    blocks = loom.block_mask(mask, Q, K, batch=BATCH, heads=HEADS, block_size=16, device="cpu")
     options = {"score_mod": score_mod, "scale": None, "wants_lse": False, "kernel_options": None}
     return compiled.fused_attention(*inputs(), blocks, **options)[0]
 
@@ -134,7 +134,7 @@ def test_what_divides_is_known_as_its_program_shows_it(name):
 
 
 def test_inside_a_checkpoint_every_mask_may_divide(graphs):
-    blocks = loom.block_mask(loom.causal, Q, K, block_size=16)
+    blocks = loom.block_mask(loom.causal, Q, K, block_size=16, device="cpu")
     how = {"score_mod": None, "scale": None, "wants_lse": False, "kernel_options": None}
     torch.compile(
         lambda *qkv: checkpoint(lambda *qkv: compiled.fused_attention(*qkv, blocks, **how)[0], *qkv, use_reentrant=False),
@@ -146,7 +146,7 @@ def test_inside_a_checkpoint_every_mask_may_divide(graphs):
 
 def test_inside_another_compile(graphs):
     mask = loom.as_mask(DIVIDING["//"])
-    blocks = loom.block_mask(mask, Q, K, block_size=16)
+    blocks = loom.block_mask(mask, Q, K, block_size=16, device="cpu")
     how = {"score_mod": None, "scale": None, "wants_lse": False, "kernel_options": None}
     outer = torch.compile(
         lambda *qkv: compiled.fused_attention(*qkv, blocks, **how)[0],

@@ -52,6 +52,18 @@ ALWAYS = loom.window(back=2)
 GLOBAL = torch.tensor([5, 7, 11])
 
 
+def test_tables_beyond_the_bytes_go(monkeypatch):
+    monkeypatch.setattr(kept, "_kept", kept.Kept())
+    monkeypatch.setattr(kept, "MOST_BYTES", 500)
+    found = []
+    for length in (10, 15, 20, 30):
+        query = torch.randn(1, 1, length, 8)
+        loom.attend(query, query, query, ALWAYS, backend="sdpa")
+        results = kept._kept.results(ALWAYS).values()
+        found.append([result.nbytes for result in results if isinstance(result, torch.Tensor)])
+    assert found == [[100], [100, 225], [400], [900]]
+
+
 def test_offsets_leave_nothing_behind(monkeypatch):
     monkeypatch.setattr(kept, "_kept", kept.Kept())
     mask = loom.causal & loom.lengths([5, 7, 11])

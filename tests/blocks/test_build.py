@@ -3,6 +3,7 @@
 import inspect
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,3 +166,12 @@ def test_building_traces_inside_torch_compile(mask):
 def test_inside_torch_compile_the_sizes_must_be_given():
     with pytest.raises(Exception, match="give the batch size and the number of heads, or build outside"):
         torch.compile(lambda: loom.block_mask(_causal, 256, 256).kv_num_blocks, backend="eager", fullgraph=True)()
+
+
+def test_integers_of_numpy():
+    sizes = [np.int64(number) for number in (2, 3, 9, 11)]
+    theirs = flex.create_block_mask(loom.causal, *sizes, device="cpu", BLOCK_SIZE=4)
+    assert differing(loom.create_block_mask(loom.causal, *sizes, "cpu", np.int64(4)), theirs) == []
+    q_len, kv_len = sizes[2:]
+    ours = loom.block_mask(loom.causal, q_len, kv_len, batch=sizes[0], heads=sizes[1], device="cpu", block_size=(4, 4))
+    assert differing(ours, theirs) == []

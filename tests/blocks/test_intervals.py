@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_mask
 
 import maskloom as loom
@@ -88,6 +89,7 @@ thirds = _table([0.1, 0.3, 1.7], torch.bfloat16)
 
 TRAPS = {
     "no order": lambda b, h, q, kv: (wide[q] == wide[kv]) | (waves[q] == waves[kv]) | (wide[q].to(torch.int64) > kv),
+    "one of several": lambda b, h, q, kv: (F.one_hot(q // 9, 8) * F.one_hot(kv // 9, 8)).sum() > 0,
     "NaN compared": lambda b, h, q, kv: floats[kv] > 0,
     "NaN, not": lambda b, h, q, kv: ~(floats[kv] > 0),
     "NaN unequal": lambda b, h, q, kv: floats[kv] != floats[q],

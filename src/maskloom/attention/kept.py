@@ -20,6 +20,9 @@ R = TypeVar("R")
 MOST = 8
 """Results kept for one object, at most; the one unused for longest goes first."""
 
+MOST_BYTES = 2**28
+"""Bytes of tables among them, at most (256 MiB), or the last one alone."""
+
 
 @dataclass
 class _Entry:
@@ -28,6 +31,11 @@ class _Entry:
     held: tuple[weakref.ref[Any], ...]
     versions: list[int]
     results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tables that are kept."""
+        return sum(result.nbytes for result in self.results.values() if isinstance(result, Tensor))
 
     def is_of(self, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
         """Whether the object holds the same tensors and parts, none of them written to since."""
@@ -87,7 +95,7 @@ class Kept:
         result = compute()
         with self._lock:
             entry.results[key] = result
-            while len(entry.results) > MOST:
+            while len(entry.results) > MOST or (len(entry.results) > 1 and entry.bytes > MOST_BYTES):
                 entry.results.popitem(last=False)
         return result
 

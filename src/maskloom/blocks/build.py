@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import classify
 from maskloom.blocks.ordered import to_block_mask
-from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.blocks.source import as_int, checked_sizes, read_source
 from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
@@ -69,6 +69,7 @@ def block_mask(
         return block_mask(
             kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
         )
+    q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_dynamo_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
@@ -112,6 +113,7 @@ def create_block_mask(
     """
     if compute_dq_write_order and "compute_dq_write_order" not in _TORCH_TAKES:
         raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
+    B, H, Q_LEN, KV_LEN = map(as_int, (B, H, Q_LEN, KV_LEN))  # noqa: N806
     sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
     if torch.compiler.is_dynamo_compiling():
         wanted = {

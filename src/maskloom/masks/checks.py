@@ -1,6 +1,6 @@
 """Checks of what masks are made from. Each returns the checked value, or raises with the name and value that is wrong.
 
-Values are looked at only where they lie on the CPU, and not while torch compiles: a check never waits for a device.
+Values are looked at only where they lie on the CPU, and not while torch traces: a check never waits for a device.
 """
 
 import inspect
@@ -11,6 +11,8 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+
+from maskloom.masks.modes import is_tracing
 
 
 def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
@@ -180,7 +182,7 @@ def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
 
 def readable(table: Tensor) -> bool:
     """Whether a check may look at the values of a tensor."""
-    return table.device.type == "cpu" and not torch.compiler.is_compiling()
+    return table.device.type == "cpu" and not is_tracing()
 
 
 def required_arguments(function: Callable[..., object]) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -215,6 +216,8 @@ class _Reads(IndexByTensors):
             self.recorder.leaves(func.__name__, args[:1])
         elif func in _MAKES_TENSORS:
             self.recorder.leaves(func.__name__, [data for data in args if isinstance(data, (list, tuple))])
+        if func is F.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -235,6 +238,13 @@ def _asked(name: str) -> TypeError:
         "(torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor slice by them; write & | ~, "
         "torch.where, table[b][kv_idx]"
     )
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """torch's, which looks at the values first; under vmap it does not, and must be given the number."""
+    if num_classes < 1:
+        raise ValueError(f"in a mask_mod one_hot is given num_classes, at least 1; got {num_classes}")
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
 
 
 def _storage(tensor: Tensor) -> int:

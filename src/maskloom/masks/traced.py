@@ -89,8 +89,12 @@ class _Reads(TorchFunctionMode):
 
 
 def _first_entry(table: Tensor, given: Any) -> Tensor:
-    """What is read at 0 in place of every number, which no trace knows: it has the right shape."""
-    return table[tuple([0 if _is_number(place) else place for place in _places(given)])]
+    """What is read at 0 in place of every number, which no trace knows, of zeros: it has the right shape.
+
+    In inference mode a graph may not view a tensor that was made outside.
+    """
+    zeros = table.new_zeros(()).expand(table.shape)
+    return zeros[tuple([0 if _is_number(place) else place for place in _places(given)])]
 
 
 def _places(given: Any) -> list[Any]:
