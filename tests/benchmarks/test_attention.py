@@ -76,11 +76,12 @@ def measured(tmp_path):
 
 
 def test_the_benchmark_runs(measured):
-    _, rows = measured("--sections", "short", "simplify")
+    _, rows = measured("--sections", "short", "simplify", "table")
     right = [row for row in rows if row["error"]]
     ran = {(row["section"], row["mask"], row["contender"]) for row in right}
     assert {("short", "causal & lengths", "sdpa, dense mask"), ("short", "causal & lengths", "attend, auto")} <= ran
     assert {("simplify", "causal & window", f"attend, {way}") for way in ("as given", "simplified")} <= ran
+    assert {("table", mask, "attend, sdpa") for mask in ("causal & lengths", "random half")} <= ran
     for row in right:
         assert float(row["error"]) < 1e-5
         for name in ("forward_ms", "backward_ms", "step_ms", "host_forward_ms", "host_backward_ms"):

@@ -46,7 +46,7 @@ def test_writes_in_place_become_values():
     "ask",
     [
         lambda q: q.item(), int, bool, lambda q: PADS[0, :q], lambda q: q.tolist(), lambda q: q.numpy(), np.asarray,
-        lambda q: torch.tensor([q, 3]), lambda q: torch.as_tensor([[q]]), lambda q: q.new_tensor([q]),
+        lambda q: torch.tensor([q, 3]), lambda q: torch.tensor(data=[q]), lambda q: torch.as_tensor([[q]]), lambda q: q.new_tensor([q]),
     ],
 )  # fmt: skip
 def test_the_value_of_an_index_cannot_be_asked_for(ask):

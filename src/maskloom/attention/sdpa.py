@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.attention.chunks import in_chunks, rows_of
 from maskloom.attention.compiled import shares_heads
 from maskloom.attention.fill import zeros_both_ways
-from maskloom.attention.kept import keep, tensors_of
+from maskloom.attention.kept import MOST_BYTES, keep, tensors_of
 from maskloom.blocks.build import block_mask
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
 from maskloom.masks.algebra import Everything
@@ -26,7 +26,7 @@ from maskloom.masks.dense import MaskMod, needed_sizes
 from maskloom.masks.modes import is_lasting
 from maskloom.masks.relative import Causal, causal
 
-KEPT_BYTES = 2**28
+KEPT_BYTES = MOST_BYTES
 """The largest table that is kept, in bytes (256 MiB), one for each element."""
 
 CHUNK = 2**26

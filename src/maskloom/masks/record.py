@@ -215,7 +215,8 @@ class _Reads(IndexByTensors):
         if func in _LEAVES_TORCH:
             self.recorder.leaves(func.__name__, args[:1])
         elif func in _MAKES_TENSORS:
-            self.recorder.leaves(func.__name__, [data for data in args if isinstance(data, (list, tuple))])
+            given = (*args, *(kwargs or {}).values())
+            self.recorder.leaves(func.__name__, [data for data in given if isinstance(data, (list, tuple))])
         if func is F.one_hot:
             return _one_hot(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
@@ -224,12 +225,8 @@ class _Reads(IndexByTensors):
 _LEAVES_TORCH = {
     Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage,
 }  # fmt: skip
-_MAKES_TENSORS = {
-    torch.tensor,
-    torch.as_tensor,
-    torch.asarray,
-    Tensor.new_tensor,
-}  # of lists, of which each item is asked
+_MAKES_TENSORS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+"""Of lists, of which each item is asked."""
 
 
 def _asked(name: str) -> TypeError:
