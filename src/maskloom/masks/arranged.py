@@ -158,8 +158,9 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
                                                                        q1   x  x                 q1      x
 
     For grouped queries: a mask for each key head becomes one for each query head, as
-    ``key.repeat_interleave(times, dim=1)`` does with keys. A mask that is the same for all heads comes back as it is. Source:
-    grouped-query attention, Ainslie et al. 2023, section 2.2.
+    ``key.repeat_interleave(times, dim=1)`` does with keys. One key head for all (``heads=1``, multi-query attention) is repeated
+    like several. A mask that reads nothing by head comes back as it is. Source: grouped-query attention, Ainslie et al. 2023,
+    section 2.2; multi-query attention, Shazeer 2019.
 
     Args:
         mask: a Mask or a mask_mod for ``heads`` heads.
@@ -173,9 +174,10 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
     inner, times = as_mask(mask), count("times", times, least=1, of="heads")
     device = captured.device_of(inner) or torch.device("cpu")
     reading = read(inner, device)
-    if "h" not in reading.marks and not reading.sizes["h"]:
+    held = reading.sizes["h"]
+    if "h" not in reading.marks and not held:
         return inner
-    heads = reading.size("h", heads)
+    heads = reading.size("h", min(held) if heads is None and held else heads)
     return RepeatedHeads(inner, times, heads, torch.arange(heads, device=device).repeat_interleave(times))
 
 

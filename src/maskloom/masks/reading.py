@@ -45,7 +45,8 @@ class Reading:
 
         Args:
             index: which of the two.
-            asked: what the caller wants, checked against the tables; None for the smallest that the mask needs.
+            asked: what the caller wants, checked against the tables; None for the smallest that the mask needs. 1 always
+                fits a mask that is the same for all, whatever tables it reads on the way.
         """
         argument, item, letter = _WORDS[index]
         sizes = list(self.sizes[index])
@@ -63,7 +64,8 @@ class Reading:
             return sizes[0]
         if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
             raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least 1; got {asked!r}")
-        if sizes and sizes[0] != asked:
+        same_for_all = asked == 1 and index not in self.marks
+        if sizes and sizes[0] != asked and not same_for_all:
             raise ValueError(
                 f"{argument} ({letter}) is {asked}, and the mask reads a table for {sizes[0]} {item}s; "
                 f"pass {sizes[0]}, or make the mask from the rows that are meant"
