@@ -8,7 +8,6 @@ Lengths, batch sizes and the values of tensors are dynamic within it. docs/notes
 
 import functools
 import re
-import threading
 import types
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from maskloom.attention.division import dividing_mask, dividing_score
 from maskloom.blocks.tables import rebuilt
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
+from maskloom.masks.forks import fork_safe_lock, loading
 from maskloom.scores.base import NO_SCORE, ScoreMod, answering
 
 _COMPILER = "inductor"  # tests put in one that only traces
@@ -28,7 +28,7 @@ _COMPILER = "inductor"  # tests put in one that only traces
 _MOST_DECODED = 64  # queries in a step of decoding
 
 _pool: dict[Hashable, Callable[..., tuple[Tensor, Tensor | None]]] = {}
-_pool_lock = threading.Lock()
+_pool_lock = fork_safe_lock()
 
 
 def fused_attention(
@@ -84,8 +84,9 @@ class _Compiler(NamedTuple):
 @functools.cache
 def _compiler() -> _Compiler:
     """They are loaded at the first call, since `import maskloom` shall not."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-    from torch._inductor import config
+    with loading:
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+        from torch._inductor import config
 
     return _Compiler(config, FailOnRecompileLimitHit, TorchDynamoException)
 

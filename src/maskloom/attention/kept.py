@@ -1,6 +1,5 @@
 """Results kept beside the object that they were computed from, for as long as it lives unchanged."""
 
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks import captured
+from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.identity import IdentityTable
 from maskloom.masks.modes import is_lasting
 
@@ -58,7 +58,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._entries: IdentityTable[_Entry] = IdentityTable()
-        self._lock = threading.RLock()  # what frees an object runs at any time, and may come here
+        self._lock = fork_safe_lock()  # what frees an object runs at any time, and may come here
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import without_autocast
 from maskloom.masks.program import INDICES, Program, Ref, Step
 
@@ -105,7 +106,7 @@ def _arguments(
 
 def _vmapped(mask_mod: MaskMod, elements: Elements) -> Tensor:
     """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
-    # imported here: it loads torch's compiler, which `import maskloom` shall not
+    load_vmap()  # and with it torch's compiler, which `import maskloom` shall not
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
     over_keys: Callable[..., Tensor] = torch.vmap(mask_mod, in_dims=(None, None, None, 0))

@@ -1,7 +1,6 @@
 """Block masks that are kept: moved to another device, pinned, updated in place, found again."""
 
 import copy
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -14,6 +13,7 @@ from maskloom.blocks.tables import checked_block_mask
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.forks import fork_safe_lock
 
 
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
@@ -108,7 +108,7 @@ class BlockMaskCache:
             raise ValueError(f"size is a number of block masks, at least 1; got {size!r}")
         self._size = size
         self._kept: OrderedDict[Hashable, BlockMask] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -216,7 +216,10 @@ def _stack(lead: int, values: list[Tensor], dim: int = 0) -> Tensor:
 
 
 def _concatenated(join: Any, values: list[Tensor], lead: int, dim: int) -> Tensor:
-    shape = torch.broadcast_shapes(*(value.shape[:lead] for value in values))
+    # not torch.broadcast_shapes, whose first call loads sympy
+    shape = [
+        max(sizes, key=lambda size: size != 1) for sizes in zip(*(value.shape[:lead] for value in values), strict=True)
+    ]
     dtype = common_dtype(values, lead)
     return join([value.expand(*shape, *value.shape[lead:]).to(dtype) for value in values], dim)
 

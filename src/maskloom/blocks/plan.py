@@ -1,6 +1,5 @@
 """A list of what is done to tensors, to do it again without the Python that chose it."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from maskloom.masks.forks import computed_once
 from maskloom.masks.program import Ref
 
 Tensors = tuple[Tensor, ...]
@@ -57,7 +57,7 @@ class Plan:
         """Everything again, for other inputs of the same shapes, strides and dtypes."""
         return self._function(*inputs)
 
-    @functools.cached_property
+    @computed_once
     def _function(self) -> Callable[..., Tensors]:
         """The list as a function of Python, a line for each operation: the interpreter has nothing else to do."""
         constants: dict[str, Any] = {}

@@ -5,7 +5,6 @@ torch on running them. Which they are follows from the mask's structure, its num
 same list is run on the new tensors.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from maskloom.blocks.plan import Plan, Tensors
 from maskloom.blocks.writer import written_down
+from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.modes import uncompiled
 
 MOST_BYTES = 1 << 26
@@ -24,7 +24,7 @@ MOST_BYTES_EACH = 1 << 22
 _MOST_KEYS = 256  # that are remembered, with a plan or without
 
 _plans: OrderedDict[Hashable, Plan | bool] = OrderedDict()  # False: there can be none; True: to be written down
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 def planned(

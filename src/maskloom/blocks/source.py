@@ -1,8 +1,6 @@
 """What a block mask is built from: a mask that was run once, and the checks of what was asked for."""
 
-import functools
 import operator
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from maskloom.blocks.analyse import Grid
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
+from maskloom.masks.forks import computed_once, fork_safe_lock
 from maskloom.masks.modes import autocast_to, is_lasting, is_tracing
 from maskloom.masks.program import Program
 from maskloom.masks.reading import Reading, reading_of
@@ -38,7 +37,7 @@ class Source:
     device: torch.device
     key: Hashable | None
 
-    @functools.cached_property
+    @computed_once
     def program(self) -> Program:
         """The program, with the tensors in it."""
         return self.bare.holding(self.held)
@@ -66,7 +65,7 @@ class Source:
 
 _MOST = 256  # programs kept; the one unused for longest goes first
 _programs: OrderedDict[Hashable, tuple[Program, Reading]] = OrderedDict()
-_programs_lock = threading.Lock()
+_programs_lock = fork_safe_lock()
 
 
 def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from maskloom.masks import captured
+from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import NOT_LIFTED, is_nested
 from maskloom.masks.reading import read
 from maskloom.masks.values import Value
@@ -61,6 +62,7 @@ def dense(
 
     if torch.compiler.is_dynamo_compiling() and is_nested():
         return _broadcast(from_offset, (batch, heads, q_len, kv_len), device, is_value=isinstance(mask_mod, Value))
+    load_vmap()
     return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
 
 

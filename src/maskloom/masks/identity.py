@@ -1,14 +1,15 @@
 """Entries kept beside objects, found by identity, gone with them."""
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from maskloom.masks.forks import fork_safe_lock
+
 E = TypeVar("E")
 
-# One for all tables, and one that a thread may take twice: objects are freed at any time, with any of the tables locked.
-_lock = threading.RLock()
+# One for all tables, which a thread may take twice: objects are freed at any time, with any of the tables locked.
+_lock = fork_safe_lock()
 
 
 class IdentityTable(Generic[E]):

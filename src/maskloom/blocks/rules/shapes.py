@@ -29,7 +29,7 @@ def choice(op: Any, condition: Interval, left: Any, right: Any) -> Interval | No
         least, most = zip(left.bounds, right.bounds, strict=True)
         return Interval(lo, hi, span=(min(least), max(most)))
     nan = nan_of(left, right)
-    return Interval(lo, hi, None if nan is None else nan.expand(torch.broadcast_shapes(nan.shape, lo.shape)))
+    return Interval(lo, hi, None if nan is None else nan.expand(lo.shape))
 
 
 def _where_numbers(condition: Interval, left: Any, right: Any) -> Interval | None:

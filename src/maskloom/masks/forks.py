@@ -1,0 +1,94 @@
+"""What a fork would leave behind: the child has one thread, and every lock as the threads of its parent held it.
+
+A DataLoader forks its workers while other threads may build masks. So every lock of maskloom is made here, and is free in a
+child. What the locks guard is changed in single steps, each whole while Python runs no other thread, so a child may go on
+with it. What torch loads at first use takes a second, under locks that Python and torch do not free: a fork waits for that.
+"""
+
+import importlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+
+T = TypeVar("T")
+
+_LONGEST_WAIT = 60  # seconds that a fork waits for what is being loaded: longer than any machine takes
+
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def fork_safe_lock() -> Any:
+    """A ``threading.RLock`` that a forked child finds free.
+
+    Reentrant, because the garbage collector may run anything in the thread that holds it.
+    """
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+class computed_once(Generic[T]):  # noqa: N801 - used like property
+    """``functools.cached_property`` without the lock that it has in Python 3.11, which is the same for all objects."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, held: None, kind: type) -> "computed_once[T]": ...
+    @overload
+    def __get__(self, held: object, kind: type) -> T: ...
+    def __get__(self, held: object | None, kind: type) -> Any:
+        if held is None:
+            return self
+        return held.__dict__.setdefault(self._name, self._function(held))  # found there from now on
+
+
+# -- what torch loads at first use -------------------------------------------------------------------------------------
+
+loading = fork_safe_lock()
+"""Held while modules are imported that take long: a fork waits for it."""
+
+_vmap_is_loaded = False
+
+
+def load_vmap() -> None:
+    """Load what ``torch.vmap`` and ``create_mask`` would load at their first call, while no fork can happen."""
+    global _vmap_is_loaded
+    if torch.compiler.is_dynamo_compiling() or _vmap_is_loaded:
+        return
+    with loading:
+        importlib.import_module("torch._dynamo._trace_wrapped_higher_order_op")
+        torch.vmap(torch.neg)(torch.zeros(1, device="cpu"))  # loads decompositions, under a lock of torch's own
+        _vmap_is_loaded = True
+
+
+class _Fork:
+    """What is done around a fork."""
+
+    waited = False  # whether the thread that forks holds `loading`
+
+    @classmethod
+    def before(cls) -> None:
+        cls.waited = loading.acquire(timeout=_LONGEST_WAIT)
+
+    @classmethod
+    def in_parent(cls) -> None:
+        if cls.waited:
+            loading.release()
+
+    @staticmethod
+    def in_child() -> None:
+        for lock in list(_locks):
+            lock._at_fork_reinit()  # as Python's own modules do with theirs: logging, concurrent.futures
+
+
+if hasattr(os, "register_at_fork"):  # where there is a fork
+    os.register_at_fork(before=_Fork.before, after_in_parent=_Fork.in_parent, after_in_child=_Fork.in_child)
