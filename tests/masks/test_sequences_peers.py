@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right as torch_causal_lower_right
 from torch.nn.attention.flex_attention import create_mask
-from transformers import masking_utils as hugging_face
 
 import maskloom as loom
 from maskloom.masks.blockwise import chunked
@@ -20,6 +19,7 @@ from maskloom.masks.relative import (
 )
 from maskloom.masks.segments import documents, within
 from tests.catalog.sequences import GLOBAL, POSITION_IDS_BY_ROW
+from tests.masks.hugging_face import REMAPS_PACKED, dense_of, dense_of_a_layer, masking_utils
 
 BATCH, Q_LEN, KV_LEN = 3, 13, 17
 OFFSETS = torch.tensor([0, 4, 11, 17])
@@ -62,18 +62,6 @@ def test_attention_gym(ours, theirs):
 # -- transformers ------------------------------------------------------------------------------------------------------
 
 
-def hugging_face_dense(mask_function, q_len=Q_LEN, q_offset=0, **options):
-    return hugging_face.sdpa_mask(
-        BATCH,
-        q_len,
-        KV_LEN,
-        q_offset=q_offset,
-        mask_function=mask_function,
-        allow_is_causal_skip=False,
-        **options,
-    )
-
-
 NO_PADDING = torch.zeros(BATCH, dtype=torch.int64)
 LEFT_PADDING = torch.tensor([3, 0, 5])
 
@@ -82,27 +70,39 @@ LEFT_PADDING = torch.tensor([3, 0, 5])
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (loom.causal, hugging_face.causal_mask_function),
+        (loom.causal, masking_utils.causal_mask_function),
         # their sliding_window counts the own key: W keys
-        (window_counting_itself(4), hugging_face.sliding_window_causal_mask_function(4)),
-        # but between bidirectional positions it is each side: 2W + 1 keys
-        (window_both_ways(4), hugging_face.sliding_window_bidirectional_mask_function(4)),
-        (loom.causal & chunked(5), hugging_face.chunked_causal_mask_function(5, NO_PADDING)),
+        (window_counting_itself(4), masking_utils.sliding_window_causal_mask_function(4)),
+        (loom.causal & chunked(5), masking_utils.chunked_causal_mask_function(5, NO_PADDING)),
         # chunks are counted from the first real token of each row
         (
             loom.shifted(loom.causal & chunked(5), q_offset=-LEFT_PADDING, kv_offset=-LEFT_PADDING),
-            hugging_face.chunked_causal_mask_function(5, LEFT_PADDING),
+            masking_utils.chunked_causal_mask_function(5, LEFT_PADDING),
         ),
     ],
 )
 def test_transformers(ours, theirs, q_offset):
     dense = ours.dense(Q_LEN, KV_LEN, q_offset=q_offset)
-    assert dense.expand(BATCH, -1, -1, -1).equal(hugging_face_dense(theirs, q_offset=q_offset))
+    assert dense.expand(BATCH, -1, -1, -1).equal(dense_of(theirs, BATCH, Q_LEN, KV_LEN, q_offset=q_offset))
+
+
+@pytest.mark.skipif(
+    not hasattr(masking_utils, "sliding_window_bidirectional_mask_function"), reason="newer transformers"
+)
+@pytest.mark.parametrize("q_offset", [0, 4])
+def test_transformers_window_of_both_sides(q_offset):
+    # between bidirectional positions their sliding_window is each side: 2W + 1 keys
+    theirs = dense_of(
+        masking_utils.sliding_window_bidirectional_mask_function(4), BATCH, Q_LEN, KV_LEN, q_offset=q_offset
+    )
+    dense = window_both_ways(4).dense(Q_LEN, KV_LEN, q_offset=q_offset)
+    assert dense.expand(BATCH, -1, -1, -1).equal(theirs)
 
 
 @pytest.mark.parametrize("q_offset", [0, 4])
 def test_transformers_hides_padding_as_keys_alone(q_offset):
-    theirs = hugging_face_dense(hugging_face.causal_mask_function, q_offset=q_offset, attention_mask=REAL)
+    causal = masking_utils.causal_mask_function
+    theirs = dense_of(causal, BATCH, Q_LEN, KV_LEN, q_offset=q_offset, attention_mask=REAL)
     keys_alone = loom.causal & loom.key_padding(~REAL)
     assert keys_alone.dense(Q_LEN, KV_LEN, q_offset=q_offset).equal(theirs)
     both_sides = (loom.causal & loom.real(REAL)).dense(Q_LEN, KV_LEN, q_offset=q_offset)
@@ -111,20 +111,20 @@ def test_transformers_hides_padding_as_keys_alone(q_offset):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("ours", "layer"),
     [
-        (loom.causal, hugging_face.causal_mask_function),
-        (window_counting_itself(3), hugging_face.sliding_window_causal_mask_function(3)),
-        (loom.causal & chunked(3), hugging_face.chunked_causal_mask_function(3, NO_PADDING)),
+        (loom.causal, {"kind": "full"}),
+        (window_counting_itself(3), {"kind": "sliding", "sliding_window": 3}),
+        (loom.causal & chunked(3), {"kind": "chunked", "attention_chunk_size": 3}),
     ],
 )
 @pytest.mark.parametrize("begin", [0, 2])
-def test_transformers_packed(ours, theirs, begin):
+def test_transformers_packed(ours, layer, begin):
     position_ids = POSITION_IDS_BY_ROW + begin
-    packed = hugging_face.find_packed_sequence_indices(position_ids)
-    theirs = hugging_face.packed_sequence_compatibility_function(theirs, position_ids, packed)
-    ours = within(documents(position_ids=position_ids), ours)
-    assert ours.dense(KV_LEN, KV_LEN).equal(hugging_face_dense(theirs, q_len=KV_LEN))
+    packed = documents(position_ids=position_ids)
+    # older ones count chunks along the whole row, not inside each document
+    ours = within(packed, ours) if REMAPS_PACKED else packed & ours
+    assert ours.dense(KV_LEN, KV_LEN).equal(dense_of_a_layer(position_ids, **layer))
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------
