@@ -24,9 +24,11 @@ def dense_of(
     """The table of one of transformers' mask functions: bool (B, 1, Q, K)."""
     positions = {"q_length": q_len, "q_offset": q_offset, "cache_position": torch.arange(q_len) + q_offset}
     taken = {name: value for name, value in positions.items() if _takes(masking_utils.sdpa_mask, name)}
-    return masking_utils.sdpa_mask(
+    table = masking_utils.sdpa_mask(
         batch_size=batch, kv_length=kv_len, mask_function=mask_function, allow_is_causal_skip=False, **taken, **options
     )
+    assert table is not None
+    return table
 
 
 def dense_of_a_layer(position_ids: Tensor, *, kind: Literal["full", "sliding", "chunked"], **numbers: int) -> Tensor:

@@ -115,6 +115,8 @@ def turns(
 
     ::
 
+        rule = tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool()
+
         turns(offsets=[0, 2, 3, 5], visible=rule)   k0 k1 k2 k3 k4        rule   t0 t1 t2
                                                 q0   x  x                    t0   x
                                                 q1   x  x                    t1   x  x

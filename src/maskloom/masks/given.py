@@ -47,9 +47,9 @@ def from_dense(table: Tensor) -> FromDense:
 
     ::
 
-        from_dense([[True, False, True],    k0 k1 k2
-                    [False, True, True]]) q0 x     x
-                                          q1    x  x
+        from_dense(tensor([[1, 0, 1], [0, 1, 1]]).bool())   k0 k1 k2
+                                                        q0   x     x
+                                                        q1      x  x
 
     The table is held as it is, one byte for each pair. Queries and keys are as many as it has, or fewer.
 
@@ -67,11 +67,11 @@ def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
 
     ::
 
-        from_blocks([[True, False],       k0 k1 k2 k3
-                     [True, True]], 2) q0  x  x
-                                       q1  x  x
-                                       q2  x  x  x  x
-                                       q3  x  x  x  x
+        from_blocks(tensor([[1, 0], [1, 1]]).bool(), 2)   k0 k1 k2 k3
+                                                      q0   x  x
+                                                      q1   x  x
+                                                      q2   x  x  x  x
+                                                      q3   x  x  x  x
 
     Positions behind the last block see nothing, and nothing sees them. With the block size of the block mask, or
     multiples of it, no tile is partial.
@@ -95,9 +95,9 @@ def top_k_blocks(
 
     ::
 
-        top_k_blocks([[0, -1],              k0 k1 k2 k3 k4 k5
-                      [0, 2]], (1, 2))  q0   x  x
-                                        q1   x  x        x  x
+        top_k_blocks([[0, -1], [0, 2]], (1, 2))   k0 k1 k2 k3 k4 k5
+                                              q0   x  x
+                                              q1   x  x        x  x
 
     ``causal & top_k_blocks(...)`` hides what lies ahead within a selected block. The result is `from_blocks` of a
     table, bool (..., query blocks, key blocks), which is made on the indices' device.

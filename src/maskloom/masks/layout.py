@@ -50,10 +50,10 @@ def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
 
     Where each position lies in the grid::
 
-        tiled(..., (2, 2)) of shape (4, 6)    0  1  4  5  8  9
-                                              2  3  6  7 10 11
-                                             12 13 16 17 20 21
-                                             14 15 18 19 22 23
+        tiled(axial((4, 6), axis=0), (2, 2))    0  1  4  5  8  9
+                                                2  3  6  7 10 11
+                                               12 13 16 17 20 21
+                                               14 15 18 19 22 23
 
     Tiles, and the cells in a tile, are in row-major order. ``tiled(neighbourhood(shape, window), tile)`` is
     neighborhood attention with static tiling.
@@ -89,10 +89,10 @@ def morton(mask: GridMask) -> Morton:
 
     Where each position lies in the grid::
 
-        morton(...) of shape (4, 4)    0  1  4  5        of shape (3, 5)    0  1  4  5 12
-                                       2  3  6  7                           2  3  6  7 13
-                                       8  9 12 13                           8  9 10 11 14
-                                      10 11 14 15
+        morton(axial((4, 4), axis=0))    0  1  4  5        morton(axial((3, 5), axis=0))    0  1  4  5 12
+                                         2  3  6  7                                         2  3  6  7 13
+                                         8  9 12 13                                         8  9 10 11 14
+                                        10 11 14 15
 
     The last axis has the lowest bit. In a grid whose sides are no powers of two the cells keep that order, and there
     are no gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves

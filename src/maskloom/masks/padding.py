@@ -163,10 +163,10 @@ def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
 
     ::
 
-        real([[1, 0, 1]])   k0 k1 k2
-                        q0   x     x
-                        q1
-                        q2   x     x
+        real(tensor([[1, 0, 1]]))   k0 k1 k2
+                                q0   x     x
+                                q1
+                                q2   x     x
 
     To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``.
 
@@ -191,10 +191,10 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
 
     ::
 
-        padding([[False, True, False]])   k0 k1 k2
-                                      q0   x     x
-                                      q1
-                                      q2   x     x
+        padding(tensor([[False, True, False]]))   k0 k1 k2
+                                              q0   x     x
+                                              q1
+                                              q2   x     x
 
     From token ids: ``padding(pads_from_tokens(tokens, pad_id))``, and for cross-attention
     ``padding(pads_from_tokens(tokens, pad_id), pads_from_tokens(kv_tokens, kv_pad_id))``.
@@ -226,10 +226,10 @@ def key_padding(pads: Tensor) -> KeyPadding:
 
     ::
 
-        key_padding([[False, True, False]])   k0 k1 k2
-                                          q0   x     x
-                                          q1   x     x
-                                          q2   x     x
+        key_padding(tensor([[False, True, False]]))   k0 k1 k2
+                                                  q0   x     x
+                                                  q1   x     x
+                                                  q2   x     x
 
     Args:
         pads: bool (B, KV), True = padding.

@@ -38,13 +38,13 @@ def relative_bias(table: Tensor, *, buckets: Tensor | Sequence[int] | None = Non
 
     ::
 
-        table of one head                  k0  k1  k2  k3        kv_idx - q_idx   -2  -1   0   1   2
-        [[a, b, c, d, e]]              q0   c   d   e   e        column            a   b   c   d   e
-        max_distance 2                 q1   b   c   d   e
-                                       q2   a   b   c   d
+        relative_bias(tensor([[5.0, 6, 7, 8, 9]])), head 0   k0   k1   k2   k3
+                                                         q0   7    8    9    9
+                                                         q1   6    7    8    9
+                                                         q2   5    6    7    8
 
-    Distances further than ``max_distance`` have the bias of ``max_distance``. With ``buckets`` several distances share a
-    column: the bias is ``table[h, buckets[kv_idx - q_idx + max_distance]]``. `t5_buckets` makes T5's.
+    Here ``max_distance`` is 2: distances further than that have its bias. With ``buckets`` several distances share a column:
+    the bias is ``table[h, buckets[kv_idx - q_idx + max_distance]]``. `t5_buckets` makes T5's.
 
     It holds the table itself, so that gradients reach it, and what an optimiser writes into it is used. Made from a
     Parameter once, it stays right; from what is computed of one (``embedding.weight.T``), make it in every forward.
