@@ -75,6 +75,18 @@ def test_names_of_ones_own():
         ("sinks(open('x'))", "no mask is called 'open'", "      ^^^^"),
         ("sinks(**{})", "** has no meaning here", "        ^^"),
         ("ähnlich & causl", "no mask is called 'ähnlich'", "^^^^^^^"),
+        ("window(back=3, back=4)", "back is given twice; which is meant?", " " * 15 + "^^^^^^"),
+        ("causal | window(ahead=1, back=3, ahead=2)", "ahead is given twice", " " * 33 + "^^^^^^^"),
+        ("sinks(3, n=4)", "n is given by position and by name", "         ^^^"),
+        (
+            "shifted(causal, mask=sinks(1), q_offset=2)",
+            "mask is given by position and by name",
+            " " * 16 + "^^^^^^^^^^^^^",
+        ),
+        ("ähnlich(1, x=2, x=3)", "no mask is called 'ähnlich'", "^^^^^^^"),
+        ("window(3, ahead=1)", "; window takes back, ahead", "^^^^^^^^^^^^^^^^^^"),
+        ("causal & window(size=1)", "'size'; window takes back, ahead", "         ^^^^^^^^^^^^^^"),
+        ("causal & sliding_window(4096)", "'sliding_window'; is window(back=...) meant?", "         ^^^^^^^^^^^^^^"),
         ("[causal for x in y]", "here stands a mask", "^^^^^^^^^^^^^^^^^^^"),
     ],
 )
@@ -85,6 +97,15 @@ def test_words_and_the_mark_under_the_place(text, words, mark):
     assert words in first
     assert shown == f"  {text}"
     assert under == f"  {mark}"
+
+
+def test_an_argument_of_ones_own_function_is_given_once():
+    names = {"within_reach": lambda first, *rest, reach=1, **options: loom.window(back=reach)}
+    assert loom.parse("within_reach(1, 2, reach=3)", names) == loom.window(back=3)
+    with pytest.raises(loom.ParseError, match="first is given by position and by name"):
+        loom.parse("within_reach(1, first=3)", names)
+    with pytest.raises(loom.ParseError, match="other is given twice"):
+        loom.parse("within_reach(1, other=3, other=3)", names)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ Python's precedence, brackets, and as arguments numbers, True, False, None, list
 """
 
 import ast
-import difflib
+import inspect
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maskloom.errors import ParseError
@@ -29,6 +30,7 @@ from maskloom.masks import (
     video,
 )
 from maskloom.masks.algebra import Mask, everything, nothing
+from maskloom.masks.synonyms import suggestion
 
 _MAKERS = (
     relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
@@ -62,7 +64,8 @@ def parse(text: str, names: Mapping[str, Mask | Callable[..., Mask]] | None = No
         names: further names, or other meanings of names; a name may be a mask that holds tensors.
 
     Raises:
-        ParseError: it cannot be read, with a mark under the place; wrong arguments too.
+        ParseError: it cannot be read, with a mark under the place; wrong arguments too, and one that is given twice. A word
+            that other libraries have for a mask (``sliding_window``) is told the one that it has here.
         TypeError: not a string.
     """
     if not isinstance(text, str):
@@ -117,22 +120,31 @@ class _Reader:
         if isinstance(make, Mask):
             raise self._at(node, f"{node.func.id} is itself a mask: write it without brackets")
         arguments = [self._argument(argument) for argument in node.args]
-        options = {}
-        for keyword in node.keywords:
-            if keyword.arg is None:
-                raise self._at(keyword.value, "** has no meaning here")
-            options[keyword.arg] = self._argument(keyword.value)
+        options = self._options(node, _parameters(make, by_name=False)[: len(arguments)])
         try:
             return make(*arguments, **options)
         except (TypeError, ValueError) as error:
-            raise self._at(node, str(error)) from None
+            of_arguments = re.search("unexpected keyword|positional argument", str(error))
+            takes = f"; {node.func.id} takes {', '.join(_parameters(make))}" if of_arguments else ""
+            raise self._at(node, f"{error}{takes}") from None
+
+    def _options(self, node: ast.Call, by_position: Sequence[str]) -> dict[str, Any]:
+        """The arguments by name, each of which is given once."""
+        options: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise self._at(keyword.value, "** has no meaning here")
+            if keyword.arg in options or keyword.arg in by_position:
+                first = "by position and by name" if keyword.arg in by_position else "twice"
+                raise self._at(keyword, f"{keyword.arg} is given {first}; which is meant?")
+            options[keyword.arg] = self._argument(keyword.value)
+        return options
 
     def _look_up(self, node: ast.Name) -> Mask | Callable[..., Mask]:
         if node.id in self.names:
             return self.names[node.id]
-        close = difflib.get_close_matches(node.id, self.names, n=1)
-        hint = f"; is {close[0]} meant?" if close else f"; there are {', '.join(self.names)}"
-        raise self._at(node, f"no mask is called {node.id!r}{hint}")
+        hint = suggestion(node.id, self.names) or f"there are {', '.join(self.names)}"
+        raise self._at(node, f"no mask is called {node.id!r}; {hint}")
 
     def _argument(self, node: ast.expr) -> Any:
         if isinstance(node, (ast.List, ast.Tuple)):
@@ -144,11 +156,22 @@ class _Reader:
             return -self._argument(node.operand)
         return self._mask(node)
 
-    def _at(self, node: ast.expr, words: str) -> ParseError:
+    def _at(self, node: ast.expr | ast.keyword, words: str) -> ParseError:
         return self._error(words, _column(self.text, node.col_offset), _column(self.text, node.end_col_offset or 0))
 
     def _error(self, words: str, start: int, end: int) -> ParseError:
         return ParseError(f"{words}\n  {self.text}\n  {' ' * start}{'^' * max(1, end - start)}")
+
+
+def _parameters(make: Callable[..., Any], *, by_name: bool = True) -> list[str]:
+    """The names of the arguments that it takes, in order, with those that only a name gives; none where that is not known."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    kinds |= {inspect.Parameter.KEYWORD_ONLY} if by_name else set()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
 def _column(text: str, byte_offset: int) -> int:
