@@ -50,6 +50,7 @@ FAMILIES: dict[str, list[Example]] = {
         Example("dilated(back=n // 2, step=4)"),
         Example("strided(n // 6)"),
         Example("fixed(n // 4, summary=n // 24)"),
+        Example("fixed(n // 4, summary=n // 24, part=[0, 1, 2])"),
         Example("causal & chunked(n // 3)", "chunked"),
     ],
     "Position": [
@@ -88,7 +89,10 @@ FAMILIES: dict[str, list[Example]] = {
     ],
     "Grids and video": [
         Example("neighbourhood((n // 8, 8), 3)"),
+        Example("neighbourhood((n // 8, 8), (1, 4), stride=(1, 2))"),
+        Example("neighbourhood((n // 8, 8), (2, 3), causal=(True, False))"),
         Example("grid_window((n // 8, 8), 3)"),
+        Example("grid_window((n // 8, 8), (3, 4), stride=(1, 2))"),
         Example("axial((n // 8, 8), axis=1)"),
         Example("shifted_windows((n // 8, 8), (1, 4), (0, 2))"),
         Example("tiled(grid_window((n // 8, 8), 3), (1, 2))"),
@@ -99,10 +103,13 @@ FAMILIES: dict[str, list[Example]] = {
     ],
     "Generation": [
         Example("block_diffusion(n // 2, n // 8)"),
+        Example("block_diffusion(block_size=n // 12, documents=documents(offsets=[0, n // 8, n // 2]))"),
+        Example("block_diffusion(block_size=n // 12, documents=documents(offsets=[0, n // 8, n // 2]), paired=True)"),
         Example("tree([-1] + [node // 2 for node in range(n - 1)])"),
         Example("beams([[-1, -1]] + [[0, step % 2] for step in range(n // 2 - 1)])"),
         Example("mixed_modal(torch.where(torch.arange(n) % (n // 2) < n // 4, torch.arange(n) // (n // 2), -1))"),
         Example("flamingo(torch.arange(n) % (n // 4) == n // 8, tokens_per_media=n // 4)"),
+        Example("flamingo(torch.arange(n) % (n // 4) == n // 8, tokens_per_media=n // 4, all_before=True)"),
     ],
     "Given": [
         Example("from_dense((torch.arange(n)[:, None] * torch.arange(n)) % 5 == 0)"),
@@ -116,6 +123,98 @@ FAMILIES: dict[str, list[Example]] = {
         Example("nothing"),
     ],
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A mask that published code builds, in these masks: an expression, and what its names are."""
+
+    of: str
+    expression: str
+    words: str
+
+
+RECIPES = [
+    Recipe(
+        "Llama 4, packed",
+        "within(documents(offsets=offsets), causal & chunked(n))",
+        "`n` is its `attention_chunk_size`",
+    ),
+    Recipe(
+        "Llama 4, padding on the left",
+        "shifted(causal & chunked(n), q_offset=-left, kv_offset=-left) & real(is_real)",
+        "`left` (B,) is how much padding; `causal & chunked(n) & real(is_real)` would count chunks from the padding",
+    ),
+    Recipe(
+        "Gemma 3, sliding layers",
+        "mixed_modal(ids) & window(back=w - 1, ahead=length)",
+        "`w` is its `sliding_window`: causal or in one image, and in the window (transformers since #46850)",
+    ),
+    Recipe(
+        "Gemma 3, sliding layers before",
+        "window_counting_itself(w) | documents(ids)",
+        "in the window, or in one image however long",
+    ),
+    Recipe(
+        "StreamingLLM, `evict_for_space`",
+        "window(back=recent - 1) | sinks(n)",
+        "a cache of `n + recent`, cut before the query's own key comes in",
+    ),
+    Recipe("StreamingLLM, evaluation", "window(back=recent) | sinks(n)", "the same cache, cut after each step"),
+    Recipe(
+        "Sparse Transformer's code, near",
+        "window_counting_itself(stride)",
+        "`local` there; in the paper one key more, `strided(stride, factor=1)`",
+    ),
+    Recipe("Sparse Transformer's code, far", "strided(stride, factor=2)", "`strided` there, as in the paper"),
+    Recipe(
+        "Sparse Transformer's code, fixed",
+        "fixed(stride, summary=c, part=torch.arange(heads) % parts)",
+        "`stride`, `c` and `parts` are `local_attn_ctx`, `vertsize` (in blocks there) and `num_verts`",
+    ),
+    Recipe(
+        "BigBird's code",
+        "top_k_blocks(blocks, size) | global_tokens([*range(size), *range(length - size, length)])",
+        "`blocks` lists for each block of queries three around it and the random ones, which are neither those nor the first or last",
+    ),
+    Recipe(
+        "Swin",
+        "shifted_windows(shape, min(w, *shape), 0 if min(shape) <= w else w // 2)",
+        "the shifted layers; others have no shift",
+    ),
+    Recipe(
+        "Video Swin",
+        "shifted_windows(shape, [min(w, size) for size in shape], [0 if size <= w else w // 2 for size in shape])",
+        "the same by axis",
+    ),
+    Recipe(
+        "HaloNet",
+        "grid_window(shape, block + 2 * halo, stride=block)",
+        "a block of queries sees itself and a halo around it",
+    ),
+    Recipe(
+        "Sparse VideoGen's code, temporal",
+        "spatial(frame_size, frames, width=width, prompt=prompt)",
+        "for tokens in the order of places; by whole places, in the order of frames, it is `temporal`",
+    ),
+    Recipe("CausVid, Self-Forcing", "causal | chunked(n)", "all frames up to the end of the query's own chunk"),
+    Recipe(
+        "EAGLE-3, training",
+        "causal | dilated(back=0, ahead=kv_len, step=q_len)",
+        "keys of the sequence, then as many of each later step, of which a query sees the ones at its place",
+    ),
+    Recipe(
+        "Tree verification over a cache",
+        "shifted(tree(parents, prefix=lens), q_offset=lens)",
+        "`lens` (B,) is what each row has in its cache, and where its nodes lie",
+    ),
+    Recipe(
+        "BD3-LM, packed",
+        "block_diffusion(block_size=n, documents=documents(offsets=offsets))",
+        "noised documents, then clean ones; with `paired=True` side by side, as SDAR trains",
+    ),
+]
+"""Masks of published code. Each has a plain loop in tests/masks/test_recipes.py."""
 
 
 def main() -> None:
@@ -148,7 +247,15 @@ def page() -> str:
     for family, examples in FAMILIES.items():
         parts.append(f"## {family}\n")
         parts += [section(example, names[id(example)]) for example in examples]
-    return "\n".join(parts)
+    return "\n".join([*parts, recipes()])
+
+
+def recipes() -> str:
+    """The masks of published code, as a table."""
+    lines = ["## Recipes", "", "What published code builds, each compared with a plain loop by a test.", ""]
+    lines += ["| | mask | |", "|---|---|---|"]
+    lines += [f"| {one.of} | `{one.expression.replace('|', chr(92) + '|')}` | {one.words} |" for one in RECIPES]
+    return "\n".join([*lines, ""])
 
 
 def picture_of(name: str) -> str:

@@ -23,9 +23,11 @@ from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_va
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
 from maskloom.masks.blockwise import chunked, fixed, strided
 from maskloom.masks.conversations import shared_prefix, turns
-from maskloom.masks.generation import beams, block_diffusion, tree
+from maskloom.masks.diffusion import block_diffusion
+from maskloom.masks.generation import beams, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
-from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
+from maskloom.masks.grid import axial, shifted_windows
+from maskloom.masks.grid_windows import grid_window, neighbourhood
 from maskloom.masks.layout import grid_tiles, morton, tiled
 from maskloom.masks.media import flamingo, mixed_modal
 from maskloom.masks.moved import shifted

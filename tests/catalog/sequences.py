@@ -56,6 +56,8 @@ _FACTORIES: dict[str, Callable[[], Mask]] = {
     "fixed": lambda: fixed(5, summary=2),
     "fixed_near": lambda: fixed(5, factor=1),
     "fixed_far": lambda: fixed(5, summary=2, factor=2),
+    "fixed_second_part": lambda: fixed(5, summary=2, factor=2, part=1),
+    "fixed_parts": lambda: fixed(6, summary=2, part=[0, 2]),
     "chunked": lambda: chunked(5),
     "llama4": lambda: causal & chunked(5),
     "causal_lower_right": lambda: causal_lower_right(13, 17),

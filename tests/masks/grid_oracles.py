@@ -2,7 +2,7 @@
 
 import itertools
 
-from tests.catalog.grids import BATCH, BEAMS, BEAMS_BY_ROW, HEADS, PARENTS, TEXT_AND_IMAGES, flags, integers
+from tests.catalog.grids import BATCH, BEAMS, BEAMS_BY_ROW, DOCUMENTS, HEADS, PARENTS, TEXT_AND_IMAGES, flags, integers
 
 
 def cells_of(shape):
@@ -40,6 +40,38 @@ def in_cut_window(i, j, size, window, dilation):
 
 def neighbours(shape, window, dilation, rule=in_moved_window, order=None):
     return on_cells(shape, along_each_axis(shape, rule, window, dilation), order)
+
+
+def in_shared_window(i, j, size, window, dilation, stride, is_causal, moves=True):
+    """NATTEN: cells of a group look from one of them, the middle one, or the last along a causal axis."""
+    lane = lane_of(i, size, dilation)
+    if j not in lane:
+        return False
+    at, here = lane.index(i), lane.index(j)
+    group = range(at // stride * stride, at // stride * stride + stride)
+    if is_causal:
+        last = min(group[-1], len(lane) - 1)
+        return here in [last - back for back in range(window)] and here <= at
+    around = [group[stride // 2] + step for step in range(-(window // 2), window - window // 2)]
+    while moves and around[0] < 0:
+        around = [one + 1 for one in around]
+    while moves and around[-1] >= len(lane):
+        around = [one - 1 for one in around]
+    return here in around
+
+
+def in_shared_cut_window(*axis):
+    return in_shared_window(*axis, moves=False)
+
+
+def sharing(shape, window, dilation, stride, causal, rule=in_shared_window):
+    return on_cells(shape, along_each_axis(shape, rule, window, dilation, stride, causal))
+
+
+def with_halo(i, j, size, block, halo):
+    """HaloNet: a block of cells sees itself and the cells that are at most ``halo`` away from it."""
+    first = i // block * block
+    return any(abs(j - one) <= halo for one in range(first, first + block))
 
 
 def same_but_for(*axes):
@@ -110,9 +142,42 @@ def diffused(length, block_size):
     return sees
 
 
-def climbed(parents, prefix=0):
+def diffused_alone(places, block_size):
+    """One document: ``places`` are its positions, by which blocks are counted."""
+    tokens = [(side, place // block_size) for side in ("noised", "clean") for place in places]
+
+    def sees(q, k):
+        (q_side, q_block), (k_side, k_block) = tokens[q], tokens[k]
+        if q_side == k_side:
+            return q_block == k_block if q_side == "noised" else q_block >= k_block
+        return q_side == "noised" and q_block > k_block
+
+    return sees
+
+
+def diffused_documents(rows, block_size, paired=False, first=0):
+    """Each document's noised and clean tokens, as they are alone; ``first`` is the place of a document's first token."""
+
+    def layout(row):
+        runs = [(ids, len(list(run))) for ids, run in itertools.groupby(row)]
+        if paired:
+            return [(number, ids, n, at) for number, (ids, n) in enumerate(runs) for at in range(2 * n)]
+        halves = [[(number, ids, n, at) for number, (ids, n) in enumerate(runs) for at in range(n)] for _ in range(2)]
+        return halves[0] + [(number, ids, n, at + n) for number, ids, n, at in halves[1]]
+
+    tokens = [layout(row) for row in rows]
+
+    def sees(b, h, q, k):
+        (q_run, ids, n, q_at), (k_run, _, _, k_at) = tokens[b % len(rows)][q], tokens[b % len(rows)][k]
+        return q_run == k_run and ids >= 0 and diffused_alone(range(first, first + n), block_size)(q_at, k_at)
+
+    return sees
+
+
+def climbed(parents, prefixes=0):
     def sees(b, h, q, k):
         row = parents[b] if isinstance(parents[0], list) else parents
+        prefix = prefixes[b] if isinstance(prefixes, list) else prefixes
         if q - prefix >= len(row):
             return False
         seen, node = set(range(min(q + 1, prefix))), q - prefix
@@ -135,8 +200,8 @@ def searched(steps, prefix=0):
     return lambda b, h, q, k: q < len(seen_by) and k in seen_by[q]
 
 
-def searched_by_row(steps):
-    rows = [searched([step[row].tolist() for step in steps]) for row in range(BATCH)]
+def searched_by_row(steps, prefixes=(0,) * BATCH):
+    rows = [searched([step[row] for step in steps], prefixes[row]) for row in range(BATCH)]
     return lambda b, h, q, k: rows[b](b, h, q, k)
 
 
@@ -149,14 +214,14 @@ def mixed(ids):
     return sees
 
 
-def latest(locations, media):
+def latest(locations, media, all_before=False):
     """``media``: the image of each key."""
 
     def sees(b, h, q, k):
         row = locations[b] if isinstance(locations[0], list) else locations
         keys = media[b] if isinstance(media[0], list) else media
-        image = sum(row[: q + 1]) - 1
-        return image >= 0 and keys[k] == image
+        images = range(sum(row[: q + 1]))
+        return keys[k] in (images if all_before else images[-1:])
 
     return sees
 
@@ -189,6 +254,13 @@ ORACLES = {
     "neighbourhood_3d": neighbours((2, 3, 5), (1, 3, 2), (1, 1, 1)),
     "neighbourhood_dilated": neighbours((5, 7), (2, 3), (2, 1)),
     "neighbourhood_dilated_3d": neighbours((2, 3, 5), (1, 1, 2), (2, 3, 2)),
+    "neighbourhood_strided": sharing((5, 7), (3, 4), (1, 1), (2, 3), (False, False)),
+    "neighbourhood_strided_dilated": sharing((11, 3), (5, 3), (2, 1), (4, 3), (False, False)),
+    "neighbourhood_causal": sharing((3, 5), (2, 3), (1, 1), (1, 1), (True, False)),
+    "neighbourhood_causal_strided": sharing((11,), (5,), (1,), (3,), (True,)),
+    "neighbourhood_causal_all": sharing((7, 5), (3, 2), (2, 1), (2, 1), (True, True)),
+    "grid_window_halo": on_cells((6, 7), along_each_axis((6, 7), with_halo, (2, 3), (1, 1))),
+    "grid_window_causal": sharing((5, 3), (3, 3), (1, 1), (2, 1), (True, False), in_shared_cut_window),
     "grid_window": neighbours((3, 5), (3, 3), (1, 1), in_cut_window),
     "grid_window_wide": neighbours((2, 3), (5, 4), (1, 1), in_cut_window),
     "grid_window_dilated": neighbours((5, 7), (3, 3), (1, 3), in_cut_window),
@@ -213,18 +285,31 @@ ORACLES = {
     "temporal_places": frames_of(3, 5, 0, lambda q, k, qf, qp, kf, kp: qp == kp),
     "block_diffusion": diffused(6, 3),
     "block_diffusion_cut": diffused(7, 3),
+    "block_diffusion_documents": diffused_documents([DOCUMENTS[0].tolist()], 2),
+    "block_diffusion_documents_by_row": diffused_documents(DOCUMENTS.tolist(), 3),
+    "block_diffusion_paired": diffused_documents([DOCUMENTS[1].tolist()], 2, paired=True),
+    "block_diffusion_paired_by_row": diffused_documents(DOCUMENTS.tolist(), 3, paired=True),
+    "block_diffusion_counted": lambda b, h, q, k: diffused_documents([[0] * 4 + [1] * 3], 2, first=3 * (q % 7 < 4))(
+        b, h, q, k
+    ),
+    "block_diffusion_packed": diffused_documents([[0] * 3 + [1] * 3 + [-1]], 2, paired=True),
     "tree": climbed(PARENTS[0].tolist()),
     "tree_of_a_list": climbed([-1, 3, -1, 0, 1], 2),
     "tree_by_row": climbed(PARENTS.tolist(), 5),
     "tree_prefix_tensor": climbed(PARENTS.tolist(), 3),
+    "tree_prefix_by_row": climbed(PARENTS[1].tolist(), [3, 0, 5]),
+    "tree_by_row_prefix_by_row": climbed(PARENTS.tolist(), [2, 5, 3]),
     "beams": searched(BEAMS, 3),
-    "beams_by_row": searched_by_row(BEAMS_BY_ROW),
+    "beams_by_row": searched_by_row([step.tolist() for step in BEAMS_BY_ROW]),
+    "beams_prefix_by_row": searched_by_row([[step] * BATCH for step in BEAMS], [3, 1, 2]),
     "mixed_modal": mixed(TEXT_AND_IMAGES.tolist()),
     "mixed_modal_by_row": mixed(integers(-1, 1, BATCH, 17).tolist()),
     "mixed_modal_flags": mixed((flags(BATCH, 17).long() - 1).tolist()),
     "flamingo": latest([False, True, False, False, True, True, False], [k // 3 for k in range(11)]),
     "flamingo_by_row": latest(flags(BATCH, 13).tolist(), [k // 5 for k in range(17)]),
     "flamingo_ids": latest(flags(13).tolist(), integers(-1, 3, BATCH, 11).tolist()),
+    "flamingo_all": latest([False, True, False, False, True, True, False], [k // 3 for k in range(11)], True),
+    "flamingo_all_by_row": latest(flags(BATCH, 13).tolist(), integers(-1, 3, BATCH, 11).tolist(), True),
     "from_dense": table_by(flags(7, 11)[None, None]),
     "from_dense_by_row": table_by(flags(BATCH, 7, 11)[:, None]),
     "from_dense_by_head": table_by(flags(1, HEADS, 7, 11)),

@@ -1,6 +1,7 @@
 """Masks of grids, of generation, and given as tables: laws, meanings, errors, and peers."""
 
 import math
+import random
 
 import attn_gym.masks as gym
 import pytest
@@ -9,16 +10,19 @@ from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
 from maskloom.masks import captured
-from maskloom.masks.generation import beams, block_diffusion, tree
+from maskloom.masks.diffusion import block_diffusion
+from maskloom.masks.generation import beams, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
-from maskloom.masks.grid import axial, grid_window, neighbourhood, shifted_windows
+from maskloom.masks.grid import axial, shifted_windows
+from maskloom.masks.grid_windows import grid_window, neighbourhood
 from maskloom.masks.layout import grid_tiles, morton, tiled
 from maskloom.masks.media import flamingo, mixed_modal
+from maskloom.masks.padding import known_padding
 from maskloom.masks.video import spatial, temporal
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
 from tests.catalog.grids import BATCH, HEADS, MASKS, flags, integers
-from tests.masks.grid_oracles import ORACLES, cells_of
+from tests.masks.grid_oracles import ORACLES, cells_of, in_shared_cut_window, in_shared_window, sharing
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -231,6 +235,93 @@ def test_nodes_alone_as_queries():
     assert torch.equal(decoding.dense(4, 7), whole[:, :, prefix:])
 
 
+def test_windows_that_move_in_steps():
+    """Blocks where the stride is the window; Swin's windows too, where those fit."""
+    assert torch.equal(
+        neighbourhood((4, 6), (2, 3), stride=(2, 3)).dense(24, 24), shifted_windows((4, 6), (2, 3)).dense(24, 24)
+    )
+    one = neighbourhood((5, 7), 3, stride=1, causal=[False, False])
+    assert one == neighbourhood((5, 7), 3) and repr(one) == "neighbourhood((5, 7), (3, 3))"
+    assert repr(grid_window((7,), 5, stride=3, causal=True)) == "grid_window((7,), (5,), stride=(3,), causal=(True,))"
+    causal = neighbourhood((7,), 7, causal=True)
+    assert torch.equal(causal.dense(7, 7), loom.causal.dense(7, 7))
+
+
+def test_moved_windows_in_random_cases():
+    draw = random.Random(0)
+    for _ in range(60):
+        shape = [draw.randint(1, 7) for _ in range(draw.randint(1, 2))]
+        window = [draw.randint(1, size) for size in shape]
+        dilation = [draw.randint(1, size // width) for size, width in zip(shape, window, strict=True)]
+        stride, causal = [draw.randint(1, width) for width in window], [draw.random() < 0.4 for _ in window]
+        cells = math.prod(shape)
+        for make, rule in ((neighbourhood, in_shared_window), (grid_window, in_shared_cut_window)):
+            mask = make(shape, window, dilation=dilation, stride=stride, causal=causal)
+            sees = sharing(shape, window, dilation, stride, causal, rule)
+            expected = [[sees(0, 0, q, k) for k in range(cells)] for q in range(cells)]
+            assert mask.dense(cells, cells)[0, 0].tolist() == expected, mask
+            assert loom.parse(repr(mask)) == mask
+
+
+def test_diffused_documents_are_each_what_they_are_alone():
+    draw = random.Random(0)
+    for paired in (False, True):
+        for _ in range(20):
+            lens, size = [draw.randint(1, 6) for _ in range(draw.randint(1, 4))], draw.randint(1, 4)
+            offsets = loom.offsets_from_lengths(lens)
+            mask = block_diffusion(block_size=size, documents=loom.documents(offsets=offsets), paired=paired)
+            table = mask.dense(2 * sum(lens), 2 * sum(lens))[0, 0]
+            alone = torch.block_diag(*[block_diffusion(n, size).dense(2 * n, 2 * n)[0, 0] for n in lens]).bool()
+            if not paired:  # the paired layout, moved to halves
+                starts = [2 * int(start) for start in offsets[:-1]]
+                order = [[start + half * n + at for start, n in zip(starts, lens, strict=True) for at in range(n)]
+                         for half in (0, 1)]  # fmt: skip
+                alone = alone[order[0] + order[1]][:, order[0] + order[1]]
+            assert torch.equal(table, alone), (lens, size, paired)
+
+
+def test_diffused_documents_know_their_padding_and_keep_their_tables():
+    ids = torch.tensor([[0, 0, 1, -1, -1], [-1, 2, 2, 2, 3]])
+    for paired in (False, True):
+        mask = block_diffusion(block_size=2, documents=loom.documents(ids.clone()), paired=paired)
+        table = mask.dense(10, 10)
+        assert torch.equal(known_padding(mask, 10), ~table.any(-1)[:, 0])
+    live = ids.clone()
+    mask = block_diffusion(5, 2, documents=loom.documents(live))
+    live.zero_()
+    assert mask == block_diffusion(5, 2, documents=loom.documents(ids))
+    assert repr(mask) == "block_diffusion(block_size=2, documents=documents(int64[2, 5]))"
+    assert repr(block_diffusion(block_size=2, documents=loom.documents(offsets=[0, 3]), paired=True)) == (
+        "block_diffusion(block_size=2, documents=documents(int32[3]), paired=True)"
+    )
+
+
+def test_what_lies_before_position_0_is_no_part_of_a_table():
+    """Rows with padding on the left: of what begins there the mask is what it is, and what lies before is hidden."""
+    mixed, blocks = mixed_modal([-1, 0, 0, 1, 1]), loom.random_blocks(block_size=2, blocks=2, length=5, seed=1)
+    diffused = block_diffusion(block_size=2, documents=loom.documents(offsets=[0, 2, 3]))
+    for mask, n in ((mixed, 5), (blocks, 5), (diffused, 6)):
+        table = loom.shifted(mask, q_offset=-3, kv_offset=-3).dense(n + 3, n + 3)[0, 0]
+        assert torch.equal(table[3:, 3:], mask.dense(n, n)[0, 0])
+        assert not table[:3].any() and not table[:, :3].any()
+    for marks in ([0, 3], torch.tensor([True, False, False, True])):
+        table = loom.shifted(loom.global_tokens(marks), q_offset=-4, kv_offset=-4).dense(8, 8)[0, 0]
+        expected = torch.zeros(8, 8, dtype=torch.bool)
+        expected[[4, 7]] = expected[:, [4, 7]] = True
+        assert torch.equal(table, expected)
+
+
+def test_positions_before_an_image_are_no_image():
+    """Padding on the left of text and of images: what lies before position 0 sees nothing and is not seen."""
+    text, tokens = [False, True, False, True], 2
+    for all_before in (False, True):
+        for images in ({"tokens_per_media": tokens}, {"media_ids": [0, 0, 1, 1]}):
+            mask = flamingo(text, **images, all_before=all_before)
+            table = loom.shifted(mask, q_offset=-3, kv_offset=-2).dense(7, 6)[0, 0]
+            assert torch.equal(table[3:, 2:], mask.dense(4, 4)[0, 0])
+            assert not table[:3].any() and not table[:, :2].any()
+
+
 def test_a_long_chain_is_causal_in_any_order():
     order = torch.randperm(67, generator=torch.Generator().manual_seed(0))
     parents = torch.empty(67, dtype=torch.int64)
@@ -330,6 +421,14 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
             "a window of 3 with dilation 2 does not fit axis 1 of 5 cells",
         ),
         (lambda: neighbourhood((3, 5), 3, dilation=0), ValueError, "dilation is a number .* at least 1; got 0"),
+        (
+            lambda: neighbourhood((5, 5), 3, stride=(1, 4)),
+            ValueError,
+            "stride is at most the window; got 4 for a window of 3 cells along axis 1",
+        ),
+        (lambda: neighbourhood((5, 5), 3, stride=0), ValueError, "stride is a number .* at least 1; got 0"),
+        (lambda: neighbourhood((5, 5), 3, causal=1), TypeError, "causal is True or False, .* 2 axes; got 1"),
+        (lambda: grid_window((5, 5), 3, causal=[True]), ValueError, r"for each of the 2 axes; got \[True\]"),
         (lambda: grid_window((3, 5), (3, -1)), ValueError, "window is a number of positions, at least 1; got -1"),
         (
             lambda: grid_window((3, 5), torch.tensor(3)),
@@ -366,6 +465,24 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         (lambda: temporal(2, 5, width=1, prompt=-3), ValueError, "prompt is a number .* at least 0; got -3"),
         (lambda: block_diffusion(0, 2), ValueError, "length is a number .* at least 1; got 0"),
         (lambda: block_diffusion(4, 1.5), TypeError, "block_size is a number .* got float: 1.5"),
+        (lambda: block_diffusion(), TypeError, "length or documents, and block_size; got no block_size"),
+        (lambda: block_diffusion(block_size=2), TypeError, "got no length or documents"),
+        (lambda: block_diffusion(4), TypeError, "got no block_size"),
+        (
+            lambda: block_diffusion(5, 2, documents=loom.documents(offsets=[0, 2, 3])),
+            ValueError,
+            "length is 5, and the documents are for 3 positions",
+        ),
+        (
+            lambda: block_diffusion(3, 2, documents=loom.documents([0, 1, 0])),
+            ValueError,
+            "block_diffusion needs documents in one piece, .*; document 0 has 2 pieces",
+        ),
+        (
+            lambda: block_diffusion(3, 2, documents=loom.causal),
+            TypeError,
+            r"block_diffusion takes documents made by documents\(...\); got causal",
+        ),
         (lambda: tree(torch.tensor([0.5])), TypeError, "parents are integers; got torch.float32"),
         (lambda: tree(torch.zeros(2, 3, 5).long()), ValueError, r"shape \(N,\) or \(B, N\); got \(2, 3, 5\)"),
         (lambda: tree([-1, 0, 3]), ValueError, r"numbers of nodes, -1 \(a root\) to 2; got 3"),
@@ -373,7 +490,10 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         (lambda: tree([-1, 2, 3, 1]), ValueError, "a cycle: node 1 never comes to a root"),
         (lambda: tree([-1, 1]), ValueError, "a cycle: node 1"),
         (lambda: tree([-1], prefix=-1), ValueError, "prefix is a number of positions, at least 0; got -1"),
-        (lambda: tree([-1], prefix=torch.ones(2)), TypeError, r"without dimensions; got torch.float32 of shape \(2,\)"),
+        (lambda: tree([-1], prefix=torch.ones(2)), TypeError, "prefix are integers; got torch.float32"),
+        (lambda: tree([-1], prefix=torch.tensor(0.5)), TypeError, "prefix are integers; got torch.float32"),
+        (lambda: tree([-1], prefix=[2, -3]), ValueError, "prefix are numbers of positions, at least 0; got -3"),
+        (lambda: tree([[-1], [-1]], prefix=[2, 3, 5]), ValueError, "parents has 2 batch rows and prefix has 3"),
         (lambda: beams([]), ValueError, "the pointers of each step; got no step"),
         (lambda: beams([[0, 0]]), ValueError, r"-1 in the first step; got \[0, 0\] in step 0"),
         (lambda: beams([[-1, -1], [2]]), ValueError, r"beams of the step before, 0 to 1; got \[2\] in step 1"),

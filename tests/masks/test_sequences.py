@@ -119,6 +119,24 @@ def test_fixed_factors(stride, summary):
     assert both.dense(13, 17).equal(fixed(stride, summary=summary).dense(13, 17))
 
 
+@pytest.mark.parametrize(("stride", "summary"), [(5, 2), (4, 1), (6, 3), (3, 3)])
+def test_heads_with_parts_of_their_own(stride, summary):
+    """As in the Sparse Transformer's code: head h has part h % parts, from the end of the block."""
+    parts, heads = stride // summary, 7
+    ends = [[stride - 1 - summary * part - i for i in range(summary)] for part in range(parts)]
+
+    def far(b, h, q, kv):
+        return kv <= q and kv % stride in ends[h % parts]
+
+    part = torch.arange(heads) % parts
+    assert agrees(fixed(stride, summary=summary, factor=2, part=part), far)
+    both = fixed(stride, summary=summary, part=part.tolist())
+    assert agrees(both, lambda b, h, q, kv: far(b, h, q, kv) or (kv <= q and kv // stride == q // stride))
+    one_by_one = per_head([fixed(stride, summary=summary, part=number % parts) for number in range(heads)])
+    assert torch.equal(both.dense(Q_LEN, KV_LEN), one_by_one.dense(Q_LEN, KV_LEN))
+    assert fixed(stride, summary=summary, part=0) == fixed(stride, summary=summary)
+
+
 def test_one_thing_by_two_names():
     def same(mask, other):
         return mask.dense(Q_LEN, KV_LEN).equal(other.dense(Q_LEN, KV_LEN))
@@ -336,6 +354,11 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
         (lambda: strided(0), ValueError, "stride is a number of positions, at least 1; got 0"),
         (lambda: strided(3, factor=3), ValueError, "factor is 1 for the near keys, 2 for the far ones.*; got 3"),
         (lambda: fixed(3, factor=True), ValueError, "got True"),
+        (lambda: fixed(5, summary=2, part=2), ValueError, "part is one of the 2 parts of a block, 0 to 1; got 2"),
+        (lambda: fixed(5, part=[0, 5]), ValueError, "the 5 parts of a block, 0 to 4; got 5"),
+        (lambda: fixed(5, part=-1), ValueError, "part is a number of parts, at least 0; got -1"),
+        (lambda: fixed(5, part=[[0]]), ValueError, r"one for each head, \(H,\); got shape \(1, 1\)"),
+        (lambda: fixed(5, part=[0.5]), TypeError, "part are integers; got torch.float32"),
         (lambda: fixed(3, summary=4), ValueError, "summary is a part of a block of stride=3 positions; got 4"),
         (lambda: chunked(0), ValueError, "size is a number of positions, at least 1; got 0"),
         (lambda: causal_lower_right(0, 3), ValueError, "q_len is a number of positions, at least 1; got 0"),

@@ -13,6 +13,7 @@ def table(columns, heads=H):
 
 ALL = {
     "alibi": lambda: loom.alibi(H),
+    "alibi_symmetric": lambda: loom.alibi(H, symmetric=True),
     "softcap": lambda: loom.softcap(1.5),
     "relative_bias": lambda: loom.relative_bias(table(7)),
     "relative_bias_t5": lambda: loom.relative_bias(table(8), buckets=loom.t5_buckets(8, max_distance=11)),

@@ -62,12 +62,13 @@ def plain(score, b, h, q_idx, kv_idx):
 
 def test_reprs_read_like_the_code():
     assert repr(ALL["alibi"]()) == "alibi(6)"
+    assert repr(ALL["alibi_symmetric"]()) == "alibi(6, symmetric=True)"
     assert repr(ALL["relative_bias"]()) == "relative_bias(float32[6, 7])"
     assert repr(ALL["relative_bias_t5"]()) == "relative_bias(float32[6, 8], buckets=int64[23])"
     assert repr(ALL["compose"]()) == "compose(softcap(2.0), alibi(6), relative_bias(float32[6, 5]))"
     assert repr(ALL["shifted"]()) == "shifted_score(alibi(11), q_offset=4, kv_offset=-2, h_offset=5)"
     assert repr(loom.compose(loom.alibi(6), plain)) == "compose(alibi(6), plain)"
-    for name in ("alibi", "softcap", "shifted"):
+    for name in ("alibi", "alibi_symmetric", "softcap", "shifted"):
         assert eval(repr(ALL[name]()), dict(vars(loom))) == ALL[name]()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import maskloom as loom
@@ -32,6 +33,20 @@ def test_alibi_penalises_distance():
     assert bent(loom.alibi(8))[0].tolist() == drawn
     shifted = loom.shifted_score(loom.alibi(8), q_offset=2)
     assert bent(shifted, q_len=2)[0].tolist() == [[-1, -0.5, 0, 0.5], [-1.5, -1, -0.5, 0]]
+
+
+@pytest.mark.parametrize("heads", [3, 8, 12, 13])
+def test_alibi_of_encoders_is_that_of_mpt(heads):
+    """MPT's full bias, which is added to a row of distances: the same slopes, and both sides alike."""
+    to_last_query = build_mpt_alibi_tensor(heads, 7)[:, 0]  # (heads, 7), the penalties of the keys up to the last query
+    bias = bent(loom.alibi(heads, symmetric=True), heads, 7, 7)
+    torch.testing.assert_close(bias[:, -1], to_last_query, rtol=1e-6, atol=0)
+    assert torch.equal(bias, bias.mT) and torch.equal(bias[:, 0].flip(-1), bias[:, -1])
+    drawn = [[0, -0.5, -1, -1.5], [-0.5, 0, -0.5, -1], [-1, -0.5, 0, -0.5]]
+    assert bent(loom.alibi(8, symmetric=True))[0].tolist() == drawn
+    slopes = loom.alibi(heads).slopes.tolist()
+    expected = [[[-slopes[h] * abs(q - k) for k in range(5)] for q in range(3)] for h in range(heads)]
+    torch.testing.assert_close(bent(loom.alibi(heads, symmetric=True), heads, 3, 5), torch.tensor(expected))
 
 
 def test_softcap_holds_scores_inside_its_range():

@@ -1,4 +1,4 @@
-"""Masks of generation: diffusion by blocks, trees of drafts, and beams."""
+"""Masks of decoding: trees of drafts, and beams."""
 
 from collections.abc import Sequence
 
@@ -6,56 +6,8 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
-from maskloom.masks.checks import by_position, count, integers, positive, readable
-from maskloom.masks.tables import among_first
-
-
-@mask_value
-class BlockDiffusion(Mask):
-    """See `block_diffusion`."""
-
-    length: int
-    block_size: int
-    name = "block_diffusion"
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_noised, kv_noised = q_idx < self.length, kv_idx < self.length
-        q_block, kv_block = (q_idx % self.length) // self.block_size, (kv_idx % self.length) // self.block_size
-        block_diagonal = q_noised & kv_noised & (q_block == kv_block)
-        offset_block_causal = q_noised & ~kv_noised & (q_block > kv_block)
-        block_causal = ~q_noised & ~kv_noised & (q_block >= kv_block)
-        inside = among_first(q_idx, 2 * self.length) & among_first(kv_idx, 2 * self.length)
-        return (block_diagonal | offset_block_causal | block_causal) & inside
-
-
-def block_diffusion(length: int, block_size: int) -> BlockDiffusion:
-    """The training mask of block diffusion, over the noised sequence and, behind it, the clean one.
-
-    ::
-
-        block_diffusion(4, 2)   k0 k1 k2 k3 k4 k5 k6 k7
-                    noised q0    x  x
-                           q1    x  x
-                           q2          x  x  x  x
-                           q3          x  x  x  x
-                    clean  q4                x  x
-                           q5                x  x
-                           q6                x  x  x  x
-                           q7                x  x  x  x
-
-    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks
-    up to its own. Positions behind both sequences see nothing. A last block that is not full is cut.
-
-    Source: Arriola et al. 2025 (BD3-LM); the three parts bear its names in the code.
-
-    Args:
-        length: positions of the clean sequence, at least 1; the mask is for twice as many.
-        block_size: positions of a block, at least 1.
-
-    Raises:
-        TypeError: not an int. ValueError: below 1.
-    """
-    return BlockDiffusion(positive("length", length), positive("block_size", block_size))
+from maskloom.masks.checks import by_position, count_by_row, integers, readable
+from maskloom.masks.tables import among_first, of_row
 
 
 @mask_value
@@ -66,8 +18,8 @@ class Tree(Mask):
     prefix: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        nodes = self.ancestors.shape[-1]
-        q_node, kv_node = q_idx - self.prefix, kv_idx - self.prefix
+        nodes, prefix = self.ancestors.shape[-1], of_row(self.prefix, b)
+        q_node, kv_node = q_idx - prefix, kv_idx - prefix
         rows = (b,) if self.ancestors.ndim == 3 else ()
         is_ancestor = self.ancestors[(*rows, q_node.clamp(0, nodes - 1), kv_node.clamp(0, nodes - 1))]
         of_prompt = (kv_idx >= 0) & (kv_node < 0) & (kv_node <= q_node) & (q_node < nodes)
@@ -77,7 +29,7 @@ class Tree(Mask):
         return f"tree(int64{list(self.ancestors.shape[:-1])}, prefix={shown(self.prefix)})"
 
 
-def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
+def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor | Sequence[int] = 0) -> Tree:
     """A node of a tree sees itself and its ancestors, and the whole prompt in front of the tree: speculative decoding.
 
     ::
@@ -91,8 +43,8 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
                               node 3 q5   x  x  x  x     x
 
     Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries,
-    and the prompt is in the cache, ``shifted(tree(...), q_offset=prefix)`` numbers the queries from the first node.
-    Positions behind the tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the
+    and the prompt is in the cache, ``shifted(tree(parents, prefix=n), q_offset=n)`` numbers the queries from the first
+    node; with n of shape (B,) each row's tree lies behind its own prompt. Positions behind the tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the
     parents' device in log2(N) steps.
 
     Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
@@ -100,28 +52,28 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor = 0) -> Tree:
     Args:
         parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent,
             -1 for a root. There may be several roots.
-        prefix: positions of the prompt, an int, or an integer tensor without dimensions, which may change from step to
-            step without a compilation.
+        prefix: positions of the prompt, at least 0: one int for all rows, or integers (B,), one for each batch row. A
+            tensor, also one without dimensions, may change from step to step without a compilation.
 
     Raises:
-        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors
-            (looked at on the CPU only), a negative prefix.
+        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors, a
+            negative prefix (all looked at on the CPU only), a prefix for another number of rows than the parents have.
     """
     table = by_position("parents", integers("parents", parents).long(), "N")
     nodes = table.shape[-1]
     if readable(table) and not bool(((table >= -1) & (table < nodes)).all()):
         wrong = table[(table < -1) | (table >= nodes)]
         raise ValueError(f"parents are numbers of nodes, -1 (a root) to {nodes - 1}; got {int(wrong[0])}")
-    return Tree(_ancestors(table), _checked_prefix(prefix))
+    return Tree(_ancestors(table), _checked_prefix(prefix, table))
 
 
-def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor = 0) -> Tree:
+def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor | Sequence[int] = 0) -> Tree:
     """Beam search without moving the cache: a token sees the prompt and its own beam's history, by parent pointers.
 
     ::
 
         beams([[-1, -1], [1, 1], [0]], prefix=1)   k0 k1 k2 k3 k4 k5
-                                      prompt q0     x
+                                        prompt q0   x
                                 step 0, beam 0 q1   x  x
                                         beam 1 q2   x     x
                                 step 1, beam 0 q3   x     x  x
@@ -182,12 +134,10 @@ def _check_pointers(step: Tensor, number: int, before: int) -> None:
         raise ValueError(f"parents are {words}; got {step.tolist()} in step {number}")
 
 
-def _checked_prefix(prefix: int | Tensor) -> int | Tensor:
-    if not isinstance(prefix, Tensor):
-        return count("prefix", prefix)
-    if prefix.ndim or prefix.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            f"prefix is a number of positions, an int or an int32 or int64 tensor without dimensions; "
-            f"got {prefix.dtype} of shape {tuple(prefix.shape)}"
-        )
-    return prefix
+def _checked_prefix(prefix: int | Tensor | Sequence[int], parents: Tensor) -> int | Tensor:
+    if isinstance(prefix, Tensor) and prefix.ndim == 0:
+        return integers("prefix", prefix)
+    checked = count_by_row("prefix", prefix)
+    if isinstance(checked, Tensor) and parents.ndim == 2 and len(checked) != len(parents):
+        raise ValueError(f"parents has {len(parents)} batch rows and prefix has {len(checked)}")
+    return checked

@@ -4,7 +4,7 @@ Cells are numbered in row-major order, the last axis fastest, as ``tensor.flatte
 (2, 3) position 4 is the cell in row 1, column 1. A position before or behind the grid is no cell: it sees nothing and
 nothing sees it. So other tokens can stand around the grid, and get their own masks by ``|`` and `shifted`.
 
-`tiled` and `morton` are the same masks for tokens that lie in another order.
+`tiled` and `morton` are the same masks for tokens that lie in another order. Windows around each cell are in `grid_windows`.
 """
 
 import functools
@@ -12,7 +12,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, SupportsIndex
+from typing import SupportsIndex
 
 from torch import Tensor
 
@@ -40,104 +40,6 @@ class GridMask(Mask):
     def holds(self, idx: Tensor) -> Tensor:
         """Whether a position is a cell of the grid: bool."""
         return among_first(idx, math.prod(self.shape))
-
-
-@mask_value
-class _Windowed(GridMask):
-    """A window around each query, along each axis."""
-
-    shape: tuple[int, ...]
-    window: tuple[int, ...]
-    dilation: tuple[int, ...]
-    moves: ClassVar[bool]  # whether the window is moved at the borders, or cut
-
-    def sees(self, q: Cell, kv: Cell) -> Tensor:
-        axes = zip(q, kv, self.shape, self.window, self.dilation, strict=True)
-        return every(self._near(*axis) for axis in axes)
-
-    def __repr__(self) -> str:
-        dilated = f", dilation={self.dilation}" if max(self.dilation) > 1 else ""
-        return f"{self.name}({self.shape}, {self.window}{dilated})"
-
-    def _near(self, q: Tensor, kv: Tensor, size: int | Tensor, window: int, dilation: int) -> Tensor:
-        if dilation > 1:  # the cells of one remainder are an axis of their own
-            lane = q % dilation
-            lane_size = (size - lane + (dilation - 1)) // dilation
-            return (kv % dilation == lane) & self._near(q // dilation, kv // dilation, lane_size, window, 1)
-        first = q - window // 2
-        if self.moves:
-            first = first.clamp(min=0).clamp(max=size - window)
-        return (kv >= first) & (kv < first + window)
-
-
-@mask_value
-class Neighbourhood(_Windowed):
-    """See `neighbourhood`."""
-
-    name, moves = "neighbourhood", True
-
-
-@mask_value
-class GridWindow(_Windowed):
-    """See `grid_window`."""
-
-    name, moves = "grid_window", False
-
-
-def neighbourhood(
-    shape: Sequence[int], window: int | Sequence[int], *, dilation: int | Sequence[int] = 1
-) -> Neighbourhood:
-    """A cell sees the window around it, moved inwards at the borders: every query sees exactly ``prod(window)`` keys.
-
-    What the cell Q sees of the grid::
-
-        neighbourhood((3, 5), 3)    Q x x . .      x x x . .      . x Q x .      . . x x x
-                                    x x x . .      Q x x . .      . x x x .      . . x x x
-                                    x x x . .      x x x . .      . x x x .      . . x x Q
-
-    Source: neighborhood attention, Hassani et al. 2023 (NATTEN); dilated, Hassani and Shi 2022. `grid_window` is cut at
-    the borders instead.
-
-    Args:
-        shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
-        window: cells seen along each axis, at most those of the axis; one int for all axes. An odd window has the query
-            in its middle, an even one reaches one cell further back than ahead.
-        dilation: distance between neighbouring cells of the window along each axis; one int for all. With d, a cell
-            sees only cells whose coordinate divided by d leaves its own remainder; ``window * dilation`` fits the axis.
-
-    Raises:
-        TypeError: not ints. ValueError: a number below 1, another number of axes, or a window that does not fit.
-    """
-    sizes, windows, dilations = _windowed(shape, window, dilation)
-    for axis, (size, width, step) in enumerate(zip(sizes, windows, dilations, strict=True)):
-        if width * step > size:
-            spread = f" with dilation {step}" if step > 1 else ""
-            raise ValueError(f"a window of {width}{spread} does not fit axis {axis} of {size} cells")
-    return Neighbourhood(sizes, windows, dilations)
-
-
-def grid_window(shape: Sequence[int], window: int | Sequence[int], *, dilation: int | Sequence[int] = 1) -> GridWindow:
-    """A cell sees the window around it, cut at the borders: queries there see fewer keys.
-
-    What the cell Q sees of the grid::
-
-        grid_window((3, 5), 3)    Q x . . .      x x . . .      . x Q x .      . . . . .
-                                  x x . . .      Q x . . .      . x x x .      . . . x x
-                                  . . . . .      x x . . .      . . . . .      . . . x Q
-
-    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding looks at the same
-    cells. `neighbourhood` is moved inwards at the borders instead.
-
-    Args:
-        shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
-        window: cells along each axis of a window that is not cut; one int for all axes. An odd window has the query in
-            its middle, an even one reaches one cell further back than ahead.
-        dilation: distance between neighbouring cells of the window along each axis; one int for all.
-
-    Raises:
-        TypeError: not ints. ValueError: a number below 1, or another number of axes.
-    """
-    return GridWindow(*_windowed(shape, window, dilation))
 
 
 @mask_value
@@ -213,6 +115,10 @@ def shifted_windows(
     before. What remains visible are windows that begin at ``shift``, and their remains along the borders: this mask, on
     the grid as it was before rolling.
 
+    Where a window covers an axis there is nothing to shift to, and their code does not: in Swin no axis is shifted if
+    ``min(shape) <= window``, and windows have ``min(shape)`` cells along each; Video Swin decides by axis. Give a shift of 0
+    there: here an axis is always shifted by what is given.
+
     Source: Liu et al. 2021 (Swin Transformer), section 3.2; three axes, Liu et al. 2022 (Video Swin).
 
     Args:
@@ -252,13 +158,6 @@ def grid_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, SupportsIndex) or len(shape) == 0:
         raise ValueError(f"shape has the number of cells along each axis, (rows, columns) say; got {shape!r}")
     return tuple(positive("shape", size) for size in shape)
-
-
-def _windowed(
-    shape: Sequence[int], window: int | Sequence[int], dilation: int | Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    sizes = grid_shape(shape)
-    return sizes, per_axis("window", window, len(sizes)), per_axis("dilation", dilation, len(sizes))
 
 
 def _axis(axis: SupportsIndex, axes: int) -> int:

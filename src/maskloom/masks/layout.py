@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import per_axis
-from maskloom.masks.grid import Cell, GridMask, Neighbourhood, coordinates, grid_shape, neighbourhood
+from maskloom.masks.grid import Cell, GridMask, coordinates, grid_shape
+from maskloom.masks.grid_windows import Neighbourhood, neighbourhood
 
 
 class _InOrder(Mask):

@@ -18,7 +18,7 @@ class MixedModal(Mask):
     name = "mixed_modal"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return kv_idx <= at(self.last, b, q_idx)
+        return (kv_idx <= at(self.last, b, q_idx)) & (q_idx >= 0) & (kv_idx >= 0)
 
 
 def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
@@ -36,9 +36,10 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
 
     An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
 
-    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same, and in its sliding
-    layers ``window(back=...) | documents(modality_ids)``. PaliGemma's prompt is seen both ways throughout:
-    ``causal | prefix(n)``.
+    Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same. Its sliding layers see
+    nothing before the window, not in an image either: ``mixed_modal(modality_ids) & window(back=w - 1, ahead=length)``
+    for ``sliding_window=w`` (since transformers' #46850; before it, ``window(back=w - 1) | documents(modality_ids)``).
+    PaliGemma's prompt is seen both ways throughout: ``causal | prefix(n)``.
 
     Args:
         modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token
@@ -58,15 +59,18 @@ class Flamingo(Mask):
 
     text_media: Tensor
     media: int | Tensor
+    all_before: bool
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_media = at(self.text_media, b, q_idx)
         kv_media = at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
-        return (q_media == kv_media) & (q_media >= 0)
+        seen = kv_media <= q_media if self.all_before else kv_media == q_media
+        return seen & (kv_media >= 0) & (q_idx >= 0) & (kv_idx >= 0)
 
     def __repr__(self) -> str:
         media = "media_ids" if isinstance(self.media, Tensor) else "tokens_per_media"
-        return f"flamingo(bool{list(self.text_media.shape)}, {media}={shown(self.media)})"
+        all_before = ", all_before=True" if self.all_before else ""
+        return f"flamingo(bool{list(self.text_media.shape)}, {media}={shown(self.media)}{all_before})"
 
 
 def flamingo(
@@ -74,27 +78,36 @@ def flamingo(
     *,
     tokens_per_media: int | None = None,
     media_ids: Tensor | Sequence[int] | None = None,
+    all_before: bool = False,
 ) -> Flamingo:
     """Cross-attention from text to images: each text token sees the latest image before it, or at its own position.
 
     ::
 
-        flamingo([False, True, False, True], tokens_per_media=2)    k0 k1 k2 k3
-                                                       a word q0
-                                                      image 0 q1     x  x
-                                                       a word q2     x  x
-                                                      image 1 q3           x  x
+        flamingo([False, True, False, True], tokens_per_media=2)   k0 k1 k2 k3
+                                                        a word q0
+                                                       image 0 q1   x  x
+                                                        a word q2   x  x
+                                                       image 1 q3         x  x
+
+        flamingo([False, True, False, True], tokens_per_media=2, all_before=True)   k0 k1 k2 k3
+                                                                         a word q0
+                                                                        image 0 q1   x  x
+                                                                         a word q2   x  x
+                                                                        image 1 q3   x  x  x  x
 
     Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the
     other. The mask holds the image that each query sees, int64 (Q,) or (B, Q).
 
-    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``.
+    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``, and
+    ``all_before`` what ``only_attend_immediate_media=False`` is there.
 
     Args:
         media_locations: bool (Q,) or (B, Q), True where an image stands in the text.
         tokens_per_media: tokens of an image, at least 1, if all have as many.
         media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for
             none.
+        all_before: whether a text token sees all images before it, and not the latest alone.
 
     Raises:
         TypeError: not bool, not integers; both of the last two, or neither. ValueError: another shape.
@@ -109,8 +122,8 @@ def flamingo(
         raise TypeError(f"media_locations are bool, True = an image stands here; got {table.dtype}")
     text_media = by_position("media_locations", table, "Q").long().cumsum(-1) - 1
     if media_ids is None:
-        return Flamingo(text_media, positive("tokens_per_media", tokens_per_media))
-    return Flamingo(text_media, by_position("media_ids", integers("media_ids", media_ids), "K"))
+        return Flamingo(text_media, positive("tokens_per_media", tokens_per_media), all_before)
+    return Flamingo(text_media, by_position("media_ids", integers("media_ids", media_ids), "K"), all_before)
 
 
 def _last_of_run(ids: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from maskloom.masks import (
     arranged,
     blockwise,
     conversations,
+    diffusion,
     generation,
     given,
     grid,
+    grid_windows,
     layout,
     media,
     moved,
@@ -38,8 +40,8 @@ _MAKERS = (
     position.prefix, position.sinks, position.key_range, position.query_range, position.global_tokens,
     position.random_blocks, padding.lengths, segments.documents, segments.within, segments.document_prefix,
     conversations.shared_prefix, conversations.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
-    arranged.repeat_heads, grid.neighbourhood, grid.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
-    layout.morton, layout.grid_tiles, video.spatial, video.temporal, generation.block_diffusion, generation.tree,
+    arranged.repeat_heads, grid_windows.neighbourhood, grid_windows.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
+    layout.morton, layout.grid_tiles, video.spatial, video.temporal, diffusion.block_diffusion, generation.tree,
     generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks,
 )  # fmt: skip
 

@@ -67,7 +67,10 @@ def sinks(n: int) -> Sinks:
                     q3   x  x                                      q3   x     x  x
 
     Nothing ahead of the query becomes visible, so a causal window stays causal with it; `prefix` is the other kind.
-    Source: attention sinks, Xiao et al. 2023 (StreamingLLM), section 3.
+
+    A rolling cache of n sinks and ``recent`` keys is ``window(back=recent - 1) | sinks(n)`` if it is cut before the query's
+    own key comes in (StreamingLLM's ``evict_for_space``), and ``window(back=recent) | sinks(n)`` if after the step (its
+    ``kv_cache(past_key_values)``). Source: attention sinks, Xiao et al. 2023 (StreamingLLM), section 3.
 
     Args:
         n: number of sink keys, at least 0.
@@ -189,7 +192,7 @@ class ListedGlobal(_Global):
     table: Tensor
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
-        return self.table[idx.clamp(max=self.table.shape[0] - 1)]
+        return self.table[idx.clamp(0, self.table.shape[0] - 1)] & (idx >= 0)
 
     def __repr__(self) -> str:
         return f"global_tokens({list(self.positions)})"
@@ -203,7 +206,7 @@ class MarkedGlobal(_Global):
     name = "global_tokens"
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
-        return at(self.is_global, b, idx)
+        return at(self.is_global, b, idx) & (idx >= 0)
 
 
 def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | ListedGlobal | MarkedGlobal:
@@ -250,7 +253,8 @@ class RandomBlocks(Mask):
     block_of: Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.table[self.block_of[q_idx], self.block_of[kv_idx]]
+        seen = self.table[self.block_of[q_idx], self.block_of[kv_idx]]
+        return seen & (q_idx >= 0) & (kv_idx >= 0)
 
     def __repr__(self) -> str:
         drawn = f"block_size={self.block_size}, blocks={self.blocks}, length={self.length}, seed={self.seed}"
@@ -271,7 +275,12 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
                                                               q5               x  x
 
     Drawn once, when the mask is made, from a generator of its own: the same seed gives the same blocks. Add
-    ``window_both_ways(n) | global_tokens(n)`` for BigBird's whole mask. Source: BigBird, Zaheer et al. 2020, section 2.
+    ``window_both_ways(n) | global_tokens(n)`` for BigBird's whole mask, as its paper has it. Source: BigBird, Zaheer et al.
+    2020, section 2.
+
+    BigBird's code has whole blocks throughout: a band of three, the first and the last block global, and random blocks
+    that are none of these. With their numbers in a table (query blocks, 3 + blocks) it is ``top_k_blocks(band_and_random,
+    block_size) | global_tokens([*first_block, *last_block])``.
 
     Args:
         block_size: positions of a block, at least 1. The last block may be shorter.

@@ -254,6 +254,9 @@ def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
 
     ``back`` and ``ahead`` are positions, not steps. Source: Longformer, Beltagy et al. 2020, section 3.1.
 
+    ``causal | dilated(back=0, ahead=kv_len, step=q_len)`` is the mask of EAGLE-3's training (Li et al. 2025): keys are those of
+    the sequence and, behind them, as many of each later step, of which a query sees the ones at its own place.
+
     Args:
         back: how far it reaches before the query, in positions, at least 0.
         ahead: how far it reaches after it, in positions, at least 0.

@@ -170,7 +170,7 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
         TypeError: segments of another kind.
         ValueError: documents in several pieces, where positions cannot restart (looked at on the CPU only).
     """
-    positions = _positions_inside("within", segments)
+    positions = positions_inside("within", segments)
     if isinstance(segments, CountedDocuments):
         positions = segments.position_ids.to(torch.int32)
     return Within(segments, as_mask(mask), positions)
@@ -215,7 +215,7 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
         TypeError, ValueError: segments of another kind or in several pieces, not integers, a negative number, fewer
             numbers than documents (looked at on the CPU only).
     """
-    positions = _positions_inside("document_prefix", segments)
+    positions = positions_inside("document_prefix", segments)
     table = integers("n", n).to(positions.device)
     ids = segments.ids.clamp(min=0).long()
     if table.ndim not in (1, ids.ndim) or table.numel() == 0 or (table.ndim == 2 and len(table) != len(ids)):
@@ -230,7 +230,7 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
     return DocumentPrefix(segments, table, (positions < own) & (segments.ids >= 0))
 
 
-def _positions_inside(name: str, segments: AnyDocuments) -> Tensor:
+def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
     """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
     if not isinstance(segments, AnyDocuments):
         raise TypeError(f"{name} takes documents made by documents(...); got {segments!r}")

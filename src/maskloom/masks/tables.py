@@ -22,6 +22,11 @@ def of_row(value: int | Tensor, b: Tensor) -> int | Tensor:
     return value[b] if isinstance(value, Tensor) and value.ndim else value
 
 
+def of_head(value: int | Tensor, h: Tensor) -> int | Tensor:
+    """A number for all heads, an int or a tensor without dimensions, or the head's own of (H,)."""
+    return value[h] if isinstance(value, Tensor) and value.ndim else value
+
+
 def at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
     """The entry of a position in a table (L,), or in the row's own of (B, L)."""
     return table[idx] if table.ndim == 1 else table[b, idx]

@@ -64,13 +64,13 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
     ::
 
         spatial(2, 3, width=2, prompt=1)   k0 k1 k2 k3 k4 k5 k6
-                                 prompt q0  x  x  x  x  x  x  x
-                                frame 0 q1  x  x  x
-                                        q2  x  x  x  x
-                                        q3  x     x  x  x
-                                frame 1 q4  x        x  x  x
-                                        q5  x           x  x  x
-                                        q6  x              x  x
+                                prompt q0   x  x  x  x  x  x  x
+                               frame 0 q1   x  x  x
+                                       q2   x  x  x  x
+                                       q3   x     x  x  x
+                               frame 1 q4   x        x  x  x
+                                       q5   x           x  x  x
+                                       q6   x              x  x
 
     The sequence is the prompt, which sees everything and which everything sees, and then the frames. With a ``width``
     no less than the frame's size a token sees all of its own frame, and what is as near of the frames around it. A
@@ -100,18 +100,22 @@ def temporal(frames: int, frame_size: int, *, width: int, prompt: int = 0) -> Te
     ::
 
         temporal(2, 3, width=1, prompt=1)   k0 k1 k2 k3 k4 k5 k6
-                                  prompt q0  x  x  x  x  x  x  x
-                                 frame 0 q1  x  x        x
-                                         q2  x     x        x
-                                         q3  x        x        x
-                                 frame 1 q4  x  x        x
-                                         q5  x     x        x
-                                         q6  x        x        x
+                                 prompt q0   x  x  x  x  x  x  x
+                                frame 0 q1   x  x        x
+                                        q2   x     x        x
+                                        q3   x        x        x
+                                frame 1 q4   x  x        x
+                                        q5   x     x        x
+                                        q6   x        x        x
 
     The sequence is the prompt, which sees everything and which everything sees, and then the frames. A token's place is
     its number within its frame. A position behind the frames sees nothing.
 
-    Source: Xi et al. 2025 (Sparse VideoGen). There the width follows from that of the spatial head.
+    Source: Xi et al. 2025 (Sparse VideoGen), with windows of whole places as in attention-gym. Their code brings tokens into
+    the order of places (all frames' first tokens, then all second ones, ...) and has a window of positions there, which
+    cuts into a place: in that order it is ``spatial(frame_size, frames, width=n, prompt=...)``. For CogVideoX n is ``multiplier *
+    frame_size``, rounded down to a multiple of 128; for Wan rounded up and 1 more, with the first ``frame_size`` keys
+    seen by all.
 
     Args:
         frames: number of frames.

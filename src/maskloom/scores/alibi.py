@@ -14,42 +14,49 @@ class Alibi(ScoreValue):
     """See `alibi`. ``slopes`` is float32 (H,)."""
 
     slopes: Tensor
+    symmetric: bool
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + self.slopes[h] * (kv_idx - q_idx)
+        distance = kv_idx - q_idx
+        return score + self.slopes[h] * (-distance.abs() if self.symmetric else distance)
 
     def __repr__(self) -> str:
-        return f"alibi({len(self.slopes)})"
+        return f"alibi({len(self.slopes)}{', symmetric=True' * self.symmetric})"
 
     @property
     def heads(self) -> int:
         return len(self.slopes)
 
 
-def alibi(n_heads: int) -> Alibi:
+def alibi(n_heads: int, *, symmetric: bool = False) -> Alibi:
     """A penalty that grows with the distance to the key, at a rate of each head's own: ``score + slope[h] * (kv_idx - q_idx)``.
 
     ::
 
-        alibi(8), head 0   k0    k1    k2    k3        slopes of 8 heads   1/2  1/4  1/8  ...  1/256
-                       q0   0    1/2    1   3/2
-                       q1 -1/2    0    1/2   1
-                       q2  -1   -1/2    0   1/2
+        alibi(8), head 0   k0    k1    k2    k3        alibi(8, symmetric=True)   k0    k1    k2    k3
+                       q0   0    1/2    1   3/2                               q0   0   -1/2  -1   -3/2
+                       q1 -1/2    0    1/2   1                                q1 -1/2    0   -1/2  -1
+                       q2  -1   -1/2    0   1/2                               q2  -1   -1/2    0   -1/2
 
-    Keys before the query are penalised, and keys after it rewarded: it belongs to a causal mask. H heads, a power of two,
-    have the slopes ``2 ** (-8 / H)``, its square, its cube and so on. Another number of heads has those of the power of two
-    below it, and then every other one of the power of two above, from the first on: the rule of the paper's code.
+    Keys before the query are penalised, and keys after it rewarded: it belongs to a causal mask. For encoders it is
+    ``symmetric``: ``score - slope[h] * abs(kv_idx - q_idx)``.
+
+    The slopes of 8 heads are 1/2, 1/4, ..., 1/256. H heads, a power of two, have ``2 ** (-8 / H)``, its square, its cube and
+    so on. Another number of heads has those of the power of two below it, and then every other one of the power of two
+    above, from the first on: the rule of the paper's code, and of Bloom's and MPT's.
 
     It holds a table (H,): for a GPU, move it with ``.to``. Source: Press et al. 2022 (arXiv 2108.12409), section 3, and
-    its code's ``get_slopes``.
+    its code's ``get_slopes``; symmetric in MosaicBERT (Portes et al. 2023) and in Jina's encoders.
 
     Args:
         n_heads: H, query heads of the whole layer, at least 1. For some of them, `shifted_score` with ``h_offset``.
+        symmetric: whether keys after the query are penalised as those before it are.
 
     Raises:
         TypeError: not an int. ValueError: below 1.
     """
-    return Alibi(torch.tensor(_slopes(count("n_heads", n_heads, least=1, of="heads")), dtype=torch.float32))
+    slopes = _slopes(count("n_heads", n_heads, least=1, of="heads"))
+    return Alibi(torch.tensor(slopes, dtype=torch.float32), bool(symmetric))
 
 
 def _slopes(heads: int) -> list[float]:
