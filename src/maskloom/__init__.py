@@ -18,6 +18,7 @@ from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.blocks.inspect import balance, blind_rows, density, explain_block_mask, summary, tiles_per_row
 from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
+from maskloom.blocks.loading import safe_globals
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
@@ -151,6 +152,7 @@ __all__ = [
     "pin_memory",
     "update_",
     "BlockMaskCache",
+    "safe_globals",
     # scores: how a score is bent
     "alibi",
     "relative_bias",

@@ -171,9 +171,9 @@ def _parameters(make: Callable[..., Any], *, by_name: bool = True) -> list[str]:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
         return []
-    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    kinds |= {inspect.Parameter.KEYWORD_ONLY} if by_name else set()
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+    in_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = inspect.Parameter.KEYWORD_ONLY
+    return [each.name for each in parameters if each.kind in in_place or (by_name and each.kind is named)]
 
 
 def _column(text: str, byte_offset: int) -> int:
