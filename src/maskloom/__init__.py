@@ -4,6 +4,7 @@ A mask is written once, as ``mask(b, h, q_idx, kv_idx) -> bool``, and read many 
 """
 
 from maskloom.attention.functional import attend, explain
+from maskloom.attention.kept import mark_changed
 from maskloom.attention.merge import merge
 from maskloom.attention.reference import reference
 from maskloom.batches.lengths import (
@@ -163,6 +164,7 @@ __all__ = [
     # attention: run it
     "attend",
     "explain",
+    "mark_changed",
     "reference",
     "merge",
     "FallbackError",

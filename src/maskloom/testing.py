@@ -10,7 +10,7 @@ swapped axis cannot pass.
 import copy
 import operator
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,16 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
+from maskloom.attention.backends import Backend
 from maskloom.attention.reference import reference
+from maskloom.blocks.tables import dense_of
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.padding import known_hidden_queries, known_padding
 
 _HEAD_DIM = 16
+_ON_EVERY_DEVICE: tuple[Backend, ...] = ("sdpa", "reference")
 
 
 def check_mask(
@@ -151,6 +155,83 @@ def check_tracing(mask: MaskMod, sizes: _Sizes, compile_backend: str = "eager") 
         out = _compiled(flex_attention, compile_backend)(query, key, key.clone(), block_mask=expected_blocks)
     expected, _ = reference(query.double(), key.double(), key.double(), table)
     _law("compiled flex_attention attends where dense says", torch.allclose(out.double(), expected, atol=1e-5))
+
+
+def check_writes(
+    make: Callable[..., Mask],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    *,
+    q_len: int = 13,
+    kv_len: int = 17,
+    batch: int | None = None,
+    heads: int | None = None,
+) -> None:
+    """A mask says one thing when tensors that it was made from are written to: it follows a tensor, or it has copied it.
+
+    Args:
+        make: gives a mask of such tensors, ``make(*before)``.
+        before, after: what the tensors hold when it is made, and what is written into them then, in place; of equal shapes.
+        q_len, kv_len, batch, heads: as for `check_mask`.
+    """
+    sizes = _Sizes(q_len, kv_len, batch, heads, None)
+    followed: list[Tensor] = []  # what it is as if made from
+    is_told_apart = True
+    for place in range(len(before)):
+        values = [new if place == at else old for at, (old, new) in enumerate(zip(before, after, strict=True))]
+        table = _after_writes(make, before, values, sizes)
+        follows = torch.equal(table, sizes.dense(make(*_copies(values))))
+        is_old = torch.equal(table, sizes.dense(make(*_copies(before))))
+        _law(f"a mask follows what is written into its tensor {place}, or does not see it", follows or is_old)
+        followed.append((after if follows else before)[place])
+        is_told_apart &= follows != is_old
+    table = _after_writes(make, before, after, sizes)
+    expected = sizes.dense(make(*_copies(followed)))
+    _law("a mask follows all at once what it follows alone", not is_told_apart or torch.equal(table, expected))
+
+
+def _after_writes(
+    make: Callable[..., Mask], before: Sequence[Tensor], after: Sequence[Tensor], sizes: "_Sizes"
+) -> Tensor:
+    """The truth about a mask whose tensors were written to, which all readings of it agree on, as they did before."""
+    tensors = _copies(before)
+    mask = make(*tensors)
+    copied = pickle.loads(pickle.dumps(mask))
+    old = _agreed(mask, sizes)
+    for tensor, new in zip(tensors, after, strict=True):
+        tensor.copy_(new)
+    table = _agreed(mask, sizes)
+    _law("a mask pickled before does not see a write", torch.equal(sizes.dense(copied), old))
+    for how, other in (("pickled", pickle.loads(pickle.dumps(mask))), ("moved", mask.to("cpu"))):
+        _law(f"a mask {how} after a write says what it said", torch.equal(sizes.dense(other), table))
+    return table
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def _agreed(mask: Mask, sizes: "_Sizes") -> Tensor:
+    """The mask's truth, which every reading of it gives."""
+    table = sizes.dense(mask)
+    blocks = loom.block_mask(mask, sizes.q_len, sizes.kv_len, batch=sizes.batch, heads=sizes.heads, block_size=4)
+    for name, other in _readings(mask, blocks, table.shape, sizes):
+        _law(f"{name} says what dense says", torch.equal(other.expand_as(table), table))
+    keys, queries = known_padding(mask, sizes.kv_len), known_hidden_queries(mask, sizes.q_len)
+    _law("nothing sees a key that is known to be padding", keys is None or not (table & keys[:, None, None]).any())
+    _law("what is known to be padding sees nothing", queries is None or not (table & queries[:, None, :, None]).any())
+    return table
+
+
+def _readings(mask: Mask, blocks: BlockMask, shape: Sequence[int], sizes: "_Sizes") -> Iterator[tuple[str, Tensor]]:
+    yield "simplify", sizes.dense(loom.simplify(mask))
+    yield "a block mask's mask_mod", sizes.dense(loom.as_mask(blocks.mask_mod))
+    rows, heads, *_ = shape
+    yield "a block mask", dense_of(blocks, rows, heads)
+    query, key = _inputs(rows, heads, sizes, blocks.kv_indices.device)
+    value = torch.eye(sizes.kv_len, device=key.device).expand(rows, heads, -1, -1)  # the output is the weights then
+    for backend in _ON_EVERY_DEVICE:
+        yield f"attend on {backend}", loom.attend(query, key, value, mask, backend=backend) > 0
 
 
 def _compiled(function: Callable[..., object], backend: str) -> Callable[..., Any]:

@@ -1,14 +1,18 @@
 """What `attend` keeps with a mask: built once, anew when tensors change, gone with the mask."""
 
+import copy
 import dataclasses
+import datetime
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention import chunks, kept
+from maskloom.attention import chunks, kept, reference
 from maskloom.attention.given import as_block_mask
-from maskloom.blocks.tables import dense_of
+from maskloom.blocks.tables import dense_of, tile_states
 from maskloom.masks import captured
 from tests.attention.test_functional import K, Q, inputs
 from tests.catalog import EVERY
@@ -177,3 +181,137 @@ def test_objects_without_a_place_for_weak_references():
     mask = First(4, torch.tensor([1, 2, 3]))
     gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(), table=loom.prefix(4).dense(Q, K)).check()
     assert loom.as_mask(mask).to("meta").function.lens.is_meta
+
+
+def broadcast(tensor, value):
+    """gloo's broadcast from a group of two, in threads: it writes ``value`` into the tensor."""
+    store = torch.distributed.HashStore()
+    ours = {0: torch.full_like(tensor, value), 1: tensor}
+
+    def run(rank):
+        group = torch.distributed.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
+        group.broadcast([ours[rank]]).wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, ours))
+
+
+def by_storage(tensor, value):
+    tensor.untyped_storage().copy_(torch.full_like(tensor, value).untyped_storage())
+
+
+UNSEEN = {
+    "gloo's broadcast": broadcast,
+    "data": lambda tensor, value: tensor.data.fill_(value),
+    "numpy": lambda tensor, value: tensor.numpy().fill(value),
+    "dlpack": lambda tensor, value: torch.from_dlpack(tensor.__dlpack__()).fill_(value),
+    "storage": by_storage,
+}
+
+
+@pytest.mark.parametrize("how", UNSEEN)
+@pytest.mark.parametrize("said_of", ["tensor", "mask", "block mask", "another mask"])
+def test_what_torch_does_not_see_written_is_said(how, said_of):
+    lens = torch.tensor([5, 7, 11])
+    mask = loom.causal & loom.lengths(lens)
+    blocks = loom.block_mask(loom.lengths(lens), Q, K, block_size=32)
+    if said_of == "another mask":
+        said = loom.lengths(lens)
+    else:
+        said = {"tensor": lens, "mask": mask, "block mask": blocks}[said_of]
+    before = [loom.attend(*inputs(), form) for form in (mask, blocks)]
+    UNSEEN[how](lens, 2)
+    assert lens.tolist() == [2, 2, 2] and torch.equal(loom.attend(*inputs(), mask), before[0])  # what is kept is old
+    loom.mark_changed(said)
+    expected, _ = loom.reference(*inputs(), loom.causal & loom.lengths([2, 2, 2]))
+    torch.testing.assert_close(loom.attend(*inputs(), mask), expected)
+    assert not loom.attend(*inputs(), blocks)[:, :, 2:].any()
+
+
+def test_a_backward_sees_what_is_said_to_be_changed(monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 50)
+    lens, qkv = torch.tensor([5, 7, 11]), [tensor.requires_grad_() for tensor in inputs()]
+    out, _ = loom.reference(*qkv, loom.lengths(lens))
+    loom.mark_changed(lens)
+    with pytest.raises(RuntimeError, match="a tensor of the mask or score_mod was written to after the forward"):
+        out.sum().backward()
+
+
+def test_only_what_holds_tensors_can_be_changed():
+    loom.mark_changed(loom.causal, torch.zeros(2), [torch.ones(3)], lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+    with torch.inference_mode():
+        loom.mark_changed(torch.zeros(2))
+    with pytest.raises(TypeError, match="mark_changed takes tensors, masks, score_mods and BlockMasks; got int: 3"):
+        loom.mark_changed(3)
+
+
+@loom.mask_value
+class Tenths(loom.Mask):
+    """A mask of Python's numbers, whose dtype is torch's default: 0.1 * 3 <= 0.3 in half types and float32, not in float64."""
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return (kv_idx * 0.1).to(torch.float64) <= (q_idx * torch.tensor(0.1)).to(torch.float64) + 1e-9
+
+
+@loom.mask_value
+class Product(loom.Mask):
+    """A mask that multiplies matrices, in autocast's dtype."""
+
+    keys: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        row = self.keys[kv_idx]
+        return (row[None] @ row[:, None]).squeeze() > 1.0
+
+
+def settings_of():
+    yield (
+        "default dtype",
+        lambda: torch.set_default_dtype(torch.float16),
+        lambda: torch.set_default_dtype(torch.float32),
+    )
+    yield (
+        "default dtype",
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.float32),
+    )
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    yield "autocast", autocast.__enter__, lambda: autocast.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("setting", list(settings_of()), ids=lambda setting: setting[0])
+@pytest.mark.parametrize("mask", [Tenths(), Product(torch.full((K, 1), 1.001))], ids=["numbers", "product"])
+def test_what_is_kept_depends_on_how_torch_computes(setting, mask):
+    _, switch, back = setting
+    q, k, _ = inputs()
+    value = torch.eye(K).expand(3, 1, -1, -1)
+    cache = loom.BlockMaskCache()
+
+    def found():
+        table = mask.dense(Q, K)
+        weights = loom.attend(q, k, value.to(q.dtype), mask, backend="sdpa")
+        tables = [as_block_mask(q, k, mask), loom.block_mask(mask, Q, K, device="cpu")]
+        if not captured.tensors(mask):
+            tables.append(cache.get(mask, Q, K, device="cpu"))
+        for blocks in tables:
+            assert torch.equal(
+                tile_states(blocks), tile_states(loom.block_mask(copy.deepcopy(mask), Q, K, device="cpu"))
+            )
+        assert torch.equal(weights > 0, table.expand_as(weights))
+        return table
+
+    first = found()
+    switch()
+    try:
+        found()
+    finally:
+        back()
+    assert torch.equal(found(), first)
+
+
+def test_tables_that_were_kept_in_inference_mode_train():
+    mask, qkv = loom.window(back=2) & loom.prefix(7), [tensor.requires_grad_() for tensor in inputs()]
+    with torch.inference_mode():
+        loom.attend(*inputs(), mask)
+    loom.attend(*qkv, mask).sum().backward()
+    assert all(tensor.grad is not None for tensor in qkv)

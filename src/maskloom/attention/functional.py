@@ -58,7 +58,7 @@ def attend(
         value: (B, Hkv, K, E).
         mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
             table) is built at the first call and kept with it; in-place changes of its tensors are noticed where torch
-            makes them, not through NumPy or ``.data``. What a plain function reads may change unseen, so from one it is
+            makes them, not through NumPy, ``.data`` or collectives: `mark_changed` says those. What a plain function reads may change unseen, so from one it is
             built at every call, and so it is where an offset is given:
             ``shifted(mask, h_offset=4)``, made once, keeps it.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of

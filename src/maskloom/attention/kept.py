@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.masks import captured
 from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.identity import IdentityTable
-from maskloom.masks.modes import is_lasting
+from maskloom.masks.modes import float_state, is_lasting
 
 R = TypeVar("R")
 
@@ -113,14 +113,46 @@ def keep(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too:
 
     Args:
         source: what the result is computed from.
-        key: what else it is computed from.
+        key: what else it is computed from, but for torch's settings for floating-point numbers.
         functions_too: keep it also then: the result does not depend on what functions read.
     """
     mask = source.mask_mod if isinstance(source, BlockMask) else source
     if torch.compiler.is_dynamo_compiling() or (captured.may_change(mask) and not functions_too):
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()
-    return _kept.get(source, tensors_of(source), key, compute, parts=parts)
+    return _kept.get(source, tensors_of(source), (key, float_state()), compute, parts=parts)
+
+
+def mark_changed(*changed: Any) -> None:
+    """Say that tensors were written to where torch does not see it, so that nothing that was made of them before is used again.
+
+    `attend` keeps with a mask what it builds from it, and builds it anew when torch's version counters show a write into a
+    tensor of the mask. These ways of writing leave the counters alone: gloo's ``broadcast``, ``all_reduce``, ``scatter`` and
+    ``recv``, replays of a CUDA graph, NumPy and DLPack arrays that share memory, ``tensor.data``, and
+    ``tensor.untyped_storage().copy_``. After one of them call this once, on each process that received::
+
+        torch.distributed.broadcast(lens, src=0)
+        loom.mark_changed(lens)
+
+    A mask that has copied a tensor (`documents` of offsets: its docstring says so) does not see writes at all: make it
+    anew. The tables of a BlockMask that you hold are those of the time when it was built: build or `update_` it.
+
+    Args:
+        changed: tensors; or masks, mask_mods, score_mods or BlockMasks, whose tensors all count as changed.
+
+    Raises:
+        TypeError: something that holds no tensor, and is no mask or score_mod.
+    """
+    tensors = [tensor for one in changed for tensor in ([one] if isinstance(one, Tensor) else _all_held(one))]
+    torch.autograd.graph.increment_version(tensors)
+
+
+def _all_held(held: Any) -> list[Tensor]:
+    if not callable(held) and not isinstance(held, (BlockMask, list, tuple, dict)):
+        raise TypeError(
+            f"mark_changed takes tensors, masks, score_mods and BlockMasks; got {type(held).__name__}: {held!r}"
+        )
+    return tensors_of(held)
 
 
 def tensors_of(source: Any) -> list[Tensor]:

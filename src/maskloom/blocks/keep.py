@@ -14,6 +14,7 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.forks import fork_safe_lock
+from maskloom.masks.modes import float_state
 
 
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
@@ -139,7 +140,7 @@ class BlockMaskCache:
         if captured.tensors(mask):
             raise ValueError(f"a cache keeps masks without tensors, and {mask!r} holds some; build it with block_mask")
         pair = tuple(block_size) if isinstance(block_size, list) else block_size
-        key = (mask, q_len, kv_len, batch, heads, str(device), pair)
+        key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = build_block_mask(

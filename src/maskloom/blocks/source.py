@@ -14,7 +14,7 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.dense import MaskMod, checked_length
 from maskloom.masks.forks import computed_once, fork_safe_lock
-from maskloom.masks.modes import autocast_to, is_lasting, is_tracing
+from maskloom.masks.modes import float_state, is_lasting, is_tracing
 from maskloom.masks.program import Program
 from maskloom.masks.reading import Reading, reading_of
 from maskloom.masks.record import record
@@ -80,7 +80,7 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
         return Source(mask, [], program, reading_of(program), device, None)
     held = captured.tensors(mask)
     shapes = tuple(tensor.shape for tensor in held)
-    key = (captured.structure(mask, numbers=True), shapes, device, torch.get_default_dtype(), autocast_to(device))
+    key = (captured.structure(mask, numbers=True), shapes, device, float_state())
     with _programs_lock:
         kept = _programs.get(key)
         if kept is not None:

@@ -56,6 +56,8 @@ def shared_prefix(
     continuation. Several groups in one row are ``documents(groups) & shared_prefix(ids=ids)``. Source: Prefix Grouper, Liu et
     al. 2025 (arXiv 2506.05433); attention-gym's ``generate_shared_prefix_mask_mod``.
 
+    Ids are held as they are, and writes into them are followed. Lengths are read once: a later write into them changes nothing.
+
     Give either the lengths or ids:
 
     Args:
@@ -128,6 +130,8 @@ def turns(
     adds the order inside turns. For a rule by kind of turn, let ``ids`` name kinds: system, user, assistant, tool. Source:
     chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one row in training.
 
+    All that is given is copied: a later write into it changes nothing.
+
     Args:
         ids: integers (L,) or (B, L), the turn of each position, 0 to T - 1. A negative id is padding: it sees nothing and nothing
             sees it.
@@ -145,10 +149,10 @@ def turns(
         table = integers_by_position("ids", ids)
     else:
         table = ids_from_offsets(checked_offsets(offsets), length)
-    rule = visible if isinstance(visible, Tensor) else copied("visible", visible, "bools").to(table.device)
+    rule = visible.clone() if isinstance(visible, Tensor) else copied("visible", visible, "bools").to(table.device)
     if rule.dtype != torch.bool:
         raise TypeError(f"visible is bool (T, T), True where turn i may see turn j; got {rule.dtype}")
     if rule.ndim != 2 or rule.shape[0] != rule.shape[1] or rule.numel() == 0:
         raise ValueError(f"visible has shape (T, T), turn by turn; got {tuple(rule.shape)}")
     check_ids_below("visible has a rule for", table, len(rule), "turns")
-    return Turns(table.to(torch.int32), rule)  # torch takes uint8 indices for bools
+    return Turns(table.to(torch.int32, copy=True), rule)  # torch takes uint8 indices for bools

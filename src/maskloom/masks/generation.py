@@ -44,8 +44,9 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor | Sequence[int
 
     Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries,
     and the prompt is in the cache, ``shifted(tree(parents, prefix=n), q_offset=n)`` numbers the queries from the first
-    node; with n of shape (B,) each row's tree lies behind its own prompt. Positions behind the tree see nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), made on the
-    parents' device in log2(N) steps.
+    node; with n of shape (B,) each row's tree lies behind its own prompt. Positions behind the tree see nothing. The mask
+    holds a table of ancestors, bool (N, N) or (B, N, N), made on the parents' device in log2(N) steps: a later write into
+    the parents changes nothing. A prefix in a tensor is held as it is, and writes into it are followed.
 
     Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
 
@@ -84,7 +85,8 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor | S
     itself, the token of the step before that its pointer names, the one that that one's pointer names, and so on, and
     the whole prompt. It sees no other beam, also none that was given up. The result is `tree` of these tokens.
 
-    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same.
+    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same. As in `tree`, parents are read
+    once, and writes into the prefix are followed.
 
     Args:
         parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on

@@ -51,7 +51,7 @@ def from_dense(table: Tensor) -> FromDense:
                                                         q0   x     x
                                                         q1      x  x
 
-    The table is held as it is, one byte for each pair. Queries and keys are as many as it has, or fewer.
+    The table is held as it is, one byte for each pair, and writes into it are followed. Queries and keys are as many as it has, or fewer.
 
     Args:
         table: bool (Q, K), (B, Q, K) or (B, H, Q, K), True = may attend; B and H of 1 are for all.
@@ -73,7 +73,8 @@ def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
                                                       q2   x  x  x  x
                                                       q3   x  x  x  x
 
-    Positions behind the last block see nothing, and nothing sees them. With the block size of the block mask, or
+    Positions behind the last block see nothing, and nothing sees them. Tiles are held as they are, and writes into them are
+    followed. With the block size of the block mask, or
     multiples of it, no tile is partial.
 
     Args:
@@ -100,7 +101,8 @@ def top_k_blocks(
                                               q1   x  x        x  x
 
     ``causal & top_k_blocks(...)`` hides what lies ahead within a selected block. The result is `from_blocks` of a
-    table, bool (..., query blocks, key blocks), which is made on the indices' device.
+    table, bool (..., query blocks, key blocks), which is made on the indices' device: a later write into the indices changes
+    nothing.
 
     Source: Yuan et al. 2025 (Native Sparse Attention), section 3.3; Lu et al. 2025 (Mixture of Block Attention).
 

@@ -34,7 +34,8 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
                                 image 1 q4   x  x  x  x  x  x
                                 image 1 q5   x  x  x  x  x  x
 
-    An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L).
+    An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L): a later
+    write into the ids changes nothing.
 
     Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same. Its sliding layers see
     nothing before the window, not in an image either: ``mixed_modal(modality_ids) & window(back=w - 1, ahead=length)``
@@ -97,7 +98,8 @@ def flamingo(
                                                                         image 1 q3   x  x  x  x
 
     Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the
-    other. The mask holds the image that each query sees, int64 (Q,) or (B, Q).
+    other. The mask holds the image that each query sees, int64 (Q,) or (B, Q), and a copy of media_ids: a later write into what
+    was given changes nothing.
 
     Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``, and
     ``all_before`` what ``only_attend_immediate_media=False`` is there.
@@ -123,7 +125,7 @@ def flamingo(
     text_media = by_position("media_locations", table, "Q").long().cumsum(-1) - 1
     if media_ids is None:
         return Flamingo(text_media, positive("tokens_per_media", tokens_per_media), all_before)
-    return Flamingo(text_media, by_position("media_ids", integers("media_ids", media_ids), "K"), all_before)
+    return Flamingo(text_media, by_position("media_ids", integers("media_ids", media_ids), "K").clone(), all_before)
 
 
 def _last_of_run(ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -52,6 +52,22 @@ def autocast_to(device: torch.device) -> torch.dtype | None:
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
+
+
+_AUTOCAST = tuple(map(torch.device, ("cpu", "cuda", "mps", "xpu")))
+
+
+def float_state() -> Hashable:
+    """What torch's settings make of floating-point numbers: with others a mask may answer otherwise.
+
+    They are the dtype of Python's numbers, autocast's, and how exact and how repeatable products and sums are.
+    """
+    return (
+        torch.get_default_dtype(),
+        tuple(map(autocast_to, _AUTOCAST)) if torch._C._is_any_autocast_enabled() else None,
+        torch._C._get_float32_matmul_precision(),
+        torch._C._get_deterministic_algorithms(),
+    )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

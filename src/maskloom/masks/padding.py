@@ -168,7 +168,8 @@ def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
                                 q1
                                 q2   x     x
 
-    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``.
+    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``. Bools are held as they are, and writes into
+    them are followed. Of integers bools are made, and a later write into them changes nothing.
 
     Args:
         is_real: bool (B, L), or integers (B, L) of 0 and 1.

@@ -95,6 +95,9 @@ def documents(
                                    q3         x  x  x
                                    q4         x  x  x
 
+    Ids are held as they are, and writes into them are followed. Offsets and position ids are copied, since ids are made from
+    them: a later write into what was given changes nothing.
+
     Give one of:
 
     Args:
@@ -114,11 +117,11 @@ def documents(
     """
     exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
     if offsets is not None:
-        table = checked_offsets(offsets)
+        table = checked_offsets(offsets).clone()
         return PackedDocuments(table, ids_from_offsets(table, length))
     refuse_length(length)
     if position_ids is not None:
-        positions = integers_by_position("position_ids", position_ids)
+        positions = integers_by_position("position_ids", position_ids).clone()
         return CountedDocuments(positions, ids_from_positions(positions))
     return Documents(integers_by_position("ids", ids))
 
@@ -159,8 +162,9 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
                                                                       q4         x     x
 
     ``causal`` and windows mean the same with and without it; chunks, sinks and prefixes do not. ``within(segments, causal |
-    prefix(n))`` is a prefix-LM for each document; `document_prefix` has a length of its own for each. Source: packed sequences
-    whose position ids restart, Krell et al. 2021 (arXiv 2107.02027).
+    prefix(n))`` is a prefix-LM for each document; `document_prefix` has a length of its own for each. The segments are copied,
+    since positions are made from them: a later write into their ids changes nothing. Source: packed sequences whose position
+    ids restart, Krell et al. 2021 (arXiv 2107.02027).
 
     Args:
         segments: made by `documents`, of documents that are contiguous.
@@ -170,7 +174,7 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
         TypeError: segments of another kind.
         ValueError: documents in several pieces, where positions cannot restart (looked at on the CPU only).
     """
-    positions = positions_inside("within", segments)
+    positions, segments = positions_inside("within", segments), _copied(segments)
     if isinstance(segments, CountedDocuments):
         positions = segments.position_ids.to(torch.int32)
     return Within(segments, as_mask(mask), positions)
@@ -204,7 +208,8 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
                                                             q4         x  x
 
     ``segments & causal | document_prefix(segments, n)`` is a prefix-LM over packed documents. Where n is the same for all, write
-    ``within(segments, prefix(n))``. Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
+    ``within(segments, prefix(n))``. Segments and n are copied, since the prefixes are marked from them: a later write into them
+    changes nothing. Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
 
     Args:
         segments: made by `documents`, of documents that are contiguous.
@@ -215,8 +220,8 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
         TypeError, ValueError: segments of another kind or in several pieces, not integers, a negative number, fewer
             numbers than documents (looked at on the CPU only).
     """
-    positions = positions_inside("document_prefix", segments)
-    table = integers("n", n).to(positions.device)
+    positions, segments = positions_inside("document_prefix", segments), _copied(segments)
+    table = integers("n", n).to(positions.device, copy=True)
     ids = segments.ids.clamp(min=0).long()
     if table.ndim not in (1, ids.ndim) or table.numel() == 0 or (table.ndim == 2 and len(table) != len(ids)):
         raise ValueError(
@@ -228,6 +233,11 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
     check_ids_below("n has numbers for", segments.ids, table.shape[-1], "documents")
     own = table[ids] if table.ndim == 1 else table.gather(1, ids)
     return DocumentPrefix(segments, table, (positions < own) & (segments.ids >= 0))
+
+
+def _copied(segments: AnyDocuments) -> AnyDocuments:
+    """The segments with tensors of their own: all but those by ids have copied already."""
+    return Documents(segments.ids.clone()) if isinstance(segments, Documents) else segments
 
 
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
