@@ -18,7 +18,7 @@ from maskloom.batches.lengths import (
 from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.blocks.inspect import balance, blind_rows, density, explain_block_mask, summary, tiles_per_row
-from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
+from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, updatable, update_
 from maskloom.blocks.loading import safe_globals
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_value, nothing, or_masks
@@ -151,6 +151,7 @@ __all__ = [
     "balance",
     "to_device",
     "pin_memory",
+    "updatable",
     "update_",
     "BlockMaskCache",
     "safe_globals",

@@ -6,8 +6,10 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, update_
+from maskloom.blocks.keep import BlockMaskCache, pin_memory, to_device, updatable, update_
+from maskloom.blocks.tables import dense_of
 from maskloom.masks import captured
+from maskloom.masks.dense import dense
 from maskloom.masks.moved import shifted
 from tests.blocks.random_masks import TABLES, differing
 
@@ -81,13 +83,116 @@ def test_block_masks_come_out_of_data_loader_workers(start):
         assert differing(blocks, _Rows()[row]) == [] and blocks.mask_mod == _Rows()[row].mask_mod
 
 
-def test_update_writes_into_the_same_memory():
-    blocks = _blocks()
-    memory = {name: getattr(blocks, name).data_ptr() for name in TABLES}
-    other = loom.window(back=5) & loom.padding(~PADS)
-    assert update_(blocks, other) is blocks and blocks.mask_mod is other
+LENS = torch.tensor([65, 3, 40])
+
+
+def closure(lens):
+    return lambda b, h, q_idx, kv_idx: (kv_idx < lens[b]) & (q_idx < 60)
+
+
+UPDATES = {
+    "padding": (MASK, loom.causal & loom.padding(~PADS)),
+    "simplified": (loom.causal & loom.lengths(LENS), loom.causal & loom.lengths(LENS.flip(0))),
+    "documents": (
+        loom.causal & loom.documents(offsets=[0, 30, 70]), loom.causal & loom.documents(offsets=[0, 9, 70])
+    ),
+    "a function": (closure(LENS), closure(LENS.flip(0))),
+    "an offset": tuple(shifted(loom.window(back=9), q_offset=torch.tensor(step)) for step in (3, 20)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_update_writes_into_the_same_memory(name):
+    before, after = UPDATES[name]
+    given = [tensor.clone() for tensor in captured.tensors(before)]
+    blocks = updatable(loom.block_mask(before, 70, 70, block_size=16, device="cpu"))
+    mask_mod, memory = blocks.mask_mod, {name: getattr(blocks, name).data_ptr() for name in TABLES}
+    assert update_(blocks, after) is blocks and blocks.mask_mod is mask_mod
     assert {name: getattr(blocks, name).data_ptr() for name in TABLES} == memory
-    assert differing(blocks, loom.block_mask(other, 70, 70, block_size=16, exact=False)) == []
+    expected = loom.block_mask(after, 70, 70, block_size=16, device="cpu", exact=False)
+    assert differing(blocks, expected) == []
+    # what a captured graph reads: the memory that mask_mod had
+    table = dense(mask_mod, 70, 70, batch=blocks.kv_indices.shape[0])
+    assert torch.equal(table, dense(after, 70, 70, batch=blocks.kv_indices.shape[0]))
+    assert all(map(torch.equal, captured.tensors(before), given)), "the user's tensors stay"
+    update_(blocks, before)
+    assert torch.equal(dense_of(blocks, 3, 1).expand(3, -1, -1, -1), dense(before, 70, 70, batch=3))
+
+
+def test_tensors_that_are_shared_stay_shared():
+    blocks = updatable(loom.block_mask(loom.lengths(LENS), 70, 70, block_size=16))
+    update_(blocks, loom.lengths(LENS.flip(0)))
+    assert blocks.mask_mod.q_lens is blocks.mask_mod.kv_lens and blocks.mask_mod == loom.lengths(LENS.flip(0))
+
+
+def test_update_follows_writes_into_the_users_own_tensors():
+    lens = LENS.clone()
+    mask = loom.causal & loom.lengths(lens)
+    blocks = loom.block_mask(mask, 70, 70, block_size=16)
+    lens.copy_(LENS.flip(0))
+    update_(blocks, mask)  # nothing but tables to write
+    assert differing(blocks, loom.block_mask(mask, 70, 70, block_size=16, exact=False)) == []
+
+
+def unchanged(blocks, update, words):
+    before = pickle.dumps([blocks, *captured.tensors(blocks.mask_mod)])
+    with pytest.raises(ValueError, match=words):
+        update()
+    assert pickle.dumps([blocks, *captured.tensors(blocks.mask_mod)]) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        loom.causal,
+        loom.window(back=5) & loom.padding(~PADS),
+        loom.causal & loom.padding(PADS[:, :69]),
+        loom.causal & loom.key_padding(PADS),
+        loom.causal & loom.padding(PADS, PADS.clone()),
+    ],
+    ids=repr,
+)
+def test_update_refuses_what_a_captured_graph_would_not_compute(other):
+    blocks = updatable(_blocks())
+    unchanged(
+        blocks, lambda: update_(blocks, other), "update_ changes the values of tensors alone: .* goes on computing"
+    )
+
+
+def test_update_refuses_numbers_that_a_graph_was_captured_with():
+    blocks = updatable(_blocks(loom.window(back=3)))
+    assert update_(blocks, loom.window(back=3)) is blocks
+    unchanged(
+        blocks, lambda: update_(blocks, loom.window(back=5)), r"window\(back=5, ahead=0\) has other operations, num"
+    )
+
+
+@pytest.mark.parametrize("made", [lambda: _blocks(), lambda: pickle.loads(pickle.dumps(updatable(_blocks())))])
+def test_update_never_writes_into_tensors_of_others(made):
+    blocks = made()
+    words = r"holds tensors that may be yours, and are not written into: build it as updatable\(block_mask\(...\)\)"
+    unchanged(blocks, lambda: update_(blocks, loom.causal & loom.padding(~PADS)), words)
+
+
+@pytest.mark.skipif(not hasattr(flex.BlockMask, "_dq_kv_order"), reason="this torch has no write orders")
+@pytest.mark.parametrize("order", [True, False])
+def test_update_makes_the_order_of_writes_anew(order):
+    def build(pads):
+        return loom.create_block_mask(
+            loom.causal & loom.padding(pads), 3, 1, 70, 70, "cpu", 16, compute_dq_write_order=True, dq_kv_order=order
+        )
+
+    after = torch.arange(70).expand(3, -1) > 33  # whole tiles differ
+    blocks, fresh = updatable(build(PADS)), build(after)
+    memory = blocks.dq_write_order.data_ptr()
+    update_(blocks, loom.causal & loom.padding(after))
+    assert blocks.dq_write_order.data_ptr() == memory
+    assert torch.equal(blocks.dq_write_order, fresh.dq_write_order)
+    assert torch.equal(blocks.dq_write_order_full, fresh.dq_write_order_full)
+    blocks.dq_kv_order = torch.arange(5)
+    unchanged(
+        blocks, lambda: update_(blocks, loom.causal & loom.padding(PADS)), "torch makes write orders of a bool alone"
+    )
 
 
 def test_update_needs_full_tables():

@@ -128,7 +128,7 @@ def create_block_mask(
     grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)
     built = to_block_mask(classify(source, grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
     if compute_dq_write_order:
-        _add_write_order(built, dq_kv_order)
+        add_write_order(built, dq_kv_order)
     return built
 
 
@@ -160,7 +160,8 @@ def _refuse_shared_tables(reading: Reading, batch: int | None, heads: int | None
             )
 
 
-def _add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
+def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
+    """Give a BlockMask torch's order of writes for a deterministic backward."""
     if not isinstance(dq_kv_order, bool):
         raise ValueError(f"dq_kv_order is a bool here; got {dq_kv_order!r}")
     orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.blocks.build import add_write_order
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import checked_block_mask
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.forks import fork_safe_lock
+from maskloom.masks.identity import IdentityTable
 from maskloom.masks.modes import float_state
+from maskloom.masks.simplify import simplify
 
 
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
@@ -53,26 +56,48 @@ def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> Block
     return changed
 
 
+def updatable(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask with memory of its own, for its tables and for every tensor that its mask_mod holds: `update_` writes there.
+
+    Made before a CUDA graph is captured: the graph goes on reading the memory that it was captured with, that of the tables and,
+    inside partial tiles, that of the mask. A pickled or moved one must be made updatable again.
+
+    Raises:
+        TypeError: no BlockMask.
+    """
+    own = _changed(block_mask, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
+    if captured.tensors(own.mask_mod):
+        _owned.put(own.mask_mod, True)
+    return own
+
+
+_owned: IdentityTable[bool] = IdentityTable()  # mask_mods whose tensors nobody else has
+
+
 def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
-    """Write a mask's tables into a BlockMask that exists, in place: for a captured CUDA graph, which reads fixed memory.
+    """Write a mask's tables and tensors into a BlockMask that exists, in place: for a captured CUDA graph, which reads fixed memory.
+
+    Whatever attends with the BlockMask then, a captured graph too, attends as ``mask`` says. Only values may differ from the mask
+    that it has: a graph goes on computing what it was captured with, so operations, numbers and shapes stay. Numbers that
+    change are given as tensors: ``prefix([3])``, ``shifted(causal, q_offset=tensor)``. Nothing is written into a tensor of yours:
+    where the mask's tensors are to change, the BlockMask has its own, from `updatable`. ``mask`` is not kept.
 
     Tiles that intervals cannot decide are partial (``exact=False``), so the device is not waited for.
 
     Args:
-        block_mask: of the lengths, block size, B and H that are meant; it keeps ``mask`` from now on.
-        mask: a Mask or a mask_mod.
+        block_mask: of the lengths, block size, B and H that are meant.
+        mask: a Mask or a mask_mod like the one that it was built from.
 
     Returns:
         ``block_mask`` itself.
 
     Raises:
-        TypeError: no BlockMask. ValueError: it has no full tables (``separate_full_blocks=False``). And what `block_mask`
-            raises.
+        TypeError: no BlockMask. ValueError: a mask of another structure, or with other numbers or shapes; other tensors than
+            the BlockMask's, which are not its own; no full tables (``separate_full_blocks=False``); a write order by an order of
+            keys in a tensor. And what `block_mask` raises. Nothing is written then.
     """
-    if not isinstance(block_mask, BlockMask):
-        raise TypeError(f"update_ writes into a BlockMask; got {block_mask!r} of type {type(block_mask).__name__}")
-    if block_mask.full_kv_indices is None:
-        raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
+    _check_tables(block_mask)
+    writes = _writes_into(block_mask.mask_mod, mask)
     batch, heads = block_mask.kv_indices.shape[:2]
     new = build_block_mask(
         mask,
@@ -83,11 +108,52 @@ def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
         block_size=block_mask.BLOCK_SIZE,
         exact=False,
     )
+    if getattr(block_mask, "dq_write_order", None) is not None:
+        add_write_order(new, bool(block_mask.dq_kv_order_spt))
     for name, value in vars(new).items():
         if isinstance(value, Tensor):
             getattr(block_mask, name).copy_(value)
-    block_mask.mask_mod = mask
+    for own, value in writes:
+        own.copy_(value)
     return block_mask
+
+
+def _check_tables(block_mask: BlockMask) -> None:
+    if not isinstance(block_mask, BlockMask):
+        raise TypeError(f"update_ writes into a BlockMask; got {block_mask!r} of type {type(block_mask).__name__}")
+    if block_mask.full_kv_indices is None:
+        raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
+    if isinstance(getattr(block_mask, "dq_kv_order", None), Tensor):
+        raise ValueError("the block mask has its dq_kv_order in a tensor, and torch makes write orders of a bool alone")
+
+
+def _writes_into(held: MaskMod, mask: MaskMod) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a BlockMask's mask_mod that are to become those of another mask, with the new values.
+
+    Raises:
+        ValueError: they are not those of one kind of mask, or not the BlockMask's own.
+    """
+    forms = (mask, simplify(mask)) if isinstance(mask, Mask) else (mask,)
+    alike = next((form for form in forms if _kind(form) == _kind(held)), None)
+    if alike is None:
+        raise ValueError(
+            "update_ changes the values of tensors alone: what reads the block mask in a captured graph goes on computing "
+            f"{held!r}, and {mask!r} has other operations, numbers, shapes or dtypes; build another block mask, or make the "
+            "numbers tensors (prefix([3]), shifted(..., q_offset=tensor))"
+        )
+    pairs = zip(captured.tensors(held), captured.tensors(alike), strict=True)
+    writes = [(own, value) for own, value in pairs if own is not value]
+    if writes and not _owned.get(held):
+        raise ValueError(
+            f"the block mask's {held!r} holds tensors that may be yours, and are not written into: build it as "
+            "updatable(block_mask(...)), which copies them, and capture that"
+        )
+    return writes
+
+
+def _kind(mask: MaskMod) -> Hashable:
+    """What stays when a mask's values change."""
+    return captured.structure(mask, numbers=True), tuple(tensor.shape for tensor in captured.tensors(mask))
 
 
 class BlockMaskCache:
