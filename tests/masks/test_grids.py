@@ -18,6 +18,7 @@ from maskloom.masks.grid_windows import grid_window, neighbourhood
 from maskloom.masks.layout import grid_tiles, morton, tiled
 from maskloom.masks.media import flamingo, mixed_modal
 from maskloom.masks.padding import known_padding
+from maskloom.masks.segments import documents
 from maskloom.masks.video import spatial, temporal
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
@@ -57,7 +58,10 @@ LARGE = {  # 4096 positions
     "grid_tiles": grid_tiles((64, 64), (8, 16), 3),
     "spatial": spatial(16, 240, width=480, prompt=256),
     "temporal": temporal(16, 240, width=30, prompt=256),
+    "neighbourhood_strided": neighbourhood((64, 64), 16, stride=8),
+    "halo": grid_window((64, 64), 8 + 2 * 4, stride=8),
     "block_diffusion": block_diffusion(2048, 32),
+    "block_diffusion_documents": block_diffusion(block_size=32, documents=documents(torch.arange(2048) // 300)),
     "tree": tree((torch.arange(512) - 3).div(2, rounding_mode="floor").clamp(min=-1), prefix=3584),
     "mixed_modal": mixed_modal(IMAGES),
     "flamingo": flamingo(torch.arange(4096) % 512 == 7, tokens_per_media=256),
@@ -269,7 +273,7 @@ def test_diffused_documents_are_each_what_they_are_alone():
         for _ in range(20):
             lens, size = [draw.randint(1, 6) for _ in range(draw.randint(1, 4))], draw.randint(1, 4)
             offsets = loom.offsets_from_lengths(lens)
-            mask = block_diffusion(block_size=size, documents=loom.documents(offsets=offsets), paired=paired)
+            mask = block_diffusion(block_size=size, documents=documents(offsets=offsets), paired=paired)
             table = mask.dense(2 * sum(lens), 2 * sum(lens))[0, 0]
             alone = torch.block_diag(*[block_diffusion(n, size).dense(2 * n, 2 * n)[0, 0] for n in lens]).bool()
             if not paired:  # the paired layout, moved to halves
@@ -283,15 +287,15 @@ def test_diffused_documents_are_each_what_they_are_alone():
 def test_diffused_documents_know_their_padding_and_keep_their_tables():
     ids = torch.tensor([[0, 0, 1, -1, -1], [-1, 2, 2, 2, 3]])
     for paired in (False, True):
-        mask = block_diffusion(block_size=2, documents=loom.documents(ids.clone()), paired=paired)
+        mask = block_diffusion(block_size=2, documents=documents(ids.clone()), paired=paired)
         table = mask.dense(10, 10)
         assert torch.equal(known_padding(mask, 10), ~table.any(-1)[:, 0])
     live = ids.clone()
-    mask = block_diffusion(5, 2, documents=loom.documents(live))
+    mask = block_diffusion(5, 2, documents=documents(live))
     live.zero_()
-    assert mask == block_diffusion(5, 2, documents=loom.documents(ids))
+    assert mask == block_diffusion(5, 2, documents=documents(ids))
     assert repr(mask) == "block_diffusion(block_size=2, documents=documents(int64[2, 5]))"
-    assert repr(block_diffusion(block_size=2, documents=loom.documents(offsets=[0, 3]), paired=True)) == (
+    assert repr(block_diffusion(block_size=2, documents=documents(offsets=[0, 3]), paired=True)) == (
         "block_diffusion(block_size=2, documents=documents(int32[3]), paired=True)"
     )
 
@@ -299,7 +303,7 @@ def test_diffused_documents_know_their_padding_and_keep_their_tables():
 def test_what_lies_before_position_0_is_no_part_of_a_table():
     """Rows with padding on the left: of what begins there the mask is what it is, and what lies before is hidden."""
     mixed, blocks = mixed_modal([-1, 0, 0, 1, 1]), loom.random_blocks(block_size=2, blocks=2, length=5, seed=1)
-    diffused = block_diffusion(block_size=2, documents=loom.documents(offsets=[0, 2, 3]))
+    diffused = block_diffusion(block_size=2, documents=documents(offsets=[0, 2, 3]))
     for mask, n in ((mixed, 5), (blocks, 5), (diffused, 6)):
         table = loom.shifted(mask, q_offset=-3, kv_offset=-3).dense(n + 3, n + 3)[0, 0]
         assert torch.equal(table[3:, 3:], mask.dense(n, n)[0, 0])
@@ -469,12 +473,12 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
         (lambda: block_diffusion(block_size=2), TypeError, "got no length or documents"),
         (lambda: block_diffusion(4), TypeError, "got no block_size"),
         (
-            lambda: block_diffusion(5, 2, documents=loom.documents(offsets=[0, 2, 3])),
+            lambda: block_diffusion(5, 2, documents=documents(offsets=[0, 2, 3])),
             ValueError,
             "length is 5, and the documents are for 3 positions",
         ),
         (
-            lambda: block_diffusion(3, 2, documents=loom.documents([0, 1, 0])),
+            lambda: block_diffusion(3, 2, documents=documents([0, 1, 0])),
             ValueError,
             "block_diffusion needs documents in one piece, .*; document 0 has 2 pieces",
         ),

@@ -76,7 +76,8 @@ def block_diffusion(
     up to its own. Positions behind both sequences see nothing. A last block that is not full is cut.
 
     Packed documents are given by ``documents``: blocks begin anew in each, and none sees another document. (``&
-    documents(...)`` would leave blocks that reach from one document into the next.) Padding among them sees nothing.
+    documents(...)`` would leave blocks that reach from one document into the next.) Padding among them sees nothing: rows
+    of different lengths have one document each, with ids of -1 behind it.
     The noised documents come first and then the clean ones; or, ``paired``, each noised document with its clean one
     behind it, as packed sequences of both are::
 
