@@ -35,6 +35,7 @@ fix: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/blocks.py --out build/blocks.csv
 	$(BIN)/python benchmarks/attention.py --out build/attention_cpu.csv
+	$(BIN)/python benchmarks/importing.py --out build/importing.csv
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu

@@ -96,7 +96,7 @@ def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
     run = subprocess.run(
         [sys.executable, "loading.py"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 

@@ -31,7 +31,7 @@ def child(function: Callable[[], object]) -> int:
     """Run it in a forked child; its exit status, or minus the signal that ended it: 14 where it hung."""
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(300)  # a guard against hanging for ever, not a limit: a busy machine is slow
         try:
             function()
         except BaseException:
