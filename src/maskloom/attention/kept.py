@@ -129,10 +129,8 @@ def mark_changed(*changed: Any) -> None:
     `attend` keeps with a mask what it builds from it, and builds it anew when torch's version counters show a write into a
     tensor of the mask. These ways of writing leave the counters alone: gloo's ``broadcast``, ``all_reduce``, ``scatter`` and
     ``recv``, replays of a CUDA graph, NumPy and DLPack arrays that share memory, ``tensor.data``, and
-    ``tensor.untyped_storage().copy_``. After one of them call this once, on each process that received::
-
-        torch.distributed.broadcast(lens, src=0)
-        loom.mark_changed(lens)
+    ``tensor.untyped_storage().copy_``. After one of them call this once, on each process that received:
+    ``torch.distributed.broadcast(lens, src=0)``, and then ``maskloom.mark_changed(lens)``.
 
     A mask that has copied a tensor (`documents` of offsets: its docstring says so) does not see writes at all: make it
     anew. The tables of a BlockMask that you hold are those of the time when it was built: build or `update_` it.
