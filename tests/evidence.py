@@ -1,8 +1,9 @@
 """How far attention may be from the truth: some times as far as the plain reference in the same dtype, and a little more.
 
-The truth is the reference in float64. On the CPU it is twice as far, because the largest ratio seen is 1.6 (gradients of
-values in bfloat16 with shared heads, which are summed in another order); on a GPU three times, because 2.8 was seen on an H100
-(two queries in bfloat16, every backend; float32 with a score_mod, Triton). A little more is half a rounding step, and two
+The truth is the reference in float64; the plain reference does every step in the dtype. On the CPU it is twice as far,
+because the largest ratio seen is 1.6 (gradients of values in bfloat16 with shared heads, which are summed in another order);
+on a GPU three times, because 2.8 was seen on an H100 (two queries in bfloat16, every backend; float32 with a score_mod,
+Triton). A little more is half a rounding step, and two
 where the plain reference is exact because the truth is 0: the gradient of the one query that sees one key (1.02 steps at
 most were seen, in float32 on the CPU and on an H100: benchmarks/grid.py). Errors are |x - truth| over the whole tensor,
 relative to |truth|, or to the incoming gradient where that is larger.
@@ -14,10 +15,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskloom.attention.reference import reference
+from maskloom.attention.merge import with_sinks
+from maskloom.attention.reference import attention_in_chunks
 from maskloom.scores.base import ScoreMod
 
 TRUTH = 1e-14  # how well the truth knows itself: float64 sums in another order differ by some 1e-15
+
+
+def plain_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    score_mod: ScoreMod | None = None,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The reference with every step in the dtype of query: `maskloom.reference` computes half types in float32."""
+    out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale, dtype=query.dtype)
+    return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
 
 @dataclass
@@ -58,7 +75,7 @@ def gather(
     score_mod: ScoreMod | Callable[..., ScoreMod] | None = None,
     scale: float | None = None,
     learned: tuple[Tensor, ...] = (),
-    plain: Callable[..., tuple[Tensor, Tensor]] = reference,
+    plain: Callable[..., tuple[Tensor, Tensor]] = plain_reference,
 ) -> Evidence:
     """Run ``attention(query, key, value)`` forward and backward and compare with truth and plain reference.
 
@@ -95,7 +112,7 @@ def gather_lse(
     """
 
     def plainly(q, k, v):
-        return reference(q, k, v, table)[1]
+        return plain_reference(q, k, v, table)[1].to(q.dtype)
 
     inputs = (query, key, value)
     truth = _run_lse(plainly, inputs, torch.float64)

@@ -10,7 +10,7 @@ import maskloom as loom
 from maskloom.attention.reference import reference
 from tests.all_masks import ALL_MASKS
 from tests.attention.test_functional import B, D, H, K, Q, inputs
-from tests.evidence import gather
+from tests.evidence import gather, plain_reference
 
 LSE = AuxRequest(lse=True)
 SINKS = torch.tensor([0.5, -1.0])
@@ -43,7 +43,7 @@ def test_its_gradient(dtype):
         return out + aux.lse.masked_fill(aux.lse == -math.inf, 0.0)[..., None]
 
     def plainly(query, key, value, mask, **how):
-        out, lse = reference(query, key, value, mask, **how)
+        out, lse = plain_reference(query, key, value, mask, **how)
         return out + lse.masked_fill(lse == -math.inf, 0.0)[..., None], lse
 
     gather(both, *inputs(dtype=dtype), table=MASK.dense(Q, K), plain=plainly).check()
@@ -98,7 +98,7 @@ def test_gradients_with_sinks(dtype, score):
     score_mod = loom.alibi(H) if score == "alibi" else None
 
     def plainly(query, key, value, mask, **how):
-        return reference(query, key, value, mask, sinks=SINKS.to(query.dtype), **how)
+        return plain_reference(query, key, value, mask, sinks=SINKS.to(query.dtype), **how)
 
     gather(
         lambda *qkv: loom.attend(*qkv, MASK, score_mod=score_mod, sinks=SINKS.to(dtype)),

@@ -158,7 +158,7 @@ def test_sinks_of_another_dtype(dtype):
     qkv = tensors(dtype)
     sinks = torch.linspace(-2, 3, H, requires_grad=True)
     out, lse = loom.reference(*qkv, loom.causal, sinks=sinks)
-    assert out.dtype == lse.dtype == dtype
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     exact, _ = loom.reference(*(tensor.double() for tensor in qkv), loom.causal, sinks=sinks.double())
     assert (out.double() - exact).norm() / exact.norm() < 4 * torch.finfo(dtype).eps
     out.sum().backward()

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import AuxRequest
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
@@ -97,10 +98,51 @@ def test_sums_that_float16_does_not_hold():
     )
 
 
+LARGE = {  # how large queries and keys are, so that scores are some 100,000, and what attention gets beside them
+    "scores": (300, {}),
+    "scale": (26, {"scale": 40.0}),
+    "softcap": (300, {"score_mod": loom.softcap(1e5)}),
+    "score_mod": (3, {"score_mod": lambda score, b, h, q, k: score * 1000.0 + (q - k) * 3e4}),
+    "squares": (12, {"score_mod": lambda score, b, h, q, k: score.square()}),
+    "sinks": (1, {"sinks": torch.tensor([7e4, -7e4, 3.0, 0.0, 1e5, -math.inf])}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LARGE)
+def test_scores_that_float16_does_not_hold(tensors, name, dtype):
+    """Output and gradients are finite, the same with a log-sum-exp and without, and as right as scores in float32 are."""
+    size, how = LARGE[name]
+    halves = [(tensor.detach() * size).to(dtype).requires_grad_() for tensor in tensors[:2]]
+    halves.append(tensors[2].detach().to(dtype).requires_grad_())
+    mask = loom.causal & loom.lengths([5, 2], [7, 3])
+    right, sums = loom.reference(*(tensor.detach().double() for tensor in halves), mask, **how)
+    largest = float(sums[sums.isfinite()].abs().max())
+    assert torch.finfo(torch.float16).max < largest < 5e5
+    close = 4 * torch.finfo(dtype).eps + 8 * largest * torch.finfo(torch.float32).eps
+    out, aux = loom.attend(*halves, mask, **how, return_aux=AuxRequest(lse=True))
+    for found in (out, loom.attend(*halves, mask, **how)):
+        torch.testing.assert_close(found.double(), right, rtol=close, atol=close)
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(found.sum(), halves))
+    torch.testing.assert_close(aux.lse.double(), sums, rtol=1e-5, atol=close)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_score_mod_gets_float32_for_half_types(tensors, dtype):
+    seen = []
+
+    def noting(score, b, h, q_idx, kv_idx):
+        seen.append(score.dtype)
+        return score
+
+    loom.attend(*(tensor.to(dtype) for tensor in tensors), loom.causal, score_mod=noting)
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes_stay_theirs(tensors, dtype):
     out, lse = loom.reference(*(tensor.to(dtype) for tensor in tensors), loom.causal)
-    assert out.dtype == lse.dtype == dtype
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     exact, _ = loom.reference(*tensors, loom.causal)
     assert (out.double() - exact).norm() / exact.norm() < 4 * torch.finfo(dtype).eps
 

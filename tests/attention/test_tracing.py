@@ -78,6 +78,76 @@ def test_a_plain_function_has_no_table_there():
             checkpointed(mask)(*inputs())
 
 
+class Learned(torch.nn.Module):
+    """Score mods that learn, made in every forward."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        generator = torch.Generator().manual_seed(5)
+        self.table = torch.nn.Parameter(torch.randn(H, 7, generator=generator))
+        self.cube = torch.nn.Parameter(torch.randn(B, H, 29, 29, generator=generator))
+        self.line, self.embed = torch.nn.Linear(1, H), torch.nn.Embedding(32, H)
+
+    def score_mod(self):
+        return {
+            "relative": lambda: loom.relative_bias(self.table),
+            "T5": lambda: loom.relative_bias(self.embed.weight.T, buckets=loom.t5_buckets(32)),
+            "composed": lambda: loom.compose(loom.softcap(3.0), loom.alibi(H), loom.relative_bias(self.table)),
+            "layer": lambda: lambda s, b, h, i, j: s + self.line((i - j).float()[None])[h],
+            "embedding": lambda: lambda s, b, h, i, j: s + self.embed((i - j).abs())[h],
+            "chained": lambda: lambda s, b, h, i, j: s + self.cube[b][h][i][j] * torch.stack([s, 2 * s])[1],
+        }[self.kind]()
+
+    def forward(self, query, key, value):
+        return loom.attend(query, key, value, loom.causal, score_mod=self.score_mod())
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "dynamic"),
+    [
+        *((kind, "eager", None) for kind in ("relative", "T5", "composed", "layer", "embedding", "chained")),
+        ("relative", "aot_eager", True),
+        ("chained", "aot_eager", True),
+        ("relative", "inductor", False),
+    ],
+)
+def test_learned_score_mods_under_a_full_graph_compile(kind, backend, dynamic):
+    torch._dynamo.reset()
+    model = Learned(kind)
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
+    for q_len, kv_len in ((13, 17), (5, 29))[: 1 if backend == "inductor" else 2]:
+        generator = torch.Generator().manual_seed(q_len)
+        shapes = ((B, H, q_len, D), (B, HKV, kv_len, D), (B, HKV, kv_len, E))
+        tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        inputs = [*tensors, *model.parameters()]
+        found, expected = (
+            (out, torch.autograd.grad(out.square().sum(), inputs, allow_unused=True))
+            for out in (compiled(*tensors), model(*tensors))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_score_mods_checkpointed_under_a_full_graph_compile():
+    table, plain = torch.zeros(H, 7).requires_grad_(), lambda s, b, h, i, j: s + i
+    tensors = inputs()
+
+    def attention(query, key, value, score_mod):
+        return checkpoint(
+            lambda *qkv: loom.attend(*qkv, loom.causal, score_mod=score_mod), query, key, value, use_reentrant=False
+        )
+
+    for score_mod in (loom.relative_bias(table), loom.shifted_score(loom.alibi(H), q_offset=2)):
+        torch._dynamo.reset()
+        compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*tensors, score_mod), attention(*tensors, score_mod))
+    compiled(*tensors, loom.relative_bias(table)).square().sum().backward()
+    assert table.grad.all(0).any()
+    for score_mod in (plain, loom.compose(loom.alibi(H), plain), loom.shifted_score(plain, q_offset=1)):
+        with pytest.raises(Exception, match=r"torch cannot lift a plain score_mod .* give one of maskloom's"):
+            torch.compile(attention, backend="eager", fullgraph=True)(*tensors, score_mod)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_torch_func(name):
     call, tensors = CALLS[name], inputs()

@@ -12,7 +12,7 @@ from maskloom.attention.backends import has_flash
 from maskloom.attention.compiled import compiled_kinds
 from maskloom.attention.fill import zeros_both_ways
 from maskloom.blocks.tables import dense_of
-from tests.evidence import gather
+from tests.evidence import gather, plain_reference
 from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
 from tests.reported import REPORTED, check_report
 
@@ -222,7 +222,7 @@ def test_log_sum_exp_has_a_gradient_or_is_refused():
         return out * aux.lse[..., None].to(out.dtype)
 
     def plainly(query, key, value, mask, **how):
-        out, lse = loom.reference(query, key, value, mask, **how)
+        out, lse = plain_reference(query, key, value, mask, **how)
         return out * lse[..., None].to(out.dtype), lse
 
     gather(both, q, k, v, table=table, plain=plainly).check()
@@ -393,7 +393,7 @@ def test_activation_checkpointing(selective):
             lambda q, k, v: loom.attend(q.sin(), k, v, mask, backend="triton"), q, k, v, use_reentrant=False, **contexts
         )
 
-    plainly = lambda q, k, v, table, **how: loom.reference(q.sin(), k, v, table, **how)  # noqa: E731
+    plainly = lambda q, k, v, table, **how: plain_reference(q.sin(), k, v, table, **how)  # noqa: E731
     gather(attention, *inputs(Q), table=mask.dense(Q, Q, device="cuda"), plain=plainly).check()
 
 
@@ -409,7 +409,7 @@ def test_strange_strides(backend):
         return loom.attend(query, key, value[:, :1].expand_as(value), mask, backend=backend)
 
     def plainly(query, key, value, mask, **how):
-        return loom.reference(query, key, value[:, :1].expand_as(value), mask, **how)
+        return plain_reference(query, key, value[:, :1].expand_as(value), mask, **how)
 
     gather(arranged, q, k, v, table=table, plain=plainly).check()
 

@@ -1,4 +1,4 @@
-"""The specification of attention: dense, slow, in any floating dtype, and differentiable everywhere.
+"""The specification of attention: dense, slow, of any floating dtype, and differentiable everywhere.
 
 Every backend is tested against this in float64. What it says is in `attention_scores` and `probabilities`, for all queries
 at once; `reference` runs that on some rows of queries at a time, so that it trains at any length.
@@ -15,7 +15,9 @@ from maskloom.attention.kept import tensors_of
 from maskloom.attention.merge import check_sinks, with_sinks
 from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod
-from maskloom.scores.base import ScoreMod, answering
+from maskloom.masks.modes import autocast_to, without_autocast
+from maskloom.scores.base import ScoreMod
+from maskloom.scores.lifted import modified
 
 CHUNK = 2**22
 """Scores (B × H × queries × K) that are there at one time, at most, if one query has no more."""
@@ -35,8 +37,11 @@ def reference(
 
     ``out = softmax(score_mod(scale * query @ key.T) where mask, else -inf) @ value``
 
-    Memory: beside tensors of the size of inputs and outputs (key and value once for each query head), forward and backward
-    hold at one time at most 10 tables of `CHUNK` scores in float32 (in float64 if query is), 160 MiB, or of B × H × K
+    Half types are computed in float32, and so are the scores that score_mod gets, as kernels do: float16 holds no score
+    above 65504.
+
+    Memory: beside tensors of the size of inputs and outputs (in float32 at least; key and value once for each query head),
+    forward and backward hold at one time at most 10 tables of `CHUNK` scores in float32 (in float64 if query is), 160 MiB, or of B × H × K
     scores where that is more, and what mask and score_mod make of so many. Larger inputs are cut into rows of queries,
     whose scores are computed again in the backward. (More is kept while torch compiles, under torch.func, and where
     `torch.autograd.grad` asks for the gradients of some inputs only.)
@@ -57,16 +62,15 @@ def reference(
         ValueError: heads that do not divide, a mask for other sizes, not one sink for each head.
 
     Returns:
-        The output (B, H, Q, E) and the log-sum-exp (natural logarithm) of each query's scores (B, H, Q), in the dtype
-        of query. A query that sees nothing has output 0, log-sum-exp -inf (or the sink), and gradients 0.
+        The output (B, H, Q, E) in the dtype of query, and the log-sum-exp (natural logarithm) of each query's scores
+        (B, H, Q), in float32 where that is a half type. A query that sees nothing has output 0, log-sum-exp -inf (or the
+        sink), and gradients 0.
     """
     _check_mask(mask, query, key)
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
     out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale)
-    if sinks is not None:
-        out, lse = with_sinks(out, lse, sinks)
-    return out, lse.to(query.dtype)
+    return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
 
 def attention_in_chunks(
@@ -77,13 +81,24 @@ def attention_in_chunks(
     *,
     score_mod: ScoreMod | None,
     scale: float | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference` of arguments that are checked, with the log-sum-exp as wide as `probabilities` gives it."""
+    """`reference` of arguments that are checked.
+
+    Args:
+        dtype: to compute in; by default that of query, float32 at least.
+    """
+    autocast = autocast_to(query.device)
+    if autocast is not None and query.dtype != torch.float64:  # as torch's own attention does
+        query, key, value = query.to(autocast), key.to(autocast), value.to(autocast)
+    wide = torch.promote_types(query.dtype, torch.float32) if dtype is None else dtype
 
     def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        scores = attention_scores(query, key, mask, score_mod=score_mod, scale=scale, first=first)
+        scores = attention_scores(query.to(wide), key.to(wide), mask, score_mod=score_mod, scale=scale, first=first)
         weights, lse = probabilities(scores)
-        return weights @ _for_each_query_head(value, query), lse
+        with without_autocast(query.device):
+            out = weights @ _for_each_query_head(value.to(wide), query)
+        return out.to(query.dtype), lse
 
     reads = [] if torch.compiler.is_compiling() else [*tensors_of(mask), *captured.tensors(score_mod)]
     out, lse = in_chunks(some_rows, query, key, value, most=CHUNK, reads=reads)
@@ -108,15 +123,16 @@ def attention_scores(
     if heads % key.shape[1]:
         raise ValueError(f"the query heads are a multiple of the key heads; got {heads} and {key.shape[1]}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    # scaled before they are summed up, which float16 could not hold
-    scores = (query * scale) @ _for_each_query_head(key, query).transpose(-2, -1)
+    with without_autocast(query.device):  # which would round the scores; score_mod's own operations are its business
+        # scaled before they are summed up, which float16 could not hold
+        scores = (query * scale) @ _for_each_query_head(key, query).transpose(-2, -1)
     hides = None
     if mask is not None:
         hides = ~rows_of(mask, first, q_len, batch=batch, heads=heads, kv_len=key.shape[-2], device=query.device)
     if score_mod is not None:
         if hides is not None:  # the gradient stops here too: 0 times a derivative of score_mod, which may be infinite
             scores = scores.masked_fill(hides, 1.0)  # and fewer have a pole at 1 than at 0
-        scores = _modified(scores, score_mod, first)
+        scores = modified(scores, score_mod, first)
     return scores if hides is None else scores.masked_fill(hides, -math.inf)
 
 
@@ -153,17 +169,3 @@ def _check_mask(mask: BlockMask | MaskMod | Tensor | None, query: Tensor, key: T
 
 def _for_each_query_head(tensor: Tensor, query: Tensor) -> Tensor:
     return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1)
-
-
-def _modified(scores: Tensor, score_mod: ScoreMod, first: int) -> Tensor:
-    # imported here: it loads torch's compiler, which `import maskloom` shall not
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
-    indices = [torch.arange(size, device=scores.device) for size in scores.shape]
-    indices[2] = indices[2] + first
-    lifted = answering(score_mod)
-    for index in (3, 2, 1, 0):
-        dims = [0] + [0 if index == at else None for at in range(4)]
-        lifted = torch.vmap(lifted, in_dims=tuple(dims))
-    with TransformGetItemToIndex():  # as torch's create_mask: a tensor read at a scalar tensor's place
-        return lifted(scores, *indices).to(scores.dtype)  # a float32 table makes float32 scores of bfloat16 ones
