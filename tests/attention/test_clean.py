@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import maskloom as loom
 from maskloom.attention.fill import zeros_both_ways
 from maskloom.masks.algebra import Mask, mask_value
-from maskloom.masks.padding import PaddingMask, known_padding
+from maskloom.masks.padding import PaddingMask, known_hidden_queries, known_padding
 
 B, H, HKV, L, D, E = 3, 2, 1, 13, 8, 5
 LENS = torch.tensor([5, 0, 13])
@@ -495,7 +495,7 @@ def test_a_padding_mask_of_somebody_else():
     assert torch.equal(found, loom.attend(query, key, value, mask))
 
 
-def test_padding_of_one_sequence_is_known_where_queries_and_keys_begin_together():
+def test_padding_of_one_sequence_is_what_is_hidden_as_key_and_as_query():
     pads, one, two = loom.padding(LONG_PADS), torch.tensor(1), torch.tensor(2)
     together = loom.shifted(pads, q_offset=one, kv_offset=one)
     apart = loom.shifted(pads, q_offset=one, kv_offset=two)
@@ -503,8 +503,11 @@ def test_padding_of_one_sequence_is_known_where_queries_and_keys_begin_together(
     for mask, first in ((together, 1), (twice, 3), (loom.shifted(pads, q_offset=4, kv_offset=4), 4)):
         assert torch.equal(known_padding(mask, L, of_one_sequence=True), LONG_PADS[:, first : first + L])
     for mask in (apart, loom.shifted(apart, q_offset=two, kv_offset=two), loom.shifted(pads, kv_offset=1)):
-        assert known_padding(mask, L, of_one_sequence=True) is None
-        assert known_padding(mask, L) is not None
+        keys = known_padding(mask, L)
+        assert torch.equal(known_padding(mask, L, of_one_sequence=True), keys & known_hidden_queries(mask, L))
+    of_keys = loom.shifted(loom.key_padding(LONG_PADS), q_offset=one)
+    assert known_padding(of_keys, L, of_one_sequence=True) is None
+    assert known_padding(of_keys, L) is not None
 
 
 def test_a_cache_that_was_never_written():

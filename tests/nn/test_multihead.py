@@ -192,6 +192,32 @@ def test_options_are_those_of_attend(module, name):
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("offset", [-1, 0, 2, torch.tensor(-1), torch.tensor([0]), torch.tensor([-2, 0, 1])], ids=str)
+@pytest.mark.parametrize("name", masks())
+def test_an_offset_is_that_of_the_mask(module, name, offset):
+    """Padding is looked at with the offset in it: what is real as a query is not zeroed."""
+    mask, x = loom.as_mask(masks()[name]), sequences()
+    if "lengths" not in name and not (isinstance(offset, int) and offset == 0):
+        mask = loom.causal & loom.lengths(LENS, [3, 2, 7])  # tables end, and lengths do not
+    found = module(x, mask, q_offset=offset, h_offset=0)
+    moved = module(x, loom.shifted(mask, q_offset=offset, h_offset=0), q_offset=0)
+    torch.testing.assert_close(found.out, moved.out)
+    values = module.in_proj(x).view(B, L, 3, HEADS, -1)[:, :, 2].transpose(1, 2)
+    table = loom.shifted(mask, q_offset=offset).dense(L, L, batch=B)
+    plain = module.in_proj(x).view(B, L, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    expected, _ = loom.reference(*plain[:2], values, table)
+    seen = table.any(-1)[:, 0] & table.any(-2)[:, 0] if name == "key padding" else table.any(-1)[:, 0]
+    torch.testing.assert_close(found.out[seen], module.out_proj(expected.transpose(1, 2).flatten(2))[seen])
+
+
+def test_padding_of_both_sides_never_leaks_under_an_offset(module):
+    x, zero = sequences(), torch.tensor(0)
+    pads = loom.pads_from_lengths(LENS, L)
+    expected = module(x, loom.lengths(LENS), q_offset=zero).out
+    x[pads] = float("nan")
+    assert torch.equal(module(x, loom.lengths(LENS), q_offset=zero).out, expected)
+
+
 def test_the_tail_of_documents_never_leaks_into_sinks(module):
     sinks, x = torch.zeros(HEADS, requires_grad=True), sequences()
     x[:, 5:] = float("nan")
@@ -224,6 +250,10 @@ def test_the_log_sum_exp_is_refused_by_name(module):
         (
             lambda m: m(sequences(), loom.lengths([3, 5]) & loom.lengths(LENS)),
             r"knows padding for \(batch, length\) = \(2, 7\) and for \(3, 7\): not for one batch",
+        ),
+        (
+            lambda m: m(sequences(), loom.lengths([3, 9, 5])),
+            "batch row 1 has 9 positions .*; x has 7.* give q_offset=0",
         ),
         (lambda m: m(sequences(), loom.lengths([3, 5])), r"\(batch, length\) = \(3, 7\), .* for \(2, 7\)"),
     ],

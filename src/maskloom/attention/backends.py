@@ -25,6 +25,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention import flash_mask
+from maskloom.attention.empty import of_no_rows
 from maskloom.attention.fused import flash, triton
 from maskloom.attention.given import refuse_shared_tables
 from maskloom.attention.reference import attention_in_chunks
@@ -102,7 +103,9 @@ def skips(request: Request, backend: Backend) -> str:
 
 
 def run(backend: Backend, request: Request) -> Attended:
-    """Attention on one backend, which does not refuse it."""
+    """Attention on one backend, which does not refuse it. Of an empty batch none need run."""
+    if request.query.shape[0] == 0:
+        return of_no_rows(request)
     if isinstance(request.mask, BlockMask):
         refuse_shared_tables(request.mask, request.query.shape[0], request.query.shape[1])
     return _RUN[backend](request)

@@ -1,25 +1,45 @@
 """What attention refuses, by name, before anything is launched."""
 
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
+from maskloom.attention.kept import keep
 from maskloom.attention.merge import check_sinks
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.checks import position_offset
+from maskloom.masks.declared import LongestRow, longest_row
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.modes import autocast_to
 from maskloom.masks.reading import read
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise a TypeError or ValueError if these are not tensors of one attention."""
+def checked_tensors(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of one attention, in autocast's dtype where it is on, or a TypeError or ValueError if they are not."""
+    _check_each({"query": query, "key": key, "value": value})
+    to = autocast_to(query.device)
+    if to is not None:
+        query, key, value = (_cast(tensor, to) for tensor in (query, key, value))
     named = {"query": query, "key": key, "value": value}
+    if not query.dtype == key.dtype == value.dtype:
+        float64 = "" if to is None else f" (autocast casts to {to}, but not float64)"
+        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}{float64}")
+    if not query.device == key.device == value.device:
+        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
+    if query.device.type == "meta":
+        raise ValueError("query, key and value are on the meta device, where there are no values to attend to")
+    _check_shapes(named)
+    return query, key, value
+
+
+def _check_each(named: dict[str, Tensor]) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
@@ -29,13 +49,15 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name} is float64, float32, bfloat16 or float16; got {tensor.dtype}")
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}")
-    if not query.device == key.device == value.device:
-        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
-    if query.device.type == "meta":
-        raise ValueError("query, key and value are on the meta device, where there are no values to attend to")
-    q_shape, k_shape, v_shape = query.shape, key.shape, value.shape
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to torch's own attention: float64 stays."""
+    return tensor if tensor.dtype in (dtype, torch.float64) else tensor.to(dtype)
+
+
+def _check_shapes(named: dict[str, Tensor]) -> None:
+    q_shape, k_shape, v_shape = (tensor.shape for tensor in named.values())
     if not q_shape[0] == k_shape[0] == v_shape[0]:
         raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
     if k_shape[1:3] != v_shape[1:3]:
@@ -44,7 +66,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
     if q_shape[1] % k_shape[1]:
         raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
-    if 0 in q_shape or 0 in k_shape or 0 in v_shape:
+    if 0 in q_shape[1:] or 0 in k_shape[1:] or 0 in v_shape[1:]:
         raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
 
 
@@ -53,18 +75,24 @@ def _each(named: dict[str, Tensor], what: str) -> str:
     return ", ".join(f"{name} {tuple(value) if what == 'shape' else value}" for name, value in values.items())
 
 
+def checked_scale(scale: float | None) -> float | None:
+    """The scale, NumPy's numbers as Python's; a TypeError if it is no number."""
+    if scale is None or type(scale) in (float, int):
+        return scale
+    if isinstance(scale, Tensor):
+        raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {scale!r}")
+    return float(scale)
+
+
 def check_options(
     query: Tensor,
-    scale: float | None,
     return_aux: AuxRequest | None,
     sinks: Tensor | None,
     kernel_options: dict[str, Any] | None,
 ) -> None:
-    """Raise a TypeError or ValueError if scale, return_aux, sinks or kernel_options are none."""
-    if isinstance(scale, Tensor):
-        raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-        raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {scale!r}")
+    """Raise a TypeError or ValueError if return_aux, sinks or kernel_options are none."""
     if kernel_options is not None and not isinstance(kernel_options, dict):
         raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {kernel_options!r}")
     if sinks is not None:
@@ -85,6 +113,33 @@ def checked_q_offset(q_offset: int | Tensor, batch: int) -> int | Tensor:
     if isinstance(checked, Tensor) and checked.ndim and checked.shape[0] != batch:
         raise ValueError(f"q_offset is for {checked.shape[0]} batch rows; the attention has {batch}")
     return checked
+
+
+def row_beyond(mask: BlockMask | MaskMod | None, q_len: int, kv_len: int) -> LongestRow | None:
+    """A row of the mask that is longer than queries and keys, which are equally many; looked at once, on the CPU only.
+
+    Kept with the mask, so that a steady call looks at no tensor. A BlockMask is for the lengths that it says.
+    """
+    if mask is None or isinstance(mask, BlockMask) or q_len != kv_len or torch.compiler.is_dynamo_compiling():
+        return None
+    longest = keep(mask, ("longest row",), lambda: longest_row(mask))
+    return None if longest is None or longest.length <= q_len else longest
+
+
+def check_rows_fit(mask: BlockMask | MaskMod | None, query: Tensor, key: Tensor) -> None:
+    """Raise a ValueError if the mask declares rows longer than those of this attention, whose offset was not given."""
+    beyond = row_beyond(mask, query.shape[2], key.shape[2])
+    if beyond is not None:
+        raise ValueError(
+            f"{told_of(beyond)}; queries and keys have {query.shape[2]}. Are the tensors (batch, heads, length, head dim)? "
+            f"query is {tuple(query.shape)}. For the first positions of longer rows, a chunk of a prefill say, give q_offset=0"
+        )
+
+
+def told_of(row: LongestRow) -> str:
+    """The longest row of a mask, in words."""
+    whose = "a row" if row.row is None else f"batch row {row.row}"
+    return f"{whose} has {row.length} positions by the mask's {row.said_by}"
 
 
 def check_offsets_fit(

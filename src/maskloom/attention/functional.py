@@ -13,9 +13,11 @@ from maskloom.attention.checks import (
     check_mask_fits,
     check_offsets_fit,
     check_options,
+    check_rows_fit,
     check_score_mod_fits,
-    check_tensors,
     checked_q_offset,
+    checked_scale,
+    checked_tensors,
 )
 from maskloom.attention.clean import cleaned, known_hidden, stopped
 from maskloom.attention.given import as_block_mask, refuse_shared_tables
@@ -40,7 +42,7 @@ def attend(
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
-    q_offset: int | Tensor = 0,
+    q_offset: int | Tensor | None = None,
     h_offset: int | Tensor | None = None,
     backend: Backend | Literal["auto"] = "auto",
     return_aux: AuxRequest | None = None,
@@ -53,7 +55,8 @@ def attend(
     """Scaled dot-product attention of the queries to the keys that the mask lets them see.
 
     Args:
-        query: (B, H, Q, D), floating point.
+        query: (B, H, Q, D), floating point. Under autocast all three are cast to its dtype, as torch's own attention
+            does it, but for float64. An empty batch, B = 0, gives an empty output.
         key: (B, Hkv, K, D). H is a multiple of Hkv: with fewer key-value heads, each serves H / Hkv query heads (GQA).
         value: (B, Hkv, K, E).
         mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
@@ -64,9 +67,11 @@ def attend(
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of
             maskloom's (`alibi`, `softcap`, `relative_bias`, `compose`, `shifted_score`).
         scale: by default ``1 / sqrt(D)``.
-        q_offset: the position of the first query, for mask and score_mod alike: an int, an integer tensor without
-            dimensions (which may change from step to step without a compilation), or one for each batch row, (B,). A
-            BlockMask has its offset in it, given to `block_mask`: there this is for score_mod alone.
+        q_offset: the position of the first query, for mask and score_mod alike: an int, an integer tensor of one element
+            (which may change from step to step without a compilation), or one for each batch row, (B,). A BlockMask has its
+            offset in it, given to `block_mask`: there this is for score_mod alone. None is 0, of whole rows: where there are
+            as many queries as keys, rows that the mask declares longer (on the CPU) are an error. An explicit 0 allows
+            them, as for the first chunk of a prefill.
         h_offset: the first of these heads among those that mask and score_mod were made for, where devices share the
             heads (tensor parallelism): an int, 0 too, or an integer tensor without dimensions. None: these heads are all.
             A BlockMask likewise has it in it.
@@ -118,7 +123,7 @@ def _request(
     mask: BlockMask | MaskMod | None,
     score_mod: ScoreMod | None,
     scale: float | None,
-    q_offset: int | Tensor,
+    q_offset: int | Tensor | None,
     h_offset: int | Tensor | None,
     return_aux: AuxRequest | None,
     sinks: Tensor | None,
@@ -126,10 +131,12 @@ def _request(
     kernel_options: dict[str, Any] | None,
 ) -> Request:
     """Everything checked, and offsets put into mask and score_mod."""
-    check_tensors(query, key, value)
-    check_options(query, scale, return_aux, sinks, kernel_options)
+    query, key, value = checked_tensors(query, key, value)
+    check_options(query, return_aux, sinks, kernel_options)
     batch, heads, q_len, _ = query.shape
-    q_offset = checked_q_offset(q_offset, batch)
+    if q_offset is None:
+        check_rows_fit(mask, query, key)
+    q_offset = 0 if q_offset is None else checked_q_offset(q_offset, batch)
     if h_offset is not None:
         h_offset = head_offset(h_offset)
     unshifted = mask
@@ -144,7 +151,7 @@ def _request(
         check_offsets_fit(unshifted, q_offset, h_offset, q_len, heads, query.device)
     wants_lse = sinks is not None or (return_aux is not None and return_aux.lse)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    return Request(query, key, value, mask, score_mod, scale, wants_lse, deterministic, kernel_options)
+    return Request(query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options)
 
 
 _warned: set[str] = set()  # causes, each of which is told once in a process
@@ -210,7 +217,7 @@ def explain(
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
-    q_offset: int | Tensor = 0,
+    q_offset: int | Tensor | None = None,
     h_offset: int | Tensor | None = None,
     backend: Backend | Literal["auto"] = "auto",
     return_aux: AuxRequest | None = None,

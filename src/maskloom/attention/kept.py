@@ -1,6 +1,6 @@
 """Results kept beside the object that they were computed from, for as long as it lives unchanged."""
 
-import weakref
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -26,10 +26,16 @@ MOST_BYTES = 2**28
 
 @dataclass
 class _Entry:
-    """What is kept for one object, and what it held when it was kept."""
+    """What is kept for one object, and what it held when it was kept.
 
-    held: tuple[weakref.ref[Any], ...]
-    versions: list[int]
+    Attributes:
+        held: its tensors and parts. No weak references: torch swaps no tensor that has one (``torch.utils.swap_tensors``),
+            and the object holds them itself.
+        states: of the tensors; see `_states`.
+    """
+
+    held: tuple[Any, ...]
+    states: list[Any]
     results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
     @property
@@ -39,13 +45,18 @@ class _Entry:
 
     def is_of(self, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
         """Whether the object holds the same tensors and parts, none of them written to since."""
-        if self.versions != _versions(tensors):
-            return False
-        return all(ref() is held for ref, held in zip(self.held, (*tensors, *parts), strict=True))
+        held = (*tensors, *parts)
+        return (
+            len(self.held) == len(held) and all(map(operator.is_, self.held, held)) and self.states == _states(tensors)
+        )
 
 
-def _versions(tensors: list[Tensor]) -> list[int]:
-    return [tensor._version for tensor in tensors]
+def _states(tensors: list[Tensor]) -> list[Any]:
+    """What changes with a tensor: the count of its writes, and where its values lie, which is elsewhere once it was swapped."""
+    return [*map(_version, tensors), *map(Tensor.data_ptr, tensors)]
+
+
+_version = operator.attrgetter("_version")
 
 
 class Kept:
@@ -79,11 +90,11 @@ class Kept:
             tensors: those that the result is computed from.
             parts: objects that ``source`` could come to hold others in place of.
         """
-        if not is_lasting() or any(tensor.is_inference() for tensor in tensors):
+        if not is_lasting() or any(map(Tensor.is_inference, tensors)):
             return compute()
         entry = self._entries.get(source)
         if entry is None or not entry.is_of(tensors, parts):
-            entry = _Entry(tuple(map(weakref.ref, (*tensors, *parts))), _versions(tensors))
+            entry = _Entry((*tensors, *parts), _states(tensors))
             try:
                 self._entries.put(source, entry)
             except TypeError:  # an object with slots and no place for weak references
@@ -116,11 +127,14 @@ def keep(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too:
         key: what else it is computed from, but for torch's settings for floating-point numbers.
         functions_too: keep it also then: the result does not depend on what functions read.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return compute()
     mask = source.mask_mod if isinstance(source, BlockMask) else source
-    if torch.compiler.is_dynamo_compiling() or (captured.may_change(mask) and not functions_too):
+    known = captured.known(mask)
+    if known.may_change and not functions_too:
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()
-    return _kept.get(source, tensors_of(source), (key, float_state()), compute, parts=parts)
+    return _kept.get(source, [*known.tensors, *_tables_of(source)], (key, float_state()), compute, parts=parts)
 
 
 def mark_changed(*changed: Any) -> None:
@@ -155,7 +169,11 @@ def _all_held(held: Any) -> list[Tensor]:
 
 def tensors_of(source: Any) -> list[Tensor]:
     """The tensors that a mask, mask_mod or BlockMask holds, those of the BlockMask's tables by keys among them."""
+    return captured.tensors(source.mask_mod if isinstance(source, BlockMask) else source) + _tables_of(source)
+
+
+def _tables_of(source: Any) -> list[Tensor]:
     if not isinstance(source, BlockMask):
-        return captured.tensors(source)
+        return []
     tables = (source.kv_num_blocks, source.kv_indices, source.full_kv_num_blocks, source.full_kv_indices)
-    return captured.tensors(source.mask_mod) + [table for table in tables if table is not None]
+    return [table for table in tables if table is not None]

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from maskloom.masks.checks import flags, integers, length_table, readable
+from maskloom.masks.checks import count, flags, integer, integers, length_table, readable
 
 Side = Literal["right", "left"]
 Where = Literal["anywhere", "right", "left"]
@@ -40,8 +40,9 @@ def pads_from_lengths(lens: Tensor | Sequence[int], length: int | None = None, *
     lens = length_table("lens", lens)
     _one_of("side", side, Side)
     if length is None:
-        length = int(lens.max())
-    elif readable(lens) and int(lens.max()) > length:
+        length = int(lens.max()) if lens.numel() else 0
+    length = count("length", length)
+    if readable(lens) and lens.numel() and int(lens.max()) > length:
         raise ValueError(f"length is {length}, and the longest sequence has {int(lens.max())}")
     positions = torch.arange(length, device=lens.device)
     if side == "right":
@@ -90,8 +91,7 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
         TypeError: not integers, or a pad_id that is no int. ValueError: another shape, or another ``where``.
     """
     tokens = integers("tokens", tokens)
-    if not isinstance(pad_id, int) or isinstance(pad_id, bool):
-        raise TypeError(f"pad_id is the token id that fills up, an int; got {pad_id!r}")
+    pad_id = integer("pad_id", pad_id, "the token id that fills up")
     if tokens.ndim != 2:
         raise ValueError(f"tokens has shape (B, L); got {tuple(tokens.shape)}")
     return _only_at(tokens == pad_id, where)

@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import classify
 from maskloom.blocks.ordered import to_block_mask
-from maskloom.blocks.source import as_int, checked_sizes, read_source
+from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.masks.algebra import Mask
-from maskloom.masks.checks import is_zero
+from maskloom.masks.checks import as_int, is_zero, position_offsets
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
@@ -64,6 +64,7 @@ def block_mask(
     """
     if isinstance(mask, Mask) and not torch.compiler.is_dynamo_compiling():
         mask = simplify(mask)
+    q_offset, kv_offset = position_offsets(q_offset, kv_offset)
     kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if not (_is_one(q_offset) and _is_one(kv_offset)):
         return block_mask(

@@ -75,6 +75,8 @@ def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided |
             inside a partial tile, and does not wait for the device.
         count: told how the tiles were decided. Counting waits for the device.
     """
+    if grid.batch == 0:
+        return torch.zeros(grid.shape, dtype=torch.int8, device=source.device)
     inputs = [*source.held, *(offset for offset in (grid.q_offset, grid.kv_offset) if isinstance(offset, Tensor))]
     key = _key(source, grid, exact, inputs) if count is None else None
     if key is None:

@@ -15,6 +15,7 @@ from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.classify import Decided, classify
 from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, checked_block_mask, tile_states
+from maskloom.masks.checks import count
 from maskloom.masks.dense import MaskMod
 
 
@@ -27,7 +28,7 @@ def density(block_mask: BlockMask) -> float:
     q_sizes, kv_sizes = _tile_sizes(checked_block_mask(block_mask))
     visited = (tile_states(block_mask) != SKIPPED).double()
     pairs = visited @ kv_sizes.double() @ q_sizes.double()
-    return float(100 * pairs.mean() / (q_sizes.sum() * kv_sizes.sum()))
+    return float(100 * pairs.mean() / (q_sizes.sum() * kv_sizes.sum())) if pairs.numel() else 0.0
 
 
 def tiles_per_row(block_mask: BlockMask) -> Tensor:
@@ -52,10 +53,9 @@ def balance(block_mask: BlockMask, workers: int) -> float:
         workers: how many, such as the multiprocessors of a GPU.
 
     Raises:
-        ValueError: fewer than 1 worker.
+        TypeError: not an int. ValueError: fewer than 1 worker.
     """
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise ValueError(f"workers is a number of workers, at least 1; got {workers!r}")
+    workers = count("workers", workers, least=1, of="workers")
     loads = [0] * workers
     for tiles in tiles_per_row(block_mask).flatten().tolist():
         heapq.heapreplace(loads, loads[0] + tiles)
@@ -113,8 +113,8 @@ def summary(block_mask: BlockMask) -> Summary:
         partial=partial,
         full=full,
         density=density(block_mask),
-        fewest=int(rows.min()),
-        most=int(rows.max()),
+        fewest=int(rows.min()) if rows.numel() else 0,
+        most=int(rows.max()) if rows.numel() else 0,
         blind=int((rows == 0).sum()),
         blind_queries=int(blind_queries(block_mask).sum()),
     )
@@ -134,7 +134,7 @@ class Explanation:
 
     def share(self, way: str) -> float:
         """The tiles that ``way`` (intervals, witnesses or evaluation) decided, in percent."""
-        return 100.0 * getattr(self.decided, way) / self.decided.total
+        return 100.0 * getattr(self.decided, way) / max(1, self.decided.total)
 
     def __str__(self) -> str:
         lines = [f"{self.decided.total} tiles of {self.grid.q_block} × {self.grid.kv_block}, decided by"]

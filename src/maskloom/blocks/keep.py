@@ -13,6 +13,7 @@ from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import checked_block_mask
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask
+from maskloom.masks.checks import as_int, count
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.identity import IdentityTable
@@ -167,13 +168,11 @@ class BlockMaskCache:
         size: how many are kept; the one unused for longest goes first.
 
     Raises:
-        ValueError: a size below 1.
+        TypeError: not an int. ValueError: a size below 1.
     """
 
     def __init__(self, size: int = 64) -> None:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"size is a number of block masks, at least 1; got {size!r}")
-        self._size = size
+        self._size = count("size", size, least=1, of="block masks")
         self._kept: OrderedDict[Hashable, BlockMask] = OrderedDict()
         self._lock = fork_safe_lock()
 
@@ -205,7 +204,8 @@ class BlockMaskCache:
             raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
         if captured.tensors(mask):
             raise ValueError(f"a cache keeps masks without tensors, and {mask!r} holds some; build it with block_mask")
-        pair = tuple(block_size) if isinstance(block_size, list) else block_size
+        pair = tuple(block_size) if isinstance(block_size, list) else as_int(block_size)
+        q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
         key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())
         with self._lock:
             if key not in self._kept:

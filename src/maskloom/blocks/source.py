@@ -1,10 +1,8 @@
 """What a block mask is built from: a mask that was run once, and the checks of what was asked for."""
 
-import operator
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from maskloom.blocks.analyse import Grid
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
+from maskloom.masks.checks import as_int, as_list
 from maskloom.masks.dense import MaskMod, checked_length
 from maskloom.masks.forks import computed_once, fork_safe_lock
 from maskloom.masks.modes import float_state, is_lasting, is_tracing
@@ -118,13 +117,6 @@ def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device
     return asked
 
 
-def as_int(value: Any) -> Any:
-    """A NumPy integer as an int, as torch takes it; all else as it is."""
-    if value is None or isinstance(value, (int, Tensor)) or not isinstance(value, SupportsIndex):
-        return value
-    return operator.index(value)
-
-
 def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
     """The block size as a pair (Q, KV).
 
@@ -134,7 +126,7 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     as_mask(mask)  # raises if it is none
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
-    block_size = as_int(block_size)
+    block_size = as_list(as_int(block_size))
     given = (block_size, block_size) if isinstance(block_size, int) else block_size
     pair = tuple(map(as_int, given)) if isinstance(given, (tuple, list)) else ()
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):

@@ -132,6 +132,11 @@ class _Joined(Mask):
         return f" {self.symbol} ".join(_in_brackets(part, self.binds) for part in self.parts)
 
 
+def joined_parts(mask: Mask) -> tuple[Mask, ...]:
+    """The parts of masks that an operator joins; none of another mask."""
+    return mask.parts if isinstance(mask, _Joined) else ()
+
+
 @mask_value
 class And(_Joined):
     """Visible where every part says so."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
-from maskloom.masks.checks import count, integers, is_zero, readable
+from maskloom.masks.checks import as_int, count, integers, is_zero, readable
 from maskloom.masks.tables import of_head
 
 
@@ -150,9 +150,10 @@ def _checked_part(part: int | Tensor | Sequence[int], parts: int) -> int | Tenso
 
 
 def _checked_factor(factor: int | None) -> int | None:
-    if factor not in (None, 1, 2) or isinstance(factor, bool):
+    number = as_int(factor)
+    if number not in (None, 1, 2) or isinstance(number, bool):
         raise ValueError(f"factor is 1 for the near keys, 2 for the far ones, or None for both; got {factor!r}")
-    return factor
+    return number
 
 
 @mask_value

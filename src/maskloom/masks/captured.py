@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def tensors(held: object) -> list[Tensor]:
     """Every tensor that ``held`` captures, each once, in a fixed order."""
-    return list(_known(held).tensors)
+    return list(known(held).tensors)
 
 
 def device_of(held: object, what: str = "mask") -> torch.device | None:
@@ -34,7 +34,7 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     Raises:
         ValueError: they lie on more than one device.
     """
-    devices = {tensor.device for tensor in _known(held).tensors if tensor.ndim}
+    devices = {tensor.device for tensor in known(held).tensors if tensor.ndim}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
@@ -57,24 +57,24 @@ def structure(*held: object, numbers: bool) -> Hashable:
     by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
     what is read of them, torch.compile itself guards.
     """
-    all_known = [_known(one) for one in held]
-    skeletons = [known.skeleton(one, numbers) for one, known in zip(held, all_known, strict=True)]
-    return *skeletons, *_tensor_keys([tensor for known in all_known for tensor in known.tensors])
+    facts = [known(one) for one in held]
+    skeletons = [fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True)]
+    return *skeletons, *_tensor_keys([tensor for fact in facts for tensor in fact.tensors])
 
 
 def has_numbers(*held: object) -> bool:
     """Whether any captured value is a Python int or float."""
-    return any(not {int, float}.isdisjoint(_known(one).kinds) for one in held)
+    return any(not {int, float}.isdisjoint(known(one).kinds) for one in held)
 
 
 def has_floats(*held: object) -> bool:
     """Whether any captured value is a Python float."""
-    return any(float in _known(one).kinds for one in held)
+    return any(float in known(one).kinds for one in held)
 
 
 def holds_code(held: object) -> bool:
     """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
-    return _known(held).holds_code
+    return known(held).holds_code
 
 
 def may_change(held: object) -> bool:
@@ -82,12 +82,12 @@ def may_change(held: object) -> bool:
 
     So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
     """
-    return _known(held).may_change
+    return known(held).may_change
 
 
 def is_plain(held: object) -> bool:
     """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
-    return _known(held).is_plain
+    return known(held).is_plain
 
 
 def is_as_known(held: object) -> bool:
@@ -95,14 +95,14 @@ def is_as_known(held: object) -> bool:
 
     An object that never changes may all the same have come to hold what was computed from it (``cached_property``).
     """
-    return _known(held).skeleton(held, True) == _structure(held, True, {})
+    return known(held).skeleton(held, True) == _structure(held, True, {})
 
 
 # -- what one walk over all that is held finds -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _Known:
+class Known:
     """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
 
     Attributes:
@@ -124,25 +124,25 @@ class _Known:
         return self._skeletons[numbers]
 
 
-_all_known: IdentityTable[_Known] = IdentityTable()
+_all_known: IdentityTable[Known] = IdentityTable()
 
 
-def _known(held: object) -> _Known:
+def known(held: object) -> Known:
     """What is known of an object: kept with one that never changes, for as long as it lives."""
     tracing = torch.compiler.is_dynamo_compiling()
-    known = None if tracing else _all_known.get(held)
-    if known is None:
-        known = _found_in(held)
-        if not (known.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
-            _all_known.put(held, known)
-    return known
+    found = None if tracing else _all_known.get(held)
+    if found is None:
+        found = _found_in(held)
+        if not (found.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
+            _all_known.put(held, found)
+    return found
 
 
-def _found_in(held: object) -> _Known:
+def _found_in(held: object) -> Known:
     walked = list(_walked(held))
     leaves = [found for found, inside in walked if inside is None]
     others = [found for found, _ in walked if not is_frozen(found)]
-    return _Known(
+    return Known(
         tensors=tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)),
         kinds=frozenset(map(type, leaves)),
         holds_code=any(map(callable, others)),

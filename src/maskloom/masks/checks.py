@@ -7,7 +7,7 @@ import inspect
 import operator
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def positive(name: str, value: object) -> int:
 def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1) -> tuple[int, ...]:
     """A number of positions for each of ``axes`` axes; one int stands for all."""
     check = positive if least else count
+    value = as_list(value)
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         return (check(name, value),) * axes
     if len(value) != axes:
@@ -40,33 +41,63 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
 
 def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
     """A Python int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits."""
-    if type(value) is not int and (isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsIndex)):
-        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {value!r}")
+    if type(value) is not int and not is_number(value):
+        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {reprlib.repr(value)}")
     number = operator.index(value)
     if abs(number) > most:
         raise ValueError(f"{name} is {what}, at most {most} in size; got {number}")
     return number
 
 
+def is_number(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether it is one integer, Python's or NumPy's (an array without dimensions too). A bool is none, nor is a tensor."""
+    return isinstance(value, SupportsIndex) and not (isinstance(value, (bool, Tensor)) or _is_array(value))
+
+
+def as_int(value: Any) -> Any:
+    """A NumPy integer as an int, as torch takes it; all else as it is."""
+    return operator.index(value) if value is not None and not isinstance(value, int) and is_number(value) else value
+
+
+def as_list(value: Any) -> Any:
+    """An array with dimensions as a list; all else as it is."""
+    return value.tolist() if _is_array(value) else value
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is an array with dimensions, NumPy's say, and no tensor."""
+    return not isinstance(value, Tensor) and getattr(value, "ndim", None) not in (None, 0)
+
+
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
     """A number of positions: one int for all batch rows, or integers (B,); none negative."""
-    if isinstance(value, SupportsIndex) and not isinstance(value, Tensor):
-        return count(name, value)
-    return length_table(name, value)
+    rows = as_list(value)
+    if isinstance(rows, Tensor) or (isinstance(rows, Sequence) and not isinstance(rows, str)):
+        return length_table(name, rows)
+    return count(name, rows)
 
 
 def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
-    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,)."""
-    if isinstance(offset, Sequence) and not isinstance(offset, str):
-        offset = integers(name, offset)
+    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,).
+
+    A tensor of one element, in any shape, is for any batch: it comes back without dimensions, as a view.
+    """
     checked = _offset(name, offset, "a position")
-    if isinstance(checked, Tensor) and (checked.ndim > 1 or checked.numel() == 0):
+    if isinstance(checked, Tensor) and checked.ndim > 1:
         raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(checked.shape)}")
     return checked
 
 
+def position_offsets(
+    q_offset: int | Tensor | Sequence[int], kv_offset: int | Tensor | Sequence[int]
+) -> tuple[int | Tensor, int | Tensor]:
+    """The positions of the first query and of the first key; one object given for both stays one."""
+    first_query = position_offset("q_offset", q_offset)
+    return first_query, first_query if kv_offset is q_offset else position_offset("kv_offset", kv_offset)
+
+
 def head_offset(offset: int | Tensor) -> int | Tensor:
-    """A head to count from: an int from 0 on, or an int32 or int64 tensor without dimensions."""
+    """A head to count from: an int from 0 on, or an int32 or int64 tensor of one element."""
     checked = _offset("h_offset", offset, "a head")
     if isinstance(checked, Tensor):
         if checked.ndim:
@@ -76,13 +107,15 @@ def head_offset(offset: int | Tensor) -> int | Tensor:
     return checked
 
 
-def _offset(name: str, offset: object, what: str) -> int | Tensor:
-    if isinstance(offset, int) and not isinstance(offset, bool):
-        return integer(name, offset, what)
-    if not isinstance(offset, Tensor) or offset.dtype not in (torch.int32, torch.int64):
-        got = offset.dtype if isinstance(offset, Tensor) else repr(offset)
+def _offset(name: str, offset: Any, what: str) -> int | Tensor:
+    if isinstance(offset, (list, tuple)) or _is_array(offset):
+        offset = integers(name, offset).long()
+    if isinstance(offset, Tensor) and offset.dtype in (torch.int32, torch.int64):
+        return offset.reshape(()) if offset.ndim and offset.numel() == 1 else offset
+    if isinstance(offset, Tensor) or not (type(offset) is int or is_number(offset)):
+        got = offset.dtype if isinstance(offset, Tensor) else reprlib.repr(offset)
         raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
-    return offset
+    return integer(name, offset, what)
 
 
 def is_zero(offset: int | Tensor) -> bool:
@@ -91,9 +124,9 @@ def is_zero(offset: int | Tensor) -> bool:
 
 
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
-    """Lengths: integers (B,), none negative."""
-    table = integers(name, value)
-    if table.ndim != 1 or table.numel() == 0:
+    """Lengths: integers (B,), none negative. An empty batch has none."""
+    table = torch.zeros(0, dtype=torch.int64) if isinstance(value, list) and not value else integers(name, value)
+    if table.ndim != 1:
         raise ValueError(f"{name} has one length for each batch row, shape (B,); got shape {tuple(table.shape)}")
     if readable(table) and bool((table < 0).any()):
         raise ValueError(f"{name} are numbers of positions, at least 0; got {int(table.min())}")
@@ -107,7 +140,7 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
         raise TypeError(f"{name} is a bool tensor {shape}, True = {true_means}; got {type(value).__name__}")
     if value.dtype != torch.bool:
         raise TypeError(f"{name} is a bool tensor, True = {true_means}; got {value.dtype}")
-    if value.ndim not in ranks or value.numel() == 0:
+    if value.ndim not in ranks or value.shape[-1] == 0:
         raise ValueError(f"{name} has shape {shape}, True = {true_means}; got {tuple(value.shape)}")
     return value
 
@@ -133,7 +166,7 @@ def copied(name: str, value: Any, what: str) -> Tensor:
 
 def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
     """A table with an entry for each position: (L,) for all batch rows, or (B, L); ``length`` is its letter."""
-    if table.ndim not in (1, 2) or table.numel() == 0:
+    if table.ndim not in (1, 2) or table.shape[-1] == 0:
         raise ValueError(f"{name} has shape ({length},) or (B, {length}); got {tuple(table.shape)}")
     return table
 
@@ -161,7 +194,7 @@ def refuse_length(length: int | None) -> None:
 
 def check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
     """Raise a ValueError if an id is not below ``number`` (looked at on the CPU only)."""
-    if readable(ids) and int(ids.max()) >= number:
+    if readable(ids) and ids.numel() and int(ids.max()) >= number:
         raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
 
 

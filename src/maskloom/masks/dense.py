@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from maskloom.masks import captured
+from maskloom.masks.checks import as_int, position_offset
 from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import NOT_LIFTED, is_nested
 from maskloom.masks.reading import read
@@ -45,8 +46,10 @@ def dense(
         ValueError: a length below 1, a batch or head count that does not fit the tables that the mask reads, or none
             given where the mask computes with the index instead of reading a table.
     """
+    q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
+    q_offset = position_offset("q_offset", q_offset)
     if isinstance(q_offset, int) and q_offset < 0:
         raise ValueError(f"q_offset is the position of the first query, at least 0; got {q_offset}")
     if isinstance(q_offset, Tensor) and q_offset.ndim:
@@ -60,6 +63,8 @@ def dense(
     def from_offset(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return mask_mod(b, h, q_idx + q_offset, kv_idx)
 
+    if batch == 0:
+        return torch.zeros(batch, heads, q_len, kv_len, dtype=torch.bool, device=device)
     if torch.compiler.is_dynamo_compiling() and is_nested():
         return _broadcast(from_offset, (batch, heads, q_len, kv_len), device, is_value=isinstance(mask_mod, Value))
     load_vmap()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
-from maskloom.masks.tables import Leading, among_first, entry, with_ones, without_ones
+from maskloom.masks.tables import Leading, among_first, entry, is_empty, with_ones, without_ones
 
 
 @mask_value
@@ -119,9 +119,12 @@ def top_k_blocks(
             (looked at on the CPU only).
     """
     chosen = integers("indices", indices).long()
-    if not 2 <= chosen.ndim <= 4 or chosen.numel() == 0:
+    if not 2 <= chosen.ndim <= 4 or is_empty(chosen):
         raise ValueError(f"indices has shape (query blocks, k), with B or B, H in front; got {tuple(chosen.shape)}")
-    columns = max(int(chosen.max()) + 1, 1) if key_blocks is None else positive("key_blocks", key_blocks)
+    if key_blocks is None:
+        columns = max(int(chosen.max()) + 1, 1) if chosen.numel() else 1
+    else:
+        columns = positive("key_blocks", key_blocks)
     if readable(chosen) and not bool(((chosen >= -1) & (chosen < columns)).all()):
         raise ValueError(
             f"indices are numbers of key blocks, -1 (none) to {columns - 1}; "
@@ -136,6 +139,6 @@ def _table(name: str, value: Tensor, sides: str) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         what = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is a bool tensor, True = may attend; got {what}")
-    if not 2 <= value.ndim <= 4 or value.numel() == 0:
+    if not 2 <= value.ndim <= 4 or is_empty(value):
         raise ValueError(f"{name} has shape {sides}, with B or B, H in front; got {tuple(value.shape)}")
     return value

@@ -12,12 +12,11 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
 
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
-from maskloom.masks.checks import per_axis, positive
+from maskloom.masks.checks import as_list, integer, per_axis, positive
 from maskloom.masks.tables import among_first
 
 Cell = list[Tensor]
@@ -78,7 +77,7 @@ def axial(shape: Sequence[int], axis: int | Sequence[int]) -> Axial:
         TypeError: not ints. ValueError: an axis that the grid does not have or that comes twice, or all of them.
     """
     sizes = grid_shape(shape)
-    given = [axis] if isinstance(axis, SupportsIndex) else list(axis)
+    given = list(axis) if isinstance(axis := as_list(axis), Sequence) else [axis]
     axes = tuple(sorted(_axis(one, len(sizes)) for one in given))
     if len(set(axes)) < len(axes) or not 0 < len(axes) < len(sizes):
         raise ValueError(f"axis names some axes of {sizes}, each once, and not all; got {axis}")
@@ -155,13 +154,14 @@ def every(answers: Iterable[Tensor]) -> Tensor:
 
 def grid_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Cells along each axis: a tuple of ints, at least 1 each."""
-    if isinstance(shape, SupportsIndex) or len(shape) == 0:
+    cells = as_list(shape)
+    if not isinstance(cells, Sequence) or isinstance(cells, str) or len(cells) == 0:
         raise ValueError(f"shape has the number of cells along each axis, (rows, columns) say; got {shape!r}")
-    return tuple(positive("shape", size) for size in shape)
+    return tuple(positive("shape", size) for size in cells)
 
 
-def _axis(axis: SupportsIndex, axes: int) -> int:
-    number = operator.index(axis)
+def _axis(axis: int, axes: int) -> int:
+    number = integer("axis", axis, "an axis of the grid")
     if not -axes <= number < axes:
         raise ValueError(f"axis is one of the {axes} axes of the grid, 0 to {axes - 1}; got {number}")
     return number % axes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import head_offset, is_zero, position_offset
+from maskloom.masks.checks import head_offset, is_zero, position_offsets
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.tables import of_row
 
@@ -62,7 +62,7 @@ def shifted(
     Raises:
         TypeError, ValueError: an offset that is none of these.
     """
-    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset)
+    offsets = position_offsets(q_offset, kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)
     inner = as_mask(mask)
     return inner if heads is None and all(map(is_zero, offsets)) else Shifted(inner, *offsets, heads)

@@ -41,6 +41,11 @@ def stretch(table: Tensor, first: Position, length: int) -> Tensor:
     return table[:, at] if at.ndim == 1 else table.expand(len(at), -1).gather(1, at)
 
 
+def ends(is_real: Tensor) -> Tensor:
+    """The position behind the last real one in each row of a table bool (B or 1, L): int64 (B or 1,)."""
+    return (is_real * torch.arange(1, is_real.shape[1] + 1, device=is_real.device)).amax(1)
+
+
 class PaddingMask(Mask):
     """A mask that hides certain keys from every query, and knows which."""
 
@@ -53,6 +58,10 @@ class PaddingMask(Mask):
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor | None:
         """Which of ``q_len`` queries from ``first`` on see nothing because they are padding: bool (B or 1, Q); None: not known."""
+        return None
+
+    def row_ends(self) -> Tensor | None:
+        """The position behind the last real one, query or key, in each row: integers (B or 1,); None: it does not say."""
         return None
 
 
@@ -75,6 +84,9 @@ class Lengths(PaddingMask):
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return behind(self.q_lens, first, q_len)
 
+    def row_ends(self) -> Tensor:
+        return torch.maximum(self.q_lens, self.kv_lens)
+
 
 @mask_value
 class Padding(PaddingMask):
@@ -94,6 +106,9 @@ class Padding(PaddingMask):
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return stretch(self.q_pads, first, q_len)
+
+    def row_ends(self) -> Tensor:
+        return torch.maximum(ends(~self.q_pads), ends(~self.kv_pads))
 
 
 @mask_value
@@ -115,6 +130,9 @@ class Real(PaddingMask):
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return ~stretch(self.q_real, first, q_len)
 
+    def row_ends(self) -> Tensor:
+        return torch.maximum(ends(self.q_real), ends(self.kv_real))
+
 
 @mask_value
 class KeyPadding(PaddingMask):
@@ -128,6 +146,9 @@ class KeyPadding(PaddingMask):
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
         return stretch(self.pads, first, kv_len)
+
+    def row_ends(self) -> Tensor:
+        return ends(~self.pads)
 
 
 def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
@@ -248,17 +269,20 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
     `shifted`, which says at which positions the keys lie. Under ``|`` or ``~`` it proves nothing.
 
     Args:
-        of_one_sequence: what is hidden as key is a query too, at the same place. Then a mask that is shifted so that queries begin
-            elsewhere than keys says nothing.
+        of_one_sequence: what is hidden as key is a query too. Under a mask that is shifted so that queries begin elsewhere than
+            keys, it is hidden only where the query sees nothing either: a position that is real as a query is none of padding.
 
     Raises:
         ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
             cannot be looked into then.
     """
     known: Tensor | None = None
-    for part, first_query, first in _paddings(mask_mod):
-        if not of_one_sequence or first is first_query or (isinstance(first, int) and first == first_query):
-            known = _either(known, part.hidden_keys(kv_len) if is_zero(first) else part.hidden_keys(kv_len, first))
+    for placed in _paddings(mask_mod):
+        hidden: Tensor | None = placed.hidden_keys(kv_len)
+        if of_one_sequence and not placed.begins_together:
+            hidden = _both(hidden, placed.hidden_queries(kv_len))
+        if hidden is not None:
+            known = _either(known, hidden)
     return known
 
 
@@ -268,11 +292,15 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
     Known by the same rule as `known_padding`, with the same error.
     """
     known: Tensor | None = None
-    for part, first, _ in _paddings(mask_mod):
-        hidden = part.hidden_queries(q_len) if is_zero(first) else part.hidden_queries(q_len, first)
+    for placed in _paddings(mask_mod):
+        hidden = placed.hidden_queries(q_len)
         if hidden is not None:
             known = _either(known, hidden)
     return known
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else first & second
 
 
 def _either(first: Tensor | None, second: Tensor) -> Tensor:
@@ -292,6 +320,22 @@ class _Placed(NamedTuple):
     mask: PaddingMask
     first_query: Position
     first_key: Position
+
+    @property
+    def begins_together(self) -> bool:
+        """Whether the first query and the first key are known to be at one position."""
+        query, key = self.first_query, self.first_key
+        return query is key or (isinstance(query, int) and isinstance(key, int) and query == key)
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        """Which of the keys from the first on the mask hides: bool (B or 1, KV)."""
+        first = self.first_key
+        return self.mask.hidden_keys(kv_len) if is_zero(first) else self.mask.hidden_keys(kv_len, first)
+
+    def hidden_queries(self, q_len: int) -> Tensor | None:
+        """Which of the queries from the first on see nothing, as far as the mask knows: bool (B or 1, Q), or None."""
+        first = self.first_query
+        return self.mask.hidden_queries(q_len) if is_zero(first) else self.mask.hidden_queries(q_len, first)
 
 
 def _paddings(mask_mod: MaskMod) -> list[_Placed]:

@@ -292,10 +292,11 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
         TypeError, ValueError: a number that is too small, more blocks than there are.
     """
     block_size, length = count("block_size", block_size, least=1), count("length", length, least=1)
+    blocks, seed = count("blocks", blocks, of="blocks"), integer("seed", seed, "the seed of the draw", most=2**63 - 1)
     there = -(-length // block_size)
-    if count("blocks", blocks, of="blocks") > there:
+    if blocks > there:
         raise ValueError(f"blocks is {blocks}, and {length} positions in blocks of {block_size} make {there}")
-    generator = torch.Generator().manual_seed(integer("seed", seed, "the seed of the draw", most=2**63 - 1))
+    generator = torch.Generator().manual_seed(seed)
     order = torch.rand(there, there, generator=generator).argsort(-1)
     table = torch.zeros(there, there, dtype=torch.bool).scatter_(1, order[:, :blocks], True)
     return RandomBlocks(block_size, blocks, length, seed, table, torch.arange(length) // block_size)

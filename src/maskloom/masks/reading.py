@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from maskloom.masks.checks import as_int
 from maskloom.masks.program import INDICES, Index, Program, Ref, Step
 from maskloom.masks.record import record
 from maskloom.masks.traced import sizes_read
@@ -49,7 +50,7 @@ class Reading:
                 fits a mask that is the same for all, whatever tables it reads on the way.
         """
         argument, item, letter = _WORDS[index]
-        sizes = list(self.sizes[index])
+        sizes, asked = list(self.sizes[index]), as_int(asked)
         if any(size != sizes[0] for size in sizes):
             listed = " and ".join(map(str, sorted(set(sizes))))
             raise ValueError(f"the mask reads tables for different numbers of {item}s: {listed}")
@@ -62,8 +63,9 @@ class Reading:
                     f"there are; pass {argument}= (their number, {letter})"
                 )
             return sizes[0]
-        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-            raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least 1; got {asked!r}")
+        least = 0 if index == "b" else 1  # a batch may be empty
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < least:
+            raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {asked!r}")
         same_for_all = asked == 1 and index not in self.marks
         if sizes and sizes[0] != asked and not same_for_all:
             raise ValueError(
@@ -138,7 +140,7 @@ class _Walk:
         for size, index in zip(program.meta(table).shape, indices, strict=False):
             if not isinstance(index, Ref):
                 continue
-            if size > 1:
+            if size != 1:
                 marks |= self._marks[index]
             if index in self._is_index:
                 self.sizes[self._is_index[index]].add(size)

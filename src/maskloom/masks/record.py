@@ -157,7 +157,7 @@ class _Recorder(TorchDispatchMode):
             )
         if depends:
             self._check_devices(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = func(*_with_rows(func, args), **kwargs)
         if func._schema.is_mutable:
             self._write(func, values, options, out)
         elif depends and func.overloadpacket not in _READS_NO_VALUE:
@@ -235,6 +235,13 @@ def _asked(name: str) -> TypeError:
         "(torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor slice by them; write & | ~, "
         "torch.where, table[b][kv_idx]"
     )
+
+
+def _with_rows(op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, with rows of zeros in a table that has none, as those of an empty batch: there is nothing to read."""
+    if op is not _aten.index.Tensor or args[0].numel():
+        return args
+    return args[0].new_zeros([max(1, size) for size in args[0].shape]), *args[1:]
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:

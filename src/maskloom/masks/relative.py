@@ -182,7 +182,8 @@ def window_both_ways(size: int) -> Window:
     Raises:
         TypeError: not an int. ValueError: negative.
     """
-    return Window(count("size", size), size)
+    size = count("size", size)
+    return Window(size, size)
 
 
 @mask_value

@@ -16,7 +16,7 @@ from maskloom.masks.checks import (
     refuse_length,
 )
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.padding import PaddingMask, Position, stretch
+from maskloom.masks.padding import PaddingMask, Position, ends, stretch
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 
 
@@ -30,6 +30,9 @@ class Segmented(PaddingMask):
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
+
+    def row_ends(self) -> Tensor:
+        return ends(torch.atleast_2d(self.ids) >= 0)
 
     def ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
         """The ids of the query and of the key."""
@@ -148,6 +151,9 @@ class Within(PaddingMask):
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.segments.hidden_queries(q_len, first)
 
+    def row_ends(self) -> Tensor:
+        return self.segments.row_ends()
+
 
 def within(segments: AnyDocuments, mask: MaskMod) -> Within:
     """A mask inside each document, with positions that start anew in each: at 0, or where its position ids do.
@@ -223,7 +229,7 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
     positions, segments = positions_inside("document_prefix", segments), _copied(segments)
     table = integers("n", n).to(positions.device, copy=True)
     ids = segments.ids.clamp(min=0).long()
-    if table.ndim not in (1, ids.ndim) or table.numel() == 0 or (table.ndim == 2 and len(table) != len(ids)):
+    if table.ndim not in (1, ids.ndim) or table.shape[-1] == 0 or (table.ndim == 2 and len(table) != len(ids)):
         raise ValueError(
             f"n has one number for each document, (documents,), or (B, documents) for ids (B, L); got shape "
             f"{tuple(table.shape)} for ids of shape {tuple(ids.shape)}"

@@ -32,6 +32,11 @@ def at(table: Tensor, b: Tensor, idx: Tensor) -> Tensor:
     return table[idx] if table.ndim == 1 else table[b, idx]
 
 
+def is_empty(table: Tensor) -> bool:
+    """Whether a table (rows, columns), (B, rows, columns) or (B, H, rows, columns) says nothing though there are batch rows."""
+    return 0 in table.shape[1 if table.ndim > 2 else 0 :]
+
+
 Leading = Literal["", "b", "h", "bh"]
 """The indices that come before row and column where a table is read."""
 
@@ -70,12 +75,12 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
         length: L; by default the last offset (reading it waits for a GPU).
     """
     filled = offsets[..., -1:]
-    if length is None:
-        length = int(filled.max())
-        if length < 1:
-            raise ValueError(f"a row has at least 1 position; got {length}")
-    elif count("length", length, least=1) and readable(offsets) and length < int(filled.max()):
-        raise ValueError(f"length is {length}, and {int(filled.max())} positions are filled")
+    most = int(filled.max()) if filled.numel() and (length is None or readable(offsets)) else 0
+    if length is None and most < 1:
+        raise ValueError(f"a row has at least 1 position; got {most}")
+    length = most if length is None else count("length", length, least=1)
+    if length < most:
+        raise ValueError(f"length is {length}, and {most} positions are filled")
     positions = torch.arange(length, device=offsets.device).expand(*offsets.shape[:-1], -1).contiguous()
     ids = torch.searchsorted(offsets.to(torch.int64), positions, right=True) - 1
     return torch.where(positions < filled, ids, -1).to(torch.int32)

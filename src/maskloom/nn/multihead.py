@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.checks import check_mask_fits
+from maskloom.attention.checks import check_mask_fits, row_beyond, told_of
 from maskloom.attention.fill import zeros_backward, zeros_both_ways
 from maskloom.attention.functional import attend
+from maskloom.masks.checks import as_int, is_number
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.moved import shifted
 from maskloom.masks.padding import known_padding
 
 
@@ -58,8 +60,9 @@ class MultiheadFlexAttention(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("d_in", d_in), ("d_out", d_out), ("n_heads", n_heads)):
-            if not isinstance(size, int) or size < 1:
+            if not is_number(size) or size < 1:
                 raise ValueError(f"{name} is an int, at least 1; got {size!r}")
+        d_in, d_out, n_heads = map(as_int, (d_in, d_out, n_heads))
         if d_out % n_heads:
             raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
         self.d_in, self.d_out, self.n_heads = d_in, d_out, n_heads
@@ -88,11 +91,14 @@ class MultiheadFlexAttention(nn.Module):
         if x.ndim != 3 or x.shape[-1] != self.d_in:
             raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
         batch, length, _ = x.shape
+        if attend_options.get("q_offset") is None:
+            _check_rows_fit(block_mask, length)
         check_mask_fits(block_mask, batch, self.n_heads, length, length, x.device)
-        pads = _pads_of(x, block_mask)
+        pads = _pads_of(x, _moved(block_mask, attend_options))
         if pads is not None:
             x = zeros_both_ways(x, pads)
-        heads = self.in_proj(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        d_head = self.d_out // self.n_heads
+        heads = self.in_proj(x).view(batch, length, 3, self.n_heads, d_head).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads.unbind(0)
         attention = attend(queries, keys, values, block_mask, **attend_options)
         out = self.out_proj(attention.transpose(1, 2).reshape(batch, length, self.d_out))
@@ -104,6 +110,20 @@ class MultiheadFlexAttention(nn.Module):
         """The arguments, as ``print(module)`` shows them."""
         bias = self.in_proj.bias is not None
         return f"d_in={self.d_in}, d_out={self.d_out}, n_heads={self.n_heads}, bias={bias}"
+
+
+def _check_rows_fit(mask: BlockMask | MaskMod | None, length: int) -> None:
+    beyond = row_beyond(mask, length, length)
+    if beyond is not None:
+        raise ValueError(f"{told_of(beyond)}; x has {length}. For the first positions of longer rows give q_offset=0")
+
+
+def _moved(mask: BlockMask | MaskMod | None, options: dict[str, Any]) -> BlockMask | MaskMod | None:
+    """The mask as `attend` has it with these options; of a BlockMask offsets are part."""
+    q_offset, h_offset = options.get("q_offset"), options.get("h_offset")
+    if mask is None or isinstance(mask, BlockMask) or (q_offset is None and h_offset is None):
+        return mask
+    return shifted(mask, q_offset=0 if q_offset is None else q_offset, h_offset=h_offset)
 
 
 def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:

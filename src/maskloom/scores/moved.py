@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskloom.masks.checks import head_offset, is_zero, position_offset
+from maskloom.masks.checks import head_offset, is_zero, position_offsets
 from maskloom.masks.tables import of_row
 from maskloom.masks.values import shown
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod, name_of, score_value
@@ -67,7 +67,7 @@ def shifted_score(
         TypeError, ValueError: an offset that is none of these, or something that is no score_mod.
     """
     checked_score_mod(score_mod)
-    offsets = position_offset("q_offset", q_offset), position_offset("kv_offset", kv_offset)
+    offsets = position_offsets(q_offset, kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)
     if isinstance(score_mod, SoftCap):  # it is the same everywhere
         return score_mod

@@ -17,6 +17,7 @@ from maskloom.attention.reference import probabilities as softmax
 from maskloom.blocks.tables import FULL, PARTIAL, tile_states
 from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
+from maskloom.masks.checks import integer
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
 from maskloom.scores.base import ScoreMod
 
@@ -62,8 +63,8 @@ def attention_cells(
         TypeError, ValueError: tensors, indices and mask that do not fit each other.
     """
     _check_tensors(query, key)
-    checked_index("batch_idx", batch_idx, query.shape[0], "batch rows")
-    checked_index("head_idx", head_idx, query.shape[1], "query heads")
+    batch_idx = checked_index("batch_idx", batch_idx, query.shape[0], "batch rows")
+    head_idx = checked_index("head_idx", head_idx, query.shape[1], "query heads")
     at = _Place(batch_idx, head_idx, torch.as_tensor(rows))
     dtype = torch.promote_types(query.dtype, torch.float32)
     key_head = head_idx // (query.shape[1] // key.shape[1])
@@ -80,9 +81,8 @@ def attention_cells(
 
 
 def checked_index(name: str, index: int, size: int, items: str) -> int:
-    """``index`` itself if it is one of ``size`` items, counted from 0."""
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise TypeError(f"{name} is an int; got {type(index).__name__}: {index!r}")
+    """``index`` as an int, if it is one of ``size`` items, counted from 0."""
+    index = integer(name, index, f"one of {size} {items}")
     if not 0 <= index < size:
         raise ValueError(f"{name} is from 0 to {size - 1}, as there are {size} {items}; got {index}")
     return index

@@ -1,6 +1,7 @@
 """`plot_tiles`: which tiles of a BlockMask attention skips, masks and takes whole."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import numpy as np
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.masks.checks import is_number
 from maskloom.show.cells import checked_index
 from maskloom.show.figures import keys_on_top, label_axis, literal, load_matplotlib, panel_size, part_cells, spaced
 
@@ -81,7 +83,7 @@ def _drawn_rows(batch: int, batch_idx: int | None, max_rows: int) -> list[int]:
 
 def _table_index(name: str, index: int, size: int, items: str) -> int:
     """The place of a batch row or head in the tables, where one stands for any number of them."""
-    if size == 1 and isinstance(index, int) and index > 0:
+    if size == 1 and is_number(index) and operator.index(index) > 0:
         return 0
     return checked_index(name, index, size, items)
 
