@@ -564,7 +564,7 @@ def test_padding_must_be_known(call, mask):
 def test_a_table_of_another_size(mask, words):
     for call in (loom.attend, loom.explain):
         with pytest.raises(ValueError, match=words):
-            call(*inputs(), mask, clean_padding=True)
+            call(*inputs(), mask, clean_padding=True, q_offset=0)
 
 
 def test_a_block_mask_whose_mask_is_of_another_size():

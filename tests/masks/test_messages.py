@@ -30,7 +30,7 @@ PADS = torch.zeros(2, 3, dtype=torch.bool)
         (lambda: loom.mixed_modal(["a"]), TypeError, r"modality_ids are integers, .* got \['a'\]"),
         (lambda: loom.flamingo(["a"], tokens_per_media=1), TypeError, r"media_locations are bools, .* got \['a'\]"),
         (lambda: loom.turns([0, 1], visible=["a"]), TypeError, r"visible are bools, .* got \['a'\]"),
-        (lambda: loom.lengths([]), ValueError, r"lens are integers, at least one; got \[\]"),
+        (lambda: loom.documents([]), ValueError, r"ids are integers, at least one; got \[\]"),
         (lambda: loom.documents([[0, 1], [1]]), TypeError, r"ids are integers, .* got \[\[0, 1\], \[1\]\]"),
         (lambda: loom.window(3), TypeError, "positional argument"),
         (lambda: loom.sinks(True), TypeError, "n is a number of positions, an int; got bool"),

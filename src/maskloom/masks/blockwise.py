@@ -1,13 +1,12 @@
 """Masks of distance and block together: the factorised patterns of the Sparse Transformer, and chunks."""
 
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
-from maskloom.masks.checks import as_int, count, integers, is_zero, readable
+from maskloom.masks.checks import as_int, count, integers, is_number, is_zero, readable
 from maskloom.masks.tables import of_head
 
 
@@ -135,7 +134,7 @@ def fixed(stride: int, *, summary: int = 1, factor: int | None = None, part: int
 
 
 def _checked_part(part: int | Tensor | Sequence[int], parts: int) -> int | Tensor:
-    if isinstance(part, SupportsIndex) and not isinstance(part, Tensor):
+    if is_number(part) or isinstance(part, (bool, float)):
         checked: int | Tensor = count("part", part, of="parts")
     else:
         checked = integers("part", part)

@@ -82,6 +82,8 @@ def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Te
 
     A tensor of one element, in any shape, is for any batch: it comes back without dimensions, as a view.
     """
+    if isinstance(offset, (list, tuple)) or _is_array(offset):
+        offset = integers(name, offset).long()
     checked = _offset(name, offset, "a position")
     if isinstance(checked, Tensor) and checked.ndim > 1:
         raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(checked.shape)}")
@@ -108,8 +110,6 @@ def head_offset(offset: int | Tensor) -> int | Tensor:
 
 
 def _offset(name: str, offset: Any, what: str) -> int | Tensor:
-    if isinstance(offset, (list, tuple)) or _is_array(offset):
-        offset = integers(name, offset).long()
     if isinstance(offset, Tensor) and offset.dtype in (torch.int32, torch.int64):
         return offset.reshape(()) if offset.ndim and offset.numel() == 1 else offset
     if isinstance(offset, Tensor) or not (type(offset) is int or is_number(offset)):
