@@ -13,18 +13,29 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CODE)
 def test_code_runs(code):
     exec(code, {})
 
 
+def test_all_the_code_is_found():
+    assert len(CODE) == README.count("```python") > 0
+
+
 def test_pictures_exist():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for path in pictures:
         assert (ROOT / path).read_bytes().startswith(b"\x89PNG"), path
 
 
 def test_links_lead_somewhere():
-    for path in re.findall(r"[^!]\[.*?\]\(([^)#:]*)\)", README):
+    links = re.findall(r"[^!]\[.*?\]\(([^)#:]*)\)", README)
+    assert links
+    for path in links:
         assert (ROOT / path).exists(), path
 
 

@@ -59,7 +59,8 @@ def test_every_name_exists_and_says_what_it_is():
     assert len(set(loom.__all__)) == len(loom.__all__)
     for name in loom.__all__:
         value = getattr(loom, name)
-        assert value.__doc__, name
+        made_up = f"{getattr(value, '__name__', '')}("  # what dataclass writes where a class says nothing
+        assert value.__doc__ and not value.__doc__.startswith(made_up), name
 
 
 def fresh(code: str) -> str:

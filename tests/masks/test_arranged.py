@@ -80,6 +80,8 @@ def test_one_table_stands_for_all_where_the_answer_is_the_same(index):
     argument = {"b": "batch", "h": "heads"}[index]
     for count in (None, 1, 5):
         assert torch.equal(mask.dense(2, 7, **{argument: count}).amax((0, 1)), mask.dense(2, 7)[0, 0])
-        assert loom.block_mask(mask, 2, 7, device="cpu", **{argument: count}) is not None
+        blocks = loom.block_mask(mask, 2, 7, device="cpu", block_size=2, **{argument: count})
+        expected = loom.key_range(0, 3)
+        assert differing(blocks, loom.block_mask(expected, 2, 7, device="cpu", block_size=2, **{argument: count})) == []
     with pytest.raises(ValueError, match="is 2, and the mask reads a table for 5"):
         mask.dense(2, 7, **{argument: 2})
