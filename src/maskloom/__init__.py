@@ -50,6 +50,7 @@ from maskloom.masks.relative import (
 from maskloom.masks.segments import document_prefix, documents, within
 from maskloom.masks.simplify import simplify
 from maskloom.masks.video import spatial, temporal
+from maskloom.nn.holder import Holder
 from maskloom.nn.multihead import MultiheadFlexAttention
 from maskloom.scores.alibi import alibi
 from maskloom.scores.composed import compose
@@ -169,8 +170,9 @@ __all__ = [
     "reference",
     "merge",
     "FallbackError",
-    # nn: the module
+    # nn: modules
     "MultiheadFlexAttention",
+    "Holder",
     # show: see it
     "visualize_attention_scores",
     "plot_attention",

@@ -181,7 +181,10 @@ def check_mask_fits(
         as_mask(mask)  # raises if it is none
         held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(mask)
         if held not in (None, device):
-            raise ValueError(f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to")
+            raise ValueError(
+                f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to, or let them move with "
+                "a module that has the mask in a maskloom.Holder"
+            )
         return
     if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
         raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
@@ -209,5 +212,6 @@ def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.d
         held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(score_mod, "score_mod")
         if held not in (None, device):
             raise ValueError(
-                f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to"
+                f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to, or let "
+                "them move with a module that has the score_mod in a maskloom.Holder"
             )

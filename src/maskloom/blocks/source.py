@@ -112,7 +112,7 @@ def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device
     if held is not None and held != asked:
         raise ValueError(
             f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
-            f"mask.to({str(asked)!r}), or device={str(held)!r}"
+            f"mask.to({str(asked)!r}), or device={str(held)!r}. In a module, a maskloom.Holder moves the mask with it"
         )
     return asked
 

@@ -1,0 +1,157 @@
+"""A place for a mask in a module: its tensors become buffers and parameters, and go where the module goes."""
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.masks import captured
+from maskloom.masks.values import Value
+
+M = TypeVar("M")
+
+
+class Holder(nn.Module, Generic[M]):
+    """Holds a mask, a score_mod or a BlockMask in a module; call it for what it holds.
+
+    A mask is a value: as a plain attribute of a module it stays where it is when the module moves. In a Holder its tensors are
+    buffers, and those that learn are parameters::
+
+        class Layer(nn.Module):
+            def __init__(self, offsets):
+                super().__init__()
+                self.mask = loom.Holder(loom.causal & loom.documents(offsets=offsets))
+                self.bias = loom.Holder(loom.relative_bias(nn.Parameter(torch.zeros(8, 257))))
+
+            def forward(self, q, k, v):
+                return loom.attend(q, k, v, self.mask(), score_mod=self.bias())
+
+    The call gives one object until a tensor is replaced, so that what `attend` keeps with a mask stays. ``.to(device)`` moves all
+    tensors. ``.half()`` and ``.to(dtype)`` convert parameters alone: a mask says the same in every dtype, and tables of numbers
+    that nobody learns (slopes, thresholds) keep theirs. DistributedDataParallel sends the buffers of its first process to the
+    others, as those of any module: hold what is the same for all, and make the masks of a batch in ``forward``.
+
+    Args:
+        held: a Mask, a mask_mod, a score_mod or a BlockMask. A Parameter in it is a parameter of the Holder too, and a leaf tensor
+            that requires a gradient becomes one; all other tensors become buffers.
+        persistent: whether the buffers are part of ``state_dict``. By default they are not: the code that makes the module makes
+            its mask, and checkpoints with and without one fit each other. A module that is made on the meta device needs it:
+            nothing else gives its buffers their values.
+
+    Raises:
+        TypeError: something that is none of these. ValueError: a tensor that was computed from what learns, which no optimiser
+            would see.
+    """
+
+    def __init__(self, held: M, *, persistent: bool = False) -> None:
+        super().__init__()
+        if isinstance(held, nn.Module) or not (callable(held) or isinstance(held, BlockMask)):
+            raise TypeError(f"a Holder holds a mask, a score_mod or a BlockMask; got {type(held).__name__}")
+        self._persistent = persistent
+        self._names: list[str] = []
+        self._template = _replaced(held, Tensor, self._registered)
+        self._make()
+
+    def forward(self, *indices: Any) -> M:
+        """What it holds, with its tensors as they are now."""
+        if indices:
+            raise TypeError("a Holder is no mask or score_mod: give what holder() returns")
+        if not all(map(operator.is_, self._tensors(), self._made.tensors)):
+            if torch.compiler.is_dynamo_compiling():  # torch.func.functional_call, say
+                return _traced(self._template, self)
+            self._make()
+        return self._made.held
+
+    def extra_repr(self) -> str:
+        """What it holds, as ``print(module)`` shows it."""
+        return repr(self._made.held) if callable(self._made.held) else "BlockMask"
+
+    def _registered(self, tensor: Tensor) -> "_Place":
+        """Make a tensor a buffer or a parameter; its place in the template."""
+        name = f"tensor{len(self._names)}"
+        if tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"a Holder holds what learns itself, and a tensor of shape {tuple(tensor.shape)} was computed from it: "
+                "make this mask or score_mod in forward"
+            )
+        if tensor.requires_grad or isinstance(tensor, nn.Parameter):
+            self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor, persistent=self._persistent)
+        self._names.append(name)
+        return _Place(name)
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names]
+
+    def _make(self) -> None:
+        held = _replaced(self._template, _Place, lambda place: getattr(self, place.name))
+        self._made: _Made[M] = _Made(self._tensors(), held)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Holder[M]":
+        buffers = {id(buffer) for buffer in self._buffers.values()}
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return tensor.to(new.device) if id(tensor) in buffers and new.dtype != tensor.dtype else new
+
+        super()._apply(moved, recurse)
+        self._make()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._make()  # load_state_dict(assign=True) puts other tensors in their places
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make()
+
+
+class _Place(NamedTuple):
+    """Where a tensor of the module goes in what it holds."""
+
+    name: str
+
+
+class _Made(NamedTuple, Generic[M]):
+    """What a Holder holds, made of these tensors."""
+
+    tensors: list[Tensor]
+    held: M
+
+
+def _traced(held: Any, holder: nn.Module) -> Any:
+    """What a template stands for, made by operations that dynamo follows: of values alone."""
+    if isinstance(held, _Place):
+        return getattr(holder, held.name)
+    if isinstance(held, tuple):
+        return tuple([_traced(item, holder) for item in held])
+    if isinstance(held, BlockMask) or (callable(held) and not isinstance(held, Value)):
+        raise RuntimeError(
+            "while torch.compile traces, only of masks and score_mods that are values can tensors be replaced"
+        )
+    if not isinstance(held, Value):
+        return held
+    fields: Any = dataclasses.fields(held)  # type: ignore[arg-type] # values are decorated
+    return type(held)(*[_traced(getattr(held, field.name), holder) for field in fields])
+
+
+def _replaced(held: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A mask, score_mod or BlockMask with other things in place of those of a ``kind``."""
+    if not isinstance(held, BlockMask):
+        return captured.moved(held, change, of=kind)
+    new = copy.copy(held)
+    for name, value in vars(held).items():
+        if isinstance(value, kind):
+            setattr(new, name, change(value))
+    new.mask_mod = captured.moved(held.mask_mod, change, of=kind)
+    return new
