@@ -1,4 +1,4 @@
-"""Which attention each backend can do, and how far its results are from the truth: the grid behind docs/backends.md.
+"""Which attention each backend can do, and how far its results are from the truth: the grid behind docs/notes/backends.md.
 
     python benchmarks/grid.py --backend triton --shard 0/8 --out benchmarks/results/grid.csv
 

@@ -1,6 +1,6 @@
-"""The tables of docs/backends.md: the rule that chooses, what each backend was tried at, and what attention takes on a GPU.
+"""The tables of docs/backends.md and docs/notes/backends.md: the rule that chooses, what was tried, what attention takes on a GPU.
 
-`docs.make_tables` puts them into the page. Rows are those of benchmarks/grid.py and benchmarks/attention_gpu.py.
+`docs.make_tables` puts them into the pages. Rows are those of benchmarks/grid.py and benchmarks/attention_gpu.py.
 """
 
 import re
@@ -82,6 +82,18 @@ def attention() -> str:
         ]
         lines.append(" | ".join([mask, f"`{contender}`", *cells]))
     return table(lines) + older(rows, OLDER_FORWARD)
+
+
+def beside_torch() -> str:
+    """Milliseconds of a step, for each mask and each way of torch's own: that way, and `attend` as "auto" runs it."""
+    rows = measured("padded")
+    columns = [f"{who}, N={length_of(shape)}" for shape in shapes(rows) for who in ("torch", "attend")]
+    lines = [" | ".join(["mask", "with torch", *columns])]
+    for mask, contender in dict.fromkeys((mask, contender) for _, mask, contender in rows):
+        if not contender.startswith("attend"):
+            keys = [(shape, mask, name) for shape in shapes(rows) for name in (contender, "attend, auto")]
+            lines.append(" | ".join([mask, f"`{contender}`", *(cell(rows.get(key), "step_ms", 2) for key in keys)]))
+    return table(lines)
 
 
 def host() -> str:
@@ -214,8 +226,10 @@ def clean() -> str:
     return table(lines)
 
 
-TABLES = {
-    "order": order,
+GUIDE = {"order": order, "beside_torch": beside_torch, "short": short}
+"""Of docs/backends.md."""
+
+NOTES = {
     "tried": tried,
     "right": right,
     "refused": refused,
@@ -224,9 +238,9 @@ TABLES = {
     "aims": aims,
     "simplified": simplified,
     "from_tables": from_tables,
-    "short": short,
     "clean": clean,
 }
+"""Of docs/notes/backends.md."""
 
 AIMS: dict[str, Callable[[Rows, str], str]] = {
     "times faster than SDPA with a dense mask, `causal & lengths`: 5 at 4k, 8 at 16k": times_faster(

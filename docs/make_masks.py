@@ -267,7 +267,7 @@ HEAD = """# The masks
 
 Made by `python -m docs.make_masks`. Pictures show queries down and keys across, dark where the query may attend to the key.
 Shares say how the tiles of a block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a few
-elements (witnesses), or by all elements ([how](blocks.md); [rows](../benchmarks/results/masks.csv)). All are exact. Every mask combines with every other by `& | ^ ~`.
+elements (witnesses), or by all elements ([how](notes/blocks.md#one-run-then-intervals); [rows](../benchmarks/results/masks.csv)). All are exact. Every mask combines with every other by `& | ^ ~`.
 """
 
 

@@ -91,6 +91,23 @@ def block_masks() -> str:
     return make_plots.blocks_table(rows) + older * any("ours_host_ms" not in row for row in rows)
 
 
+def blocks_beside_torch(name: str, lengths: Sequence[int]) -> str:
+    """Milliseconds to build block masks of these lengths: maskloom's, and torch's in both ways, first calls too."""
+    columns = {
+        "ours_ms": "maskloom",
+        "torch_eager_ms": "torch, eager",
+        "torch_compiled_ms": "torch, compiled",
+        "torch_compiled_first_call_ms": "its first call",
+    }
+    rows = sorted(rows_of(name), key=lambda row: int(row["length"]))
+    lines = [" | ".join(["N", "mask", *columns.values()])]
+    for row in rows:
+        if int(row["length"]) in lengths:
+            times = [make_plots._cell(row[column]) for column in columns]
+            lines.append(" | ".join([make_plots._short(int(row["length"])), make_plots._name(row), *times]))
+    return table(lines)
+
+
 def aims_of_blocks() -> str:
     """What was aimed at for block masks on the GPU, and what came of it, from the least to the most."""
     lines = ["aim | measured"]
@@ -131,8 +148,13 @@ AIMS_OF_BLOCKS: list[tuple[str, Sequence[str], Sequence[int], str, str]] = [
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "backends.md": make_backends.TABLES,
-    "blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
+    "backends.md": make_backends.GUIDE,
+    "notes/backends.md": make_backends.NOTES,
+    "blocks.md": {
+        "cpu": lambda: blocks_beside_torch("blocks", [1 << 10, 1 << 13]),
+        "gpu": lambda: blocks_beside_torch("blocks_gpu", [1 << 12, 1 << 17, 1 << 20]),
+    },
+    "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "../README.md": {"gpu": in_short},
 }

@@ -50,7 +50,7 @@ MASKS: dict[str, Any] = {
 }  # fmt: skip
 
 MOSTLY_EVALUATED = {"morton_natten"}
-"""More than half of the tiles decided element by element; docs/blocks.md says why."""
+"""More than half of the tiles decided element by element; docs/notes/blocks.md says why."""
 
 
 @pytest.mark.parametrize("block", [16, (64, 32), 128])

@@ -58,14 +58,11 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
 def test_the_code_of_backends_runs(capsys):
     code = code_of("backends.md")
     exec(code, {})
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "sdpa" and "needs a GPU" in said[-1]
-    assert said[1:-2] == re.findall(r"^# (.*)$", code, re.MULTILINE)
-    assert said[-2] == "window(back=4, ahead=0)"
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)
 
 
 def test_the_page_of_backends_says_what_simplify_makes():
-    section = (DOCS / "backends.md").read_text().split("## Cheaper masks")[1].split("\n- ")[0]
+    section = (DOCS / "notes" / "backends.md").read_text().split("## Cheaper masks")[1].split("\n- ")[0]
     rows = [re.findall(r"`(.*?)`", line.replace("\\|", "|"))[:2] for line in section.splitlines() if line[:3] == "| `"]
     names = {**vars(loom), "lens": torch.tensor([9, 6]), "offsets": torch.tensor([0, 4, 9])}
     assert [told(loom.simplify(eval(mask, names))) for mask, _ in rows] == [becomes for _, becomes in rows]
@@ -101,10 +98,26 @@ def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
     assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_links_and_pictures_exist(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_an_anchor_is_found_in_its_heading(tmp_path):
+    (tmp_path / "page.md").write_text("# How it is run, and why\n```\n# no heading\n```\n### `a & b`: both\n")
+    assert anchors(tmp_path / "page.md") == {"how-it-is-run-and-why", "a--b-both"}
 
 
 def rows_of(name):
@@ -124,7 +137,7 @@ def test_the_shares_on_the_page_of_masks_are_committed_rows():
 def test_the_random_cases_are_the_committed_row():
     row = rows_of("exactness.csv")[-1]
     assert row["wrong"] == "0"
-    text = (DOCS / "blocks.md").read_text()
+    text = (DOCS / "notes" / "blocks.md").read_text()
     for name in ("cases", "identical", "undefined_in_torch"):
         assert f"{int(row[name]):,}" in text or row[name] in text, name
 
@@ -191,6 +204,25 @@ def test_rows_of_attention_are_tabulated_where_some_have_no_times(rows_of_attent
     assert "| causal & lengths | `attend, flash` | 100 | 100 | 2.50 | 100 | 100 | 15.00 |" in lines
     assert "| causal & lengths | `flex_attention, triton` | – | – | – | – | – | – |" in lines
     assert lines[-1].startswith("|")  # these rows are not the older ones
+
+
+def test_steps_with_torch_and_with_attend_stand_side_by_side(rows_of_attention):
+    lines = make_backends.beside_torch().splitlines()
+    assert lines[0] == "| mask | with torch | torch, N=4k | attend, N=4k | torch, N=16k | attend, N=16k |"
+    assert lines[2:] == [
+        "| causal & lengths | `flex_attention, flash` | 2.40 | 2.56 | – | – |",
+        "| causal & lengths | `flex_attention, triton` | – | 2.56 | – | – |",
+        "| causal & padding | `sdpa, dense mask` | 12.80 | 2.56 | – | – |",
+    ]
+
+
+def test_block_masks_with_torch_and_with_maskloom_stand_side_by_side(monkeypatch):
+    times = {"ours_ms": "0.139", "torch_eager_ms": "", "torch_compiled_ms": "0.229"}
+    row = times | {"mask": "causal", "batch": "8", "torch_compiled_first_call_ms": "23319.066"}
+    rows = [row | {"length": str(length)} for length in (1 << 20, 1 << 13, 1 << 12)]
+    monkeypatch.setattr(make_tables, "rows_of", lambda name: rows)
+    lines = make_tables.blocks_beside_torch("blocks_gpu", [1 << 12, 1 << 20]).splitlines()
+    assert lines[2:] == [f"| {length} | causal, batch 8 | 0.14 | – | 0.23 | 23319 |" for length in ("4k", "1M")]
 
 
 def test_a_mask_as_given_and_simplified_is_tabulated(monkeypatch):

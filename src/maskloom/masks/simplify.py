@@ -78,8 +78,8 @@ class FromStart(PaddingMask):
 def simplify(mask: Mask) -> Mask:
     """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
 
-    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device. docs/backends.md has what
-    becomes of what.
+    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device.
+    docs/notes/backends.md has what becomes of what.
     """
     if isinstance(mask, And):
         parts = _conjunction([simplify(part) for part in mask.parts])
