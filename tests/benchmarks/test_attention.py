@@ -18,6 +18,8 @@ from benchmarks.attention_cases import flops, make_batch, truth, visible_pairs, 
 from benchmarks.clocks import balanced, median_host_ms, median_ms, once_device_ms
 
 ROOT = Path(__file__).parent.parent.parent
+OURS = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+"""The environment of a script that measures this source, whatever is installed."""
 
 
 @pytest.fixture
@@ -70,7 +72,9 @@ def measured(tmp_path):
     def run(*options):
         out = tmp_path / "rows.csv"
         command = [sys.executable, "benchmarks/attention_gpu.py", "--tiny", "--device", "cpu", "--repeats", "1"]
-        done = subprocess.run([*command, *options, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+        done = subprocess.run(
+            [*command, *options, "--out", str(out)], cwd=ROOT, check=True, capture_output=True, env=OURS
+        )
         rows = list(csv.DictReader(out.read_text().splitlines())) if out.exists() else []
         return done.stdout.decode(), rows
 
@@ -131,7 +135,5 @@ def test_the_grid_does_not_try_again_what_it_has(tmp_path):
     rows = (ROOT / "benchmarks" / "results" / "grid.csv").read_text()
     out.write_text(rows)
     command = [sys.executable, "benchmarks/grid.py", "--backend", "flash", "--only-missing", "--out", str(out)]
-    subprocess.run(
-        command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    )
+    subprocess.run(command, cwd=ROOT, check=True, env=OURS)
     assert out.read_text() == rows

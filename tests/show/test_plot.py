@@ -1,5 +1,6 @@
 """Pictures: what is handed to matplotlib is the truth, hidden cells are seen as hidden, and files are whole or absent."""
 
+import os
 import re
 import subprocess
 import sys
@@ -393,7 +394,11 @@ plot.visualize_attention_scores(tensor, tensor, mask_mod=maskloom.causal, path={
 plot.save_figure(plot.plot_tiles(maskloom.block_mask(maskloom.causal, 5, 5)), {str(tmp_path / "b.png")!r})
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(Path(loom.__file__).parents[1])})
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(loom.__file__).parents[1])},
+    )
 
 
 def test_labels_are_multiples_of_a_round_step_and_the_last():
