@@ -525,7 +525,7 @@ FLAGS = torch.ones(2, 3, dtype=torch.bool)
             r"shape \(K,\) or \(B, K\); got \(1, 1, 1\)",
         ),
         (lambda: from_dense(FLAGS.long()), TypeError, "table is a bool tensor, True = may attend; got torch.int64"),
-        (lambda: from_dense([[True]]), TypeError, "table is a bool tensor, True = may attend; got list"),
+        (lambda: from_dense(["a"]), TypeError, "table are bools, a tensor or a list of them; got"),
         (lambda: from_dense(FLAGS[0]), ValueError, r"shape \(Q, K\), with B or B, H in front; got \(3,\)"),
         (lambda: from_dense(FLAGS[:0]), ValueError, r"got \(0, 3\)"),
         (

@@ -1,6 +1,7 @@
 """MultiheadFlexAttention: what it computes, that padding never leaks, and where it works."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -261,3 +262,27 @@ def test_the_log_sum_exp_is_refused_by_name(module):
 def test_words(module, call, words):
     with pytest.raises(ValueError, match=words):
         call(module)
+
+
+def test_a_table_in_place_of_a_mask():
+    torch.manual_seed(0)
+    module, x = loom.MultiheadFlexAttention(6, 10, 2), torch.randn(3, 7, 6)
+    table = torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = module(x, loom.causal).out
+    theirs = torch.zeros(7, 7).masked_fill(~table, -math.inf)
+    for given in (table, table.expand(3, 7, 7), table[None, None], theirs):
+        torch.testing.assert_close(module(x, given).out, expected)
+    with pytest.raises(ValueError, match=r"key_padding\(t\)"):
+        module(x, torch.ones(3, 7, dtype=torch.bool))
+
+
+def test_what_a_table_hides_as_query_and_as_key_is_padding():
+    torch.manual_seed(0)
+    module, x = loom.MultiheadFlexAttention(6, 10, 2), torch.randn(3, 7, 6)
+    strictly_before = torch.ones(7, 7, dtype=torch.bool).tril(-1)  # the last key is seen by none, its query sees
+    torch.testing.assert_close(module(x, strictly_before).out, module(x, loom.band(-7, -1)).out)
+    real = torch.arange(7) < 5
+    padded = strictly_before & real & real[:, None]
+    clean = module(x, padded).out
+    x[:, 5:] = math.nan
+    torch.testing.assert_close(module(x, padded).out, clean)

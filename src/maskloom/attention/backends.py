@@ -34,6 +34,7 @@ from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
 from maskloom.attention.varlen import packed, varlen
 from maskloom.masks.algebra import Everything
 from maskloom.masks.relative import Causal
+from maskloom.masks.words import brief
 from maskloom.scores.softcap import SoftCap
 
 Backend = Literal["flash", "sdpa", "varlen", "triton", "reference"]
@@ -60,7 +61,7 @@ def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
         ValueError: ``backend`` is not known, or cannot do this.
     """
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {backend!r}")
+        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(backend)}")
     named = _by_options(request) if backend == "auto" else backend
     if named is not None:
         refused = _REFUSALS[named](request) or _no_options(named, request)

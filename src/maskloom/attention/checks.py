@@ -16,6 +16,7 @@ from maskloom.masks.declared import LongestRow, longest_row
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.modes import autocast_to
 from maskloom.masks.reading import read
+from maskloom.masks.words import brief
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -82,7 +83,7 @@ def checked_scale(scale: float | None) -> float | None:
     if isinstance(scale, Tensor):
         raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
     if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {scale!r}")
+        raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {brief(scale)}")
     return float(scale)
 
 
@@ -94,7 +95,7 @@ def check_options(
 ) -> None:
     """Raise a TypeError or ValueError if return_aux, sinks or kernel_options are none."""
     if kernel_options is not None and not isinstance(kernel_options, dict):
-        raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {kernel_options!r}")
+        raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {brief(kernel_options)}")
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
         if sinks.device != query.device:
@@ -102,7 +103,7 @@ def check_options(
     if return_aux is None:
         return
     if not isinstance(return_aux, AuxRequest):
-        raise TypeError(f"return_aux is torch's AuxRequest(lse=True); got {return_aux!r}")
+        raise TypeError(f"return_aux is torch's AuxRequest(lse=True); got {brief(return_aux)}")
     if return_aux.max_scores:
         raise ValueError("attend returns no max_scores; AuxRequest(lse=True) is what it has")
 

@@ -26,6 +26,7 @@ from maskloom.attention.kept import keep
 from maskloom.attention.request import Attended, Request
 from maskloom.masks.dense import table_sizes
 from maskloom.masks.padding import known_hidden_queries, known_padding
+from maskloom.masks.words import brief
 
 
 class Hidden(NamedTuple):
@@ -49,13 +50,13 @@ def known_hidden(request: Request) -> Hidden:
             return table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
 
         keep(mask, ("fits", batch, heads, q_len, kv_len, device), fits)
-    keys = None if mask is None else known_padding(mask, kv_len)
+    keys = None if mask is None else keep(mask, ("hidden keys", kv_len), lambda: known_padding(mask, kv_len))
     if mask is None or keys is None:
         raise ValueError(
-            "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding or documents, alone or "
-            f"joined to others with &, shifted or not; got {mask!r}"
+            "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding, documents or "
+            f"from_dense, alone or joined to others with &, shifted or not; got {brief(mask)}"
         )
-    queries = known_hidden_queries(mask, q_len)
+    queries = keep(mask, ("hidden queries", q_len), lambda: known_hidden_queries(mask, q_len))
     for rows, length in ((keys, kv_len), (queries, q_len)):
         if rows is not None and (rows.shape[0] not in (1, batch) or rows.shape[1] != length):
             raise ValueError(

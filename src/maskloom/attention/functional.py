@@ -20,7 +20,7 @@ from maskloom.attention.checks import (
     checked_tensors,
 )
 from maskloom.attention.clean import cleaned, known_hidden, stopped
-from maskloom.attention.given import as_block_mask, refuse_shared_tables
+from maskloom.attention.given import as_block_mask, as_mask_of, refuse_shared_tables
 from maskloom.attention.merge import with_sinks
 from maskloom.attention.request import Attended, Request
 from maskloom.blocks.tables import tile_counts
@@ -28,6 +28,7 @@ from maskloom.errors import FallbackError
 from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import head_offset, is_zero
 from maskloom.masks.dense import MaskMod, table_sizes
+from maskloom.masks.in_place import Sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.simplify import told
 from maskloom.scores.base import ScoreMod
@@ -38,7 +39,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask | MaskMod | None = None,
+    mask: BlockMask | MaskMod | Tensor | None = None,
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
@@ -59,17 +60,22 @@ def attend(
             does it, but for float64. An empty batch, B = 0, gives an empty output.
         key: (B, Hkv, K, D). H is a multiple of Hkv: with fewer key-value heads, each serves H / Hkv query heads (GQA).
         value: (B, Hkv, K, E).
-        mask: a BlockMask, a Mask, a mask_mod, or None for everything. From a Mask the BlockMask (on the CPU the dense
+        mask: a BlockMask, a Mask, a mask_mod, a table, or None for everything. From a Mask the BlockMask (on the CPU the dense
             table) is built at the first call and kept with it; in-place changes of its tensors are noticed where torch
             makes them, not through NumPy, ``.data`` or collectives: `mark_changed` says those. What a plain function reads may change unseen, so from one it is
             built at every call, and so it is where an offset is given:
             ``shifted(mask, h_offset=4)``, made once, keeps it.
+
+            A table is a bool tensor (Q, K), (B, Q, K) or (B, H, Q, K), True = may attend, as scaled_dot_product_attention
+            has it; B and H of 1, and Q of 1 beside them, are for all. In nn.MultiheadAttention True hides: give
+            ``~attn_mask``. Or it is a float mask of 0 and -inf, as `from_dense` takes it. It is of these queries, keys and
+            heads, whatever the offsets; what is built from it is kept with the tensor that it is, or is a view of.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, as in torch's flex_attention: a plain function, or one of
             maskloom's (`alibi`, `softcap`, `relative_bias`, `compose`, `shifted_score`).
         scale: by default ``1 / sqrt(D)``.
         q_offset: the position of the first query, for mask and score_mod alike: an int, an integer tensor of one element
             (which may change from step to step without a compilation), or one for each batch row, (B,). A BlockMask has its
-            offset in it, given to `block_mask`: there this is for score_mod alone. None is 0, of whole rows: where there are
+            offset in it, given to `block_mask`: there, and beside a table, this is for score_mod alone. None is 0, of whole rows: where there are
             as many queries as keys, rows that the mask declares longer (on the CPU) are an error. An explicit 0 allows
             them, as for the first chunk of a prefill.
         h_offset: the first of these heads among those that mask and score_mod were made for, where devices share the
@@ -120,7 +126,7 @@ def _request(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask | MaskMod | None,
+    mask: BlockMask | MaskMod | Tensor | None,
     score_mod: ScoreMod | None,
     scale: float | None,
     q_offset: int | Tensor | None,
@@ -134,6 +140,9 @@ def _request(
     query, key, value = checked_tensors(query, key, value)
     check_options(query, return_aux, sinks, kernel_options)
     batch, heads, q_len, _ = query.shape
+    is_table = isinstance(mask, Tensor)
+    if isinstance(mask, Tensor):
+        mask = as_mask_of(mask, Sizes(batch, heads, q_len, key.shape[2]))
     if q_offset is None:
         check_rows_fit(mask, query, key)
     q_offset = 0 if q_offset is None else checked_q_offset(q_offset, batch)
@@ -141,7 +150,7 @@ def _request(
         h_offset = head_offset(h_offset)
     unshifted = mask
     if not (is_zero(q_offset) and h_offset is None):
-        if mask is not None and not isinstance(mask, BlockMask):
+        if not (mask is None or is_table or isinstance(mask, BlockMask)):
             mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
         if score_mod is not None:
             score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
@@ -213,7 +222,7 @@ def explain(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask | MaskMod | None = None,
+    mask: BlockMask | MaskMod | Tensor | None = None,
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,

@@ -6,13 +6,33 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.kept import keep
+from maskloom.attention.kept import keep, keep_beside
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
 from maskloom.masks import captured
-from maskloom.masks.algebra import everything
+from maskloom.masks.algebra import Mask, everything
 from maskloom.masks.dense import MaskMod, needed_sizes
+from maskloom.masks.dense_tables import check_kind
+from maskloom.masks.in_place import Sizes, mask_of_table
+from maskloom.masks.modes import is_lasting
 from maskloom.masks.reading import read
+
+
+def as_mask_of(table: Tensor, sizes: Sizes) -> Mask:
+    """The mask of a tensor that is given in place of one. It is kept with the tensor, and what is built from it with the mask.
+
+    A view, ``table[..., :kv_len]`` in each layer, finds what the same view of its tensor got before.
+
+    Raises:
+        TypeError, ValueError: a tensor that is no mask, or one for other sizes.
+    """
+    if torch.compiler.is_dynamo_compiling() or not is_lasting():
+        return mask_of_table(table, sizes)
+    check_kind("the mask", table, additive=True)
+    owner = table if table._base is None else table._base
+    place = table.dtype, table.storage_offset(), table.shape, table.stride(), sizes
+    # detached: what is kept with a tensor must not hold it
+    return keep_beside(owner, place, lambda: mask_of_table(table.detach(), sizes))
 
 
 def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:

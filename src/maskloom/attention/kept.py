@@ -14,6 +14,7 @@ from maskloom.masks import captured
 from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.identity import IdentityTable
 from maskloom.masks.modes import float_state, is_lasting
+from maskloom.masks.words import brief
 
 R = TypeVar("R")
 
@@ -32,10 +33,12 @@ class _Entry:
         held: its tensors and parts. No weak references: torch swaps no tensor that has one (``torch.utils.swap_tensors``),
             and the object holds them itself.
         states: of the tensors; see `_states`.
+        own: of the object, where it is a tensor itself.
     """
 
     held: tuple[Any, ...]
     states: list[Any]
+    own: list[Any] = field(default_factory=list)
     results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
     @property
@@ -110,6 +113,15 @@ class Kept:
                 entry.results.popitem(last=False)
         return result
 
+    def get_beside(self, tensor: Tensor, key: Hashable, compute: Callable[[], R]) -> R:
+        """`get` for a tensor itself, which its entry must not hold."""
+        if not is_lasting() or tensor.is_inference():
+            return compute()
+        entry, own = self._entries.get(tensor), _states([tensor])
+        if entry is None or entry.own != own:
+            self._entries.put(tensor, _Entry((), [], own))
+        return self.get(tensor, [], key, compute)
+
     def results(self, source: object) -> dict[Hashable, Any]:
         """What is kept for an object."""
         entry = self._entries.get(source)
@@ -162,9 +174,14 @@ def mark_changed(*changed: Any) -> None:
 def _all_held(held: Any) -> list[Tensor]:
     if not callable(held) and not isinstance(held, (BlockMask, list, tuple, dict)):
         raise TypeError(
-            f"mark_changed takes tensors, masks, score_mods and BlockMasks; got {type(held).__name__}: {held!r}"
+            f"mark_changed takes tensors, masks, score_mods and BlockMasks; got {type(held).__name__}: {brief(held)}"
         )
     return tensors_of(held)
+
+
+def keep_beside(tensor: Tensor, key: Hashable, compute: Callable[[], R]) -> R:
+    """``compute()``, kept with a tensor, which it must not hold, until that is written to."""
+    return _kept.get_beside(tensor, key, compute)
 
 
 def tensors_of(source: Any) -> list[Tensor]:

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.chunks import in_chunks, rows_of
+from maskloom.attention.given import as_mask_of
 from maskloom.attention.kept import tensors_of
 from maskloom.attention.merge import check_sinks, with_sinks
 from maskloom.masks import captured
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.in_place import Sizes
 from maskloom.masks.modes import autocast_to, without_autocast
 from maskloom.scores.base import ScoreMod
 from maskloom.scores.lifted import modified
@@ -49,8 +51,8 @@ def reference(
     Args:
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E). H is a multiple of Hkv; query head h uses
             key-value head ``h // (H // Hkv)``.
-        mask: a BlockMask (meaning what `maskloom.blocks.tables.dense_of` says), a Mask, a mask_mod, or a bool table that
-            broadcasts to (B, H, Q, K), True = may attend. None: all may.
+        mask: a BlockMask (meaning what `maskloom.blocks.tables.dense_of` says), a Mask, a mask_mod, or a table as `attend` takes
+            it, bool (Q, K), (B, Q, K) or (B, H, Q, K), True = may attend. None: all may.
         score_mod: changes scaled scores before the mask is applied; its result is brought to their dtype. Gradients reach
             the tensors that it holds.
         scale: by default ``1 / sqrt(D)``.
@@ -58,7 +60,7 @@ def reference(
             (gpt-oss). See `maskloom.attention.merge.with_sinks`.
 
     Raises:
-        TypeError: a table that is not bool, sinks that are not floating point, a score_mod that gives no score.
+        TypeError: a table that is neither bool nor additive, sinks that are not floating point, a score_mod that gives no score.
         ValueError: heads that do not divide, a mask for other sizes, not one sink for each head.
 
     Returns:
@@ -66,7 +68,7 @@ def reference(
         (B, H, Q), in float32 where that is a half type. A query that sees nothing has output 0, log-sum-exp -inf (or the
         sink), and gradients 0.
     """
-    _check_mask(mask, query, key)
+    mask = _checked_mask(mask, query, key)
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
     out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale)
@@ -149,22 +151,15 @@ def probabilities(scores: Tensor) -> tuple[Tensor, Tensor]:
     return weights, lse
 
 
-def _check_mask(mask: BlockMask | MaskMod | Tensor | None, query: Tensor, key: Tensor) -> None:
+def _checked_mask(mask: BlockMask | MaskMod | Tensor | None, query: Tensor, key: Tensor) -> BlockMask | MaskMod | None:
+    """The mask, a table as one; the sizes of a table and of a BlockMask checked."""
     batch, heads, q_len, _ = query.shape
     kv_len = key.shape[-2]
     if isinstance(mask, BlockMask) and tuple(mask.seq_lengths) != (q_len, kv_len):
         raise ValueError(
             f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
         )
-    if not isinstance(mask, Tensor):
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"a table of a mask is bool, True = may attend; got {mask.dtype}")
-    sizes = zip(reversed(mask.shape), (kv_len, q_len, heads, batch), strict=False)
-    if mask.ndim > 4 or any(have not in (1, need) for have, need in sizes):
-        raise ValueError(
-            f"a table of a mask broadcasts to (B, H, Q, K) = {(batch, heads, q_len, kv_len)}; got {tuple(mask.shape)}"
-        )
+    return as_mask_of(mask, Sizes(batch, heads, q_len, kv_len)) if isinstance(mask, Tensor) else mask
 
 
 def _for_each_query_head(tensor: Tensor, query: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.checks import count, flags, integer, integers, length_table, readable
+from maskloom.masks.words import brief
 
 Side = Literal["right", "left"]
 Where = Literal["anywhere", "right", "left"]
@@ -153,4 +154,4 @@ def _only_at(pads: Tensor, where: Where) -> Tensor:
 
 def _one_of(name: str, value: str, choices: object) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
+        raise ValueError(f"{name} is one of {', '.join(get_args(choices))}; got {brief(value)}")

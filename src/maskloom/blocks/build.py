@@ -18,16 +18,18 @@ from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import as_int, is_zero, position_offsets
 from maskloom.masks.dense import MaskMod, table_sizes
+from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
 from maskloom.masks.simplify import simplify
+from maskloom.masks.words import brief
 
 _DEFAULT_BLOCK = 128
 _TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 
 
 def block_mask(
-    mask: MaskMod,
+    mask: MaskMod | Tensor,
     q_len: int,
     kv_len: int,
     *,
@@ -42,7 +44,8 @@ def block_mask(
     """The BlockMask of a mask, with the fewest tables: one for all batch rows, or heads, that the mask treats alike.
 
     Args:
-        mask: a Mask or a mask_mod.
+        mask: a Mask or a mask_mod; or a table of these queries and keys as `attend` takes it, bool (Q, K), (B, Q, K) or
+            (B, H, Q, K), True = may attend.
         q_len, kv_len: Q and K, in positions.
         batch, heads: B and H of the tables; by default the smallest that the mask needs. A mask that reads ``b`` through
             a table needs as many rows as the table has; one that computes with ``b`` cannot say, and needs ``batch``.
@@ -59,9 +62,15 @@ def block_mask(
         equal, and cheaper inside partial tiles.
 
     Raises:
-        TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, or
-            tensors on another device.
+        TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, an offset
+            beside a table, or tensors on another device.
     """
+    if isinstance(mask, Tensor):
+        if not (is_zero(q_offset) and is_zero(kv_offset)):
+            raise ValueError(
+                "a tensor in place of a mask is of these queries and keys; offsets are for from_dense(tensor)"
+            )
+        mask = mask_of_table(mask, Sizes(as_int(batch), as_int(heads), as_int(q_len), as_int(kv_len)))
     if isinstance(mask, Mask) and not torch.compiler.is_dynamo_compiling():
         mask = simplify(mask)
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
@@ -80,7 +89,7 @@ def block_mask(
 
 
 def create_block_mask(
-    mask_mod: MaskMod,
+    mask_mod: MaskMod | Tensor,
     B: int | None,  # noqa: N803 - torch's names
     H: int | None,  # noqa: N803
     Q_LEN: int,  # noqa: N803
@@ -95,7 +104,7 @@ def create_block_mask(
     """torch's ``create_block_mask``: the same arguments, the same tables, and an error where those would be wrong.
 
     Args:
-        mask_mod: a Mask or a mask_mod; the BlockMask keeps it as it is.
+        mask_mod: a Mask or a mask_mod; the BlockMask keeps it as it is. Or a table, as `block_mask` takes it.
         B: batch size. None says that the mask is the same for every batch row: a ValueError if it is not (torch builds
             the tables of row 0 for all rows then, attention-gym#98).
         H: query heads, likewise.
@@ -115,6 +124,8 @@ def create_block_mask(
     if compute_dq_write_order and "compute_dq_write_order" not in _TORCH_TAKES:
         raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
     B, H, Q_LEN, KV_LEN = map(as_int, (B, H, Q_LEN, KV_LEN))  # noqa: N806
+    if isinstance(mask_mod, Tensor):
+        mask_mod = mask_of_table(mask_mod, Sizes(B, H, Q_LEN, KV_LEN))
     sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
     if torch.compiler.is_dynamo_compiling():
         wanted = {
@@ -164,7 +175,7 @@ def _refuse_shared_tables(reading: Reading, batch: int | None, heads: int | None
 def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
     """Give a BlockMask torch's order of writes for a deterministic backward."""
     if not isinstance(dq_kv_order, bool):
-        raise ValueError(f"dq_kv_order is a bool here; got {dq_kv_order!r}")
+        raise ValueError(f"dq_kv_order is a bool here; got {brief(dq_kv_order)}")
     orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)
     built.dq_write_order, built.dq_write_order_full = orders
     built.dq_kv_order, built.dq_kv_order_spt = None, dq_kv_order

@@ -17,6 +17,7 @@ from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, checked_block_mask, tile_states
 from maskloom.masks.checks import count
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.in_place import Sizes, mask_of_table
 
 
 def density(block_mask: BlockMask) -> float:
@@ -146,7 +147,7 @@ class Explanation:
 
 
 def explain_block_mask(
-    mask: MaskMod,
+    mask: MaskMod | Tensor,
     q_len: int,
     kv_len: int,
     *,
@@ -159,6 +160,8 @@ def explain_block_mask(
 
     Takes and raises what `block_mask` does.
     """
+    if isinstance(mask, Tensor):
+        mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes)

@@ -19,6 +19,7 @@ from maskloom.masks.forks import fork_safe_lock
 from maskloom.masks.identity import IdentityTable
 from maskloom.masks.modes import float_state
 from maskloom.masks.simplify import simplify
+from maskloom.masks.words import brief
 
 
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
@@ -121,7 +122,7 @@ def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
 
 def _check_tables(block_mask: BlockMask) -> None:
     if not isinstance(block_mask, BlockMask):
-        raise TypeError(f"update_ writes into a BlockMask; got {block_mask!r} of type {type(block_mask).__name__}")
+        raise TypeError(f"update_ writes into a BlockMask; got {brief(block_mask)} of type {type(block_mask).__name__}")
     if block_mask.full_kv_indices is None:
         raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
     if isinstance(getattr(block_mask, "dq_kv_order", None), Tensor):
@@ -139,14 +140,14 @@ def _writes_into(held: MaskMod, mask: MaskMod) -> list[tuple[Tensor, Tensor]]:
     if alike is None:
         raise ValueError(
             "update_ changes the values of tensors alone: what reads the block mask in a captured graph goes on computing "
-            f"{held!r}, and {mask!r} has other operations, numbers, shapes or dtypes; build another block mask, or make the "
+            f"{brief(held)}, and {brief(mask)} has other operations, numbers, shapes or dtypes; build another block mask, or make the "
             "numbers tensors (prefix([3]), shifted(..., q_offset=tensor))"
         )
     pairs = zip(captured.tensors(held), captured.tensors(alike), strict=True)
     writes = [(own, value) for own, value in pairs if own is not value]
     if writes and not _owned.get(held):
         raise ValueError(
-            f"the block mask's {held!r} holds tensors that may be yours, and are not written into: build it as "
+            f"the block mask's {brief(held)} holds tensors that may be yours, and are not written into: build it as "
             "updatable(block_mask(...)), which copies them, and capture that"
         )
     return writes
@@ -203,7 +204,9 @@ class BlockMaskCache:
         if not isinstance(mask, Mask):
             raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
         if captured.tensors(mask):
-            raise ValueError(f"a cache keeps masks without tensors, and {mask!r} holds some; build it with block_mask")
+            raise ValueError(
+                f"a cache keeps masks without tensors, and {brief(mask)} holds some; build it with block_mask"
+            )
         pair = tuple(block_size) if isinstance(block_size, list) else as_int(block_size)
         q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
         key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())

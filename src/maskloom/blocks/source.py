@@ -17,6 +17,7 @@ from maskloom.masks.modes import float_state, is_lasting, is_tracing
 from maskloom.masks.program import Program
 from maskloom.masks.reading import Reading, reading_of
 from maskloom.masks.record import record
+from maskloom.masks.words import brief
 
 
 @dataclass(frozen=True)
@@ -130,5 +131,7 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     given = (block_size, block_size) if isinstance(block_size, int) else block_size
     pair = tuple(map(as_int, given)) if isinstance(given, (tuple, list)) else ()
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
-        raise ValueError(f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {block_size!r}")
+        raise ValueError(
+            f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {brief(block_size)}"
+        )
     return pair

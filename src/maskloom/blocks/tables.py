@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks.dense import dense, needed_sizes
+from maskloom.masks.words import brief
 
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
@@ -30,7 +31,7 @@ def checked_block_mask(value: object) -> BlockMask:
     """The BlockMask itself, or a TypeError that says what was given in its place."""
     if not isinstance(value, BlockMask):
         raise TypeError(
-            f"a BlockMask, as block_mask(mask, q_len, kv_len) builds one; got {type(value).__name__}: {value!r}"
+            f"a BlockMask, as block_mask(mask, q_len, kv_len) builds one; got {type(value).__name__}: {brief(value)}"
         )
     return value
 

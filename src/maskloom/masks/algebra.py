@@ -19,9 +19,11 @@ from torch.nn.attention import flex_attention as flex
 
 from maskloom.masks.checks import required_arguments
 from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.dense_tables import not_a_mask
 from maskloom.masks.modes import NOT_LIFTED
 from maskloom.masks.values import Value, value
 from maskloom.masks.values import shown as shown  # beside mask_value, for those who write a repr
+from maskloom.masks.words import brief, brief_name, is_array
 
 C = TypeVar("C", bound=type)
 
@@ -65,6 +67,7 @@ class Mask(Value, ABC):
     """
 
     __signature__ = _CallSignature()
+    __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask, which says what to write
 
     @abstractmethod
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -73,22 +76,22 @@ class Mask(Value, ABC):
     # -- algebra ---------------------------------------------------------------------------------------------------
 
     def __and__(self, other: MaskMod) -> "Mask":
-        return and_masks(self, other) if callable(other) else NotImplemented
+        return and_masks(self, other) if _is_operand(other) else NotImplemented
 
     def __rand__(self, other: MaskMod) -> "Mask":
-        return and_masks(other, self) if callable(other) else NotImplemented
+        return and_masks(other, self) if _is_operand(other) else NotImplemented
 
     def __or__(self, other: MaskMod) -> "Mask":
-        return or_masks(self, other) if callable(other) else NotImplemented
+        return or_masks(self, other) if _is_operand(other) else NotImplemented
 
     def __ror__(self, other: MaskMod) -> "Mask":
-        return or_masks(other, self) if callable(other) else NotImplemented
+        return or_masks(other, self) if _is_operand(other) else NotImplemented
 
     def __xor__(self, other: MaskMod) -> "Mask":
-        return xor_masks(self, other) if callable(other) else NotImplemented
+        return xor_masks(self, other) if _is_operand(other) else NotImplemented
 
     def __rxor__(self, other: MaskMod) -> "Mask":
-        return xor_masks(other, self) if callable(other) else NotImplemented
+        return xor_masks(other, self) if _is_operand(other) else NotImplemented
 
     def __invert__(self) -> "Mask":
         return _inverted(self)
@@ -99,7 +102,7 @@ class Mask(Value, ABC):
         if not torch.compiler.is_dynamo_compiling() and torch._guards.TracingContext.try_get() is not None:
             return True
         raise TypeError(
-            f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {self!r})"
+            f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {brief(self)})"
         )
 
     # -- the truth -------------------------------------------------------------------------------------------------
@@ -241,15 +244,18 @@ def as_mask(function: MaskMod) -> Mask:
             return and_masks(*_parts_of(function))
         if _is_torch_or(function):
             return or_masks(*_parts_of(function))
+    if is_array(function):
+        raise TypeError(not_a_mask(function))
     if not callable(function):
         raise TypeError(
-            f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {function!r}"
+            f"a mask is a function (b, h, q_idx, kv_idx) -> bool; got {type(function).__name__}: {brief(function)}"
         )
     required = None if torch.compiler.is_dynamo_compiling() else required_arguments(function)
     if required is not None and required != 4:
         hint = "; with five it looks like a score_mod, which goes to score_mod=" if required == 5 else ""
-        name = getattr(function, "__name__", repr(function))
-        raise TypeError(f"a mask_mod takes four arguments (b, h, q_idx, kv_idx); {name} takes {required}{hint}")
+        raise TypeError(
+            f"a mask_mod takes four arguments (b, h, q_idx, kv_idx); {brief_name(function)} takes {required}{hint}"
+        )
     return FromFunction(function)
 
 
@@ -303,6 +309,11 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else kind(parts)
+
+
+def _is_operand(other: object) -> bool:
+    """Whether it is for `as_mask` to take or, with words of its own, to refuse."""
+    return callable(other) or is_array(other)
 
 
 def _in_brackets(mask: Mask, binds: int) -> str:

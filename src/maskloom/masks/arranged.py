@@ -12,6 +12,7 @@ from maskloom.masks.algebra import Mask, as_mask, mask_value
 from maskloom.masks.checks import count
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.reading import read
+from maskloom.masks.words import brief
 
 
 class _Chosen(Mask):
@@ -188,7 +189,7 @@ def _choice(which: Tensor, answers: Iterable[Tensor]) -> Tensor:
 def _chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, ...], tuple[Mask, ...], Tensor]:
     """All masks, the different ones among them, and which of these each is."""
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{name} takes a list with one mask for each {item}; got {given!r}")
+        raise TypeError(f"{name} takes a list with one mask for each {item}; got {brief(given)}")
     if not given:
         raise ValueError(f"{name} takes one mask for each {item}; got none")
     masks = tuple(map(as_mask, given))

@@ -8,6 +8,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import as_int, count, integers, is_number, is_zero, readable
 from maskloom.masks.tables import of_head
+from maskloom.masks.words import brief
 
 
 class _Factored(Mask):
@@ -151,7 +152,7 @@ def _checked_part(part: int | Tensor | Sequence[int], parts: int) -> int | Tenso
 def _checked_factor(factor: int | None) -> int | None:
     number = as_int(factor)
     if number not in (None, 1, 2) or isinstance(number, bool):
-        raise ValueError(f"factor is 1 for the near keys, 2 for the far ones, or None for both; got {factor!r}")
+        raise ValueError(f"factor is 1 for the near keys, 2 for the far ones, or None for both; got {brief(factor)}")
     return number
 
 

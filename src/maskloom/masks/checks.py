@@ -5,7 +5,6 @@ Values are looked at only where they lie on the CPU, and not while torch traces:
 
 import inspect
 import operator
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex, TypeGuard
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.modes import is_tracing
+from maskloom.masks.words import brief
 
 
 def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
@@ -35,14 +35,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         return (check(name, value),) * axes
     if len(value) != axes:
-        raise ValueError(f"{name} has one number for each of the {axes} axes; got {value!r}")
+        raise ValueError(f"{name} has one number for each of the {axes} axes; got {brief(value)}")
     return tuple(check(name, number) for number in value)
 
 
 def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
     """A Python int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits."""
     if type(value) is not int and not is_number(value):
-        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {reprlib.repr(value)}")
+        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {brief(value)}")
     number = operator.index(value)
     if abs(number) > most:
         raise ValueError(f"{name} is {what}, at most {most} in size; got {number}")
@@ -113,7 +113,7 @@ def _offset(name: str, offset: Any, what: str) -> int | Tensor:
     if isinstance(offset, Tensor) and offset.dtype in (torch.int32, torch.int64):
         return offset.reshape(()) if offset.ndim and offset.numel() == 1 else offset
     if isinstance(offset, Tensor) or not (type(offset) is int or is_number(offset)):
-        got = offset.dtype if isinstance(offset, Tensor) else reprlib.repr(offset)
+        got = offset.dtype if isinstance(offset, Tensor) else brief(offset)
         raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
     return integer(name, offset, what)
 
@@ -158,9 +158,9 @@ def copied(name: str, value: Any, what: str) -> Tensor:
     try:
         table = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} are {what}, a tensor or a list of them; got {reprlib.repr(value)} ({error})") from None
+        raise TypeError(f"{name} are {what}, a tensor or a list of them; got {brief(value)} ({error})") from None
     if not table.numel():
-        raise ValueError(f"{name} are {what}, at least one; got {reprlib.repr(value)}")
+        raise ValueError(f"{name} are {what}, at least one; got {brief(value)}")
     return table
 
 

@@ -15,6 +15,7 @@ from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import NOT_LIFTED, is_nested
 from maskloom.masks.reading import read
 from maskloom.masks.values import Value
+from maskloom.masks.words import brief
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(b, h, q_idx, kv_idx) -> bool``: torch's mask_mod signature. Every `Mask` is one."""
@@ -124,5 +125,5 @@ def needed_sizes(
 def checked_length(name: str, length: int) -> int:
     """``length`` itself, or a ValueError that names it."""
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ValueError(f"{name} is a number of positions, at least 1; got {length!r}")
+        raise ValueError(f"{name} is a number of positions, at least 1; got {brief(length)}")
     return length

@@ -8,6 +8,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import by_position, count_by_row, integers, readable
 from maskloom.masks.tables import among_first, of_row
+from maskloom.masks.words import brief
 
 
 @mask_value
@@ -133,7 +134,7 @@ def _check_pointers(step: Tensor, number: int, before: int) -> None:
     least, most = (0, before - 1) if number else (-1, -1)
     if readable(step) and not bool(((step >= least) & (step <= most)).all()):
         words = f"beams of the step before, 0 to {most}" if number else "-1 in the first step"
-        raise ValueError(f"parents are {words}; got {step.tolist()} in step {number}")
+        raise ValueError(f"parents are {words}; got {brief(step.tolist())} in step {number}")
 
 
 def _checked_prefix(prefix: int | Tensor | Sequence[int], parents: Tensor) -> int | Tensor:

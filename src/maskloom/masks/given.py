@@ -5,44 +5,79 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, mask_value, shown
+from maskloom.masks.algebra import mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
-from maskloom.masks.tables import Leading, among_first, entry, is_empty, with_ones, without_ones
+from maskloom.masks.dense_tables import bool_table
+from maskloom.masks.padding import PaddingMask, Position, entries_of, positions_from, stretch
+from maskloom.masks.tables import among_first, is_empty, seen_along, with_ones, without_ones
 
 
 @mask_value
-class FromDense(Mask):
-    """See `from_dense`."""
+class FromDense(PaddingMask):
+    """See `from_dense`. ``axes`` says by which indices the table is read, one letter of "bhqk" for each dimension."""
 
     table: Tensor
-    leading: Leading
+    axes: str
+    of_pairs = True
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return entry(self.table, self.leading, b, h, q_idx, kv_idx)
+        places = {"b": b, "h": h, "q": q_idx, "k": kv_idx}
+        entry = self.table[tuple([places[axis] for axis in self.axes])]
+        return entry & (q_idx >= 0) & (kv_idx >= 0)
 
     def __repr__(self) -> str:
-        return f"from_dense({shown(with_ones(self.table, self.leading))})"
+        return f"from_dense({shown(with_ones(self.table, self.axes))})"
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return self._unseen("k", kv_len, first)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self._unseen("q", q_len, first)
+
+    def _unseen(self, side: str, length: int, first: Position) -> Tensor:
+        seen = seen_along(self.table, self.axes, side)
+        if side not in self.axes:
+            seen = seen.expand(-1, length)
+        hidden = stretch(~seen, first, length)
+        return (
+            hidden
+            if isinstance(first, int) and first >= 0
+            else hidden | (positions_from(first, length, seen.device) < 0)
+        )
 
 
 @mask_value
-class FromBlocks(Mask):
-    """See `from_blocks`."""
+class FromBlocks(PaddingMask):
+    """See `from_blocks`. ``axes`` as `FromDense` has it."""
 
     tiles: Tensor
-    leading: Leading
+    axes: str
     block_size: tuple[int, int]
+    of_pairs = True
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]
         row, column = q_idx // self.block_size[0], kv_idx // self.block_size[1]
         inside = among_first(row, rows) & among_first(column, columns)
-        return inside & entry(self.tiles, self.leading, b, h, row.clamp(0, rows - 1), column.clamp(0, columns - 1))
+        places = {"b": b, "h": h, "q": row.clamp(0, rows - 1), "k": column.clamp(0, columns - 1)}
+        return inside & self.tiles[tuple([places[axis] for axis in self.axes])]
 
     def __repr__(self) -> str:
-        return f"from_blocks({shown(with_ones(self.tiles, self.leading))}, {self.block_size})"
+        return f"from_blocks({shown(with_ones(self.tiles, self.axes))}, {self.block_size})"
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return self._unseen("k", kv_len, first)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self._unseen("q", q_len, first)
+
+    def _unseen(self, side: str, length: int, first: Position) -> Tensor:
+        seen = seen_along(self.tiles, self.axes, side)
+        at = positions_from(first, length, seen.device) // self.block_size["qk".index(side)]
+        return ~(among_first(at, seen.shape[1]) & entries_of(seen, at.clamp(0, seen.shape[1] - 1)))
 
 
-def from_dense(table: Tensor) -> FromDense:
+def from_dense(table: Tensor | Sequence[Sequence[bool]]) -> FromDense:
     """A query sees the keys that a table says.
 
     ::
@@ -51,18 +86,24 @@ def from_dense(table: Tensor) -> FromDense:
                                                         q0   x     x
                                                         q1      x  x
 
-    The table is held as it is, one byte for each pair, and writes into it are followed. Queries and keys are as many as it has, or fewer.
+    A bool table is held as it is, one byte for each pair, and writes into it are followed. Queries and keys are as many as it has, or fewer; before position 0
+    nothing is seen. ``from_dense(~table)`` is what ``nn.MultiheadAttention`` calls a bool ``attn_mask``: there True hides.
+    One of shape (B·H, Q, K), which it takes too, is ``from_dense(table.view(B, H, Q, K))``.
 
     Args:
-        table: bool (Q, K), (B, Q, K) or (B, H, Q, K), True = may attend; B and H of 1 are for all.
+        table: (Q, K), (B, Q, K) or (B, H, Q, K); B and H of 1 are for all. Bool, True = may attend. Or a float mask that torch
+            adds to scores, which becomes a bool table: 0 = may attend, -inf or the least number of its dtype (or of a narrower
+            one) = hidden. (A query whose keys are all hidden has output 0 here; by torch's least number it has their mean.)
 
     Raises:
-        TypeError: not a bool tensor. ValueError: another number of dimensions, or empty.
+        TypeError: neither; sparse, nested or quantized; floats with other values, which are for a score_mod. That is looked at
+            once, here: a GPU is waited for, a compiled graph or a captured one raises where it runs.
+        ValueError: another number of dimensions, or empty.
     """
-    return FromDense(*without_ones(_table("table", table, "(Q, K)")))
+    return FromDense(*without_ones(_table("table", table, "(Q, K)", additive=True)))
 
 
-def from_blocks(tiles: Tensor, block_size: int | Sequence[int]) -> FromBlocks:
+def from_blocks(tiles: Tensor | Sequence[Sequence[bool]], block_size: int | Sequence[int]) -> FromBlocks:
     """A query sees whole blocks of keys, as a table of blocks says.
 
     ::
@@ -135,10 +176,8 @@ def top_k_blocks(
     return from_blocks(table[..., :columns].contiguous(), block_size)
 
 
-def _table(name: str, value: Tensor, sides: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} is a bool tensor, True = may attend; got {what}")
-    if not 2 <= value.ndim <= 4 or is_empty(value):
-        raise ValueError(f"{name} has shape {sides}, with B or B, H in front; got {tuple(value.shape)}")
-    return value
+def _table(name: str, value: Tensor | Sequence[object], sides: str, *, additive: bool = False) -> Tensor:
+    table = bool_table(name, value, additive=additive)
+    if not 2 <= table.ndim <= 4 or is_empty(table):
+        raise ValueError(f"{name} has shape {sides}, with B or B, H in front; got {tuple(table.shape)}")
+    return table

@@ -18,6 +18,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import as_list, integer, per_axis, positive
 from maskloom.masks.tables import among_first
+from maskloom.masks.words import brief
 
 Cell = list[Tensor]
 """Where a position lies: its coordinate along each axis."""
@@ -156,7 +157,7 @@ def grid_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Cells along each axis: a tuple of ints, at least 1 each."""
     cells = as_list(shape)
     if not isinstance(cells, Sequence) or isinstance(cells, str) or len(cells) == 0:
-        raise ValueError(f"shape has the number of cells along each axis, (rows, columns) say; got {shape!r}")
+        raise ValueError(f"shape has the number of cells along each axis, (rows, columns) say; got {brief(shape)}")
     return tuple(positive("shape", size) for size in cells)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from maskloom.masks.algebra import mask_value
 from maskloom.masks.checks import per_axis
 from maskloom.masks.grid import Cell, GridMask, every, grid_shape
+from maskloom.masks.words import brief
 
 
 @mask_value
@@ -192,7 +193,7 @@ def _windowed(
 def _flags_per_axis(name: str, value: bool | Sequence[bool], axes: int) -> tuple[bool, ...]:
     flags = (value,) * axes if isinstance(value, bool) else value
     if not isinstance(flags, (list, tuple)) or not all(isinstance(flag, bool) for flag in flags):
-        raise TypeError(f"{name} is True or False, or one of them for each of the {axes} axes; got {value!r}")
+        raise TypeError(f"{name} is True or False, or one of them for each of the {axes} axes; got {brief(value)}")
     if len(flags) != axes:
-        raise ValueError(f"{name} is True or False for each of the {axes} axes; got {value!r}")
+        raise ValueError(f"{name} is True or False for each of the {axes} axes; got {brief(value)}")
     return tuple(flags)

@@ -15,6 +15,7 @@ from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import per_axis
 from maskloom.masks.grid import Cell, GridMask, coordinates, grid_shape
 from maskloom.masks.grid_windows import Neighbourhood, neighbourhood
+from maskloom.masks.words import brief
 
 
 class _InOrder(Mask):
@@ -169,7 +170,7 @@ def _grid_mask(name: str, mask: GridMask) -> GridMask:
     if not isinstance(mask, GridMask):
         raise TypeError(
             f"{name} takes one mask that is made from a grid's shape, such as neighbourhood or axial, and combinations "
-            f"are combined behind it: {name}(a) & {name}(b); got {mask!r}"
+            f"are combined behind it: {name}(a) & {name}(b); got {brief(mask)}"
         )
     return mask
 

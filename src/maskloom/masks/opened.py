@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from maskloom.masks.words import brief
+
 Opened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
@@ -146,6 +148,6 @@ def _copied(held: Any) -> Any:
 def _cannot_be_copied(held: object) -> TypeError:
     kind = type(held)
     return TypeError(
-        f"a mask with other tensors is to be made of one that holds {held!r}, of {kind.__module__}.{kind.__qualname__}, whose "
+        f"a mask with other tensors is to be made of one that holds {brief(held)}, of {kind.__module__}.{kind.__qualname__}, whose "
         "copy.copy shares what it holds with the original; give that class a __copy__ of its own, or hold something else"
     )

@@ -6,7 +6,7 @@ as Hugging Face's ``attention_mask`` has it, goes to `real`.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ def stretch(table: Tensor, first: Position, length: int) -> Tensor:
     at = positions_from(first, length, table.device)
     last = table.shape[1] - 1
     at = torch.where(at < 0, at + last + 1, at).clamp(0, last)  # negative ones wrap around, as where a mask reads them
+    return entries_of(table, at)
+
+
+def entries_of(table: Tensor, at: Tensor) -> Tensor:
+    """Entries of a table (B or 1, L) at positions (length,), or (B, length), of each batch row's own."""
     return table[:, at] if at.ndim == 1 else table.expand(len(at), -1).gather(1, at)
 
 
@@ -47,7 +52,14 @@ def ends(is_real: Tensor) -> Tensor:
 
 
 class PaddingMask(Mask):
-    """A mask that hides certain keys from every query, and knows which."""
+    """A mask that hides certain keys from every query, and knows which.
+
+    Attributes:
+        of_pairs: it says of each query and key whether they are seen: a position that is hidden as a key from all may be a query
+            that sees others.
+    """
+
+    of_pairs: ClassVar[bool] = False
 
     @abstractmethod
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
@@ -270,7 +282,8 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
 
     Args:
         of_one_sequence: what is hidden as key is a query too. Under a mask that is shifted so that queries begin elsewhere than
-            keys, it is hidden only where the query sees nothing either: a position that is real as a query is none of padding.
+            keys, and in a table of queries and keys, it is hidden only where the query sees nothing either: a position that is
+            real as a query is none of padding.
 
     Raises:
         ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
@@ -279,7 +292,7 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
     known: Tensor | None = None
     for placed in _paddings(mask_mod):
         hidden: Tensor | None = placed.hidden_keys(kv_len)
-        if of_one_sequence and not placed.begins_together:
+        if of_one_sequence and (placed.mask.of_pairs or not placed.begins_together):
             hidden = _both(hidden, placed.hidden_queries(kv_len))
         if hidden is not None:
             known = _either(known, hidden)

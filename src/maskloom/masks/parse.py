@@ -33,6 +33,7 @@ from maskloom.masks import (
 )
 from maskloom.masks.algebra import Mask, everything, nothing
 from maskloom.masks.synonyms import suggestion
+from maskloom.masks.words import brief
 
 _MAKERS = (
     relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
@@ -71,7 +72,7 @@ def parse(text: str, names: Mapping[str, Mask | Callable[..., Mask]] | None = No
         TypeError: not a string.
     """
     if not isinstance(text, str):
-        raise TypeError(f"a mask is parsed from a string; got {type(text).__name__}: {text!r}")
+        raise TypeError(f"a mask is parsed from a string; got {type(text).__name__}: {brief(text)}")
     return _Reader(text, {**VOCABULARY, **(names or {})}).read()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import count, count_by_row, flags, integer, readable
 from maskloom.masks.tables import at, of_row
+from maskloom.masks.words import brief
 
 
 @mask_value
@@ -235,7 +236,7 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
         return FirstGlobal(count("positions", positions))
     listed = tuple(sorted({integer("each of positions", one, "a position") for one in positions}))
     if not listed or listed[0] < 0:
-        raise ValueError(f"positions lists positions, at least one, none negative; got {list(positions)}")
+        raise ValueError(f"positions lists positions, at least one, none negative; got {brief(list(positions))}")
     table = torch.zeros(listed[-1] + 2, dtype=torch.bool)
     table[list(listed)] = True
     return ListedGlobal(listed, table)

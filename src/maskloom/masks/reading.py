@@ -21,6 +21,7 @@ from maskloom.masks.checks import as_int
 from maskloom.masks.program import INDICES, Index, Program, Ref, Step
 from maskloom.masks.record import record
 from maskloom.masks.traced import sizes_read
+from maskloom.masks.words import brief
 
 _WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}
 
@@ -65,12 +66,12 @@ class Reading:
             return sizes[0]
         least = 0 if index == "b" else 1  # a batch may be empty
         if not isinstance(asked, int) or isinstance(asked, bool) or asked < least:
-            raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {asked!r}")
+            raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {brief(asked)}")
         same_for_all = asked == 1 and index not in self.marks
         if sizes and sizes[0] != asked and not same_for_all:
             raise ValueError(
                 f"{argument} ({letter}) is {asked}, and the mask reads a table for {sizes[0]} {item}s; "
-                f"pass {sizes[0]}, or make the mask from the rows that are meant"
+                f"pass {sizes[0]}, or make the mask from the rows that are meant{_of_each_head(index, sizes[0], asked)}"
             )
         return asked
 
@@ -80,6 +81,13 @@ class Reading:
             side = "queries" if index == "q_idx" else "keys"
             shortest = min(self.sizes[index])
             raise ValueError(f"the mask reads a table with {shortest} positions, and there are {length} {side}")
+
+
+def _of_each_head(index: str, size: int, asked: int) -> str:
+    """A table as nn.MultiheadAttention takes it has B·H rows."""
+    if index != "b" or not asked or size % asked:
+        return ""
+    return f" (of B·H rows, one for each head: table.view({asked}, {size // asked}, Q, K))"
 
 
 def read(mask_mod: Any, device: torch.device | str) -> Reading:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskloom.masks.indexing import IndexByTensors
 from maskloom.masks.modes import uncompiled
 from maskloom.masks.program import INDICES, Meta, Program, Ref, Step, refs_in, tensors_in
+from maskloom.masks.words import brief, brief_name
 
 _aten = torch.ops.aten
 _READS_NO_VALUE = {
@@ -56,7 +57,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
             with recorder, _Reads(recorder):
                 answer = mask_mod(*scalars)
         except Exception as error:
-            error.add_note(f"raised by the mask_mod {_name_of(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
+            error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
             raise
     _check_answer(mask_mod, answer)
     answered = recorder.value(answer)
@@ -71,17 +72,13 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
 def _check_answer(mask_mod: Any, answer: object) -> None:
     what = None
     if not isinstance(answer, Tensor):
-        what = f"{type(answer).__name__} {answer!r}"
+        what = f"{type(answer).__name__} {brief(answer)}"
     elif answer.dtype != torch.bool or answer.ndim:
         what = f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
     if what is not None:
         raise TypeError(
-            f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {_name_of(mask_mod)} gave {what}"
+            f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {brief_name(mask_mod)} gave {what}"
         )
-
-
-def _name_of(mask_mod: Any) -> str:
-    return getattr(mask_mod, "__name__", None) or repr(mask_mod)
 
 
 @dataclass

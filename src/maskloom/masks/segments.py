@@ -18,6 +18,7 @@ from maskloom.masks.checks import (
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.padding import PaddingMask, Position, ends, stretch
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
+from maskloom.masks.words import brief
 
 
 class Segmented(PaddingMask):
@@ -249,7 +250,7 @@ def _copied(segments: AnyDocuments) -> AnyDocuments:
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
     """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
     if not isinstance(segments, AnyDocuments):
-        raise TypeError(f"{name} takes documents made by documents(...); got {segments!r}")
+        raise TypeError(f"{name} takes documents made by documents(...); got {brief(segments)}")
     if isinstance(segments, Documents) and readable(segments.ids):
         _check_contiguous(name, segments.ids)
     return positions_from_ids(segments.ids)

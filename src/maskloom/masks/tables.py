@@ -9,8 +9,6 @@ positions  (..., L)           how far each position is behind its piece's first
 =========  =================  =====================================================
 """
 
-from typing import Literal, cast
-
 import torch
 from torch import Tensor
 
@@ -37,29 +35,25 @@ def is_empty(table: Tensor) -> bool:
     return 0 in table.shape[1 if table.ndim > 2 else 0 :]
 
 
-Leading = Literal["", "b", "h", "bh"]
-"""The indices that come before row and column where a table is read."""
+def without_ones(table: Tensor) -> tuple[Tensor, str]:
+    """A table (Q, K), (B, Q, K) or (B, H, Q, K) without a B or H of 1, which is for all, and a letter for each axis left."""
+    letters = "bqk" if table.ndim == 3 else "bhqk"[4 - table.ndim :]
+    ones = [axis for axis, size in enumerate(table.shape[:-2]) if size == 1]
+    return table.squeeze(ones) if ones else table, "".join([c for axis, c in enumerate(letters) if axis not in ones])
 
 
-def without_ones(table: Tensor) -> tuple[Tensor, Leading]:
-    """A table (rows, columns), (B, rows, columns) or (B, H, rows, columns) without a B or H of 1, which is for all, and what is left."""
-    ones = tuple(axis for axis, size in enumerate(table.shape[:-2]) if size == 1)
-    left = "".join(letter for axis, letter in enumerate("bh"[: table.ndim - 2]) if axis not in ones)
-    return table.squeeze(ones) if ones else table, cast(Leading, left)
+def with_ones(table: Tensor, axes: str) -> Tensor:
+    """A table of `without_ones` in a shape that says what it is for: (1, H, Q, K) where it is by head but not by row."""
+    letters = "bhqk" if "h" in axes else "bqk" if "b" in axes else "qk"
+    return table.view([table.shape[axes.index(letter)] if letter in axes else 1 for letter in letters])
 
 
-def with_ones(table: Tensor, leading: Leading) -> Tensor:
-    """A table from `without_ones` in a shape that says what it is for: (1, H, rows, columns) where it is by head alone."""
-    return table[None] if leading == "h" else table
-
-
-def entry(table: Tensor, leading: Leading, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The entry of a table from `without_ones`."""
-    if leading == "bh":
-        return table[b, h, row, column]
-    if leading == "b":
-        return table[b, row, column]
-    return table[h, row, column] if leading == "h" else table[row, column]
+def seen_along(table: Tensor, axes: str, side: str) -> Tensor:
+    """Along one side of a bool table, "q" or "k": where any entry is True, in each batch row: (B or 1, that side or 1)."""
+    others = [axis for axis, letter in enumerate(axes) if letter not in ("b", side)]
+    seen = table.any(others) if others else table
+    seen = seen if side in axes else seen[..., None]
+    return seen if "b" in axes else seen[None]
 
 
 def among_first(idx: Tensor, n: int | Tensor) -> Tensor:

@@ -9,10 +9,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.checks import check_mask_fits, row_beyond, told_of
 from maskloom.attention.fill import zeros_backward, zeros_both_ways
 from maskloom.attention.functional import attend
+from maskloom.attention.given import as_mask_of
+from maskloom.attention.kept import keep
 from maskloom.masks.checks import as_int, is_number
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.in_place import Sizes
 from maskloom.masks.moved import shifted
 from maskloom.masks.padding import known_padding
+from maskloom.masks.words import brief
 
 
 class MultiheadOutput(NamedTuple):
@@ -61,7 +65,7 @@ class MultiheadFlexAttention(nn.Module):
         super().__init__()
         for name, size in (("d_in", d_in), ("d_out", d_out), ("n_heads", n_heads)):
             if not is_number(size) or size < 1:
-                raise ValueError(f"{name} is an int, at least 1; got {size!r}")
+                raise ValueError(f"{name} is an int, at least 1; got {brief(size)}")
         d_in, d_out, n_heads = map(as_int, (d_in, d_out, n_heads))
         if d_out % n_heads:
             raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
@@ -70,13 +74,14 @@ class MultiheadFlexAttention(nn.Module):
         self.out_proj = nn.Linear(d_out, d_out, device=device, dtype=dtype)
 
     def forward(
-        self, x: Tensor, block_mask: BlockMask | MaskMod | None = None, **attend_options: Any
+        self, x: Tensor, block_mask: BlockMask | MaskMod | Tensor | None = None, **attend_options: Any
     ) -> MultiheadOutput:
         """Attend from each position of x to those that the mask lets it see.
 
         Args:
             x: (B, L, d_in).
-            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys.
+            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys; or a table as `attend`
+                takes it, (L, L), (B, L, L) or (B, H, L, L), True = may attend: in nn.MultiheadAttention True hides.
             attend_options: for `maskloom.attend`, all but return_aux. ``clean_padding=True`` is for the incoming gradient: at
                 padded positions it becomes 0, whatever it was.
 
@@ -91,10 +96,12 @@ class MultiheadFlexAttention(nn.Module):
         if x.ndim != 3 or x.shape[-1] != self.d_in:
             raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
         batch, length, _ = x.shape
+        sizes = Sizes(batch, self.n_heads, length, length)
+        mask = as_mask_of(block_mask, sizes) if isinstance(block_mask, Tensor) else block_mask
         if attend_options.get("q_offset") is None:
-            _check_rows_fit(block_mask, length)
-        check_mask_fits(block_mask, batch, self.n_heads, length, length, x.device)
-        pads = _pads_of(x, _moved(block_mask, attend_options))
+            _check_rows_fit(mask, length)
+        check_mask_fits(mask, batch, self.n_heads, length, length, x.device)
+        pads = _pads_of(x, mask if isinstance(block_mask, Tensor) else _moved(mask, attend_options))
         if pads is not None:
             x = zeros_both_ways(x, pads)
         d_head = self.d_out // self.n_heads
@@ -131,7 +138,8 @@ def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
     if mask is None:
         return None
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    pads = known_padding(mask_mod, x.shape[1], of_one_sequence=True)
+    length = x.shape[1]
+    pads = keep(mask, ("pads", length), lambda: known_padding(mask_mod, length, of_one_sequence=True))
     if pads is None:
         return None
     if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskloom.masks.checks import required_arguments
 from maskloom.masks.values import Value, value
+from maskloom.masks.words import brief, brief_name
 
 C = TypeVar("C", bound=type)
 
@@ -47,7 +48,7 @@ class ScoreValue(Value, ABC):
         held = self.heads
         if held is not None and (held < heads if or_more else held != heads):
             asked = f"heads up to number {heads - 1} are asked for" if or_more else f"the attention has {heads}"
-            raise ValueError(f"{self!r} is for {held} query heads; {asked}")
+            raise ValueError(f"{brief(self)} is for {held} query heads; {asked}")
 
 
 def checked_score_mod(function: ScoreMod) -> ScoreMod:
@@ -57,13 +58,13 @@ def checked_score_mod(function: ScoreMod) -> ScoreMod:
     if not callable(function):
         raise TypeError(
             "a score_mod is a function (score, b, h, q_idx, kv_idx) -> score; "
-            f"got {type(function).__name__}: {function!r}"
+            f"got {type(function).__name__}: {brief(function)}"
         )
     required = required_arguments(function)
     if required not in (None, 5):
         hint = "; with four it looks like a mask_mod, which goes to mask=" if required == 4 else ""
         raise TypeError(
-            f"a score_mod takes five arguments (score, b, h, q_idx, kv_idx); {name_of(function)} takes {required}{hint}"
+            f"a score_mod takes five arguments (score, b, h, q_idx, kv_idx); {brief_name(function)} takes {required}{hint}"
         )
     return function
 

@@ -6,6 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from maskloom.masks.words import brief
 from maskloom.scores.base import ScoreValue, score_value
 
 
@@ -39,7 +40,7 @@ def softcap(cap: float) -> SoftCap:
         TypeError: not a number. ValueError: not above 0, or not finite.
     """
     if isinstance(cap, bool) or not isinstance(cap, Real):
-        raise TypeError(f"cap is a number, the greatest size of a score; got {type(cap).__name__}: {cap!r}")
+        raise TypeError(f"cap is a number, the greatest size of a score; got {type(cap).__name__}: {brief(cap)}")
     if not (math.isfinite(cap) and cap > 0):
         raise ValueError(f"cap is the greatest size of a score, a finite number above 0; got {cap}")
     return SoftCap(repr(float(cap)))

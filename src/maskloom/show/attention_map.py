@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.words import brief
 from maskloom.scores.base import ScoreMod
 from maskloom.show.cells import Cells, attention_cells
 from maskloom.show.figures import (
@@ -39,7 +40,7 @@ _NOT_FINITE = {"facecolor": "#d81b60"}
 def plot_attention(
     query: Tensor,
     key: Tensor,
-    mask: BlockMask | MaskMod | None = None,
+    mask: BlockMask | MaskMod | Tensor | None = None,
     *,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
@@ -59,7 +60,7 @@ def plot_attention(
     Args:
         query: (B, H, Q, D), floating point, on any device; half precision is computed in float32.
         key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
-        mask: a Mask, a mask_mod, a BlockMask (the mask that its tables and mask_mod mean together), or None.
+        mask: a Mask, a mask_mod, a table as `attend` takes it, a BlockMask (the mask that its tables and mask_mod mean together), or None.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask. Where it gives -inf, the cell is
             hidden.
         scale: by default ``1 / sqrt(D)``.
@@ -152,7 +153,7 @@ def _labels(name: str, tokens: Sequence[str] | None, side: _Side) -> list[str] |
     if tokens is None:
         return None
     if isinstance(tokens, str):
-        raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {tokens!r}")
+        raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {brief(tokens)}")
     if len(tokens) != side.length:
         raise ValueError(f"{name} has one label for each of {side.length} positions; got {len(tokens)}")
     return [token_label(str(token)) for token in tokens]

@@ -19,6 +19,7 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.checks import integer
 from maskloom.masks.dense import MaskMod, dense, needed_sizes
+from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.scores.base import ScoreMod
 
 
@@ -41,7 +42,7 @@ class Cells:
 def attention_cells(
     query: Tensor,
     key: Tensor,
-    mask: BlockMask | MaskMod | None,
+    mask: BlockMask | MaskMod | Tensor | None,
     *,
     score_mod: ScoreMod | None,
     scale: float | None,
@@ -112,11 +113,13 @@ class _Place:
         return here
 
 
-def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod, at: _Place) -> Tensor:
+def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at: _Place) -> Tensor:
     """Which keys the queries of a picture may attend to: bool (rows, K), on query's device.
 
     Of a BlockMask this is a part of what `maskloom.blocks.tables.dense_of` gives for all rows, heads and queries.
     """
+    if isinstance(mask, Tensor):
+        mask = mask_of_table(mask, Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[-2]))
     if not isinstance(mask, BlockMask):
         return _answers(query, key, as_mask(mask), at).to(query.device)
     _check_block_mask(query, key, mask)

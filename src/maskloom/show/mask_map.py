@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from maskloom.masks.algebra import as_mask
+from torch import Tensor
+
+from maskloom.masks.algebra import as_mask, shown
 from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.show.figures import keys_on_top, label_axis, literal, load_matplotlib, panel_size, part_cells, spaced
 
 if TYPE_CHECKING:
@@ -13,7 +16,7 @@ _VISIBLE, _HIDDEN = "#17406d", "#e9edf0"
 
 
 def plot_mask(
-    mask: MaskMod,
+    mask: MaskMod | Tensor,
     q_len: int,
     kv_len: int,
     *,
@@ -27,7 +30,7 @@ def plot_mask(
     """A mask as a picture, queries down and keys across, visible cells dark.
 
     Args:
-        mask: a Mask or a mask_mod.
+        mask: a Mask or a mask_mod, or a table as `attend` takes it.
         q_len, kv_len: Q and K, in positions.
         batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
         batch, heads: B and H, where the mask's tables do not say.
@@ -53,16 +56,19 @@ def plot_mask(
     for axis, name, length, room in ((axes.yaxis, "query", q_len, height), (axes.xaxis, "key", kv_len, width)):
         places = spaced(range(length), room, apart=0.35)
         label_axis(axis, name, places, places)
-    title = repr(as_mask(mask)) if title is None else title
+    if title is None:
+        title = f"from_dense({shown(mask)})" if isinstance(mask, Tensor) else repr(as_mask(mask))
     if title:
         literal([figure.suptitle(title, fontsize=10)])
     return figure
 
 
 def one_table(
-    mask: MaskMod, q_len: int, kv_len: int, batch_idx: int, head_idx: int, batch: int | None, heads: int | None
+    mask: MaskMod | Tensor, q_len: int, kv_len: int, batch_idx: int, head_idx: int, batch: int | None, heads: int | None
 ) -> list[list[bool]]:
     """What one batch row and head of a mask shows: Q lists of K bools."""
+    if isinstance(mask, Tensor):
+        mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
     table = dense(mask, q_len, kv_len, batch=batch, heads=heads)
     for name, index, size, items in (
         ("batch_idx", batch_idx, table.shape[0], "batch rows"),

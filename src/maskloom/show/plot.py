@@ -19,7 +19,7 @@ def visualize_attention_scores(
     query: Tensor,
     key: Tensor,
     score_mod: ScoreMod | None = None,
-    mask_mod: MaskMod | None = None,
+    mask_mod: MaskMod | Tensor | None = None,
     device: torch.device | str | None = None,
     name: str = "attention_scores",
     path: str | os.PathLike[str] | None = None,
@@ -36,7 +36,7 @@ def visualize_attention_scores(
         query: (B, H, Q, D), floating point.
         key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask.
-        mask_mod: a Mask, a mask_mod or a BlockMask.
+        mask_mod: a Mask, a mask_mod, a BlockMask, or a table as `attend` takes it.
         device: where to compute; query, key and what the two functions capture are moved there. By default they stay
             where they are.
         name: the picture's title, with blanks for underscores, and the default file's name.

@@ -5,6 +5,8 @@
 - those wider than the terminal: one character for each tile, ``█`` all of it visible, ``▒`` some of it, ``·`` none.
 """
 
+from torch import Tensor
+
 from maskloom.masks.dense import MaskMod
 from maskloom.show.mask_map import one_table
 
@@ -17,7 +19,7 @@ _Rows = list[list[bool]]
 
 
 def picture(
-    mask: MaskMod,
+    mask: MaskMod | Tensor,
     q_len: int,
     kv_len: int,
     *,
@@ -30,7 +32,7 @@ def picture(
     """A mask drawn with characters: queries down, keys across.
 
     Args:
-        mask: a Mask or a mask_mod.
+        mask: a Mask or a mask_mod, or a table as `attend` takes it.
         q_len, kv_len: Q and K, in positions.
         batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
         batch, heads: B and H, where the mask's tables do not say.

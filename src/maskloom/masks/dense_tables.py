@@ -1,0 +1,97 @@
+"""Tables of queries and keys as people have them: bool, or floats that are added to scores."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.checks import INTEGERS, copied
+from maskloom.masks.modes import is_lasting
+from maskloom.masks.words import what_it_is
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def bool_table(name: str, value: Tensor | Sequence[object], *, additive: bool = False) -> Tensor:
+    """A table of yes and no, True = may attend; with ``additive`` also one that is added to scores, as `from_dense` has it.
+
+    Raises:
+        TypeError: neither, or no plain tensor.
+    """
+    table = value if isinstance(value, Tensor) else copied(name, value, "bools")
+    check_kind(name, table, additive=additive)
+    return what_may(name, table)
+
+
+def check_kind(name: str, table: Tensor, *, additive: bool) -> None:
+    """Raise a TypeError unless it is a plain tensor, bool or, with ``additive``, floating point. Values are not read."""
+    if table.is_nested:
+        raise TypeError(f"{name} is a nested tensor; a mask of packed sequences is documents(offsets=...)")
+    if table.layout != torch.strided:
+        kind = "a sparse tensor" if "sparse" in str(table.layout) else f"a tensor of layout {table.layout}"
+        raise TypeError(f"{name} is {kind}; its to_dense() is a table")
+    if table.is_quantized:
+        raise TypeError(f"{name} is a quantized tensor, {table.dtype}; give a bool one, True = may attend")
+    if table.dtype != torch.bool and not (additive and table.dtype.is_floating_point):
+        raise TypeError(f"{name} is a bool tensor, True = may attend; got {table.dtype}{_hint(table)}")
+    if table.requires_grad:
+        raise TypeError(f"{name} is a float table that learns: it is added to scores by a score_mod: {_AS_SCORE}")
+
+
+def what_may(name: str, table: Tensor) -> Tensor:
+    """A table that `check_kind` passed, as bool, True = may attend.
+
+    Raises:
+        TypeError: it is added to scores, and does more than to hide.
+    """
+    return table if table.dtype == torch.bool else _from_additive(name, table)
+
+
+def _hint(table: Tensor) -> str:
+    if table.dtype not in INTEGERS:
+        return ""
+    if table.ndim == 2:
+        return (
+            ". Hugging Face's attention_mask, (B, L) of 0 and 1, is real(attention_mask), or key_padding(attention_mask == 0); "
+            "a table (Q, K) of 0 and 1 is table.bool()"
+        )
+    return "; a table of 0 and 1 is table.bool()"
+
+
+def _from_additive(name: str, table: Tensor) -> Tensor:
+    """What may attend where a table of 0 and minus infinity, or the least number of a dtype, is added to scores."""
+    wide = table.float() if table.dtype.itemsize == 1 else table  # torch compares no float8
+    may = wide == 0
+    known = may | (wide == -math.inf)
+    least = torch.finfo(table.dtype).min
+    for number in {least, *(torch.finfo(dtype).min for dtype in _FLOATS)}:
+        if number >= least:  # a mask may have been made in a narrower dtype
+            known |= wide == number
+    _check_all_known(name, wide, known)
+    return may
+
+
+def _check_all_known(name: str, table: Tensor, known: Tensor) -> None:
+    """Read once whether a table holds other values; where that cannot be, leave it to the kernels that run later."""
+    words = (
+        f"{name} is a float table, which shows by 0 and hides by -inf, or the least number of its dtype. Other values are added "
+        f"to scores by a score_mod: {_AS_SCORE}; a table of 0 and 1 is table.bool()"
+    )
+    if table.is_meta:
+        return
+    if not is_lasting():
+        torch._assert_async(known.all(), words)
+    elif not bool(known.all()):
+        raise TypeError(f"{words}; got {table[~known][0].item():g}")
+
+
+_AS_SCORE = "score_mod=lambda s, b, h, q, k: s + table[q, k]"
+
+
+def not_a_mask(value: object) -> str:
+    """What to say of a tensor or array where a mask is combined with another."""
+    return (
+        f"what a tensor means must be said; got {what_it_is(value)}. Of positions (B, L) write padding(t) or key_padding(t), True = "
+        "padding, or real(t), True or 1 = a real token; of queries and keys from_dense(t), True = may attend"
+    )
