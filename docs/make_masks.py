@@ -143,30 +143,30 @@ RECIPES = [
     Recipe(
         "Llama 4, padding on the left",
         "shifted(causal & chunked(n), q_offset=-left, kv_offset=-left) & real(is_real)",
-        "`left` (B,) is how much padding; `causal & chunked(n) & real(is_real)` would count chunks from the padding",
+        "`left` (B,) is the number of padded positions; `causal & chunked(n) & real(is_real)` alone would count chunks from the first padded position",
     ),
     Recipe(
         "Gemma 3, sliding layers",
         "mixed_modal(ids) & window(back=w - 1, ahead=length)",
-        "`w` is its `sliding_window`: causal or in one image, and in the window (transformers since #46850)",
+        "`w` is its `sliding_window`: keys up to the query, and keys of its image, as far as they are in the window (transformers since #46850)",
     ),
     Recipe(
         "Gemma 3, sliding layers before",
         "window_counting_itself(w) | documents(ids)",
-        "in the window, or in one image however long",
+        "keys in the window, and all keys of the query's image, however long it is",
     ),
     Recipe(
         "StreamingLLM, `evict_for_space`",
         "window(back=recent - 1) | sinks(n)",
-        "a cache of `n + recent`, cut before the query's own key comes in",
+        "a cache of `n + recent` keys, cut before the query's own key is added",
     ),
     Recipe("StreamingLLM, evaluation", "window(back=recent) | sinks(n)", "the same cache, cut after each step"),
     Recipe(
         "Sparse Transformer's code, near",
         "window_counting_itself(stride)",
-        "`local` there; in the paper one key more, `strided(stride, factor=1)`",
+        "called `local` there; the paper has one key more, `strided(stride, factor=1)`",
     ),
-    Recipe("Sparse Transformer's code, far", "strided(stride, factor=2)", "`strided` there, as in the paper"),
+    Recipe("Sparse Transformer's code, far", "strided(stride, factor=2)", "called `strided` there, as in the paper"),
     Recipe(
         "Sparse Transformer's code, fixed",
         "fixed(stride, summary=c, part=torch.arange(heads) % parts)",
@@ -175,17 +175,17 @@ RECIPES = [
     Recipe(
         "BigBird's code",
         "top_k_blocks(blocks, size) | global_tokens([*range(size), *range(length - size, length)])",
-        "`blocks` lists for each block of queries three around it and the random ones, which are neither those nor the first or last",
+        "for each block of queries `blocks` lists the three blocks around it and its random blocks, which are none of those three, nor the first or last block",
     ),
     Recipe(
         "Swin",
         "shifted_windows(shape, min(w, *shape), 0 if min(shape) <= w else w // 2)",
-        "the shifted layers; others have no shift",
+        "its shifted layers; the other layers have no shift",
     ),
     Recipe(
         "Video Swin",
         "shifted_windows(shape, [min(w, size) for size in shape], [0 if size <= w else w // 2 for size in shape])",
-        "the same by axis",
+        "the same, with window and shift for each axis",
     ),
     Recipe(
         "HaloNet",
@@ -195,23 +195,23 @@ RECIPES = [
     Recipe(
         "Sparse VideoGen's code, temporal",
         "spatial(frame_size, frames, width=width, prompt=prompt)",
-        "for tokens in the order of places; by whole places, in the order of frames, it is `temporal`",
+        "for tokens sorted by place; for tokens sorted by frame, and windows of whole places, it is `temporal`",
     ),
-    Recipe("CausVid, Self-Forcing", "causal | chunked(n)", "all frames up to the end of the query's own chunk"),
+    Recipe("CausVid, Self-Forcing", "causal | chunked(n)", "a query sees all frames up to the end of its own chunk"),
     Recipe(
         "EAGLE-3, training",
         "causal | dilated(back=0, ahead=kv_len, step=q_len)",
-        "keys of the sequence, then as many of each later step, of which a query sees the ones at its place",
+        "the keys of the sequence come first, then as many keys for each later step; of these a query sees the ones at its own position",
     ),
     Recipe(
         "Tree verification over a cache",
         "shifted(tree(parents, prefix=lens), q_offset=lens)",
-        "`lens` (B,) is what each row has in its cache, and where its nodes lie",
+        "`lens` (B,) is the number of cached keys of each row, and so the position of its first node",
     ),
     Recipe(
         "BD3-LM, packed",
         "block_diffusion(block_size=n, documents=documents(offsets=offsets))",
-        "noised documents, then clean ones; with `paired=True` side by side, as SDAR trains",
+        "all noised documents, then all clean ones; with `paired=True` each noised one beside its clean one, as in SDAR's training",
     ),
 ]
 """Masks of published code. Each has a plain loop in tests/masks/test_recipes.py."""
@@ -252,7 +252,7 @@ def page() -> str:
 
 def recipes() -> str:
     """The masks of published code, as a table."""
-    lines = ["## Recipes", "", "What published code builds, each compared with a plain loop by a test.", ""]
+    lines = ["## Recipes", "", "Masks that published code builds. A test compares each with a plain loop.", ""]
     lines += ["| | mask | |", "|---|---|---|"]
     lines += [f"| {one.of} | `{one.expression.replace('|', chr(92) + '|')}` | {one.words} |" for one in RECIPES]
     return "\n".join([*lines, ""])
@@ -265,9 +265,11 @@ def picture_of(name: str) -> str:
 
 HEAD = """# The masks
 
-Made by `python -m docs.make_masks`. Pictures show queries down and keys across, dark where the query may attend to the key.
-Shares say how the tiles of a block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a few
-elements (witnesses), or by all elements ([how](notes/blocks.md#one-run-then-intervals); [rows](../benchmarks/results/masks.csv)). All are exact. Every mask combines with every other by `& | ^ ~`.
+Made by `python -m docs.make_masks`. Every mask combines with every other by `& | ^ ~`.
+
+In the pictures each row is a query and each column a key; a dark cell means that the query may attend to the key. Under each
+picture stands how the tiles of its block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a
+few elements (witnesses), or by all elements (evaluation). All tables are exact ([how](notes/blocks.md#one-run-then-intervals); [rows](../benchmarks/results/masks.csv)).
 """
 
 

@@ -41,7 +41,7 @@ def shared_prefix(
     ids: Tensor | Sequence[int] | None = None,
     length: int | None = None,
 ) -> SharedPrefix:
-    """One prompt and many continuations, one behind the other: each sees the prompt and itself, causally.
+    """One prompt, then many continuations, one after the other. Each sees the prompt and itself, causally.
 
     ::
 
@@ -113,7 +113,7 @@ def turns(
     visible: Tensor | Sequence[Sequence[bool]],
     length: int | None = None,
 ) -> Turns:
-    """A conversation in turns, and a rule which turn may see which.
+    """A conversation in turns, and a table that says which turn may see which.
 
     ::
 

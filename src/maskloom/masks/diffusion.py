@@ -58,7 +58,7 @@ def block_diffusion(
     documents: AnyDocuments | None = None,
     paired: bool = False,
 ) -> BlockDiffusion | PackedBlockDiffusion:
-    """The training mask of block diffusion, over the noised sequence and, behind it, the clean one.
+    """The training mask of block diffusion, over the noised sequence followed by the clean one.
 
     ::
 

@@ -78,7 +78,7 @@ class FromBlocks(PaddingMask):
 
 
 def from_dense(table: Tensor | Sequence[Sequence[bool]]) -> FromDense:
-    """A query sees the keys that a table says.
+    """A table says which keys each query sees.
 
     ::
 
@@ -104,7 +104,7 @@ def from_dense(table: Tensor | Sequence[Sequence[bool]]) -> FromDense:
 
 
 def from_blocks(tiles: Tensor | Sequence[Sequence[bool]], block_size: int | Sequence[int]) -> FromBlocks:
-    """A query sees whole blocks of keys, as a table of blocks says.
+    """A table of blocks says which blocks of keys each block of queries sees.
 
     ::
 

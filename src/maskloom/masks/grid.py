@@ -57,7 +57,7 @@ class Axial(GridMask):
 
 
 def axial(shape: Sequence[int], axis: int | Sequence[int]) -> Axial:
-    """A cell sees the cells along an axis: those that have all other coordinates in common with it.
+    """A cell sees the cells along an axis: those with the same coordinates on all other axes.
 
     What the cell Q sees of the grid::
 
@@ -102,7 +102,7 @@ class ShiftedWindows(GridMask):
 def shifted_windows(
     shape: Sequence[int], window: int | Sequence[int], shift: int | Sequence[int] = 0
 ) -> ShiftedWindows:
-    """The grid is partitioned into windows, and a cell sees those of its own window.
+    """The grid is partitioned into windows, and a cell sees the cells of its own window.
 
     Windows of 2 × 2 cells, named by letters; a cell sees its own letter::
 

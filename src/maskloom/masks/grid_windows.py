@@ -91,7 +91,7 @@ def neighbourhood(
                                                                . . . . .      . x Q x .      . . . . .
 
     Source: neighborhood attention, Hassani et al. 2023 (NATTEN); dilated, Hassani and Shi 2022; strided, Hassani et al.
-    2025 (Generalized Neighborhood Attention). NATTEN's parameters have these names, but for its ``kernel_size`` and
+    2025 (Generalized Neighborhood Attention). NATTEN's parameters have the same names, except ``kernel_size`` and
     ``is_causal``. `grid_window` is cut at the borders instead.
 
     Args:

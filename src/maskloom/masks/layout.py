@@ -48,7 +48,7 @@ class Tiled(_InOrder):
 
 
 def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
-    """A grid mask for tokens in tile order: the grid is cut into tiles, which lie one behind the other.
+    """A grid mask for tokens in tile order: all tokens of the first tile, then all of the second, and so on.
 
     Where each position lies in the grid::
 

@@ -22,7 +22,7 @@ class MixedModal(Mask):
 
 
 def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
-    """Text is causal, and the tokens of one image see each other both ways, and all before them.
+    """Text is causal. The tokens of one image see each other both ways, and everything before the image.
 
     ::
 
@@ -38,9 +38,9 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
     write into the ids changes nothing.
 
     Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same. Its sliding layers see
-    nothing before the window, not in an image either: ``mixed_modal(modality_ids) & window(back=w - 1, ahead=length)``
+    nothing before the window, not even in an image: ``mixed_modal(modality_ids) & window(back=w - 1, ahead=length)``
     for ``sliding_window=w`` (since transformers' #46850; before it, ``window(back=w - 1) | documents(modality_ids)``).
-    PaliGemma's prompt is seen both ways throughout: ``causal | prefix(n)``.
+    In PaliGemma every token sees the whole prompt: ``causal | prefix(n)``.
 
     Args:
         modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token

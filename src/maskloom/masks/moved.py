@@ -38,7 +38,7 @@ def shifted(
     kv_offset: int | Tensor | Sequence[int] = 0,
     h_offset: int | Tensor | None = None,
 ) -> Mask:
-    """The mask as queries, keys and heads see it that begin elsewhere than at 0: decoding, prefill in chunks, some of the heads.
+    """The mask for queries, keys or heads that do not begin at 0: for decoding, prefill in chunks, some of the heads.
 
     ::
 

@@ -164,7 +164,7 @@ class KeyPadding(PaddingMask):
 
 
 def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
-    """The first ``lens[b]`` positions of batch row b are real; the padding behind them is hidden, as query and as key.
+    """The first ``lens[b]`` positions of batch row b are real; the padding after them is hidden, as query and as key.
 
     ::
 
@@ -253,7 +253,7 @@ create_padding_mask = padding
 
 
 def key_padding(pads: Tensor) -> KeyPadding:
-    """Positions marked True are hidden as keys; a query sees the others wherever it stands itself.
+    """Positions marked True are hidden as keys. Every query sees the other keys, a padded query too.
 
     As ``key_padding_mask`` of ``nn.MultiheadAttention``. `MultiheadFlexAttention` sets hidden positions to zero, so there a
     query at a hidden position is one of a zero vector.

@@ -35,7 +35,7 @@ class Sinks(Mask):
 
 
 def prefix(n: int | Tensor | Sequence[int]) -> Prefix:
-    """Every query sees the first ``n`` keys, also those ahead of it. ``causal | prefix(n)`` is the prefix-LM mask.
+    """Every query sees the first ``n`` keys, also those after it. ``causal | prefix(n)`` is the prefix-LM mask.
 
     ::
 
@@ -57,7 +57,7 @@ def prefix(n: int | Tensor | Sequence[int]) -> Prefix:
 
 
 def sinks(n: int) -> Sinks:
-    """A query sees the first ``n`` keys, as far as they are not ahead of it. ``window(back=...) | sinks(n)`` streams.
+    """A query sees those of the first ``n`` keys that do not come after it. ``window(back=...) | sinks(n)`` is for streaming.
 
     ::
 

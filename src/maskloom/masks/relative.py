@@ -95,7 +95,7 @@ class Window(Mask):
 
 
 def window(*, back: int, ahead: int = 0) -> Window:
-    """A query sees ``back`` keys before its own position, its own, and ``ahead`` keys behind it.
+    """A query sees its own key, ``back`` keys before it and ``ahead`` keys after it.
 
     ::
 

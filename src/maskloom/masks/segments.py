@@ -157,7 +157,7 @@ class Within(PaddingMask):
 
 
 def within(segments: AnyDocuments, mask: MaskMod) -> Within:
-    """A mask inside each document, with positions that start anew in each: at 0, or where its position ids do.
+    """A mask inside each document. Positions start anew in each: at 0, or at its first position id.
 
     ::
 
@@ -203,7 +203,7 @@ class DocumentPrefix(Mask):
 
 
 def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> DocumentPrefix:
-    """A query sees the first ``n[d]`` keys of its own document d, also those ahead of it.
+    """A query sees the first ``n[d]`` keys of its own document d, also those after it.
 
     ::
 

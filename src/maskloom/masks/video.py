@@ -111,11 +111,11 @@ def temporal(frames: int, frame_size: int, *, width: int, prompt: int = 0) -> Te
     The sequence is the prompt, which sees everything and which everything sees, and then the frames. A token's place is
     its number within its frame. A position behind the frames sees nothing.
 
-    Source: Xi et al. 2025 (Sparse VideoGen), with windows of whole places as in attention-gym. Their code brings tokens into
-    the order of places (all frames' first tokens, then all second ones, ...) and has a window of positions there, which
-    cuts into a place: in that order it is ``spatial(frame_size, frames, width=n, prompt=...)``. For CogVideoX n is ``multiplier *
-    frame_size``, rounded down to a multiple of 128; for Wan rounded up and 1 more, with the first ``frame_size`` keys
-    seen by all.
+    Source: Xi et al. 2025 (Sparse VideoGen), with windows of whole places as in attention-gym. Their code sorts tokens by
+    place (all frames' first tokens, then all second ones, ...) and takes a window of positions there, which may end inside a
+    place. In that order the mask is ``spatial(frame_size, frames, width=n, prompt=...)``. For CogVideoX n is ``multiplier *
+    frame_size``, rounded down to a multiple of 128. For Wan it is rounded up, plus 1, and every query sees the first
+    ``frame_size`` keys.
 
     Args:
         frames: number of frames.
