@@ -22,11 +22,11 @@ class Holder(nn.Module, Generic[M]):
     A mask is a value: as a plain attribute of a module it stays where it is when the module moves. In a Holder its tensors are
     buffers, and those that learn are parameters::
 
-        class Layer(nn.Module):
+        class Layer(torch.nn.Module):
             def __init__(self, offsets):
                 super().__init__()
                 self.mask = loom.Holder(loom.causal & loom.documents(offsets=offsets))
-                self.bias = loom.Holder(loom.relative_bias(nn.Parameter(torch.zeros(8, 257))))
+                self.bias = loom.Holder(loom.relative_bias(torch.nn.Parameter(torch.zeros(8, 257))))
 
             def forward(self, q, k, v):
                 return loom.attend(q, k, v, self.mask(), score_mod=self.bias())
