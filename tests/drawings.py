@@ -78,7 +78,7 @@ def _assigned(line: str, names: Names) -> bool:
 
 def _sample() -> Names:
     query, key, value = torch.randn(3, 2, 3, 7, 5, generator=torch.Generator().manual_seed(0)).unbind()
-    return {**vars(loom), "query": query, "key": key, "value": value, "n": 4}
+    return {**vars(loom), "torch": torch, "loom": loom, "query": query, "key": key, "value": value, "n": 4}
 
 
 # -- rows under keys ---------------------------------------------------------------------------------------------------
