@@ -129,6 +129,7 @@ def test_some_of_the_heads(name, first):
 
 
 q, k, v = inputs()
+FOR_Q = pads()
 FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything])
 
 
@@ -143,7 +144,7 @@ FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything
         ({"q_offset": 1, "mask": loom.padding(pads())}, ValueError, "a table with 17 positions, and there are 18 quer"),
         ({"q_offset": torch.tensor(0), "mask": loom.key_padding(pads()[:, :11])}, ValueError, "a table with 11 positions"),
         ({"h_offset": 0, "mask": loom.padding(pads()[:, :11])}, ValueError, "a table with 11 positions, and there are 17"),
-        ({"q_offset": -1, "mask": loom.padding(pads())}, ValueError, "table of positions, from 0 on; q_offset is -1"),
+        ({"q_offset": -1, "mask": lambda b, h, q, k: FOR_Q[b, q]}, ValueError, "table of positions, from 0 on; q_offset is -1"),
         ({"q_offset": 1, "mask": 3}, TypeError, "a mask is a function"),
         ({"h_offset": -1}, ValueError, "h_offset is a head, at least 0; got -1"),
         ({"h_offset": -1, "mask": None}, ValueError, "h_offset is a head, at least 0; got -1"),

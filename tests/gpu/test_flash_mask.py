@@ -67,6 +67,21 @@ def test_tables_of_every_dtype(dtype):
     check(lambda b, h, q, k: (numbers[b, q] - numbers[b, k] < 5) & (numbers[b, k] > -90))
 
 
+def test_padding_on_the_left():
+    """Positions before 0: tables are read at products of comparisons there."""
+    pads = torch.tensor([0, 100, 211], device="cuda")
+    documents = loom.documents(offsets=torch.tensor([0, 70, 517], device="cuda"))
+    lens = torch.tensor([517, 300, 306], device="cuda")
+    for mask in (
+        loom.lengths(lens),
+        loom.causal & loom.lengths(lens) | loom.window(back=30),
+        loom.causal & documents,
+        documents & loom.key_padding(flags(BATCH, K)),
+    ):
+        check(loom.shifted(mask, q_offset=-pads, kv_offset=-pads))
+    check(loom.shifted(loom.padding(flags(BATCH, K)), q_offset=torch.tensor(-9, device="cuda"), kv_offset=-5))
+
+
 def test_an_offset_in_a_tensor():
     before = compiled_kinds()
     for number in (211, 0, 150):

@@ -6,6 +6,7 @@ import torch
 
 import maskloom as loom
 from maskloom.masks.program import Ref
+from maskloom.masks.reading import reading_of
 from maskloom.masks.record import record
 
 PADS = torch.zeros(3, 50, dtype=torch.bool)
@@ -57,3 +58,17 @@ def test_the_value_of_an_index_cannot_be_asked_for(ask):
 def test_the_value_of_a_captured_tensor_can():
     offset = torch.tensor(3)
     assert _names(lambda b, h, q, kv: q >= kv + int(offset)) == ["add", "ge"]
+
+
+def test_what_nothing_reads_is_left_out():
+    table = torch.arange(7)
+
+    def mask(b, h, q_idx, kv_idx):
+        _ = table[kv_idx] + 1
+        return table[q_idx] >= b
+
+    program = record(mask, "cpu")
+    used = program.without_unused()
+    assert [step.op.overloadpacket.__name__ for step in program.steps] == ["index", "add", "index", "ge"]
+    assert [step.op.overloadpacket.__name__ for step in used.steps] == ["index", "ge"]
+    assert reading_of(program).sizes["kv_idx"] == {7} and used.answer == program.answer

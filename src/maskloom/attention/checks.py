@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 from maskloom.attention.kept import keep
 from maskloom.attention.merge import check_sinks
 from maskloom.masks import captured
-from maskloom.masks.algebra import as_mask
+from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.checks import position_offset
 from maskloom.masks.declared import LongestRow, longest_row
 from maskloom.masks.dense import MaskMod
@@ -158,7 +158,7 @@ def check_offsets_fit(
         return
     reading = read(mask, device)
     if isinstance(q_offset, int):
-        if q_offset < 0 and reading.sizes["q_idx"]:  # it would be read from its end
+        if q_offset < 0 and reading.sizes["q_idx"] and _reads_as_it_likes(mask):  # it would be read from its end
             raise ValueError(f"the mask reads a table of positions, from 0 on; q_offset is {q_offset}")
         reading.check_length("q_idx", q_offset + q_len)
     if isinstance(h_offset, int):
@@ -166,6 +166,11 @@ def check_offsets_fit(
         if any(size <= last for size in reading.sizes["h"]):
             size = min(reading.sizes["h"])
             raise ValueError(f"the mask reads a table for {size} heads; heads up to number {last} are asked for")
+
+
+def _reads_as_it_likes(mask: MaskMod) -> bool:
+    """Whether a function reads tables in it, which does not look out for negative positions."""
+    return not isinstance(mask, Mask) or (not torch.compiler.is_dynamo_compiling() and captured.holds_code(mask))
 
 
 def check_mask_fits(

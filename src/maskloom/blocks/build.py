@@ -5,7 +5,7 @@ where intervals cannot tell (`classify`). Nothing is compiled, and nothing of si
 """
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +16,15 @@ from maskloom.blocks.classify import classify
 from maskloom.blocks.ordered import to_block_mask
 from maskloom.blocks.source import checked_sizes, read_source
 from maskloom.masks.algebra import Mask
-from maskloom.masks.checks import as_int, is_zero, position_offsets
+from maskloom.masks.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
 from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
 from maskloom.masks.simplify import simplify
 from maskloom.masks.words import brief
+
+Side = Literal["q_idx", "kv_idx"]
 
 _DEFAULT_BLOCK = 128
 _TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
@@ -75,14 +77,15 @@ def block_mask(
         mask = simplify(mask)
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
     kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
-    if not (_is_one(q_offset) and _is_one(kv_offset)):
-        return block_mask(
-            kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
-        )
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_dynamo_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
+    if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask knows what lies before position 0
+        _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
+        return block_mask(
+            kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
+        )
     source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
     return to_block_mask(classify(source, grid, exact=exact), kept, grid)
@@ -181,6 +184,10 @@ def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
     built.dq_kv_order, built.dq_kv_order_spt = None, dq_kv_order
 
 
-def _is_one(offset: int | Tensor) -> bool:
-    """Whether an offset is the same for all batch rows."""
-    return isinstance(offset, int) or (isinstance(offset, Tensor) and offset.ndim == 0)
+def _check_ends(mask: MaskMod, device: torch.device | str | None, sides: dict[Side, tuple[int, int | Tensor]]) -> None:
+    """Raise a ValueError if positions lie behind the tables that a mask reads, as far as that is known without waiting."""
+    reading = read_source(mask, device).reading
+    for index, (length, offset) in sides.items():
+        end = end_of(length, offset)
+        if end is not None:
+            reading.check_length(index, end)

@@ -77,7 +77,7 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
     device = device_for(mask, device)
     if is_tracing() or not captured.is_plain(mask):
         program = record(mask, device)
-        return Source(mask, [], program, reading_of(program), device, None)
+        return Source(mask, [], program.without_unused(), reading_of(program), device, None)
     held = captured.tensors(mask)
     shapes = tuple(tensor.shape for tensor in held)
     key = (captured.structure(mask, numbers=True), shapes, device, float_state())
@@ -88,7 +88,7 @@ def read_source(mask: MaskMod, device: torch.device | str | None) -> Source:
     if kept is not None:
         return Source(mask, held, *kept, device, key)
     program = record(mask, device, held)
-    bare, reading = program.without(held), reading_of(program)
+    bare, reading = program.without_unused().without(held), reading_of(program)
     # what the mask made on a device was made on this stream, and another could read it too early
     made_there = any(tensor.device.type != "cpu" for tensor in bare.constants)
     of_structure = program.of_structure and captured.is_as_known(mask)

@@ -21,6 +21,7 @@ from maskloom.masks.checks import required_arguments
 from maskloom.masks.dense import MaskMod, dense
 from maskloom.masks.dense_tables import not_a_mask
 from maskloom.masks.modes import NOT_LIFTED
+from maskloom.masks.signed import Signed, read_from_zero
 from maskloom.masks.values import Value, value
 from maskloom.masks.values import shown as shown  # beside mask_value, for those who write a repr
 from maskloom.masks.words import brief, brief_name, is_array
@@ -73,6 +74,14 @@ class Mask(Value, ABC):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Whether the query may attend to the key: bool, from integer tensors on one device."""
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        """The same where positions may be negative, as under `shifted`: padding is there, or nothing. By default the same.
+
+        A mask that hides padding, or reads a table by position, answers otherwise: see `Tabled`. One that asks other masks at its
+        own positions asks them for this.
+        """
+        return self.__call__(b, h, q_idx, kv_idx)
+
     # -- algebra ---------------------------------------------------------------------------------------------------
 
     def __and__(self, other: MaskMod) -> "Mask":
@@ -121,6 +130,13 @@ class Mask(Value, ABC):
         return dense(self, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
 
+class Tabled(Mask):
+    """A mask that reads tables by position. There is no entry before position 0: what lies there sees nothing and is not seen."""
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return read_from_zero(self, b, h, q_idx, kv_idx, signed)
+
+
 # -- combinations ------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +166,9 @@ class And(_Joined):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return functools.reduce(operator.and_, [part(b, h, q_idx, kv_idx) for part in self.parts])
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return functools.reduce(operator.and_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
+
 
 @mask_value
 class Xor(_Joined):
@@ -160,6 +179,9 @@ class Xor(_Joined):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return functools.reduce(operator.xor, [part(b, h, q_idx, kv_idx) for part in self.parts])
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return functools.reduce(operator.xor, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
 @mask_value
@@ -172,6 +194,9 @@ class Or(_Joined):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return functools.reduce(operator.or_, [part(b, h, q_idx, kv_idx) for part in self.parts])
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return functools.reduce(operator.or_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
+
 
 @mask_value
 class Not(Mask):
@@ -181,6 +206,9 @@ class Not(Mask):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return ~self.part(b, h, q_idx, kv_idx)
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return ~self.part.signed(b, h, q_idx, kv_idx, signed)
 
     def __repr__(self) -> str:
         return f"~{_in_brackets(self.part, 4)}"

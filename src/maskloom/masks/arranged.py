@@ -12,6 +12,7 @@ from maskloom.masks.algebra import Mask, as_mask, mask_value
 from maskloom.masks.checks import count
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.reading import read
+from maskloom.masks.signed import Signed
 from maskloom.masks.words import brief
 
 
@@ -41,6 +42,9 @@ class PerHead(_Chosen):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return _choice(self.which[h], [part(b, h, q_idx, kv_idx) for part in self.parts])
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return _choice(self.which[h], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
+
 
 @mask_value
 class PerBatch(_Chosen):
@@ -53,6 +57,9 @@ class PerBatch(_Chosen):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return _choice(self.which[b], [part(b, h, q_idx, kv_idx) for part in self.parts])
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return _choice(self.which[b], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
 def per_head(masks: Sequence[MaskMod]) -> PerHead:
@@ -110,6 +117,9 @@ class Transposed(Mask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.mask(b, h, kv_idx, q_idx)
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return self.mask.signed(b, h, kv_idx, q_idx, Signed(signed.kv, signed.q))
+
 
 def transposed(mask: MaskMod) -> Mask:
     """Query and key swapped: query i sees key j where in ``mask`` query j sees key i.
@@ -144,6 +154,9 @@ class RepeatedHeads(Mask):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.mask(b, self.source[h], q_idx, kv_idx)
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return self.mask.signed(b, self.source[h], q_idx, kv_idx, signed)
 
     def __repr__(self) -> str:
         return f"repeat_heads({self.mask!r}, {self.times}, heads={self.heads})"

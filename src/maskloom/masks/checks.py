@@ -123,6 +123,18 @@ def is_zero(offset: int | Tensor) -> bool:
     return isinstance(offset, int) and offset == 0
 
 
+def may_be_negative(offset: int | Tensor) -> bool:
+    """Whether positions from an offset on may be negative, as far as that is known without reading a tensor."""
+    return not isinstance(offset, int) or offset < 0
+
+
+def end_of(length: int, offset: int | Tensor) -> int | None:
+    """The position behind the last of ``length`` that begin at an offset; None where a device would have to be waited for."""
+    if not isinstance(offset, Tensor):
+        return length + offset
+    return length + int(offset.max()) if readable(offset) else None
+
+
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     """Lengths: integers (B,), none negative. An empty batch has none."""
     table = torch.zeros(0, dtype=torch.int64) if isinstance(value, list) and not value else integers(name, value)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from maskloom.masks import captured
-from maskloom.masks.checks import as_int, position_offset
+from maskloom.masks.checks import as_int, end_of, position_offset
 from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import NOT_LIFTED, is_nested
 from maskloom.masks.reading import read
+from maskloom.masks.signed import Signed
 from maskloom.masks.values import Value
 from maskloom.masks.words import brief
 
@@ -61,7 +62,11 @@ def dense(
     device = torch.device(device) if device is not None else captured.device_of(mask_mod) or torch.device("cpu")
     batch, heads = table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
+    signed = getattr(mask_mod, "signed", None) if isinstance(q_offset, Tensor) else None
+
     def from_offset(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        if signed is not None:  # the offset of a tensor is not looked at, and may be negative
+            return signed(b, h, q_idx + q_offset, kv_idx, Signed(True, False))
         return mask_mod(b, h, q_idx + q_offset, kv_idx)
 
     if batch == 0:
@@ -103,7 +108,9 @@ def table_sizes(
     if torch.compiler.is_dynamo_compiling() and (batch is None or heads is None):
         raise ValueError("while torch.compile traces, give the batch size and the number of heads, or build outside")
     reading = read(mask_mod, device)
-    reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
+    end = end_of(q_len, q_offset)
+    if end is not None:
+        reading.check_length("q_idx", end)
     reading.check_length("kv_idx", kv_len)
     return reading.size("b", batch), reading.size("h", heads)
 

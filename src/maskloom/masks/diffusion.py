@@ -41,7 +41,7 @@ class PackedBlockDiffusion(Segmented):
         q_id, kv_id = self.ids_at(b, q_idx, kv_idx)
         noised = at(self.is_noised, b, q_idx), at(self.is_noised, b, kv_idx)
         seen = _sees(*noised, at(self.block, b, q_idx), at(self.block, b, kv_idx))
-        return seen & (q_id == kv_id) & (q_id >= 0) & (q_idx >= 0) & (kv_idx >= 0)
+        return seen & (q_id == kv_id) & (q_id >= 0)
 
     def __repr__(self) -> str:
         *rows, positions = self.ids.shape

@@ -5,25 +5,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import mask_value, shown
+from maskloom.masks.algebra import Mask, Tabled, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
 from maskloom.masks.dense_tables import bool_table
-from maskloom.masks.padding import PaddingMask, Position, entries_of, positions_from, stretch
+from maskloom.masks.padding import PaddingMask, Position, entries_of, pads_at, positions_from
 from maskloom.masks.tables import among_first, is_empty, seen_along, with_ones, without_ones
 
 
 @mask_value
-class FromDense(PaddingMask):
+class FromDense(Tabled, PaddingMask):
     """See `from_dense`. ``axes`` says by which indices the table is read, one letter of "bhqk" for each dimension."""
 
     table: Tensor
     axes: str
-    of_pairs = True
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         places = {"b": b, "h": h, "q": q_idx, "k": kv_idx}
-        entry = self.table[tuple([places[axis] for axis in self.axes])]
-        return entry & (q_idx >= 0) & (kv_idx >= 0)
+        return self.table[tuple([places[axis] for axis in self.axes])]
 
     def __repr__(self) -> str:
         return f"from_dense({shown(with_ones(self.table, self.axes))})"
@@ -35,15 +33,10 @@ class FromDense(PaddingMask):
         return self._unseen("q", q_len, first)
 
     def _unseen(self, side: str, length: int, first: Position) -> Tensor:
-        seen = seen_along(self.table, self.axes, side)
-        if side not in self.axes:
-            seen = seen.expand(-1, length)
-        hidden = stretch(~seen, first, length)
-        return (
-            hidden
-            if isinstance(first, int) and first >= 0
-            else hidden | (positions_from(first, length, seen.device) < 0)
-        )
+        hidden = ~seen_along(self.table, self.axes, side)
+        if side in self.axes:
+            return pads_at(hidden, first, length)
+        return hidden | (positions_from(first, length, hidden.device) < 0)
 
 
 @mask_value
@@ -53,7 +46,7 @@ class FromBlocks(PaddingMask):
     tiles: Tensor
     axes: str
     block_size: tuple[int, int]
-    of_pairs = True
+    signed = Mask.signed  # it looks out for negative positions itself
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]

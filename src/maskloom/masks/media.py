@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, mask_value, shown
+from maskloom.masks.algebra import Tabled, mask_value, shown
 from maskloom.masks.checks import by_position, copied, integers, positive
 from maskloom.masks.tables import at
 
 
 @mask_value
-class MixedModal(Mask):
+class MixedModal(Tabled):
     """See `mixed_modal`."""
 
     last: Tensor
     name = "mixed_modal"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return (kv_idx <= at(self.last, b, q_idx)) & (q_idx >= 0) & (kv_idx >= 0)
+        return kv_idx <= at(self.last, b, q_idx)
 
 
 def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
@@ -55,7 +55,7 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
 
 
 @mask_value
-class Flamingo(Mask):
+class Flamingo(Tabled):
     """See `flamingo`."""
 
     text_media: Tensor
@@ -66,7 +66,7 @@ class Flamingo(Mask):
         q_media = at(self.text_media, b, q_idx)
         kv_media = at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
         seen = kv_media <= q_media if self.all_before else kv_media == q_media
-        return seen & (kv_media >= 0) & (q_idx >= 0) & (kv_idx >= 0)
+        return seen & (kv_media >= 0)
 
     def __repr__(self) -> str:
         media = "media_ids" if isinstance(self.media, Tensor) else "tokens_per_media"

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
-from maskloom.masks.checks import head_offset, is_zero, position_offsets
+from maskloom.masks.checks import head_offset, is_zero, may_be_negative, position_offsets
 from maskloom.masks.dense import MaskMod
+from maskloom.masks.signed import Signed
 from maskloom.masks.tables import of_row
 
 
@@ -20,11 +21,16 @@ class Shifted(Mask):
     h_offset: int | Tensor | None
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.signed(b, h, q_idx, kv_idx, Signed(False, False))
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         if not is_zero(self.q_offset):  # an index plus 0 is no index any more, whose tables' sizes are checked
             q_idx = q_idx + of_row(self.q_offset, b)
         if not is_zero(self.kv_offset):
             kv_idx = kv_idx + of_row(self.kv_offset, b)
-        return self.mask(b, h if self.h_offset is None else h + self.h_offset, q_idx, kv_idx)
+        h = h if self.h_offset is None else h + self.h_offset
+        signed = Signed(signed.q or may_be_negative(self.q_offset), signed.kv or may_be_negative(self.kv_offset))
+        return self.mask.signed(b, h, q_idx, kv_idx, signed) if any(signed) else self.mask(b, h, q_idx, kv_idx)
 
     def __repr__(self) -> str:
         heads = "" if self.h_offset is None else f", h_offset={shown(self.h_offset)}"
@@ -45,6 +51,10 @@ def shifted(
         causal          k0 k1 k2 k3        shifted(causal, q_offset=2)   k0 k1 k2 k3
                     q0   x                                           q0   x  x  x
                     q1   x  x                                        q1   x  x  x  x
+
+    What lies before position 0 is padding: masks of padding and of segments hide it, and tables have no entry for it. So
+    ``shifted(mask, q_offset=-pads, kv_offset=-pads)`` is a mask for batches that are padded on the left, by ``pads`` (B,).
+    (`causal`, windows, `prefix` and `sinks` compare positions, whatever those are: join them to a mask of padding.)
 
     Rows of a batch that stand at different positions (decoding after prompts of different lengths, padding on the left) have an
     offset each. A tensor-parallel rank that holds heads 4 to 7 of 8 has ``h_offset=4``: its head h is head h + 4 of the mask.

@@ -6,15 +6,16 @@ as Hugging Face's ``attention_mask`` has it, goes to `real`.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and, mask_value, shown
-from maskloom.masks.checks import INTEGERS, flags, is_zero, length_table, readable
+from maskloom.masks.algebra import And, Mask, Tabled, as_mask, is_torch_and, mask_value, shown
+from maskloom.masks.checks import INTEGERS, flags, is_zero, length_table, may_be_negative, readable
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.moved import Shifted
+from maskloom.masks.signed import Signed, read_from_zero, without_negative
 
 Position = int | Tensor
 """A position: an int, or integers without dimensions, or (B,), one for each batch row."""
@@ -26,19 +27,19 @@ def positions_from(first: Position, length: int, device: torch.device) -> Tensor
     return positions if is_zero(first) else positions + (first[..., None] if isinstance(first, Tensor) else first)
 
 
-def behind(lens: Tensor, first: Position, length: int) -> Tensor:
-    """Which of ``length`` positions lie behind a length (B,): bool (B, length)."""
-    return positions_from(first, length, lens.device) >= lens[:, None]
+def outside(lens: Tensor, first: Position, length: int) -> Tensor:
+    """Which of ``length`` positions lie behind a length (B,), or before position 0: bool (B, length)."""
+    positions = positions_from(first, length, lens.device)
+    behind = positions >= lens[:, None]
+    return behind | (positions < 0) if may_be_negative(first) else behind
 
 
-def stretch(table: Tensor, first: Position, length: int) -> Tensor:
-    """The entries of a table (B or 1, L) at ``length`` positions: (B or 1, length)."""
-    if isinstance(first, int) and first >= 0:
-        return table[:, first : first + length]
-    at = positions_from(first, length, table.device)
-    last = table.shape[1] - 1
-    at = torch.where(at < 0, at + last + 1, at).clamp(0, last)  # negative ones wrap around, as where a mask reads them
-    return entries_of(table, at)
+def pads_at(pads: Tensor, first: Position, length: int) -> Tensor:
+    """Which of ``length`` positions are padding, by a table (B or 1, L) of it: bool (B or 1, length). Before position 0 is padding."""
+    if not may_be_negative(first):
+        return pads[:, first : first + length]
+    positions = positions_from(first, length, pads.device)
+    return entries_of(pads, positions.clamp(0, pads.shape[1] - 1)) | (positions < 0)
 
 
 def entries_of(table: Tensor, at: Tensor) -> Tensor:
@@ -52,20 +53,13 @@ def ends(is_real: Tensor) -> Tensor:
 
 
 class PaddingMask(Mask):
-    """A mask that hides certain keys from every query, and knows which.
-
-    Attributes:
-        of_pairs: it says of each query and key whether they are seen: a position that is hidden as a key from all may be a query
-            that sees others.
-    """
-
-    of_pairs: ClassVar[bool] = False
+    """A mask that hides certain keys from every query, and knows which."""
 
     @abstractmethod
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
         """Which of ``kv_len`` keys from position ``first`` on are hidden: bool (B or 1, KV).
 
-        ``first`` is given for masks that are `shifted`, and only then.
+        ``first`` is given for masks that are `shifted`, and only then. Keys before position 0 are hidden.
         """
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor | None:
@@ -75,6 +69,9 @@ class PaddingMask(Mask):
     def row_ends(self) -> Tensor | None:
         """The position behind the last real one, query or key, in each row: integers (B or 1,); None: it does not say."""
         return None
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return read_from_zero(self, b, h, q_idx, kv_idx, Signed(False, signed.kv))
 
 
 @mask_value
@@ -87,21 +84,24 @@ class Lengths(PaddingMask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (q_idx < self.q_lens[b]) & (kv_idx < self.kv_lens[b])
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return without_negative(self(b, h, q_idx, kv_idx), q_idx, kv_idx, signed)
+
     def __repr__(self) -> str:
         return _one_or_both("lengths", self.q_lens, self.kv_lens)
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return behind(self.kv_lens, first, kv_len)
+        return outside(self.kv_lens, first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return behind(self.q_lens, first, q_len)
+        return outside(self.q_lens, first, q_len)
 
     def row_ends(self) -> Tensor:
         return torch.maximum(self.q_lens, self.kv_lens)
 
 
 @mask_value
-class Padding(PaddingMask):
+class Padding(Tabled, PaddingMask):
     """See `padding`."""
 
     q_pads: Tensor
@@ -114,17 +114,17 @@ class Padding(PaddingMask):
         return _one_or_both("padding", self.q_pads, self.kv_pads)
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return stretch(self.kv_pads, first, kv_len)
+        return pads_at(self.kv_pads, first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return stretch(self.q_pads, first, q_len)
+        return pads_at(self.q_pads, first, q_len)
 
     def row_ends(self) -> Tensor:
         return torch.maximum(ends(~self.q_pads), ends(~self.kv_pads))
 
 
 @mask_value
-class Real(PaddingMask):
+class Real(Tabled, PaddingMask):
     """See `real`."""
 
     q_real: Tensor
@@ -137,10 +137,10 @@ class Real(PaddingMask):
         return _one_or_both("real", self.q_real, self.kv_real)
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return ~stretch(self.kv_real, first, kv_len)
+        return pads_at(~self.kv_real, first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return ~stretch(self.q_real, first, q_len)
+        return pads_at(~self.q_real, first, q_len)
 
     def row_ends(self) -> Tensor:
         return torch.maximum(ends(self.q_real), ends(self.kv_real))
@@ -157,7 +157,7 @@ class KeyPadding(PaddingMask):
         return ~self.pads[b, kv_idx]
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return stretch(self.pads, first, kv_len)
+        return pads_at(self.pads, first, kv_len)
 
     def row_ends(self) -> Tensor:
         return ends(~self.pads)
@@ -281,22 +281,25 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
     `shifted`, which says at which positions the keys lie. Under ``|`` or ``~`` it proves nothing.
 
     Args:
-        of_one_sequence: what is hidden as key is a query too. Under a mask that is shifted so that queries begin elsewhere than
-            keys, and in a table of queries and keys, it is hidden only where the query sees nothing either: a position that is
-            real as a query is none of padding.
+        of_one_sequence: queries and keys are one sequence, and what is hidden as key alone is a real query (``lengths(lens,
+            kv_lens)`` of different sides): then what is hidden as both. A mask that says nothing of queries (`key_padding`)
+            speaks for both, unless it is shifted so that queries begin elsewhere than keys.
 
     Raises:
         ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
             cannot be looked into then.
     """
-    known: Tensor | None = None
-    for placed in _paddings(mask_mod):
-        hidden: Tensor | None = placed.hidden_keys(kv_len)
-        if of_one_sequence and (placed.mask.of_pairs or not placed.begins_together):
-            hidden = _both(hidden, placed.hidden_queries(kv_len))
-        if hidden is not None:
-            known = _either(known, hidden)
-    return known
+    placed = _paddings(mask_mod)
+    keys = _all_of([part.hidden_keys(kv_len) for part in placed])
+    if keys is None or not of_one_sequence:
+        return keys
+    by_query = [(part, part.hidden_queries(kv_len)) for part in placed]
+    queries = _all_of([hidden for _, hidden in by_query if hidden is not None])
+    for_both = _all_of(
+        [part.hidden_keys(kv_len) for part, hidden in by_query if hidden is None and part.begins_together]
+    )
+    as_both = None if queries is None else torch.logical_and(*_of_one_batch(keys, queries))
+    return _all_of([hidden for hidden in (as_both, for_both) if hidden is not None])
 
 
 def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
@@ -304,27 +307,26 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
 
     Known by the same rule as `known_padding`, with the same error.
     """
+    found = [part.hidden_queries(q_len) for part in _paddings(mask_mod)]
+    return _all_of([hidden for hidden in found if hidden is not None])
+
+
+def _all_of(hidden: Sequence[Tensor]) -> Tensor | None:
+    """What any of them hides; None of none."""
     known: Tensor | None = None
-    for placed in _paddings(mask_mod):
-        hidden = placed.hidden_queries(q_len)
-        if hidden is not None:
-            known = _either(known, hidden)
+    for found in hidden:
+        known = found if known is None else torch.logical_or(*_of_one_batch(known, found))
     return known
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None or second is None else first & second
-
-
-def _either(first: Tensor | None, second: Tensor) -> Tensor:
-    if first is None:
-        return second
+def _of_one_batch(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two, of one batch and length."""
     pairs = tuple(zip(first.shape, second.shape, strict=True))
     if pairs[1][0] != pairs[1][1] or (pairs[0][0] != pairs[0][1] and 1 not in pairs[0]):
         raise ValueError(
             f"the mask knows padding for (batch, length) = {tuple(first.shape)} and for {tuple(second.shape)}: not for one batch"
         )
-    return first | second
+    return first, second
 
 
 class _Placed(NamedTuple):

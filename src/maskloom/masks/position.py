@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, mask_value
+from maskloom.masks.algebra import Mask, Tabled, mask_value
 from maskloom.masks.checks import count, count_by_row, flags, integer, readable
+from maskloom.masks.signed import Signed, from_zero
 from maskloom.masks.tables import at, of_row
 from maskloom.masks.words import brief
 
@@ -170,6 +171,14 @@ class _Global(Mask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self._is_global(b, q_idx) | self._is_global(b, kv_idx)
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        sides = zip((q_idx, kv_idx), signed, strict=True)
+        query, key = (
+            self._is_global(b, from_zero(idx)) & (idx >= 0) if negative else self._is_global(b, idx)
+            for idx, negative in sides
+        )
+        return query | key
+
     @abstractmethod
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor: ...
 
@@ -193,7 +202,7 @@ class ListedGlobal(_Global):
     table: Tensor
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
-        return self.table[idx.clamp(0, self.table.shape[0] - 1)] & (idx >= 0)
+        return self.table[idx.clamp(max=self.table.shape[0] - 1)]
 
     def __repr__(self) -> str:
         return f"global_tokens({list(self.positions)})"
@@ -207,7 +216,7 @@ class MarkedGlobal(_Global):
     name = "global_tokens"
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
-        return at(self.is_global, b, idx) & (idx >= 0)
+        return at(self.is_global, b, idx)
 
 
 def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | ListedGlobal | MarkedGlobal:
@@ -243,7 +252,7 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
 
 
 @mask_value
-class RandomBlocks(Mask):
+class RandomBlocks(Tabled):
     """See `random_blocks`. ``table`` says which block sees which, ``block_of`` in which block a position lies."""
 
     block_size: int
@@ -254,8 +263,7 @@ class RandomBlocks(Mask):
     block_of: Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        seen = self.table[self.block_of[q_idx], self.block_of[kv_idx]]
-        return seen & (q_idx >= 0) & (kv_idx >= 0)
+        return self.table[self.block_of[q_idx], self.block_of[kv_idx]]
 
     def __repr__(self) -> str:
         drawn = f"block_size={self.block_size}, blocks={self.blocks}, length={self.length}, seed={self.seed}"

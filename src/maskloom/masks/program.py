@@ -89,6 +89,15 @@ class Program:
         if isinstance(self.answer, Tensor):
             yield self.answer
 
+    def without_unused(self) -> "Program":
+        """The program without the operations that the answer does not depend on."""
+        needed, steps = set(refs_in([self.answer])), []
+        for step in reversed(self.steps):
+            if not needed.isdisjoint(step.results):
+                needed.update(step.refs)
+                steps.append(step)
+        return replace(self, steps=tuple(reversed(steps)))
+
     def without(self, held: Sequence[Tensor]) -> "Program":
         """The program with places for the tensors that its mask holds, so that it keeps none of them alive."""
         places = {id(tensor): Held(place) for place, tensor in enumerate(held)}

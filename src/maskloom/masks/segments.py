@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, as_mask, mask_value, shown
+from maskloom.masks.algebra import Mask, Tabled, as_mask, mask_value, shown
 from maskloom.masks.checks import (
     check_ids_below,
     checked_offsets,
@@ -16,18 +16,19 @@ from maskloom.masks.checks import (
     refuse_length,
 )
 from maskloom.masks.dense import MaskMod
-from maskloom.masks.padding import PaddingMask, Position, ends, stretch
+from maskloom.masks.padding import PaddingMask, Position, ends, pads_at
+from maskloom.masks.signed import Signed
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 from maskloom.masks.words import brief
 
 
-class Segmented(PaddingMask):
+class Segmented(Tabled, PaddingMask):
     """Positions have ids; what has a negative id is padding, and hidden."""
 
     ids: Tensor
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return stretch(torch.atleast_2d(self.ids), first, kv_len) < 0
+        return pads_at(torch.atleast_2d(self.ids) < 0, first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
@@ -131,7 +132,7 @@ def documents(
 
 
 @mask_value
-class Within(PaddingMask):
+class Within(Tabled, PaddingMask):
     """See `within`. ``positions`` (L,) or (B, L) are those inside each document."""
 
     segments: AnyDocuments
@@ -141,7 +142,10 @@ class Within(PaddingMask):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_position, kv_position = at(self.positions, b, q_idx), at(self.positions, b, kv_idx)
-        return self.segments(b, h, q_idx, kv_idx) & self.mask(b, h, q_position, kv_position)
+        # what counts up may begin before 0
+        signed = Signed(True, True) if isinstance(self.segments, CountedDocuments) else Signed(False, False)
+        inside = self.mask.signed(b, h, q_position, kv_position, signed)
+        return self.segments(b, h, q_idx, kv_idx) & inside
 
     def __repr__(self) -> str:
         return f"within({self.segments!r}, {self.mask!r})"
@@ -188,7 +192,7 @@ def within(segments: AnyDocuments, mask: MaskMod) -> Within:
 
 
 @mask_value
-class DocumentPrefix(Mask):
+class DocumentPrefix(Tabled):
     """See `document_prefix`. ``is_prefix`` (L,) or (B, L) marks the positions that lie in a prefix."""
 
     segments: AnyDocuments

@@ -21,11 +21,12 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import And, Mask, Not, Or, Xor, and_masks, mask_value, or_masks, shown, xor_masks
+from maskloom.masks.algebra import And, Mask, Not, Or, Tabled, Xor, and_masks, mask_value, or_masks, shown, xor_masks
 from maskloom.masks.moved import Shifted
-from maskloom.masks.padding import Lengths, PaddingMask, Position, behind, stretch
+from maskloom.masks.padding import Lengths, PaddingMask, Position, outside, pads_at
 from maskloom.masks.relative import Causal, Window
 from maskloom.masks.segments import PackedDocuments
+from maskloom.masks.signed import Signed, without_negative
 
 
 @mask_value
@@ -41,18 +42,21 @@ class RealQueries(PaddingMask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return q_idx < self.lens[b]
 
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return without_negative(self(b, h, q_idx, kv_idx), q_idx, kv_idx, signed)
+
     def __repr__(self) -> str:
         return f"lengths({shown(self.lens)})"
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return behind(self.lens, first, kv_len)
+        return outside(self.lens, first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
 
 
 @mask_value
-class FromStart(PaddingMask):
+class FromStart(Tabled, PaddingMask):
     """What ``documents(offsets=...)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
 
     ``start`` holds for each query the first position of its document; behind the documents, one past the end.
@@ -63,13 +67,14 @@ class FromStart(PaddingMask):
     told = "kv_idx >= start[q_idx]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        _ = self.start[kv_idx]  # said, not asked: there are no more keys than positions, as in the ids
         return kv_idx >= self.start[q_idx]
 
     def __repr__(self) -> str:
         return f"documents(offsets={shown(self.offsets)})"
 
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return stretch(self.start[None], first, kv_len) == len(self.start)
+        return pads_at(self.start[None] == len(self.start), first, kv_len)
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
@@ -78,8 +83,8 @@ class FromStart(PaddingMask):
 def simplify(mask: Mask) -> Mask:
     """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
 
-    Equal means equal at every b, h, q_idx and kv_idx from 0 on. Nothing waits for a device.
-    docs/notes/backends.md has what becomes of what.
+    Equal means equal at every b, h, q_idx and kv_idx, under `shifted` also before position 0, with the same checks of lengths,
+    batch rows and heads. Nothing waits for a device. docs/notes/backends.md has what becomes of what.
     """
     if isinstance(mask, And):
         parts = _conjunction([simplify(part) for part in mask.parts])
