@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskloom.masks.examples import one_example
 from maskloom.masks.indexing import IndexByTensors
 from maskloom.masks.modes import uncompiled
 from maskloom.masks.program import INDICES, Meta, Program, Ref, Step, refs_in, tensors_in
@@ -44,7 +45,7 @@ def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (
         ValueError: it reads a table on another device.
         What it raises itself comes through, with a note.
     """
-    return uncompiled(_record)(mask_mod, device, held)
+    return uncompiled(_record)(one_example(mask_mod), device, held)
 
 
 def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:
