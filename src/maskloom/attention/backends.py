@@ -37,6 +37,7 @@ from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
 from maskloom.attention.varlen import packed, varlen
 from maskloom.masks.algebra import Everything
+from maskloom.masks.modes import inside_transform
 from maskloom.masks.relative import Causal
 from maskloom.masks.words import brief
 from maskloom.scores.softcap import SoftCap
@@ -122,6 +123,8 @@ def run(backend: Backend, request: Request) -> Attended:
 def _order(request: Request) -> tuple[Backend, ...]:
     if request.device.type == "cpu":
         return ("sdpa", "reference")
+    if inside_transform():
+        return ("sdpa", "reference")
     if torch.compiler.is_dynamo_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
         return ("triton", "reference")
     if request.query.shape[2] <= _SHORT:
@@ -153,6 +156,8 @@ def _no_flash(request: Request) -> str | None:
         return f"it needs a Hopper GPU or a newer one; this is a {torch.cuda.get_device_name(request.device)}"
     if request.query.dtype not in _HALF:
         return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
+    if inside_transform():
+        return _NO_TRANSFORM
     head_dim, value_dim = request.query.shape[-1], request.value.shape[-1]
     if head_dim != value_dim or head_dim not in _FLASH_HEAD_DIMS:
         listed = ", ".join(map(str, _FLASH_HEAD_DIMS))
@@ -178,6 +183,8 @@ def _no_flash_mask(request: Request) -> str | None:
 def _no_varlen(request: Request) -> str | None:
     if request.device.type != "cuda":
         return f"it needs a GPU; the tensors are on {request.device}"
+    if inside_transform():
+        return _NO_TRANSFORM
     found = packed(request.mask)
     if found is None:
         return "it needs a mask that is documents(offsets=...), alone or joined with causal or a window by &"
@@ -200,6 +207,8 @@ def _no_varlen(request: Request) -> str | None:
 def _no_triton(request: Request) -> str | None:
     if request.device.type == "cpu":
         return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
+    if inside_transform():
+        return _NO_TRANSFORM
     if (request.kernel_options or {}).get("BACKEND") == "FLASH":
         return "kernel_options ask for FLASH, which is backend 'flash'"
     if request.query.dtype not in _FUSED:
@@ -231,6 +240,7 @@ def _nondeterministic(request: Request) -> str | None:
     return None
 
 
+_NO_TRANSFORM = "torch.func (vmap, grad, jvp) cannot transform its kernel; sdpa and reference are made of what it can"
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
 _FLASH_BLOCK = (128, 128)
 

@@ -44,6 +44,11 @@ def _check_each(named: dict[str, Tensor]) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
+        if hasattr(tensor, "device_mesh") and captured.is_dtensor(tensor):
+            raise TypeError(
+                f"{name} is a DTensor; give the part of this device, {name}.to_local(): rows of the batch, or heads with h_offset= "
+                "the first of them"
+            )
         if tensor.is_nested:
             raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
         if tensor.ndim != 4:
@@ -58,7 +63,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _check_shapes(named: dict[str, Tensor]) -> None:
-    q_shape, k_shape, v_shape = (tensor.shape for tensor in named.values())
+    q_shape, k_shape, v_shape = named["query"].shape, named["key"].shape, named["value"].shape
     if not q_shape[0] == k_shape[0] == v_shape[0]:
         raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
     if k_shape[1:3] != v_shape[1:3]:
@@ -100,6 +105,8 @@ def check_options(
         if not isinstance(name, str) or not isinstance(option, (int, float, str)):
             raise TypeError(f"kernel_options are numbers, bools and words by name; got {brief(name)}: {brief(option)}")
     if sinks is not None:
+        if captured.is_dtensor(sinks):
+            raise TypeError("sinks is a DTensor; give the sinks of the heads on this device, sinks.to_local()")
         check_sinks(sinks, query.shape[1])
         if sinks.device != query.device:
             raise ValueError(f"the sinks are on {sinks.device} and the attention on {query.device}")

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import classify
 from maskloom.blocks.ordered import to_block_mask
-from maskloom.blocks.source import checked_sizes, read_source
+from maskloom.blocks.source import checked_sizes, read_source, refuse_mapped
 from maskloom.masks.algebra import Mask
 from maskloom.masks.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
 from maskloom.masks.dense import MaskMod, table_sizes
@@ -81,6 +81,7 @@ def block_mask(
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_dynamo_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
+    refuse_mapped(kept)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask knows what lies before position 0
         _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
         return block_mask(
@@ -138,6 +139,7 @@ def create_block_mask(
         }
         options = {name: value for name, value in wanted.items() if name in _TORCH_TAKES}
         return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
+    refuse_mapped(mask_mod)
     source = read_source(mask_mod, device)
     _refuse_shared_tables(source.reading, B, H)
     grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)

@@ -12,6 +12,7 @@ from maskloom.masks import captured
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.checks import as_int, as_list
 from maskloom.masks.dense import MaskMod, checked_length
+from maskloom.masks.examples import is_mapped
 from maskloom.masks.forks import computed_once, fork_safe_lock
 from maskloom.masks.modes import float_state, is_lasting, is_tracing
 from maskloom.masks.program import Program
@@ -116,6 +117,15 @@ def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device
             f"mask.to({str(asked)!r}), or device={str(held)!r}. In a module, a maskloom.Holder moves the mask with it"
         )
     return asked
+
+
+def refuse_mapped(mask: MaskMod) -> None:
+    """Raise a ValueError if torch.vmap maps over the mask's tensors: one block mask does not serve all examples."""
+    if is_mapped(mask):
+        raise ValueError(
+            "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
+            "build the block mask outside of vmap"
+        )
 
 
 def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:

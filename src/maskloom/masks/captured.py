@@ -32,13 +32,23 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     """The device of the captured tensors that have a dimension, None where there is none; ``what`` is said in errors.
 
     Raises:
-        ValueError: they lie on more than one device.
+        TypeError: there is a DTensor among them. ValueError: they lie on more than one device.
     """
-    devices = {tensor.device for tensor in known(held).tensors if tensor.ndim}
+    found = known(held)
+    if found.holds_dtensors:
+        raise TypeError(
+            f"the {what} holds a DTensor; give it the part of this device, tensor.to_local(), or all, tensor.full_tensor()"
+        )
+    devices = {tensor.device for tensor in found.tensors if tensor.ndim}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
     return devices.pop() if devices else None
+
+
+def is_dtensor(held: object) -> bool:
+    """Whether it is torch's DTensor, by what only that has: its module takes a second to load."""
+    return hasattr(held, "device_mesh") and hasattr(held, "to_local")
 
 
 def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
@@ -108,6 +118,7 @@ class Known:
     Attributes:
         tensors: each once, in the order of the walk.
         kinds: of all leaves.
+        holds_dtensors: whether one of the tensors is distributed over devices.
     """
 
     tensors: tuple[Tensor, ...]
@@ -115,6 +126,7 @@ class Known:
     holds_code: bool
     may_change: bool
     is_plain: bool
+    holds_dtensors: bool
     _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
 
     def skeleton(self, held: object, numbers: bool) -> Hashable:
@@ -148,6 +160,7 @@ def _found_in(held: object) -> Known:
         holds_code=any(map(callable, others)),
         may_change=not all(isinstance(found, _UNCHANGING) for found in others),
         is_plain=all(isinstance(found, _PLAIN) for found in others),
+        holds_dtensors=any(map(is_dtensor, leaves)),
     )
 
 

@@ -66,7 +66,8 @@ def as_list(value: Any) -> Any:
 
 def _is_array(value: Any) -> bool:
     """Whether it is an array with dimensions, NumPy's say, and no tensor."""
-    return not isinstance(value, Tensor) and getattr(value, "ndim", None) not in (None, 0)
+    # a number first: while torch compiles it may be a symbol, which has no attributes
+    return not isinstance(value, (int, float, Tensor)) and getattr(value, "ndim", None) not in (None, 0)
 
 
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:

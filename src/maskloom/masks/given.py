@@ -9,7 +9,7 @@ from maskloom.masks.algebra import Mask, Tabled, mask_value, shown
 from maskloom.masks.checks import integers, per_axis, positive, readable
 from maskloom.masks.dense_tables import bool_table
 from maskloom.masks.padding import PaddingMask, Position, entries_of, pads_at, positions_from
-from maskloom.masks.tables import among_first, is_empty, seen_along, with_ones, without_ones
+from maskloom.masks.tables import among_first, greatest, is_empty, seen_along, with_ones, without_ones
 
 
 @mask_value
@@ -155,10 +155,7 @@ def top_k_blocks(
     chosen = integers("indices", indices).long()
     if not 2 <= chosen.ndim <= 4 or is_empty(chosen):
         raise ValueError(f"indices has shape (query blocks, k), with B or B, H in front; got {tuple(chosen.shape)}")
-    if key_blocks is None:
-        columns = max(int(chosen.max()) + 1, 1) if chosen.numel() else 1
-    else:
-        columns = positive("key_blocks", key_blocks)
+    columns = max(greatest(chosen, "key_blocks=") + 1, 1) if key_blocks is None else positive("key_blocks", key_blocks)
     if readable(chosen) and not bool(((chosen >= -1) & (chosen < columns)).all()):
         raise ValueError(
             f"indices are numbers of key blocks, -1 (none) to {columns - 1}; "

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskloom.masks.answers import check_answer
+from maskloom.masks.examples import one_example
 from maskloom.masks.indexing import IndexByTensors
 from maskloom.masks.modes import uncompiled
 from maskloom.masks.program import INDICES, Meta, Program, Ref, Step, refs_in, tensors_in
@@ -45,7 +46,7 @@ def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (
         ValueError: it reads a table on another device.
         What it raises itself comes through, with a note.
     """
-    return uncompiled(_record)(mask_mod, device, held)
+    return uncompiled(_record)(one_example(mask_mod), device, held)
 
 
 def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:

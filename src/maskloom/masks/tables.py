@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.checks import count, readable
+from maskloom.masks.examples import is_mapped
 
 
 def of_row(value: int | Tensor, b: Tensor) -> int | Tensor:
@@ -61,6 +62,13 @@ def among_first(idx: Tensor, n: int | Tensor) -> Tensor:
     return (idx >= 0) & (idx < n)
 
 
+def greatest(table: Tensor, otherwise: str) -> int:
+    """The greatest entry, 0 of an empty table: reading it waits for a GPU. ``otherwise`` is the argument that makes it needless."""
+    if is_mapped(table):
+        raise ValueError(f"torch.vmap maps over this table, and nothing can be read from it: give {otherwise}")
+    return int(table.max()) if table.numel() else 0
+
+
 def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
     """Ids of pieces that lie one behind the other, -1 behind the last: int32 (..., L).
 
@@ -69,7 +77,7 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
         length: L; by default the last offset (reading it waits for a GPU).
     """
     filled = offsets[..., -1:]
-    most = int(filled.max()) if filled.numel() and (length is None or readable(offsets)) else 0
+    most = greatest(filled, "length=") if length is None or readable(offsets) else 0
     if length is None and most < 1:
         raise ValueError(f"a row has at least 1 position; got {most}")
     length = most if length is None else count("length", length, least=1)
