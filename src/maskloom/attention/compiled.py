@@ -20,6 +20,7 @@ from maskloom.attention.division import dividing_mask, dividing_score
 from maskloom.blocks.tables import rebuilt
 from maskloom.errors import FallbackError
 from maskloom.masks import captured
+from maskloom.masks.answers import NO_BOOL
 from maskloom.masks.forks import fork_safe_lock, loading
 from maskloom.scores.base import NO_SCORE, ScoreMod, answering
 
@@ -67,7 +68,7 @@ def fused_attention(
     except _compiler().FailOnRecompileLimitHit as error:
         raise FallbackError(_not_compiled()) from error
     except _compiler().TorchDynamoException as error:
-        _raise_if_no_score(error)
+        _raise_if_no_answer(error)
         if score_mod is not None:
             _let_it_raise(score_mod, query.device)
         raise FallbackError(_broken(error)) from error
@@ -137,9 +138,9 @@ def _not_compiled() -> str:
     )
 
 
-def _raise_if_no_score(error: Exception) -> None:
-    """Raise what `answering` raised while torch traced it, which torch passes on as part of its own words."""
-    found = re.search(re.escape(NO_SCORE) + r"[^'\"\n]*", str(error))
+def _raise_if_no_answer(error: Exception) -> None:
+    """Raise what was raised of an answer that is no bool or no score, which torch passes on as part of its own words."""
+    found = re.search(f"({re.escape(NO_BOOL)}|{re.escape(NO_SCORE)})" + r"[^'\"\n]*", str(error))
     if found is not None:
         raise TypeError(found[0]) from error
 

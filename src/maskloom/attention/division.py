@@ -10,15 +10,20 @@ and ``%`` in later releases. Indices of which Triton knows nothing come out righ
 import torch
 from torch import Tensor
 
+from maskloom.masks.answers import check_answer
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.traced import divides
 from maskloom.scores.base import ScoreMod
 
 
 def dividing_mask(mask_mod: MaskMod, device: torch.device) -> MaskMod:
-    """The mask_mod in a form that divides rightly; itself where it does not divide. Called while torch.compile traces."""
+    """The mask_mod in a form that divides rightly; itself where it does not divide. Called while torch.compile traces.
+
+    Raises:
+        TypeError: it answers with something else than a bool, which a kernel would take for one.
+    """
     index = _index(device)
-    if not divides(mask_mod, index, index, index, index):
+    if not divides(mask_mod, index, index, index, index, check=check_answer):
         return mask_mod
 
     def asked(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from maskloom.blocks.interval import LEAD, Interval, Run, truth, unknown
 from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.blocks.rules import RULES, Rule
-from maskloom.masks.program import Program, Ref, Step
+from maskloom.masks.program import Program, Ref, Step, results_in
 
 _READ = torch.ops.aten.index  # knows positions and batch rows in their order, which need not be gathered
 
@@ -125,14 +125,14 @@ def _step(
         return _exactly(step, args, kwargs)
     rule = rules.get(step.op.overloadpacket)
     out = rule(step.op, *args, **kwargs) if rule is not None else None
-    return out if isinstance(out, tuple) or out is None else (out,)
+    return results_in(out, len(step.results))
 
 
 def _exactly(step: Step, args: Any, kwargs: dict[str, Any]) -> tuple[Interval | None, ...] | None:
     """An operation on values that are exact: itself."""
     out = lifted(step.op, _tensors_in(args), {name: _tensors_in(item) for name, item in kwargs.items()}, LEAD)
-    outs = out if isinstance(out, (tuple, list)) else (out,)
-    return tuple(None if tensor is None else Interval.exactly(tensor) for tensor in outs)
+    outs = results_in(out, len(step.results))
+    return None if outs is None else tuple(map(Interval.exactly, outs))
 
 
 class _NoInterval(Exception):  # noqa: N818 - a signal, not an error

@@ -12,7 +12,7 @@ from maskloom.blocks.lifted import ambiguous, lifted
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import without_autocast
-from maskloom.masks.program import INDICES, Program, Ref, Step
+from maskloom.masks.program import INDICES, Program, Ref, Step, results_in
 
 _LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
 
@@ -76,7 +76,9 @@ def run(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
         if ambiguous(step, program):
             return None
         out = lifted(step.op, *_arguments(step, values, indices[0].device, lead), lead)
-        outs = out if isinstance(out, (tuple, list)) else (out,)
+        outs = results_in(out, len(step.results))
+        if outs is None:
+            return None
         for result, ref in zip(outs, step.results, strict=True):
             if not _fits(result, program, ref, lead):
                 return None
@@ -85,10 +87,10 @@ def run(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
     return values[answer] if isinstance(answer, Ref) else answer.reshape((1,) * lead)
 
 
-def _fits(result: Tensor | None, program: Program, ref: Ref, lead: int) -> bool:
+def _fits(result: Tensor, program: Program, ref: Ref, lead: int) -> bool:
     """Whether the batch of results has the dtype and shape that the scalar program saw."""
     meta = program.metas[ref.slot]
-    return result is not None and result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
+    return result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
 
 
 def _arguments(

@@ -175,6 +175,10 @@ def _on_dim(op: Any) -> Callable[..., Any]:
     return run
 
 
+def _split(lead: int, value: Tensor, size: Any, dim: int = 0) -> Any:
+    return value.split(size, _own_dim(dim, value.ndim - lead, lead))
+
+
 def _unsqueeze(lead: int, value: Tensor, dim: int) -> Tensor:
     return value.unsqueeze(_own_dim(dim, value.ndim - lead + 1, lead))
 
@@ -239,6 +243,8 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
     _aten.select: _on_dim(_aten.select.int),
     _aten.slice: _on_dim(_aten.slice.Tensor),
     _aten.unbind: _on_dim(_aten.unbind.int),
+    _aten.split: _split,
+    _aten.split_with_sizes: _split,
 }
 SHAPES = frozenset(_SHAPES)
 

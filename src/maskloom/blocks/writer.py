@@ -76,7 +76,12 @@ class _Writer(TorchDispatchMode):
         result = func(*args, **kwargs) if result is None else result
         outs = result if isinstance(result, (list, tuple)) else (result,)
         asks = bool(read) and func.overloadpacket in ASKS_PYTHON
-        if func._schema.is_mutable or asks or any(values_in(options.values())):
+        if (
+            func._schema.is_mutable
+            or asks
+            or any(values_in(options.values()))
+            or (read and not all(isinstance(out, Tensor) for out in outs))
+        ):
             self.possible = False
         elif read and all(_memory(out) == _memory(read[0]) and out.dtype == read[0].dtype for out in outs):
             for view in outs:

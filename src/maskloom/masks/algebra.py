@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
+from maskloom.masks.answers import ask
 from maskloom.masks.checks import required_arguments
 from maskloom.masks.dense import MaskMod, dense
 from maskloom.masks.dense_tables import not_a_mask
@@ -80,7 +81,7 @@ class Mask(Value, ABC):
         A mask that hides padding, or reads a table by position, answers otherwise: see `Tabled`. One that asks other masks at its
         own positions asks them for this.
         """
-        return self.__call__(b, h, q_idx, kv_idx)
+        return ask(self, b, h, q_idx, kv_idx)
 
     # -- algebra ---------------------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class And(_Joined):
     symbol, binds = "&", 3
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return functools.reduce(operator.and_, [part(b, h, q_idx, kv_idx) for part in self.parts])
+        return functools.reduce(operator.and_, [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return functools.reduce(operator.and_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
@@ -178,7 +179,7 @@ class Xor(_Joined):
     symbol, binds = "^", 2
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return functools.reduce(operator.xor, [part(b, h, q_idx, kv_idx) for part in self.parts])
+        return functools.reduce(operator.xor, [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return functools.reduce(operator.xor, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
@@ -192,7 +193,7 @@ class Or(_Joined):
     symbol, binds = "|", 1
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return functools.reduce(operator.or_, [part(b, h, q_idx, kv_idx) for part in self.parts])
+        return functools.reduce(operator.or_, [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return functools.reduce(operator.or_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
@@ -205,7 +206,7 @@ class Not(Mask):
     part: Mask
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return ~self.part(b, h, q_idx, kv_idx)
+        return ~ask(self.part, b, h, q_idx, kv_idx)
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return ~self.part.signed(b, h, q_idx, kv_idx, signed)
@@ -246,7 +247,7 @@ class FromFunction(Mask):
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if q_idx.ndim and torch.compiler.is_dynamo_compiling():
             raise TypeError(NOT_LIFTED)
-        return self.function(b, h, q_idx, kv_idx)
+        return ask(self.function, b, h, q_idx, kv_idx)
 
     def __repr__(self) -> str:
         return f"as_mask({getattr(self.function, '__name__', type(self.function).__name__)})"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskloom.masks import captured
 from maskloom.masks.algebra import Mask, as_mask, mask_value
+from maskloom.masks.answers import ask
 from maskloom.masks.checks import count
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.reading import read
@@ -40,7 +41,7 @@ class PerHead(_Chosen):
     name = "per_head"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _choice(self.which[h], [part(b, h, q_idx, kv_idx) for part in self.parts])
+        return _choice(self.which[h], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return _choice(self.which[h], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
@@ -56,7 +57,7 @@ class PerBatch(_Chosen):
     name = "per_batch"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _choice(self.which[b], [part(b, h, q_idx, kv_idx) for part in self.parts])
+        return _choice(self.which[b], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return _choice(self.which[b], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from maskloom.masks import captured
+from maskloom.masks.answers import ask
 from maskloom.masks.checks import as_int, end_of, position_offset
 from maskloom.masks.forks import load_vmap
 from maskloom.masks.modes import NOT_LIFTED, is_nested
@@ -85,7 +86,7 @@ def _broadcast(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torc
         torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(4)))
         for axis, size in enumerate(sizes)
     ]
-    return mask_mod(*indices).expand(sizes)
+    return ask(mask_mod, *indices).expand(sizes)
 
 
 def table_sizes(

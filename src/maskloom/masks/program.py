@@ -40,7 +40,10 @@ class Meta(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One aten operation. Arguments are Refs, captured or constant tensors, and Python values, lists of them too."""
+    """One aten operation. Arguments are Refs, captured or constant tensors, and Python values, lists of them too.
+
+    Results are all tensors that it gives, in order: of a tuple, a list, a list in a tuple.
+    """
 
     op: OpOverload
     args: tuple[Any, ...]
@@ -125,6 +128,20 @@ def refs_in(arguments: Any) -> Iterator[Ref]:
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from refs_in(argument)
+
+
+def results_in(out: Any, count: int) -> tuple[Any, ...] | None:
+    """The results of an operation, as many as its step has; None if it gave others."""
+    found = tuple(_leaves(out))
+    return found if len(found) == count else None
+
+
+def _leaves(out: Any) -> Iterator[Any]:
+    if isinstance(out, (list, tuple)):
+        for item in out:
+            yield from _leaves(item)
+    elif out is not None:
+        yield out
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:

@@ -134,10 +134,10 @@ class _Walk:
         self.seen |= frozenset().union(marks, *map(self.marks_of, step.refs))
         for result in step.results:
             self._marks[result] = marks
-        first = step.args[0]
-        keeps = operation in _KEEPS_VALUE and program.meta(step.results[0]).dtype in _HOLDS_ANY_INDEX
-        if keeps and isinstance(first, Ref) and first in self._is_index:
-            self._is_index[step.results[0]] = self._is_index[first]
+        if operation in _KEEPS_VALUE and program.meta(step.results[0]).dtype in _HOLDS_ANY_INDEX:
+            first = step.args[0]
+            if isinstance(first, Ref) and first in self._is_index:
+                self._is_index[step.results[0]] = self._is_index[first]
 
     def marks_of(self, value: Ref | Tensor) -> frozenset[Index]:
         return self._marks[value] if isinstance(value, Ref) else frozenset()

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskloom.masks.answers import check_answer
 from maskloom.masks.examples import one_example
 from maskloom.masks.indexing import IndexByTensors
 from maskloom.masks.modes import uncompiled
 from maskloom.masks.program import INDICES, Meta, Program, Ref, Step, refs_in, tensors_in
-from maskloom.masks.words import brief, brief_name
+from maskloom.masks.words import brief_name
 
 _aten = torch.ops.aten
 _READS_NO_VALUE = {
@@ -60,7 +61,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
         except Exception as error:
             error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
             raise
-    _check_answer(mask_mod, answer)
+    check_answer(mask_mod, answer)
     answered = recorder.value(answer)
     return Program(
         tuple(recorder.steps), answered, tuple(recorder.metas), recorder.obstacle,
@@ -68,18 +69,6 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -
         reads_numbers=recorder.read_numbers,
         reads_wholes=recorder.used_alone or recorder.used_made,
     )  # fmt: skip
-
-
-def _check_answer(mask_mod: Any, answer: object) -> None:
-    what = None
-    if not isinstance(answer, Tensor):
-        what = f"{type(answer).__name__} {brief(answer)}"
-    elif answer.dtype != torch.bool or answer.ndim:
-        what = f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
-    if what is not None:
-        raise TypeError(
-            f"a mask_mod answers with one bool for one (b, h, q_idx, kv_idx); {brief_name(mask_mod)} gave {what}"
-        )
 
 
 @dataclass
@@ -161,7 +150,7 @@ class _Recorder(TorchDispatchMode):
         elif depends and func.overloadpacket not in _READS_NO_VALUE:
             self._record(func, values, options, out)
         else:
-            self._made |= {id(made): made for made in (out if isinstance(out, (tuple, list)) else (out,))}
+            self._made |= {id(made): made for made in tensors_in((out,))}
         return out
 
     def leaves(self, name: str, arguments: Any) -> None:
@@ -184,14 +173,23 @@ class _Recorder(TorchDispatchMode):
                 )
 
     def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        results = out if isinstance(out, (tuple, list)) else (out,)
-        self.steps.append(Step(op, args, kwargs, tuple(self.name(result) for result in results)))
+        """One more step. Of its results, shapes and Python numbers that follow from values are not those of other indices."""
+        if self._has_sizes_of_values(op, args):
+            self.obstacle = f"{op.overloadpacket.__name__}, which gives as many numbers as the values say"
+        elif any(isinstance(found, (bool, int, float)) for found in (out if isinstance(out, tuple) else (out,))):
+            self.obstacle = f"{op.overloadpacket.__name__}, which gives a number to Python"
+        self.steps.append(Step(op, args, kwargs, tuple(map(self.name, tensors_in((out,))))))
+
+    def _has_sizes_of_values(self, op: OpOverload, args: tuple[Any, ...]) -> bool:
+        if op is not _aten.index.Tensor:
+            return torch.Tag.dynamic_output_shape in op.tags
+        return any(self.metas[ref.slot].dtype in (torch.bool, torch.uint8) for ref in refs_in(args[1]))
 
     def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """``x &= y``: as ``x = x & y`` where nothing else looks at x's memory; else the program has an obstacle."""
         target = args[0] if args else None
-        alone = isinstance(target, Ref) and self._storages[_storage(out)] == 1
-        if alone and op in _OUT_OF_PLACE and self._dtypes(args) == {out.dtype}:
+        replaces = op in _OUT_OF_PLACE and isinstance(target, Ref) and self._storages[_storage(out)] == 1
+        if replaces and self._dtypes(args) == {out.dtype}:
             self._record(_OUT_OF_PLACE[op], args, kwargs, out)
         else:
             self.obstacle = f"{op.overloadpacket.__name__}, which writes into a tensor"

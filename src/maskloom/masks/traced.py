@@ -3,13 +3,14 @@
 It is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from maskloom.masks.answers import check_answer
 from maskloom.masks.modes import is_nested
 from maskloom.masks.program import INDICES, Index
 
@@ -23,17 +24,24 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
         return {index: [] for index in INDICES}
     reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
     with reads:
-        mask_mod(*reads.indices)
+        answer = mask_mod(*reads.indices)
+    check_answer(mask_mod, answer)
     return dict(zip(INDICES, reads.sizes, strict=True))
 
 
-def divides(function: Any, *scalars: Tensor) -> bool:
-    """Whether it divides, or takes a remainder, when it is called with these. Where nobody may watch, it may."""
+def divides(function: Any, *scalars: Tensor, check: Callable[[Any, object], None] | None = None) -> bool:
+    """Whether it divides, or takes a remainder, when it is called with these. Where nobody may watch, it may.
+
+    Args:
+        check: is given the function and its answer, and raises if that is none.
+    """
     if is_nested():
         return True
     watch = _Divisions()
     with watch:
-        function(*scalars)
+        answer = function(*scalars)
+    if check is not None:
+        check(function, answer)
     return watch.seen
 
 
