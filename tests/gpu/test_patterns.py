@@ -29,11 +29,11 @@ MASKS = {  # for 600 positions
 @pytest.mark.parametrize("name", MASKS)
 def test_patterns(name):
     mask = MASKS[name]().to("cuda")
-    blocks = loom.block_mask(mask, 600, 600)
+    blocks = loom.block_mask(mask, 600, 600, device="cuda")
     theirs = torch_create_block_mask(mask, *blocks.kv_indices.shape[:2], 600, 600, device="cuda")
     for table in NAMES:
         assert torch.equal(getattr(blocks, table), getattr(theirs, table)), table
-    gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(600), table=mask.dense(600, 600)).check()
+    gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(600), table=mask.dense(600, 600, device="cuda")).check()
 
 
 def test_alibi_of_encoders():

@@ -84,11 +84,42 @@ def _recomputed(attention: RowsAttention, reads: Sequence[Tensor]) -> RowsAttent
         return attention(query, key, value, first)
 
     def run(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
+        guarded = _Guarded(unchanged)
         # nothing here is random, so there is no generator to rewind
-        made = checkpoint(unchanged, query, key, value, first, use_reentrant=False, preserve_rng_state=False)
+        made = checkpoint(guarded, query, key, value, first, use_reentrant=False, preserve_rng_state=False)
+        guarded.raise_error()
         return _Together.apply(*made)
 
     return run
+
+
+class _Guarded:
+    """A function of which an error comes out of torch's checkpoint by its end, in the forward.
+
+    In torch 2.11 the hooks of a checkpoint that an error leaves stay in force for as long as the error is kept, in a traceback
+    say, and whatever else is differentiated meanwhile goes wrong.
+    """
+
+    def __init__(self, function: RowsAttention) -> None:
+        self.function = function
+        self.error: Exception | None = None
+        self.is_forward = True
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
+        if not self.is_forward:
+            return self.function(query, key, value, first)
+        try:
+            return self.function(query, key, value, first)
+        except Exception as error:
+            self.error = error
+            return (query,)
+
+    def raise_error(self) -> None:
+        """What the forward raised; from now on errors come out as they are."""
+        self.is_forward = False
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
 
 class _Together(torch.autograd.Function):
