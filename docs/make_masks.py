@@ -70,7 +70,12 @@ FAMILIES: dict[str, list[Example]] = {
     "Segments": [
         Example("documents(offsets=[0, n // 4, n // 3, n])"),
         Example("causal & documents(torch.arange(n) * 5 // n)", "documents"),
+        Example("documents(offsets=[0, n // 4, n], kv_offsets=[0, n // 2, n])"),
+        Example("documents_lower_right([0, n // 4, n // 2], [0, n // 3, n], length=n)"),
         Example("within(documents(offsets=[0, n // 4, n]), window(back=n // 8) | sinks(n // 12))"),
+        Example(
+            "within(documents(offsets=[0, n // 3, n]), per_document([causal, window(back=n // 8)]))", "per_document"
+        ),
         Example(
             "documents(offsets=[0, n // 2, n]) & (causal | document_prefix(documents(offsets=[0, n // 2, n]), [n // 6, n // 4]))",
             "document_prefix",
@@ -115,6 +120,7 @@ FAMILIES: dict[str, list[Example]] = {
         Example("from_dense((torch.arange(n)[:, None] * torch.arange(n)) % 5 == 0)"),
         Example("from_blocks(torch.eye(4).bool(), n // 4)"),
         Example("top_k_blocks([[0, 1], [0, 3], [1, 2], [2, 3]], n // 4)"),
+        Example("from_edges(torch.arange(n), torch.arange(n) * 5 % n)"),
     ],
     "Combined": [
         Example("~causal", "Mask"),

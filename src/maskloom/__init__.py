@@ -25,9 +25,11 @@ from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, mask_va
 from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
 from maskloom.masks.blockwise import chunked, fixed, strided
 from maskloom.masks.conversations import shared_prefix, turns
+from maskloom.masks.cross_documents import documents_lower_right
 from maskloom.masks.diffusion import block_diffusion
 from maskloom.masks.generation import beams, tree
 from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
+from maskloom.masks.graphs import from_edges
 from maskloom.masks.grid import axial, shifted_windows
 from maskloom.masks.grid_windows import grid_window, neighbourhood
 from maskloom.masks.layout import grid_tiles, morton, tiled
@@ -47,9 +49,10 @@ from maskloom.masks.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, within
+from maskloom.masks.segments import document_prefix, documents
 from maskloom.masks.simplify import simplify
 from maskloom.masks.video import spatial, temporal
+from maskloom.masks.within import per_document, within
 from maskloom.nn.holder import Holder
 from maskloom.nn.multihead import MultiheadFlexAttention
 from maskloom.scores.alibi import alibi
@@ -91,7 +94,9 @@ __all__ = [
     "key_padding",
     # segments
     "documents",
+    "documents_lower_right",
     "within",
+    "per_document",
     "document_prefix",
     "shared_prefix",
     "turns",
@@ -121,6 +126,7 @@ __all__ = [
     "from_dense",
     "from_blocks",
     "top_k_blocks",
+    "from_edges",
     # algebra
     "everything",
     "nothing",

@@ -146,7 +146,7 @@ def test_our_own_masks_never_change_unless_they_hold_functions():
     for name, (factory, _, _) in EVERY.items():
         mask = factory()
         assert captured.may_change(mask) == captured.holds_code(mask), name
-    assert sum(captured.may_change(factory()) for factory, _, _ in EVERY.values()) <= 4
+    assert sum(captured.may_change(factory()) for factory, _, _ in EVERY.values()) <= 6
 
 
 def test_nothing_is_kept_while_torch_traces():

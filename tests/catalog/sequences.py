@@ -23,7 +23,8 @@ from maskloom.masks.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, within
+from maskloom.masks.segments import document_prefix, documents
+from maskloom.masks.within import within
 
 BATCH, HEADS, Q_LEN, KV_LEN = 3, 2, 13, 17
 

@@ -60,7 +60,7 @@ def test_a_table_that_learns():
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (VISIBLE.to_sparse(), r"table is a sparse tensor; its to_dense\(\)"),
+        (VISIBLE.to_sparse(), r"table is a sparse tensor; from_edges takes one, and its to_dense\(\)"),
         (VISIBLE.float().to_sparse_csr(), "a sparse tensor"),
         (torch.nested.nested_tensor([VISIBLE[:3], VISIBLE]), "a nested tensor; .* documents"),
         (torch.nested.nested_tensor([VISIBLE.float()], layout=torch.jagged), "a nested tensor"),

@@ -23,7 +23,8 @@ from maskloom.masks.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents, within
+from maskloom.masks.segments import document_prefix, documents
+from maskloom.masks.within import within
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
 from tests.catalog.sequences import CONTINUATIONS, IDS_BY_ROW, KV_LEN, MASKS, POSITION_IDS, Q_LEN, VISIBLE

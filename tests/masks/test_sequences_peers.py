@@ -17,7 +17,8 @@ from maskloom.masks.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import documents, within
+from maskloom.masks.segments import documents
+from maskloom.masks.within import within
 from tests.catalog.sequences import GLOBAL, POSITION_IDS_BY_ROW
 from tests.masks.hugging_face import REMAPS_PACKED, dense_of, dense_of_a_layer, masking_utils
 

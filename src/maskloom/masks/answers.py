@@ -17,12 +17,12 @@ def check_answer(mask_mod: Any, answer: object) -> None:
         raise _no_bool(mask_mod, answer)
 
 
-def ask(part: Any, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+def ask(part: Any, *indices: Tensor) -> Tensor:
     """The answer of a part of a mask, or a TypeError if that is no bool: numbers join bit by bit, or not at all.
 
     On tensors that broadcast it has dims. A bool of Python's own joins, as in torch's ``and_masks``.
     """
-    answer = part(b, h, q_idx, kv_idx)
+    answer = part(*indices)
     if not (answer.dtype == torch.bool if isinstance(answer, Tensor) else isinstance(answer, bool)):
         raise _no_bool(part, answer)
     return answer

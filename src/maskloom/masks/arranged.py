@@ -41,10 +41,10 @@ class PerHead(_Chosen):
     name = "per_head"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _choice(self.which[h], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
+        return choice(self.which[h], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-        return _choice(self.which[h], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
+        return choice(self.which[h], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
 @mask_value
@@ -57,10 +57,10 @@ class PerBatch(_Chosen):
     name = "per_batch"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return _choice(self.which[b], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
+        return choice(self.which[b], [ask(part, b, h, q_idx, kv_idx) for part in self.parts])
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-        return _choice(self.which[b], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
+        return choice(self.which[b], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
 def per_head(masks: Sequence[MaskMod]) -> PerHead:
@@ -83,7 +83,7 @@ def per_head(masks: Sequence[MaskMod]) -> PerHead:
     Raises:
         TypeError: not a list, or something in it that is no mask. ValueError: none.
     """
-    return PerHead(*_chosen("per_head", "head", masks))
+    return PerHead(*chosen("per_head", "head", masks))
 
 
 def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
@@ -105,7 +105,7 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
     Raises:
         TypeError: not a list, or something in it that is no mask. ValueError: none.
     """
-    return PerBatch(*_chosen("per_batch", "batch row", masks))
+    return PerBatch(*chosen("per_batch", "batch row", masks))
 
 
 @mask_value
@@ -196,11 +196,12 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
     return RepeatedHeads(inner, times, heads, torch.arange(heads, device=device).repeat_interleave(times))
 
 
-def _choice(which: Tensor, answers: Iterable[Tensor]) -> Tensor:
+def choice(which: Tensor, answers: Iterable[Tensor]) -> Tensor:
+    """The answer of one of several masks, the one that ``which`` says."""
     return functools.reduce(operator.or_, [(which == i) & answer for i, answer in enumerate(answers)])
 
 
-def _chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, ...], tuple[Mask, ...], Tensor]:
+def chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, ...], tuple[Mask, ...], Tensor]:
     """All masks, the different ones among them, and which of these each is."""
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"{name} takes a list with one mask for each {item}; got {brief(given)}")

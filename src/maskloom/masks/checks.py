@@ -211,18 +211,18 @@ def check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
         raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
 
 
-def checked_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
+def checked_offsets(offsets: Tensor | Sequence[int], name: str = "offsets") -> Tensor:
     """Offsets as a tensor (pieces + 1,): from 0, never falling (looked at on the CPU only)."""
-    table = integers("offsets", offsets)
+    table = integers(name, offsets)
     if table.ndim != 1 or table.numel() < 2:
-        raise ValueError(f"offsets has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
+        raise ValueError(f"{name} has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
     if readable(table):
         if int(table[0]) != 0:
-            raise ValueError(f"offsets start at 0; got {int(table[0])}")
+            raise ValueError(f"{name} start at 0; got {int(table[0])}")
         falls = (table[1:] < table[:-1]).nonzero()
         if len(falls):
             before, after = table[int(falls[0]) :][:2].tolist()
-            raise ValueError(f"offsets never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
+            raise ValueError(f"{name} never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
     return table
 
 

@@ -29,8 +29,9 @@ def check_kind(name: str, table: Tensor, *, additive: bool) -> None:
     if table.is_nested:
         raise TypeError(f"{name} is a nested tensor; a mask of packed sequences is documents(offsets=...)")
     if table.layout != torch.strided:
-        kind = "a sparse tensor" if "sparse" in str(table.layout) else f"a tensor of layout {table.layout}"
-        raise TypeError(f"{name} is {kind}; its to_dense() is a table")
+        if "sparse" in str(table.layout):
+            raise TypeError(f"{name} is a sparse tensor; from_edges takes one, and its to_dense() is a table")
+        raise TypeError(f"{name} is a tensor of layout {table.layout}; its to_dense() is a table")
     if table.is_quantized:
         raise TypeError(f"{name} is a quantized tensor, {table.dtype}; give a bool one, True = may attend")
     if table.dtype != torch.bool and not (additive and table.dtype.is_floating_point):

@@ -17,9 +17,11 @@ from maskloom.masks import (
     arranged,
     blockwise,
     conversations,
+    cross_documents,
     diffusion,
     generation,
     given,
+    graphs,
     grid,
     grid_windows,
     layout,
@@ -30,6 +32,7 @@ from maskloom.masks import (
     relative,
     segments,
     video,
+    within,
 )
 from maskloom.masks.algebra import Mask, everything, nothing
 from maskloom.masks.synonyms import suggestion
@@ -39,14 +42,15 @@ _MAKERS = (
     relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
     relative.band, relative.dilated, blockwise.strided, blockwise.fixed, blockwise.chunked, relative.causal_lower_right,
     position.prefix, position.sinks, position.key_range, position.query_range, position.global_tokens,
-    position.random_blocks, padding.lengths, segments.documents, segments.within, segments.document_prefix,
+    position.random_blocks, padding.lengths, segments.documents, cross_documents.documents_lower_right, within.within, within.per_document,
+    segments.document_prefix,
     conversations.shared_prefix, conversations.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
     arranged.repeat_heads, grid_windows.neighbourhood, grid_windows.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
     layout.morton, layout.grid_tiles, video.spatial, video.temporal, diffusion.block_diffusion, generation.tree,
-    generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks,
+    generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks, graphs.from_edges,
 )  # fmt: skip
 
-VOCABULARY: dict[str, Mask | Callable[..., Mask]] = {
+VOCABULARY: dict[str, Mask | Callable[..., Any]] = {
     "causal": relative.causal,
     "anticausal": relative.anticausal,
     "everything": everything,
@@ -59,7 +63,7 @@ LONGEST = 10_000  # characters; Python's parser takes time and stack for more
 _OPERATORS = {ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor}
 
 
-def parse(text: str, names: Mapping[str, Mask | Callable[..., Mask]] | None = None) -> Mask:
+def parse(text: str, names: Mapping[str, Mask | Callable[..., Any]] | None = None) -> Mask:
     """The mask that ``text`` writes. ``parse(str(mask)) == mask`` for masks without tensors.
 
     Args:
@@ -79,7 +83,7 @@ def parse(text: str, names: Mapping[str, Mask | Callable[..., Mask]] | None = No
 class _Reader:
     """Walks Python's syntax tree of one text."""
 
-    def __init__(self, text: str, names: Mapping[str, Mask | Callable[..., Mask]]) -> None:
+    def __init__(self, text: str, names: Mapping[str, Mask | Callable[..., Any]]) -> None:
         self.text = " ".join(text.split())
         self.names = names
 
@@ -98,6 +102,12 @@ class _Reader:
             raise ParseError("the expression is nested too deeply") from None
 
     def _mask(self, node: ast.expr) -> Mask:
+        found = self._mask_or_part(node)
+        if not isinstance(found, Mask):
+            raise self._at(node, "this is a part of a mask: write within(documents(...), per_document([...]))")
+        return found
+
+    def _mask_or_part(self, node: ast.expr) -> Any:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](self._mask(node.left), self._mask(node.right))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
@@ -116,7 +126,7 @@ class _Reader:
             raise self._at(node, f"{node.id} takes arguments: write {node.id}(...)")
         return found
 
-    def _called(self, node: ast.Call) -> Mask:
+    def _called(self, node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name):
             raise self._at(node.func, "here stands the name of a mask")
         make = self._look_up(node.func)
@@ -143,7 +153,7 @@ class _Reader:
             options[keyword.arg] = self._argument(keyword.value)
         return options
 
-    def _look_up(self, node: ast.Name) -> Mask | Callable[..., Mask]:
+    def _look_up(self, node: ast.Name) -> Mask | Callable[..., Any]:
         if node.id in self.names:
             return self.names[node.id]
         hint = suggestion(node.id, self.names) or f"there are {', '.join(self.names)}"
@@ -157,7 +167,7 @@ class _Reader:
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
             return -self._argument(node.operand)
-        return self._mask(node)
+        return self._mask_or_part(node)
 
     def _at(self, node: ast.expr | ast.keyword, words: str) -> ParseError:
         return self._error(words, _column(self.text, node.col_offset), _column(self.text, node.end_col_offset or 0))

@@ -1,11 +1,13 @@
 """Masks of packed sequences: several documents in one row."""
 
 from collections.abc import Sequence
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from maskloom.masks.algebra import Mask, Tabled, as_mask, mask_value, shown
+from maskloom.masks import captured
+from maskloom.masks.algebra import Tabled, mask_value, shown
 from maskloom.masks.checks import (
     check_ids_below,
     checked_offsets,
@@ -15,9 +17,13 @@ from maskloom.masks.checks import (
     readable,
     refuse_length,
 )
-from maskloom.masks.dense import MaskMod
+from maskloom.masks.cross_documents import (
+    CrossDocuments,
+    PackedCrossDocuments,
+    cross_documents,
+    packed_cross_documents,
+)
 from maskloom.masks.padding import PaddingMask, Position, ends, pads_at
-from maskloom.masks.signed import Signed
 from maskloom.masks.tables import at, ids_from_offsets, ids_from_positions, positions_from_ids
 from maskloom.masks.words import brief
 
@@ -80,6 +86,29 @@ class CountedDocuments(_ByIds):
 
 
 AnyDocuments = Documents | PackedDocuments | CountedDocuments
+Segments = TypeVar("Segments", bound=AnyDocuments | CrossDocuments | PackedCrossDocuments)
+
+
+@overload
+def documents(
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    position_ids: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
+) -> AnyDocuments: ...
+
+
+@overload
+def documents(
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
+    kv_ids: Tensor | Sequence[int] | None = None,
+    kv_offsets: Tensor | Sequence[int] | None = None,
+    kv_length: int | None = None,
+) -> CrossDocuments | PackedCrossDocuments: ...
 
 
 def documents(
@@ -88,7 +117,10 @@ def documents(
     offsets: Tensor | Sequence[int] | None = None,
     position_ids: Tensor | Sequence[int] | None = None,
     length: int | None = None,
-) -> AnyDocuments:
+    kv_ids: Tensor | Sequence[int] | None = None,
+    kv_offsets: Tensor | Sequence[int] | None = None,
+    kv_length: int | None = None,
+) -> AnyDocuments | CrossDocuments | PackedCrossDocuments:
     """A query sees the keys of its own document.
 
     ::
@@ -100,10 +132,17 @@ def documents(
                                    q3         x  x  x
                                    q4         x  x  x
 
+    For cross-attention keys have ids or offsets of their own::
+
+        documents(offsets=[0, 2, 3], kv_offsets=[0, 1, 4])   k0 k1 k2 k3
+                                                         q0   x
+                                                         q1   x
+                                                         q2      x  x  x
+
     Ids are held as they are, and writes into them are followed. Offsets and position ids are copied, since ids are made from
     them: a later write into what was given changes nothing.
 
-    Give one of:
+    Give one of ids, offsets and position_ids:
 
     Args:
         ids: integers (L,), or (B, L) with documents of their own in each batch row: positions with equal ids are one
@@ -115,12 +154,19 @@ def documents(
             This too says that documents are contiguous.
         length: with offsets, the positions of a row, if there are more than the documents fill; the rest sees nothing.
             By default the last offset, which is read from the tensor (on a GPU that waits for it).
+        kv_ids: with ids, those of the keys, (K,) or (B, K), and ids are those of the queries.
+        kv_offsets: with offsets, where the keys of each document begin (``cu_seqlens_k``), as many; a document may have no queries, or no
+            keys. Causal in each, aligned to its end: `documents_lower_right`; other masks inside: `within`.
+        kv_length: with kv_offsets, the keys of a row, likewise.
 
     Raises:
         TypeError, ValueError: none or several of them, not integers, offsets that do not start at 0 or that fall (looked
-            at on the CPU only), a length below the last offset.
+            at on the CPU only), a length below the last offset; keys' tables beside others than the queries' own, or for others.
     """
     exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
+    _check_beside(ids, offsets, kv_ids, kv_offsets, kv_length)
+    if offsets is not None and kv_offsets is not None:
+        return packed_cross_documents(offsets, kv_offsets, length, kv_length)
     if offsets is not None:
         table = checked_offsets(offsets).clone()
         return PackedDocuments(table, ids_from_offsets(table, length))
@@ -128,67 +174,17 @@ def documents(
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids).clone()
         return CountedDocuments(positions, ids_from_positions(positions))
+    if ids is not None and kv_ids is not None:
+        return cross_documents(ids, kv_ids)
     return Documents(integers_by_position("ids", ids))
 
 
-@mask_value
-class Within(Tabled, PaddingMask):
-    """See `within`. ``positions`` (L,) or (B, L) are those inside each document."""
-
-    segments: AnyDocuments
-    mask: Mask
-    positions: Tensor
-    name = "within"
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        q_position, kv_position = at(self.positions, b, q_idx), at(self.positions, b, kv_idx)
-        # what counts up may begin before 0
-        signed = Signed(True, True) if isinstance(self.segments, CountedDocuments) else Signed(False, False)
-        inside = self.mask.signed(b, h, q_position, kv_position, signed)
-        return self.segments(b, h, q_idx, kv_idx) & inside
-
-    def __repr__(self) -> str:
-        return f"within({self.segments!r}, {self.mask!r})"
-
-    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return self.segments.hidden_keys(kv_len, first)
-
-    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return self.segments.hidden_queries(q_len, first)
-
-    def row_ends(self) -> Tensor:
-        return self.segments.row_ends()
-
-
-def within(segments: AnyDocuments, mask: MaskMod) -> Within:
-    """A mask inside each document. Positions start anew in each: at 0, or at its first position id.
-
-    ::
-
-        within(documents(offsets=[0, 2, 5]), sinks(1) | window(back=0))   k0 k1 k2 k3 k4
-                                                                      q0   x
-                                                                      q1   x  x
-                                                                      q2         x
-                                                                      q3         x  x
-                                                                      q4         x     x
-
-    ``causal`` and windows mean the same with and without it; chunks, sinks and prefixes do not. ``within(segments, causal |
-    prefix(n))`` is a prefix-LM for each document; `document_prefix` has a length of its own for each. The segments are copied,
-    since positions are made from them: a later write into their ids changes nothing. Source: packed sequences whose position
-    ids restart, Krell et al. 2021 (arXiv 2107.02027).
-
-    Args:
-        segments: made by `documents`, of documents that are contiguous.
-        mask: a Mask or a mask_mod, asked with positions inside the document; ``b`` and ``h`` stay.
-
-    Raises:
-        TypeError: segments of another kind.
-        ValueError: documents in several pieces, where positions cannot restart (looked at on the CPU only).
-    """
-    positions, segments = positions_inside("within", segments), _copied(segments)
-    if isinstance(segments, CountedDocuments):
-        positions = segments.position_ids.to(torch.int32)
-    return Within(segments, as_mask(mask), positions)
+def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: object, kv_length: object) -> None:
+    """Raise a TypeError if tables of keys are not beside those of queries."""
+    if (kv_ids is not None and ids is None) or (kv_offsets is not None and offsets is None):
+        raise TypeError("kv_ids goes with ids, and kv_offsets with offsets: queries and keys are told in one way")
+    if kv_length is not None and kv_offsets is None:
+        raise TypeError("kv_length goes with kv_offsets, as length with offsets")
 
 
 @mask_value
@@ -231,7 +227,7 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
         TypeError, ValueError: segments of another kind or in several pieces, not integers, a negative number, fewer
             numbers than documents (looked at on the CPU only).
     """
-    positions, segments = positions_inside("document_prefix", segments), _copied(segments)
+    positions, segments = positions_inside("document_prefix", segments), copied_segments(segments)
     table = integers("n", n).to(positions.device, copy=True)
     ids = segments.ids.clamp(min=0).long()
     if table.ndim not in (1, ids.ndim) or table.shape[-1] == 0 or (table.ndim == 2 and len(table) != len(ids)):
@@ -246,18 +242,24 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
     return DocumentPrefix(segments, table, (positions < own) & (segments.ids >= 0))
 
 
-def _copied(segments: AnyDocuments) -> AnyDocuments:
+def copied_segments(segments: Segments) -> Segments:
     """The segments with tensors of their own: all but those by ids have copied already."""
-    return Documents(segments.ids.clone()) if isinstance(segments, Documents) else segments
+    by_ids = isinstance(segments, (Documents, CrossDocuments))
+    return captured.moved(segments, Tensor.clone) if by_ids else segments
 
 
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
     """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
     if not isinstance(segments, AnyDocuments):
         raise TypeError(f"{name} takes documents made by documents(...); got {brief(segments)}")
-    if isinstance(segments, Documents) and readable(segments.ids):
-        _check_contiguous(name, segments.ids)
-    return positions_from_ids(segments.ids)
+    return positions_of(name, segments.ids, isinstance(segments, Documents))
+
+
+def positions_of(name: str, ids: Tensor, by_ids: bool) -> Tensor:
+    """The same by the ids of positions; what is given ``by_ids`` may lie in pieces."""
+    if by_ids and readable(ids):
+        _check_contiguous(name, ids)
+    return positions_from_ids(ids)
 
 
 def _check_contiguous(name: str, ids: Tensor) -> None:
