@@ -16,6 +16,7 @@ from maskloom.masks.dense_tables import check_kind
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.modes import is_lasting
 from maskloom.masks.reading import read
+from maskloom.masks.sending import stays_here
 
 
 def as_mask_of(table: Tensor, sizes: Sizes) -> Mask:
@@ -48,11 +49,15 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
         return build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
 
     def without_source() -> BlockMask:  # what is kept with a mask must not hold it: an equal one stands in its place
-        built = build()
+        with stays_here():
+            built = build()
         return rebuilt(built, mask_mod=copy.copy(source)) if built.mask_mod is source else built
 
-    if torch.compiler.is_dynamo_compiling() or captured.may_change(source):
+    if torch.compiler.is_dynamo_compiling():
         return build()
+    if captured.may_change(source):
+        with stays_here():
+            return build()
     return keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
 
 
@@ -98,10 +103,11 @@ def _stands_for_others(block_mask: BlockMask, needed: tuple[int, int], axis: int
     """Whether its tables are those of the first of ``needed[axis]``, and others need others."""
     q_len, kv_len = block_mask.seq_lengths
     batch, heads = needed
-    all_tables = build_block_mask(
-        block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads,
-        device=block_mask.kv_indices.device, block_size=block_mask.BLOCK_SIZE,
-    )  # fmt: skip
+    with stays_here():
+        all_tables = build_block_mask(
+            block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads,
+            device=block_mask.kv_indices.device, block_size=block_mask.BLOCK_SIZE,
+        )  # fmt: skip
     right, given = tile_states(all_tables), tile_states(block_mask)
     first = right.narrow(axis, 0, 1)
     return bool(((given == first) | (given == first.clamp(max=PARTIAL))).all()) and not bool((right == first).all())

@@ -21,6 +21,7 @@ from maskloom.masks.dense import MaskMod, table_sizes
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
+from maskloom.masks.sending import check_can_be_sent
 from maskloom.masks.simplify import simplify
 from maskloom.masks.words import brief
 
@@ -64,8 +65,8 @@ def block_mask(
         equal, and cheaper inside partial tiles.
 
     Raises:
-        TypeError: not a mask. ValueError: a length or block size below 1, B or H that do not fit the mask's tables, an offset
-            beside a table, or tensors on another device.
+        TypeError: not a mask; in a DataLoader worker also a mask that cannot be pickled. ValueError: a length or block size
+            below 1, B or H that do not fit the mask's tables, an offset beside a table, or tensors on another device.
     """
     if isinstance(mask, Tensor):
         if not (is_zero(q_offset) and is_zero(kv_offset)):
@@ -87,6 +88,7 @@ def block_mask(
         return block_mask(
             kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
         )
+    check_can_be_sent(kept)
     source = read_source(mask, device)
     grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
     return to_block_mask(classify(source, grid, exact=exact), kept, grid)
@@ -121,7 +123,8 @@ def create_block_mask(
             does not: a TypeError there that says so).
 
     Raises:
-        TypeError: not a mask_mod, or an option that this torch does not have.
+        TypeError: not a mask_mod, in a DataLoader worker also one that cannot be pickled; or an option that this torch does
+            not have.
         ValueError: B or H is None and the mask depends on it, or does not fit the tables that it reads; a length or
             block size below 1; tensors on another device.
     """
@@ -140,6 +143,7 @@ def create_block_mask(
         options = {name: value for name, value in wanted.items() if name in _TORCH_TAKES}
         return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
     refuse_mapped(mask_mod)
+    check_can_be_sent(mask_mod)
     source = read_source(mask_mod, device)
     _refuse_shared_tables(source.reading, B, H)
     grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)

@@ -5,6 +5,7 @@ Neither the tables nor mask_mod alone are the mask.
 """
 
 import inspect
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.masks.dense import dense, needed_sizes
+from maskloom.masks.sending import reduced
 from maskloom.masks.words import brief
 
 SKIPPED, PARTIAL, FULL = 0, 1, 2
@@ -22,6 +24,9 @@ _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more 
 def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
     """A BlockMask of the same parts, but for some: also while torch compiles, where nothing can be copied."""
     return BlockMask(**{part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS})
+
+
+ForkingPickler.register(BlockMask, reduced)  # a DataLoader's worker says what cannot be pickled, whoever built it
 
 
 _ALL = slice(None)

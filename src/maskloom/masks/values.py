@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks import captured
+from maskloom.masks.sending import stand_in
 
 C = TypeVar("C", bound=type)
 
@@ -43,6 +44,9 @@ class Value:
     @property
     def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a function
         return type(self).__qualname__ if torch.compiler.is_dynamo_compiling() else repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return stand_in(self) or super().__reduce_ex__(protocol)
 
     def to(self, device: torch.device | str) -> Self:
         """The same value with its tensors on ``device``; itself if they are there already."""
