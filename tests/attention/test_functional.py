@@ -171,6 +171,16 @@ q, k, v = inputs()
         (lambda: loom.attend(q, k, v, scale="0.5"), TypeError, r"scale is a number, .* got '0.5'"),
         (lambda: loom.attend(q, k, v, scale=True), TypeError, "scale is a number, .* got True"),
         (lambda: loom.attend(q, k, v, kernel_options="FLASH"), TypeError, "kernel_options is a dict, .* got 'FLASH'"),
+        (
+            lambda: loom.attend(q, k, v, kernel_options={"BLOCK_M": [64, 32]}),
+            TypeError,
+            r"numbers, bools and words by name; got 'BLOCK_M': \[64, 32\]",
+        ),
+        (
+            lambda: loom.explain(q, k, v, kernel_options={"A": None}),
+            TypeError,
+            "numbers, bools and words by name; got .A.: None",
+        ),
         (lambda: loom.attend(q, k.double(), v), ValueError, "one dtype; got query torch.float32, key torch.float64"),
         (lambda: loom.attend(q, k, v.to("meta")), ValueError, "on one device; got query cpu, key cpu, value meta"),
         (

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 import maskloom as loom
 from maskloom.attention import compiled
@@ -59,6 +60,94 @@ def test_gradients_reach_the_table(buckets):
         score_mod=make,
         learned=(table(33 if buckets is None else 32),),
     ).check(more={"learned 0": unordered})
+
+
+def learning():
+    """A table, a table by batch row, and one number, that learn."""
+    shapes = [(H, 300), (B, H, 300, 400), (1,)]
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [torch.randn(shape, device="cuda", generator=generator).requires_grad_() for shape in shapes]
+
+
+TAKEN = {
+    "one read": lambda t, p, n: lambda s, b, h, i, j: s + t[h, i],
+    "four indices": lambda t, p, n: lambda s, b, h, i, j: s * p[b, h, i, j],
+    "numbers": lambda t, p, n: lambda s, b, h, i, j: s * n[0] - t[-1, j % 300],
+    "a choice": lambda t, p, n: lambda s, b, h, i, j: torch.where(i > j, t[h, i], s),
+    "sizes": lambda t, p, n: lambda s, b, h, i, j: s + t[h, (i - j).clamp(0, t.shape[1] - 1)],
+    "three": lambda t, p, n: lambda s, b, h, i, j: s * n[0] + p[b, h, i, j] + t[h, i],
+    "clones": lambda t, p, n: two_reads(t, t.clone()),
+}
+REFUSED = {
+    "two reads": lambda t, p, n: two_reads(t, t),
+    "chained": lambda t, p, n: lambda s, b, h, i, j: s + p[b][h][i][j],
+    "joined": lambda t, p, n: lambda s, b, h, i, j: s + p[b, h][i, j],
+    "transposed": lambda t, p, n: lambda s, b, h, i, j: s + t.T[i, h],
+    "without dimensions": lambda t, p, n: shrunk(n.sum()),
+    "computed": lambda t, p, n: lambda s, b, h, i, j: torch.stack([s, 2 * s])[0],
+}
+
+
+def two_reads(first, second):
+    return lambda s, b, h, i, j: s + first[h, i] + second[h, j % 300]
+
+
+def shrunk(number):
+    return lambda s, b, h, i, j: s * number
+
+
+def gradients(attention, score_mod_of):
+    leaves = [tensor.requires_grad_() for tensor in inputs(300, torch.float32)]
+    held = learning()
+    out = attention(*leaves, score_mod_of(*held))
+    return torch.autograd.grad(out.square().sum(), [*leaves, *held], allow_unused=True, materialize_grads=True)
+
+
+def exact(score_mod_of):
+    def attention(*arguments):
+        *qkv, score_mod = arguments
+        return loom.reference(*(tensor.double() for tensor in qkv), loom.causal, score_mod=score_mod)[0]
+
+    return gradients(attention, score_mod_of)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_learned_tensors_that_triton_takes(name):
+    found = gradients(
+        lambda q, k, v, mod: loom.attend(q, k, v, loom.causal, score_mod=mod, backend="triton"), TAKEN[name]
+    )
+    for grad, right in zip(found, exact(TAKEN[name]), strict=True):
+        assert (grad - right).norm() <= 1e-3 * right.norm() + 1e-6
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_learned_tensors_that_triton_does_not_take(name):
+    """They are refused before anything is launched, run on the reference, and torch's own kernel has no backward for them."""
+    score_mod_of = REFUSED[name]
+
+    def triton(q, k, v, mod):
+        return loom.attend(q, k, v, loom.causal, score_mod=mod, backend="triton")
+
+    with pytest.raises(ValueError, match="backend 'triton' cannot do this: score_mod"):
+        gradients(triton, score_mod_of)
+    found = gradients(lambda q, k, v, mod: loom.attend(q, k, v, loom.causal, score_mod=mod), score_mod_of)
+    for grad, right in zip(found, exact(score_mod_of), strict=True):
+        assert (grad - right).norm() <= 1e-4 * right.norm() + 1e-6
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, fullgraph=True)
+    with pytest.raises(Exception, match=r"multiple indexing|scatter|assert|Error|not supported|Unsupported"):
+        gradients(lambda q, k, v, mod: compiled(q, k, v, score_mod=mod, enable_gqa=True), score_mod_of)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_a_gradient_that_is_differentiated_again_says_who_can(backend):
+    leaves = [tensor.requires_grad_() for tensor in inputs(300, torch.float32)]
+    out = loom.attend(*leaves, loom.causal, backend=backend)
+    found = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"has no second derivative, .* backend='reference'"):
+        torch.autograd.grad(found[0].sum(), leaves)
+    with pytest.raises(ValueError, match="has no forward-mode derivative"):
+        torch.func.jvp(lambda q: loom.attend(q, *leaves[1:], loom.causal, backend=backend), (leaves[0],), (leaves[0],))
 
 
 def test_tables_and_offsets_change_freely():

@@ -107,7 +107,7 @@ def scalars(size: int):
 @st.composite
 def places(draw, size: int) -> str:
     """What stands for one dimension in an index."""
-    others = [":", "::2", f"{size - 1}:", "IDX", "[0, -1]"] if size > 1 else [":"]
+    others = [":", "::2", f"{size - 1}:", "IDX", "[0, -1, 0]"] if size > 1 else [":"]
     if size == len(BITS):
         others.append("BITS")
     return draw(st.one_of(scalars(size), scalars(size), st.sampled_from(others)))
@@ -132,8 +132,9 @@ def steps(draw, text: str, shape: tuple[int, ...]) -> str:
     size, number = shape[dim], draw(scalars(shape[dim]))
     scalar = f"torch.as_tensor({number})"
     ones = ", ".join("1" for _ in shape)
+    if draw(st.booleans()):
+        return f"{text}[{draw(indices(shape))}]"
     after = [
-        *[f"{text}[{draw(indices(shape))}]" for _ in range(4)],
         f"{text}.unbind({dim})[{draw(st.integers(0, size - 1))}]",
         f"{text}.expand({', '.join(map(str, (2, *shape)))})",
         f"{text}.gather({dim}, ({scalar} % {size}).reshape({ones}))",

@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention import flash_mask
+from maskloom.attention.derivatives import beyond_backward
 from maskloom.attention.empty import of_no_rows
 from maskloom.attention.fused import flash, triton
 from maskloom.attention.given import refuse_shared_tables
+from maskloom.attention.learned import no_backward
 from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
@@ -64,13 +68,15 @@ def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(backend)}")
     named = _by_options(request) if backend == "auto" else backend
+    plain = peek_interpreter_stack() is None and forward_ad._current_level < 0  # every attention passes here: no call
+    beyond = None if plain else beyond_backward(request)
     if named is not None:
-        refused = _REFUSALS[named](request) or _no_options(named, request)
+        refused = (beyond if named != "reference" else None) or _REFUSALS[named](request) or _no_options(named, request)
         if refused is not None:
             raise ValueError(f"backend {named!r} cannot do this: {refused}")
         return Choice(named, "kernel_options are for it" if backend == "auto" else "asked for", named=True)
     for candidate in _order(request):
-        if _REFUSALS[candidate](request) is None:
+        if (beyond is None or candidate == "reference") and _REFUSALS[candidate](request) is None:
             by_itself = candidate == "sdpa" and request.device.type != "cpu"
             return Choice(candidate, _NO_TABLE if by_itself else _REASONS[candidate], named=False)
     raise AssertionError("the reference refuses nothing")
@@ -82,7 +88,8 @@ def ruled_out(request: Request, chosen: Backend) -> dict[Backend, str]:
     for backend in BACKENDS:
         if backend == chosen:
             continue
-        reason = _REFUSALS[backend](request)
+        beyond = beyond_backward(request) if backend != "reference" else None
+        reason = beyond or _REFUSALS[backend](request)
         if reason is None and BACKENDS.index(backend) < BACKENDS.index(chosen):
             reason = _passed_over(backend)
         if reason is not None:
@@ -208,6 +215,8 @@ def _no_triton(request: Request) -> str | None:
         return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
     if request.deterministic and request.may_train_score_mod:
         return "the gradient of a tensor that score_mod reads is summed in no fixed order"
+    if request.score_mod is not None and request.needs_gradients and not torch.compiler.is_dynamo_compiling():
+        return no_backward(request.score_mod, request.query.device)
     return None
 
 

@@ -101,6 +101,9 @@ def check_options(
     """Raise a TypeError or ValueError if return_aux, sinks or kernel_options are none."""
     if kernel_options is not None and not isinstance(kernel_options, dict):
         raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {brief(kernel_options)}")
+    for name, option in (kernel_options or {}).items():
+        if not isinstance(name, str) or not isinstance(option, (int, float, str)):
+            raise TypeError(f"kernel_options are numbers, bools and words by name; got {brief(name)}: {brief(option)}")
     if sinks is not None:
         if captured.is_dtensor(sinks):
             raise TypeError("sinks is a DTensor; give the sinks of the heads on this device, sinks.to_local()")

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskloom.blocks.tables import dense_of
 from maskloom.masks.dense import MaskMod, dense
-from maskloom.masks.modes import inside_transform
+from maskloom.masks.modes import is_transformed
 
 RowsAttention = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]]
 """``(query rows, key, value, position of the first) -> tensors``, each with those queries as its dimension 2."""
@@ -26,7 +26,7 @@ def in_chunks(
     """``attention`` of all queries, in chunks that have at most ``most`` scores each, or one query.
 
     In one piece where that is enough, and while torch compiles, which has ways of its own to save memory.
-    Under the transforms of torch.func the backward keeps every chunk: they allow no recomputation.
+    Under the transforms of torch.func, and forward-mode differentiation, every chunk is kept: they allow no recomputation.
 
     Args:
         query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
@@ -42,7 +42,7 @@ def in_chunks(
     rows = max(1, most // max(1, batch * heads * key.shape[-2]))
     if rows >= q_len:
         return attention(query, key, value, 0)
-    if torch.is_grad_enabled() and not inside_transform():
+    if torch.is_grad_enabled() and not is_transformed():
         attention = _recomputed(attention, reads)
     chunks = zip(query.split(rows, dim=2), range(0, q_len, rows), strict=True)
     parts = [attention(chunk, key, value, first) for chunk, first in chunks]

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from maskloom.masks.modes import inside_transform
+from maskloom.masks.modes import is_transformed
 
 _WIDE = torch.int64
 
@@ -18,17 +17,12 @@ def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
 
 def zeros_forward(tensor: Tensor, rows: Tensor) -> Tensor:
     """Zeros at some positions, where the gradient that comes back is known to be 0. rows: bool, broadcasts to the tensor."""
-    return _zeroed(tensor, rows) if _is_transformed() else _ZerosForward.apply(tensor, rows)
+    return _zeroed(tensor, rows) if is_transformed() else _ZerosForward.apply(tensor, rows)
 
 
 def zeros_backward(tensor: Tensor, rows: Tensor) -> Tensor:
     """The tensor itself, whose gradient becomes 0 at some positions."""
-    return torch.where(rows, tensor.detach(), tensor) if _is_transformed() else _ZerosBackward.apply(tensor, rows)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: both want plain operations, which copy more."""
-    return inside_transform() or forward_ad._current_level >= 0
+    return torch.where(rows, tensor.detach(), tensor) if is_transformed() else _ZerosBackward.apply(tensor, rows)
 
 
 class _ZerosForward(torch.autograd.Function):
@@ -69,7 +63,7 @@ def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
 
 def _is_wide(tensor: Tensor) -> bool:
     """Whether the elements can be viewed as words of eight bytes, and nothing but their bits counts."""
-    if torch.compiler.is_compiling() or _is_transformed() or tensor.is_neg():
+    if torch.compiler.is_compiling() or is_transformed() or tensor.is_neg():
         return False
     many = _WIDE.itemsize // tensor.element_size()
     steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])

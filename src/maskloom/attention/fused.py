@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.compiled import fused_attention
+from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.flash_mask import for_flash
 from maskloom.attention.given import as_block_mask
 from maskloom.attention.request import Attended, Request
@@ -77,6 +78,8 @@ def _fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) 
         query, key, value, blocks,
         score_mod=request.score_mod, scale=scale, wants_lse=request.wants_lse, kernel_options=options,
     )  # fmt: skip
+    if out.grad_fn is not None:
+        out = with_first_only(out, "triton" if (options or {}).get("BACKEND") != "FLASH" else "flash")
     return Attended(out[..., : sizes[1]] if wider[1] > sizes[1] else out, lse)
 
 

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.chunks import in_chunks, rows_of
 from maskloom.attention.compiled import shares_heads
+from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.fill import zeros_both_ways
 from maskloom.attention.kept import MOST_BYTES, keep, tensors_of
 from maskloom.blocks.build import block_mask
@@ -161,4 +162,5 @@ def _attention(
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=table, is_causal=is_causal, scale=scale, enable_gqa=shares_heads(query, key)
     )
+    out = with_first_only(out, "sdpa")
     return out if blind is None else zeros_both_ways(out, blind)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.fill import zeros_both_ways
 from maskloom.attention.request import Attended, Request
 from maskloom.masks.algebra import And
@@ -57,7 +58,7 @@ def varlen(request: Request) -> Attended:
         *rows, ends, ends, length, length,
         scale=request.scale, window_size=(found.back, found.ahead), **_grouped(request, attention),
     )  # fmt: skip
-    out = out.unflatten(0, (batch, length)).transpose(1, 2)
+    out = with_first_only(out, "varlen").unflatten(0, (batch, length)).transpose(1, 2)
     # what lies behind the documents was attended to as one more: the kernel leaves what belongs to none unwritten
     return Attended(zeros_both_ways(out, (found.documents.ids < 0)[:length, None]), None)
 

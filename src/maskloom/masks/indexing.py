@@ -40,7 +40,7 @@ class IndexByScalars(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__:
-            places = _places_of(args[1])
+            places = places_of(args[1])
             if any(isinstance(place, Tensor) and place.dtype == torch.uint8 for place in places):
                 raise TypeError("torch takes an index of uint8 for a mask; in a score_mod write table[index.long()]")
             if any(map(_is_scalar, places)):
@@ -71,7 +71,7 @@ def _selected(select: Any, input: Tensor, dim: int, index: Any) -> Tensor:
     return _read(input, (slice(None),) * (dim % input.ndim) + (index,))
 
 
-def _places_of(index: Any) -> tuple[Any, ...]:
+def places_of(index: Any) -> tuple[Any, ...]:
     """What an index consists of. A list that holds more than numbers is a tuple of indices, as torch has it."""
     if isinstance(index, list) and len(index) <= _MOST_IN_A_LIST:
         several = any(

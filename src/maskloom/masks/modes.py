@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +28,11 @@ def is_tracing() -> bool:
 def inside_transform() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_transformed() -> bool:
+    """Whether such a transform, or forward-mode differentiation, is at work: both want plain operations."""
+    return inside_transform() or forward_ad._current_level >= 0
 
 
 NOT_LIFTED = (
