@@ -104,7 +104,9 @@ def test_importing_does_nothing_but_read_its_own_modules():
     assert [name for name in done["modules"] if name.split(".")[0] != "maskloom"] == []
     assert done["operations"] == []
     assert {event for event, _ in done["opened"]} == {"open"}
-    read = [Path(path) for _, path in done["opened"] if not path.isdigit()]  # the number of a file: bytecode that is written
+    read = [
+        Path(path) for _, path in done["opened"] if not path.isdigit()
+    ]  # the number of a file: bytecode that is written
     assert [path for path in read if not (path.is_relative_to(PACKAGE) and ".py" in path.name)] == []
 
 

@@ -420,6 +420,7 @@ OFFSETS = {
     "of each row": (torch.tensor([0, 2, 9]), 0),
     "of each row, keys too": (torch.tensor([0, 2, 9]), torch.tensor([3, 0, 1])),
     "keys before 0": (0, -2),
+    "left padding": (torch.tensor([0, -2, -5]), torch.tensor([0, -2, -5])),
 }
 LONG_LENS = torch.tensor([8, 0, 12])
 LONG_PADS = torch.rand(B, LONG, generator=torch.Generator().manual_seed(6)) < 0.4
@@ -438,17 +439,14 @@ SHIFTED = {
 
 
 def hidden_from(first, hides):
-    """Which of L positions from ``first`` on are padding, by lengths (B,) or by a table (B, LONG)."""
+    """Which of L positions from ``first`` on are padding, by lengths (B,) or by a table (B, LONG); those before 0 are."""
     positions = (torch.arange(L) + torch.as_tensor(first)[..., None]).expand(B, L)
-    return positions >= hides[:, None] if hides.ndim == 1 else hides.gather(1, positions.clamp(min=0))
+    found = positions >= hides[:, None] if hides.ndim == 1 else hides.gather(1, positions.clamp(min=0))
+    return found | (positions < 0)
 
 
-FITTING = [  # a table has no position before 0
-    (name, offset) for name in SHIFTED for offset in OFFSETS if offset != "keys before 0" or "lengths" in name
-]
-
-
-@pytest.mark.parametrize(("name", "offset"), FITTING)
+@pytest.mark.parametrize("name", SHIFTED)
+@pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 def test_padding_is_known_where_positions_are_shifted(name, offset, backend):
     (mask, hides), (q_offset, kv_offset) = SHIFTED[name], OFFSETS[offset]
@@ -464,9 +462,9 @@ def test_padding_is_known_where_positions_are_shifted(name, offset, backend):
         assert torch.equal(loom.attend(query, key, value, given, backend=backend, clean_padding=True), clean)
 
 
-def test_positions_before_0_are_read_as_the_mask_reads_them():
+def test_positions_before_0_are_padding():
     mask = loom.shifted(loom.padding(LONG_PADS), q_offset=-2, kv_offset=torch.tensor(-2))
-    hidden = LONG_PADS.roll(2, 1)[:, :L]
+    hidden = torch.cat([torch.ones(len(LONG_PADS), 2, dtype=torch.bool), LONG_PADS], 1)[:, :L]
     assert torch.equal(known_padding(mask, L), hidden)
     query, key, value = inputs()
     poison = [poisoned(tensor, hidden, math.nan) for tensor in (query, key, value)]
