@@ -445,9 +445,9 @@ REAL = torch.ones(2, 3, dtype=torch.bool)
         (lambda: loom.shifted(causal, q_offset=[]), ValueError, r"q_offset are integers, at least one; got \[\]"),
         (lambda: loom.shifted(causal, kv_offset=torch.tensor(1.0)), TypeError, "kv_offset .*; got torch.float32"),
         (
-            lambda: loom.shifted(causal, kv_offset=[[1]]),
+            lambda: loom.shifted(causal, kv_offset=[[1], [2]]),
             ValueError,
-            r"kv_offset is one position, or one for each batch row, \(B,\); got shape \(1, 1\)",
+            r"kv_offset is one position, or one for each batch row, \(B,\); got shape \(2, 1\)",
         ),
     ],
 )
