@@ -1,6 +1,7 @@
 """A forked child finds every lock free, and nothing half loaded."""
 
 import gc
+import importlib.machinery
 import os
 import pickle
 import re
@@ -235,3 +236,39 @@ def test_a_lock_is_gone_with_its_owner():
 def test_a_cache_does_not_pickle():
     with pytest.raises(TypeError, match="cannot pickle"):
         pickle.dumps(BlockMaskCache())
+
+
+SLOW = """
+import threading
+begun.set()
+threading.Event().wait(0.3)
+done.append(1)
+"""
+
+
+class Finder:
+    """Finds one module, which takes its time."""
+
+    def __init__(self, **names: object) -> None:
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "torch.slow" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(SLOW, self.names)
+
+
+def test_a_fork_waits_for_what_torch_is_importing(monkeypatch):
+    begun, done = threading.Event(), []
+    monkeypatch.setattr(sys, "meta_path", [Finder(begun=begun, done=done), *sys.meta_path])
+    thread = threading.Thread(target=importlib.import_module, args=("torch.slow",))
+    thread.start()
+    begun.wait()
+    assert list(forks._half_loaded()) == ["torch.slow"]
+    assert child(lambda: done == [1] or os._exit(2)) == 0
+    thread.join()
+    monkeypatch.delitem(sys.modules, "torch.slow")

@@ -7,9 +7,11 @@ with it. What torch loads at first use takes a second, under locks that Python a
 
 import importlib
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, overload
 
 import torch
@@ -78,6 +80,9 @@ class _Fork:
     @classmethod
     def before(cls) -> None:
         cls.waited = loading.acquire(timeout=_LONGEST_WAIT)
+        for name in list(_half_loaded()):
+            with suppress(Exception):  # its importer is told
+                importlib.import_module(name)  # waits for the thread that imports it
 
     @classmethod
     def in_parent(cls) -> None:
@@ -88,6 +93,13 @@ class _Fork:
     def in_child() -> None:
         for lock in list(_locks):
             lock._at_fork_reinit()  # as Python's own modules do with theirs: logging, concurrent.futures
+
+
+def _half_loaded() -> Iterator[str]:
+    """The modules of torch that are being imported, by ``torch.compile`` say: a child could never import them."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch.") and getattr(getattr(module, "__spec__", None), "_initializing", False):
+            yield name
 
 
 if hasattr(os, "register_at_fork"):  # where there is a fork
