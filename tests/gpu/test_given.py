@@ -62,10 +62,16 @@ def test_packed_masks_and_graphs(name):
     mask = factory()
     if "function" in name or mask.dense(q_len, kv_len).shape[0] > 1:
         pytest.skip("its function holds a table on the CPU, or it has tables for three rows")
-    check(mask.to("cuda"), mask.dense(q_len, kv_len).cuda(), "triton", q_len, kv_len)
+    backend = "auto" if name.startswith("from_edges") else "triton"
+    check(mask.to("cuda"), mask.dense(q_len, kv_len).cuda(), backend, q_len, kv_len)
 
 
 def test_a_large_graph():
     generator = torch.Generator().manual_seed(2)
     table = (torch.rand(Q, K, generator=generator) < 0.05) | (torch.arange(Q)[:, None] == torch.arange(K))
-    check(loom.from_edges(*of_pairs(table)).to("cuda"), table.cuda(), "triton")
+    mask = loom.causal | loom.from_edges(*of_pairs(table)).to("cuda")
+    check(mask, table.cuda() | loom.causal.dense(Q, K, device="cuda")[0, 0], "auto")
+    with pytest.raises(
+        ValueError, match="'triton' cannot do this: it has no room on the chip for the search of from_edges"
+    ):
+        loom.attend(*inputs(), mask, backend="triton")

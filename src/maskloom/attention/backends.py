@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -36,6 +36,7 @@ from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
 from maskloom.attention.varlen import packed, varlen
+from maskloom.masks import captured
 from maskloom.masks.algebra import Everything
 from maskloom.masks.modes import inside_transform
 from maskloom.masks.relative import Causal
@@ -207,8 +208,11 @@ def _no_varlen(request: Request) -> str | None:
 def _no_triton(request: Request) -> str | None:
     if request.device.type == "cpu":
         return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
-    if inside_transform():
+    if peek_interpreter_stack() is not None:  # `inside_transform`, a call less
         return _NO_TRANSFORM
+    mask_mod = request.mask.mask_mod if isinstance(request.mask, BlockMask) else request.mask
+    if mask_mod is not None and not torch.compiler.is_dynamo_compiling() and captured.known(mask_mod).searches:
+        return "it has no room on the chip for the search of from_edges; from_dense(mask.dense(...)) says the same in a table"
     if (request.kernel_options or {}).get("BACKEND") == "FLASH":
         return "kernel_options ask for FLASH, which is backend 'flash'"
     if request.query.dtype not in _FUSED:
@@ -225,7 +229,17 @@ def _no_sdpa(request: Request) -> str | None:
         return "it has no score_mod"
     if request.wants_lse:
         return "it gives no log-sum-exp, and so no sinks"
-    return None if request.device.type == "cpu" else _nondeterministic(request)
+    if request.device.type == "cpu":
+        return None
+    if _is_vmapped():
+        return (
+            "torch.vmap cannot batch its kernels on a GPU (torch 2.11: an internal assertion); reference can be batched"
+        )
+    return _nondeterministic(request)
+
+
+def _is_vmapped() -> bool:
+    return inside_transform() and any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
 def _no_options(backend: Backend, request: Request) -> str | None:

@@ -45,11 +45,23 @@ def with_first_only(out: Tensor, backend: str) -> Tensor:
         node = node.next_functions[0][0]
     if node is not None and any(name in node.name() for name in _KERNELS):
         node.register_hook(functools.partial(_tell, backend))
+        if node.name() == _COMPILED and out.device.type != "cpu":
+            node.register_prehook(functools.partial(_refuse_graph, backend))
     return out
 
 
 _KERNELS = ("ScaledDotProduct", "CompiledFunction", "varlen_attn")  # torch's own written out has a second derivative
+_COMPILED = "CompiledFunctionBackward"  # on a GPU it writes into what the forward kept, and torch refuses create_graph
 _CUTS_PADDING = "SliceBackward0"  # torch widens the head dim for some kernels, and cuts the result
+
+
+def _refuse_graph(backend: str, gradients: tuple[Tensor | None, ...]) -> None:
+    """Raise where a gradient is to be differentiated again, of a kernel that torch has compiled for one backward."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"attention by backend {backend!r} has no second derivative, and create_graph=True asks for one; "
+            "attend(..., backend='reference') has every derivative"
+        )
 
 
 def _tell(backend: str, gradients: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...] | None:

@@ -127,6 +127,7 @@ class Known:
     may_change: bool
     is_plain: bool
     holds_dtensors: bool
+    searches: bool
     _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
 
     def skeleton(self, held: object, numbers: bool) -> Hashable:
@@ -161,6 +162,7 @@ def _found_in(held: object) -> Known:
         may_change=not all(isinstance(found, _UNCHANGING) for found in others),
         is_plain=all(isinstance(found, _PLAIN) for found in others),
         holds_dtensors=any(map(is_dtensor, leaves)),
+        searches=any(getattr(type(found), "searches", False) for found, _ in walked),
     )
 
 

@@ -1,7 +1,7 @@
 """Masks of graphs: the edges alone are held, never a table of all pairs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class FromEdges(PaddingMask):
     end: Tensor
     occupied: Tensor
     steps: int
+    searches: ClassVar[bool] = True  # for which Triton has no room on the chip
     signed = Mask.signed  # it looks out for negative positions itself
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
