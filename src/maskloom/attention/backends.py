@@ -126,7 +126,7 @@ def _order(request: Request) -> tuple[Backend, ...]:
         return ("sdpa", "reference")
     if inside_transform():
         return ("sdpa", "reference")
-    if torch.compiler.is_dynamo_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
+    if torch.compiler.is_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
         return ("triton", "reference")
     if request.query.shape[2] <= _SHORT:
         return ("varlen", "triton", "reference")

@@ -16,6 +16,7 @@ from maskloom.masks.declared import LongestRow, longest_row
 from maskloom.masks.dense import MaskMod
 from maskloom.masks.modes import autocast_to
 from maskloom.masks.reading import read
+from maskloom.masks.symbols import is_int, known
 from maskloom.masks.words import brief
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
 
@@ -131,7 +132,9 @@ def row_beyond(mask: BlockMask | MaskMod | None, q_len: int, kv_len: int) -> Lon
 
     Kept with the mask, so that a steady call looks at no tensor. A BlockMask is for the lengths that it says.
     """
-    if mask is None or isinstance(mask, BlockMask) or q_len != kv_len or torch.compiler.is_dynamo_compiling():
+    if mask is None or isinstance(mask, BlockMask) or torch.compiler.is_dynamo_compiling():
+        return None
+    if isinstance(q_len, torch.SymInt) or q_len != kv_len:
         return None
     longest = keep(mask, ("longest row",), lambda: longest_row(mask))
     return None if longest is None or longest.length <= q_len else longest
@@ -163,17 +166,16 @@ def check_offsets_fit(
     Args:
         mask: as it was before the offsets came into it.
     """
-    numbers = any(isinstance(offset, int) for offset in (q_offset, h_offset) if offset is not None)
-    if not numbers:
+    if not any(map(is_int, (q_offset, h_offset))):
         return
     reading = read(mask, device)
-    if isinstance(q_offset, int):
-        if q_offset < 0 and reading.sizes["q_idx"] and _reads_as_it_likes(mask):  # it would be read from its end
+    if is_int(q_offset):
+        if known(q_offset < 0) and reading.sizes["q_idx"] and _reads_as_it_likes(mask):  # it would be read from its end
             raise ValueError(f"the mask reads a table of positions, from 0 on; q_offset is {q_offset}")
         reading.check_length("q_idx", q_offset + q_len)
-    if isinstance(h_offset, int):
+    if is_int(h_offset):
         last = h_offset + heads - 1
-        if any(size <= last for size in reading.sizes["h"]):
+        if any(known(size <= last) for size in reading.sizes["h"]):
             size = min(reading.sizes["h"])
             raise ValueError(f"the mask reads a table for {size} heads; heads up to number {last} are asked for")
 

@@ -22,6 +22,7 @@ from maskloom.errors import FallbackError
 from maskloom.masks import captured
 from maskloom.masks.answers import NO_BOOL
 from maskloom.masks.forks import fork_safe_lock, loading
+from maskloom.masks.values import numbers_as_tensors
 from maskloom.scores.base import NO_SCORE, ScoreMod, answering
 
 _COMPILER: Any = "inductor"  # tests put in one that only traces
@@ -53,9 +54,12 @@ def fused_attention(
         TypeError: score_mod gives no score. What score_mod raises itself comes through.
     """
     options = kernel_options or {}
+    if torch.compiler.is_compiling():  # somebody compiles or exports the code around us: be part of their graph
+        mask_mod, score_mod = numbers_as_tensors((block_mask.mask_mod, score_mod), query.device)
+        block_mask = rebuilt(block_mask, mask_mod=mask_mod)
+        shares = shares_heads(query, key)
+        return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options)
     arguments = (query, key, value, score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
-    if torch.compiler.is_dynamo_compiling():  # somebody compiles the code around us: be part of their graph
-        return _attend_or_fail(*arguments)
     mods = (block_mask.mask_mod,) if score_mod is None else (block_mask.mask_mod, score_mod)
     kind, dynamic = _kind(query, key, value, block_mask, mods, scale, wants_lse, options)
     compiled = _compiled_for(kind, dynamic)
@@ -116,7 +120,7 @@ def _attend_or_fail(
     wants_lse: bool,
     kernel_options: Any,  # torch's FlexKernelOptions
 ) -> tuple[Tensor, Tensor | None]:
-    if not torch.compiler.is_dynamo_compiling():  # a constant in the graph; runs only where there is none
+    if not torch.compiler.is_compiling():  # a constant in the graph; runs only where there is none
         raise FallbackError(_not_compiled())
     # lengths from the tensors: as numbers of the block mask they are dynamic scalars, which FLASH takes for captured ones
     lengths = query.shape[-2], key.shape[-2]

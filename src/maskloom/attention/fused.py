@@ -41,7 +41,9 @@ def _tiles_fit(request: Request, blocks: BlockMask) -> bool | None:
     a larger block may end behind them, where the kernel would read keys that are not there.
     """
     larger = any(_TILE % size for size in blocks.BLOCK_SIZE)
-    if torch.compiler.is_dynamo_compiling():  # nothing is known of lengths then
+    if torch.compiler.is_dynamo_compiling() or isinstance(
+        request.key.shape[2], torch.SymInt
+    ):  # they are not known then
         return False if larger else None
     lengths = request.sizes[2:]
     fit = all(length % _TILE == 0 == length % size for length, size in zip(lengths, blocks.BLOCK_SIZE, strict=True))
@@ -50,7 +52,7 @@ def _tiles_fit(request: Request, blocks: BlockMask) -> bool | None:
 
 def _reads_tables(score_mod: ScoreMod | None) -> bool:
     """Whether it reads a tensor of two dimensions or more. While torch compiles, that is not known: False."""
-    if score_mod is None or torch.compiler.is_dynamo_compiling():
+    if score_mod is None or torch.compiler.is_compiling():
         return False
     return any(tensor.ndim > 1 for tensor in captured.tensors(score_mod))
 

@@ -74,7 +74,7 @@ def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:
     if tuple(given) == (batch, heads):
         return
     mask_mod, device = block_mask.mask_mod, block_mask.kv_indices.device
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_compiling():
         reading = read(mask_mod, device)
         needed = reading.size("b", batch), reading.size("h", heads)
         for axis, read_by in enumerate((reading.sizes["b"], reading.sizes["h"])):

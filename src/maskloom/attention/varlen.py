@@ -5,7 +5,7 @@ window. Source of the kernel: Dao, FlashAttention-2 (arXiv 2307.08691), ``torch.
 """
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ def packed(mask: BlockMask | MaskMod | None) -> Packed | None:
     causals = [part for part in parts if isinstance(part, Causal)]
     if len(documents) != 1 or len(parts) != 1 + len(windows) + len(causals):
         return None
-    ahead = min([window.ahead for window in windows] + [0] * len(causals), default=-1)
-    return Packed(documents[0], min((window.back for window in windows), default=-1), ahead)
+    ahead = min([cast(int, window.ahead) for window in windows] + [0] * len(causals), default=-1)
+    return Packed(documents[0], min((cast(int, window.back) for window in windows), default=-1), ahead)
 
 
 def varlen(request: Request) -> Attended:

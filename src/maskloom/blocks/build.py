@@ -23,6 +23,7 @@ from maskloom.masks.moved import shifted
 from maskloom.masks.reading import Reading
 from maskloom.masks.sending import check_can_be_sent
 from maskloom.masks.simplify import simplify
+from maskloom.masks.symbols import is_dynamic
 from maskloom.masks.words import brief
 
 Side = Literal["q_idx", "kv_idx"]
@@ -74,13 +75,13 @@ def block_mask(
                 "a tensor in place of a mask is of these queries and keys; offsets are for from_dense(tensor)"
             )
         mask = mask_of_table(mask, Sizes(as_int(batch), as_int(heads), as_int(q_len), as_int(kv_len)))
-    if isinstance(mask, Mask) and not torch.compiler.is_dynamo_compiling():
+    if isinstance(mask, Mask) and not torch.compiler.is_compiling():
         mask = simplify(mask)
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
     kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_compiling():
         return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
     refuse_mapped(kept)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask knows what lies before position 0
@@ -134,7 +135,7 @@ def create_block_mask(
     if isinstance(mask_mod, Tensor):
         mask_mod = mask_of_table(mask_mod, Sizes(B, H, Q_LEN, KV_LEN))
     sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_compiling():
         wanted = {
             "separate_full_blocks": separate_full_blocks,
             "compute_dq_write_order": compute_dq_write_order,
@@ -163,10 +164,14 @@ def _traced(
     sizes: tuple[int, int],
     options: dict[str, Any],
 ) -> BlockMask:
-    """Inside torch.compile: torch's own, which traces. Programs cannot be recorded there."""
+    """Inside torch.compile and torch.export: torch's own, which traces. Programs cannot be recorded there."""
+    if torch.compiler.is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
+        raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
     batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu")
     if device is None:
-        raise ValueError("while torch.compile traces, give the device of the block mask, or build it outside")
+        raise ValueError(
+            "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"
+        )
     return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, sizes, **options)
 
 

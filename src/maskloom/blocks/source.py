@@ -18,6 +18,7 @@ from maskloom.masks.modes import float_state, is_lasting, is_tracing
 from maskloom.masks.program import Program
 from maskloom.masks.reading import Reading, reading_of
 from maskloom.masks.record import record
+from maskloom.masks.symbols import is_int, known
 from maskloom.masks.words import brief
 
 
@@ -58,8 +59,8 @@ class Source:
         Raises:
             ValueError: what is asked for does not fit the tables that the mask reads.
         """
-        self.reading.check_length("q_idx", q_len + (q_offset if isinstance(q_offset, int) else 0))
-        self.reading.check_length("kv_idx", kv_len + (kv_offset if isinstance(kv_offset, int) else 0))
+        self.reading.check_length("q_idx", q_len + (q_offset if is_int(q_offset) else 0))
+        self.reading.check_length("kv_idx", kv_len + (kv_offset if is_int(kv_offset) else 0))
         batch, heads = self.reading.size("b", batch), self.reading.size("h", heads)
         return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
 
@@ -138,9 +139,9 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
     block_size = as_list(as_int(block_size))
-    given = (block_size, block_size) if isinstance(block_size, int) else block_size
+    given = (block_size, block_size) if is_int(block_size) else block_size
     pair = tuple(map(as_int, given)) if isinstance(given, (tuple, list)) else ()
-    if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
+    if len(pair) != 2 or any(not is_int(size) or known(size < 1) for size in pair):
         raise ValueError(
             f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {brief(block_size)}"
         )

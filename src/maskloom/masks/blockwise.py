@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value, shown
 from maskloom.masks.checks import as_int, count, integers, is_number, is_zero, readable
+from maskloom.masks.symbols import as_tensor, known
 from maskloom.masks.tables import of_head
 from maskloom.masks.words import brief
 
@@ -27,7 +27,7 @@ class _Factored(Mask):
 class Strided(_Factored):
     """See `strided`."""
 
-    stride: int
+    stride: int | Tensor
     factor: int | None
     name = "strided"
 
@@ -73,8 +73,8 @@ def strided(stride: int, *, factor: int | None = None) -> Strided:
 class Fixed(_Factored):
     """See `fixed`."""
 
-    stride: int
-    summary: int
+    stride: int | Tensor
+    summary: int | Tensor
     factor: int | None
     part: int | Tensor
     name = "fixed"
@@ -129,7 +129,7 @@ def fixed(stride: int, *, summary: int = 1, factor: int | None = None, part: int
             that the block does not have (of a tensor looked at on the CPU only).
     """
     stride, summary = count("stride", stride, least=1), count("summary", summary, least=1)
-    if summary > stride:
+    if known(summary > stride):
         raise ValueError(f"summary is a part of a block of stride={stride} positions; got {summary}")
     return Fixed(stride, summary, _checked_factor(factor), _checked_part(part, stride // summary))
 
@@ -141,7 +141,7 @@ def _checked_part(part: int | Tensor | Sequence[int], parts: int) -> int | Tenso
         checked = integers("part", part)
         if checked.ndim != 1 or checked.numel() == 0:
             raise ValueError(f"part is one number, or one for each head, (H,); got shape {tuple(checked.shape)}")
-    table = torch.as_tensor(checked)
+    table = as_tensor(checked)
     if readable(table) and not bool(((table >= 0) & (table < parts)).all()):
         raise ValueError(
             f"part is one of the {parts} parts of a block, 0 to {parts - 1}; got {int(table[(table < 0) | (table >= parts)][0])}"
@@ -160,7 +160,7 @@ def _checked_factor(factor: int | None) -> int | None:
 class Chunked(Mask):
     """See `chunked`."""
 
-    size: int
+    size: int | Tensor
     name = "chunked"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

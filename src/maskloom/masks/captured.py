@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskloom.masks.identity import IdentityTable
 from maskloom.masks.opened import Opened, is_frozen, opened
+from maskloom.masks.symbols import is_int
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
 
 def is_dtensor(held: object) -> bool:
     """Whether it is torch's DTensor, by what only that has: its module takes a second to load."""
-    return hasattr(held, "device_mesh") and hasattr(held, "to_local")
+    return isinstance(held, Tensor) and hasattr(held, "device_mesh") and hasattr(held, "to_local")
 
 
 def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
@@ -190,6 +191,9 @@ def _walked(held: object) -> Iterator[tuple[Any, Opened | None]]:
     waiting = [held]
     while waiting:
         found = waiting.pop()
+        if is_int(found):  # nothing to look into; and a number that torch traces would become a constant by its id
+            yield found, None
+            continue
         if id(found) in seen:
             continue
         seen[id(found)] = found

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.modes import is_tracing
+from maskloom.masks.symbols import is_int, known
 from maskloom.masks.words import brief
 
 
 def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
-    """A number of positions (or of what ``of`` says): a Python int, at least ``least``."""
+    """A number of positions (or of what ``of`` says): an int, at least ``least``."""
     number = integer(name, value, f"a number of {of}")
-    if number < least:
+    if known(number < least):
         raise ValueError(f"{name} is a number of {of}, at least {least}; got {number}")
     return number
 
 
 def positive(name: str, value: object) -> int:
-    """A number of positions that cannot be 0: a Python int, at least 1."""
+    """A number of positions that cannot be 0: an int, at least 1."""
     return count(name, value, least=1)
 
 
@@ -40,11 +41,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
 
 
 def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
-    """A Python int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits."""
-    if type(value) is not int and not is_number(value):
+    """An int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits.
+
+    A number that torch traces stays what it is (`maskloom.masks.symbols`): asked for its index it would become a constant.
+    """
+    if not is_int(value) and not is_number(value):
         raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {brief(value)}")
-    number = operator.index(value)
-    if abs(number) > most:
+    number = value if is_int(value) else operator.index(value)
+    if known(abs(number) > most):
         raise ValueError(f"{name} is {what}, at most {most} in size; got {number}")
     return number
 
@@ -56,7 +60,9 @@ def is_number(value: object) -> TypeGuard[SupportsIndex]:
 
 def as_int(value: Any) -> Any:
     """A NumPy integer as an int, as torch takes it; all else as it is."""
-    return operator.index(value) if value is not None and not isinstance(value, int) and is_number(value) else value
+    if value is None or is_int(value) or isinstance(value, int) or not is_number(value):
+        return value
+    return operator.index(value)
 
 
 def as_list(value: Any) -> Any:
@@ -67,11 +73,15 @@ def as_list(value: Any) -> Any:
 def _is_array(value: Any) -> bool:
     """Whether it is an array with dimensions, NumPy's say, and no tensor."""
     # a number first: while torch compiles it may be a symbol, which has no attributes
-    return not isinstance(value, (int, float, Tensor)) and getattr(value, "ndim", None) not in (None, 0)
+    if is_int(value) or isinstance(value, (int, float, Tensor)):
+        return False
+    return getattr(value, "ndim", None) not in (None, 0)
 
 
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
     """A number of positions: one int for all batch rows, or integers (B,); none negative."""
+    if is_int(value):
+        return count(name, value)
     rows = as_list(value)
     if isinstance(rows, Tensor) or (isinstance(rows, Sequence) and not isinstance(rows, str)):
         return length_table(name, rows)
@@ -105,7 +115,7 @@ def head_offset(offset: int | Tensor) -> int | Tensor:
     if isinstance(checked, Tensor):
         if checked.ndim:
             raise ValueError(f"h_offset is one head for all batch rows; got shape {tuple(checked.shape)}")
-    elif checked < 0:
+    elif known(checked < 0):
         raise ValueError(f"h_offset is a head, at least 0; got {checked}")
     return checked
 
@@ -113,7 +123,7 @@ def head_offset(offset: int | Tensor) -> int | Tensor:
 def _offset(name: str, offset: Any, what: str) -> int | Tensor:
     if isinstance(offset, Tensor) and offset.dtype in (torch.int32, torch.int64):
         return offset.reshape(()) if offset.ndim and offset.numel() == 1 else offset
-    if isinstance(offset, Tensor) or not (type(offset) is int or is_number(offset)):
+    if isinstance(offset, Tensor) or not (is_int(offset) or is_number(offset)):
         got = offset.dtype if isinstance(offset, Tensor) else brief(offset)
         raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
     return integer(name, offset, what)
@@ -121,12 +131,14 @@ def _offset(name: str, offset: Any, what: str) -> int | Tensor:
 
 def is_zero(offset: int | Tensor) -> bool:
     """Whether an offset is known to be 0 without reading a tensor."""
-    return isinstance(offset, int) and offset == 0
+    if torch.compiler.is_dynamo_compiling():
+        return type(offset) is int and known(offset == 0)
+    return type(offset) is int and offset == 0
 
 
 def may_be_negative(offset: int | Tensor) -> bool:
     """Whether positions from an offset on may be negative, as far as that is known without reading a tensor."""
-    return not isinstance(offset, int) or offset < 0
+    return isinstance(offset, Tensor) or not known(offset >= 0)
 
 
 def end_of(length: int, offset: int | Tensor) -> int | None:

@@ -17,6 +17,7 @@ from maskloom.masks.checks import (
     refuse_length,
 )
 from maskloom.masks.segments import Segmented
+from maskloom.masks.symbols import as_tensor
 from maskloom.masks.tables import ids_from_offsets
 
 
@@ -80,7 +81,7 @@ def shared_prefix(
     continuations = integers_by_position("continuation_lengths", continuation_lengths)
     if readable(continuations) and bool((continuations < 0).any()):
         raise ValueError(f"continuation_lengths are numbers of positions, at least 0; got {int(continuations.min())}")
-    prompts = torch.as_tensor(count_by_row("prefix_length", prefix_length), device=continuations.device)
+    prompts = as_tensor(count_by_row("prefix_length", prefix_length)).to(continuations.device)
     if prompts.ndim and continuations.ndim == 2 and len(prompts) != len(continuations):
         raise ValueError(
             f"prefix_length has {len(prompts)} batch rows and continuation_lengths has {len(continuations)}"

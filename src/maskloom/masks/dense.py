@@ -13,10 +13,12 @@ from maskloom.masks import captured
 from maskloom.masks.answers import ask
 from maskloom.masks.checks import as_int, end_of, position_offset
 from maskloom.masks.forks import load_vmap
-from maskloom.masks.modes import NOT_LIFTED, is_nested
+from maskloom.masks.indexing import IndexByTensors
+from maskloom.masks.modes import NOT_LIFTED, is_in_operator
 from maskloom.masks.reading import read
 from maskloom.masks.signed import Signed
-from maskloom.masks.values import Value
+from maskloom.masks.symbols import is_int, known
+from maskloom.masks.values import holds_function
 from maskloom.masks.words import brief
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -53,7 +55,7 @@ def dense(
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
     q_offset = position_offset("q_offset", q_offset)
-    if isinstance(q_offset, int) and q_offset < 0:
+    if is_int(q_offset) and known(q_offset < 0):
         raise ValueError(f"q_offset is the position of the first query, at least 0; got {q_offset}")
     if isinstance(q_offset, Tensor) and q_offset.ndim:
         raise ValueError(
@@ -70,23 +72,30 @@ def dense(
             return signed(b, h, q_idx + q_offset, kv_idx, Signed(True, False))
         return mask_mod(b, h, q_idx + q_offset, kv_idx)
 
-    if batch == 0:
+    if known(batch == 0):
         return torch.zeros(batch, heads, q_len, kv_len, dtype=torch.bool, device=device)
-    if torch.compiler.is_dynamo_compiling() and is_nested():
-        return _broadcast(from_offset, (batch, heads, q_len, kv_len), device, is_value=isinstance(mask_mod, Value))
+    if torch.compiler.is_compiling():
+        return _traced(from_offset, (batch, heads, q_len, kv_len), device, broadcasts=not holds_function(mask_mod))
     load_vmap()
     return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
 
 
-def _broadcast(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.device, *, is_value: bool) -> Tensor:
-    """The table of a Mask, which broadcasts: torch's vmap reads no table where no function mode can be entered."""
-    if not is_value:
+def _traced(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.device, *, broadcasts: bool) -> Tensor:
+    """The table while torch traces. A Mask broadcasts, which needs no vmap; a plain function is lifted.
+
+    Exported, torch's own ``create_mask`` reads no table by an index: a strict export hides the reading from it.
+    """
+    indices = [torch.arange(size, device=device) for size in sizes]
+    if broadcasts:
+        shaped = [index.view(*(-1 if dim == axis else 1 for dim in range(4))) for axis, index in enumerate(indices)]
+        return ask(mask_mod, *shaped).expand(sizes)
+    if is_in_operator():
         raise TypeError(NOT_LIFTED)
-    indices = [
-        torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(4)))
-        for axis, size in enumerate(sizes)
-    ]
-    return ask(mask_mod, *indices).expand(sizes)
+    lifted: MaskMod = mask_mod
+    for axis in (3, 2, 1, 0):
+        lifted = torch.vmap(lifted, in_dims=tuple(0 if dim == axis else None for dim in range(4)))
+    with IndexByTensors():
+        return ask(lifted, *indices)
 
 
 def table_sizes(
@@ -106,8 +115,10 @@ def table_sizes(
     Raises:
         ValueError: what is asked for does not fit the tables that the mask reads.
     """
-    if torch.compiler.is_dynamo_compiling() and (batch is None or heads is None):
-        raise ValueError("while torch.compile traces, give the batch size and the number of heads, or build outside")
+    if torch.compiler.is_compiling() and (batch is None or heads is None):
+        raise ValueError(
+            "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
+        )
     reading = read(mask_mod, device)
     end = end_of(q_len, q_offset)
     if end is not None:
@@ -124,7 +135,7 @@ def needed_sizes(
     While torch compiles, which it depends on is not known, and that is ``batch`` and ``heads``.
     """
     table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_compiling():
         return batch, heads
     marks = read(mask_mod, device).marks
     return (batch if "b" in marks else 1), (heads if "h" in marks else 1)
@@ -132,6 +143,6 @@ def needed_sizes(
 
 def checked_length(name: str, length: int) -> int:
     """``length`` itself, or a ValueError that names it."""
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+    if not is_int(length) or known(length < 1):
         raise ValueError(f"{name} is a number of positions, at least 1; got {brief(length)}")
     return length

@@ -13,8 +13,8 @@ from maskloom.masks.tables import among_first, at, positions_from_ids
 class BlockDiffusion(Mask):
     """See `block_diffusion`."""
 
-    length: int
-    block_size: int
+    length: int | Tensor
+    block_size: int | Tensor
     name = "block_diffusion"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class FromBlocks(PaddingMask):
 
     tiles: Tensor
     axes: str
-    block_size: tuple[int, int]
+    block_size: tuple[int | Tensor, int | Tensor]
     signed = Mask.signed  # it looks out for negative positions itself
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

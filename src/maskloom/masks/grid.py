@@ -8,7 +8,6 @@ nothing sees it. So other tokens can stand around the grid, and get their own ma
 """
 
 import functools
-import math
 import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,17 +16,22 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import as_list, integer, per_axis, positive
+from maskloom.masks.symbols import known
 from maskloom.masks.tables import among_first
 from maskloom.masks.words import brief
 
 Cell = list[Tensor]
 """Where a position lies: its coordinate along each axis."""
 
+Number = int | Tensor
+Numbers = tuple[Number, ...]
+"""A number for each axis: an int, or where a kernel is traced also a tensor."""
+
 
 class GridMask(Mask):
     """A mask of cells: a subclass answers from coordinates, and positions become coordinates here."""
 
-    shape: tuple[int, ...]
+    shape: Numbers
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         seen = self.sees(coordinates(q_idx, self.shape), coordinates(kv_idx, self.shape))
@@ -39,14 +43,14 @@ class GridMask(Mask):
 
     def holds(self, idx: Tensor) -> Tensor:
         """Whether a position is a cell of the grid: bool."""
-        return among_first(idx, math.prod(self.shape))
+        return among_first(idx, product(self.shape))
 
 
 @mask_value
 class Axial(GridMask):
     """See `axial`."""
 
-    shape: tuple[int, ...]
+    shape: Numbers
     axes: tuple[int, ...]
 
     def sees(self, q: Cell, kv: Cell) -> Tensor:
@@ -89,9 +93,9 @@ def axial(shape: Sequence[int], axis: int | Sequence[int]) -> Axial:
 class ShiftedWindows(GridMask):
     """See `shifted_windows`."""
 
-    shape: tuple[int, ...]
-    window: tuple[int, ...]
-    shift: tuple[int, ...]
+    shape: Numbers
+    window: Numbers
+    shift: Numbers
     name = "shifted_windows"
 
     def sees(self, q: Cell, kv: Cell) -> Tensor:
@@ -134,18 +138,23 @@ def shifted_windows(
     sizes = grid_shape(shape)
     windows, shifts = per_axis("window", window, len(sizes)), per_axis("shift", shift, len(sizes), least=0)
     for width, distance in zip(windows, shifts, strict=True):
-        if distance >= width:
+        if known(distance >= width):
             raise ValueError(f"shift is less than the window; got a shift of {distance} and a window of {width} cells")
     return ShiftedWindows(sizes, windows, shifts)
 
 
-def coordinates(idx: Tensor, shape: tuple[int, ...]) -> Cell:
+def coordinates(idx: Tensor, shape: Numbers) -> Cell:
     """The cell at a position, row-major. Along the first axis it lies outside the grid if the position does."""
     reversed_cell = []
     for size in reversed(shape[1:]):
         reversed_cell.append(idx % size)
         idx = idx // size
     return [idx, *reversed(reversed_cell)]
+
+
+def product(numbers: Numbers) -> int | Tensor:
+    """All numbers, multiplied."""
+    return functools.reduce(operator.mul, numbers)
 
 
 def every(answers: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from maskloom.masks.algebra import mask_value
 from maskloom.masks.checks import per_axis
-from maskloom.masks.grid import Cell, GridMask, every, grid_shape
+from maskloom.masks.grid import Cell, GridMask, Number, Numbers, every, grid_shape
+from maskloom.masks.symbols import is_int, known
 from maskloom.masks.words import brief
 
 
@@ -15,10 +16,10 @@ from maskloom.masks.words import brief
 class _Windowed(GridMask):
     """A window around each query, along each axis."""
 
-    shape: tuple[int, ...]
-    window: tuple[int, ...]
-    dilation: tuple[int, ...]
-    stride: tuple[int, ...]
+    shape: Numbers
+    window: Numbers
+    dilation: Numbers
+    stride: Numbers
     causal: tuple[bool, ...]
     moves: ClassVar[bool]  # whether the window is moved at the borders, or cut
 
@@ -34,7 +35,7 @@ class _Windowed(GridMask):
         return f"{self.name}({self.shape}, {self.window}{''.join(options)}{causal})"
 
     def _near(
-        self, q: Tensor, kv: Tensor, size: int | Tensor, window: int, dilation: int, stride: int, is_causal: bool
+        self, q: Tensor, kv: Tensor, size: Number, window: Number, dilation: Number, stride: Number, is_causal: bool
     ) -> Tensor:
         if not _ones((dilation,)):  # the cells of one remainder are an axis of their own
             lane = q % dilation
@@ -109,12 +110,12 @@ def neighbourhood(
         TypeError: not ints, not bools. ValueError: a number below 1, another number of axes, a stride above its window,
             or a window that does not fit.
     """
-    made = Neighbourhood(*_windowed(shape, window, dilation, stride, causal))
-    for axis, (size, width, step) in enumerate(zip(made.shape, made.window, made.dilation, strict=True)):
-        if width * step > size:
+    sizes, windows, dilations, strides, is_causal = _windowed(shape, window, dilation, stride, causal)
+    for axis, (size, width, step) in enumerate(zip(sizes, windows, dilations, strict=True)):
+        if known(width * step > size):
             spread = f" with dilation {step}" if step > 1 else ""
             raise ValueError(f"a window of {width}{spread} does not fit axis {axis} of {size} cells")
-    return made
+    return Neighbourhood(sizes, windows, dilations, strides, is_causal)
 
 
 def grid_window(
@@ -154,17 +155,17 @@ def grid_window(
     return GridWindow(*_windowed(shape, window, dilation, stride, causal))
 
 
-def _leader(q: Tensor, stride: int, place: int) -> Tensor:
+def _leader(q: Tensor, stride: Number, place: Number) -> Tensor:
     """The cell whose window a group of ``stride`` cells shares: the one at ``place`` in it."""
     return q if _ones((stride,)) else q // stride * stride + place
 
 
-def _ones(numbers: tuple[int, ...]) -> bool:
-    """Whether all numbers are known to be 1: a compiled function may hold tensors in their place."""
-    return all(isinstance(number, int) and number == 1 for number in numbers)
+def _ones(numbers: Numbers) -> bool:
+    """Whether all numbers are known to be 1: a kernel that torch traces may hold tensors in their place."""
+    return all(is_int(number) and known(number == 1) for number in numbers)
 
 
-_Numbers = tuple[int, ...]
+_Ints = tuple[int, ...]
 
 
 def _windowed(
@@ -173,11 +174,11 @@ def _windowed(
     dilation: int | Sequence[int],
     stride: int | Sequence[int],
     causal: bool | Sequence[bool],
-) -> tuple[_Numbers, _Numbers, _Numbers, _Numbers, tuple[bool, ...]]:
+) -> tuple[_Ints, _Ints, _Ints, _Ints, tuple[bool, ...]]:
     sizes = grid_shape(shape)
     windows, strides = per_axis("window", window, len(sizes)), per_axis("stride", stride, len(sizes))
     for axis, (width, step) in enumerate(zip(windows, strides, strict=True)):
-        if step > width:
+        if known(step > width):
             raise ValueError(
                 f"stride is at most the window; got {step} for a window of {width} cells along axis {axis}"
             )

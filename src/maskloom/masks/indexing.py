@@ -4,6 +4,7 @@ torch reads ``table[q_idx]`` at a tensor without dimensions by asking for its va
 `aten.index`, in its place.
 """
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _aten = torch.ops.aten
+GETITEM = (Tensor.__getitem__, operator.getitem)  # a strict export passes the second to modes, all else the first
 _POSITIONS = (torch.int64, torch.int32, torch.int16, torch.int8)
 _MOST_IN_A_LIST = 31  # items of a list that torch takes as a tuple of indices, at most
 
@@ -21,7 +23,7 @@ class IndexByTensors(TorchFunctionMode):
     """``table[b, 3]`` as one lookup, as torch reads it in a mask_mod (its TransformGetItemToIndex, without autograd)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__:
+        if func in GETITEM:
             table, leaves = args[0], list(_leaves_of(args[1]))
             if all(isinstance(leaf, (Tensor, int)) for leaf in leaves):
                 return _looked_up(table, leaves)
@@ -39,7 +41,7 @@ class IndexByScalars(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__:
+        if func in GETITEM:
             places = places_of(args[1])
             if any(isinstance(place, Tensor) and place.dtype == torch.uint8 for place in places):
                 raise TypeError("torch takes an index of uint8 for a mask; in a score_mod write table[index.long()]")

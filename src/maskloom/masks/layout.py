@@ -7,14 +7,16 @@ it is compact, so windows touch fewer tiles. Tokens must be brought into the ord
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import per_axis
-from maskloom.masks.grid import Cell, GridMask, coordinates, grid_shape
+from maskloom.masks.grid import Cell, GridMask, Numbers, coordinates, grid_shape, product
 from maskloom.masks.grid_windows import Neighbourhood, neighbourhood
+from maskloom.masks.symbols import is_dynamic, known
 from maskloom.masks.words import brief
 
 
@@ -37,11 +39,11 @@ class Tiled(_InOrder):
     """See `tiled`."""
 
     mask: GridMask
-    tile: tuple[int, ...]
+    tile: Numbers
     name = "tiled"
 
     def _cell(self, idx: Tensor) -> Cell:
-        cells = math.prod(self.tile)
+        cells = product(self.tile)
         corners = coordinates(idx // cells, _tiles(self.mask.shape, self.tile))
         places = coordinates(idx % cells, self.tile)
         return [corner * size + place for corner, size, place in zip(corners, self.tile, places, strict=True)]
@@ -68,7 +70,7 @@ def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
         TypeError: not a grid mask. ValueError: a tile that does not divide the grid.
     """
     grid = _grid_mask("tiled", mask)
-    return Tiled(grid, _checked_tile(grid.shape, tile))
+    return Tiled(grid, _checked_tile(_ints(grid.shape), tile))
 
 
 @mask_value
@@ -109,18 +111,18 @@ def morton(mask: GridMask) -> Morton:
         TypeError: not a grid mask.
     """
     grid = _grid_mask("morton", mask)
-    return Morton(grid, _in_morton_order(grid.shape))
+    return Morton(grid, _in_morton_order(_ints(grid.shape)))
 
 
 @mask_value
 class GridTiles(Mask):
     """See `grid_tiles`."""
 
-    tile: tuple[int, ...]
+    tile: Numbers
     tiles: Neighbourhood
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        cells = math.prod(self.tile)
+        cells = product(self.tile)
         return self.tiles.__call__(b, h, q_idx // cells, kv_idx // cells)
 
     def __repr__(self) -> str:
@@ -152,18 +154,23 @@ def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Se
     """
     sizes = grid_shape(shape)
     sides = _checked_tile(sizes, tile)
-    return GridTiles(sides, neighbourhood(_tiles(sizes, sides), window))
+    return GridTiles(sides, neighbourhood(_ints(_tiles(sizes, sides)), window))
 
 
-def _tiles(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+def _tiles(shape: Numbers, tile: Numbers) -> Numbers:
     return tuple(size // side for size, side in zip(shape, tile, strict=True))
 
 
 def _checked_tile(shape: tuple[int, ...], tile: int | Sequence[int]) -> tuple[int, ...]:
     sides = per_axis("tile", tile, len(shape))
-    if any(size % side for size, side in zip(shape, sides, strict=True)):
+    if any(known(size % side != 0) for size, side in zip(shape, sides, strict=True)):
         raise ValueError(f"a tile divides the grid along each axis; got tiles of {sides} in a grid of {shape}")
     return sides
+
+
+def _ints(shape: Numbers) -> tuple[int, ...]:
+    """The numbers of a mask that no kernel holds: only there some are tensors."""
+    return cast("tuple[int, ...]", shape)
 
 
 def _grid_mask(name: str, mask: GridMask) -> GridMask:
@@ -179,7 +186,9 @@ def _in_morton_order(shape: tuple[int, ...]) -> Tensor:
     """The coordinates of each position: int32 (axes, cells)."""
     cells = torch.stack(coordinates(torch.arange(math.prod(shape)), shape))
     codes = torch.zeros_like(cells[0])
-    for bit in range(max(shape).bit_length()):
+    # of a shape that is not known in a trace, as many bits as a code has place for
+    bits = 62 // len(shape) if any(map(is_dynamic, shape)) else max(shape).bit_length()
+    for bit in range(bits):
         for axis, along in enumerate(cells.flip(0)):  # the last axis has the lowest bit
             codes |= ((along >> bit) & 1) << (bit * len(shape) + axis)
     return cells[:, codes.argsort()].to(torch.int32)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Tabled, mask_value, shown
 from maskloom.masks.checks import by_position, copied, integers, positive
-from maskloom.masks.tables import at
+from maskloom.masks.tables import at, neighbour
 
 
 @mask_value
@@ -64,7 +64,8 @@ class Flamingo(Tabled):
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_media = at(self.text_media, b, q_idx)
-        kv_media = at(self.media, b, kv_idx) if isinstance(self.media, Tensor) else kv_idx // self.media
+        media = self.media
+        kv_media = at(media, b, kv_idx) if isinstance(media, Tensor) and media.ndim else kv_idx // media
         seen = kv_media <= q_media if self.all_before else kv_media == q_media
         return seen & (kv_media >= 0)
 
@@ -131,7 +132,6 @@ def flamingo(
 def _last_of_run(ids: Tensor) -> Tensor:
     """For each position the last of its run of equal ids, itself where the id is negative: int64."""
     positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
-    ends = torch.ones_like(ids, dtype=torch.bool)
-    ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
+    ends = (ids != neighbour(ids, 1)) | (positions == ids.shape[-1] - 1)
     next_end = torch.where(ends, positions, ids.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
     return torch.where(ids < 0, positions, next_end)

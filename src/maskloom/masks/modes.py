@@ -22,7 +22,8 @@ def is_lasting() -> bool:
 
 def is_tracing() -> bool:
     """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
+    # an export that is not strict has dispatch modes
+    return torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
 
 
 def inside_transform() -> bool:
@@ -39,6 +40,11 @@ NOT_LIFTED = (
     "inside torch.utils.checkpoint, while torch.compile traces, torch cannot lift a plain mask_mod to a table (nor can its "
     "own create_mask): give a Mask whose class defines __call__, or a table made outside, from_dense(mask.dense(...))"
 )
+
+
+def is_in_operator() -> bool:
+    """Whether torch.compile or a strict torch.export traces the body of an operator; see `is_nested`."""
+    return torch.compiler.is_dynamo_compiling() and is_nested()
 
 
 def is_nested() -> bool:

@@ -1,5 +1,7 @@
 """Masks of where the query or the key itself stands."""
 
+import functools
+import operator
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -9,6 +11,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask, Tabled, mask_value
 from maskloom.masks.checks import count, count_by_row, flags, integer, readable
 from maskloom.masks.signed import Signed, from_zero
+from maskloom.masks.symbols import as_tensor, is_dynamic, known
 from maskloom.masks.tables import at, of_row
 from maskloom.masks.words import brief
 
@@ -28,7 +31,7 @@ class Prefix(Mask):
 class Sinks(Mask):
     """See `sinks`."""
 
-    n: int
+    n: int | Tensor
     name = "sinks"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ def _checked_range(
     start: int | Tensor | Sequence[int], stop: int | Tensor | Sequence[int]
 ) -> tuple[int | Tensor, int | Tensor]:
     start, stop = count_by_row("start", start), count_by_row("stop", stop)
-    starts, stops = torch.as_tensor(start), torch.as_tensor(stop)
+    starts, stops = as_tensor(start), as_tensor(stop)
     if starts.ndim and stops.ndim and starts.shape != stops.shape:
         raise ValueError(f"start has {len(starts)} batch rows and stop has {len(stops)}")
     if readable(starts) and readable(stops) and bool((stops < starts).any()):
@@ -187,7 +190,7 @@ class _Global(Mask):
 class FirstGlobal(_Global):
     """The first n positions are global. See `global_tokens`."""
 
-    n: int
+    n: int | Tensor
     name = "global_tokens"
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
@@ -196,12 +199,17 @@ class FirstGlobal(_Global):
 
 @mask_value
 class ListedGlobal(_Global):
-    """Listed positions are global. ``table`` says so for each position up to the last, and False behind. See `global_tokens`."""
+    """Listed positions are global. See `global_tokens`.
 
-    positions: tuple[int, ...]
-    table: Tensor
+    ``table`` says so for each position up to the last, and False behind; None where a trace does not know how long that is.
+    """
+
+    positions: tuple[int | Tensor, ...]
+    table: Tensor | None
 
     def _is_global(self, b: Tensor, idx: Tensor) -> Tensor:
+        if self.table is None:
+            return functools.reduce(operator.or_, [idx == position for position in self.positions])
         return self.table[idx.clamp(max=self.table.shape[0] - 1)]
 
     def __repr__(self) -> str:
@@ -243,9 +251,12 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
         return MarkedGlobal(flags("positions", positions, true_means="global", or_one_row=True))
     if not isinstance(positions, Sequence):
         return FirstGlobal(count("positions", positions))
-    listed = tuple(sorted({integer("each of positions", one, "a position") for one in positions}))
-    if not listed or listed[0] < 0:
+    numbers = tuple([integer("each of positions", one, "a position") for one in positions])
+    if not numbers or any(known(number < 0) for number in numbers):
         raise ValueError(f"positions lists positions, at least one, none negative; got {brief(list(positions))}")
+    if any(map(is_dynamic, numbers)):
+        return ListedGlobal(numbers, None)
+    listed = tuple(sorted(set(numbers)))
     table = torch.zeros(listed[-1] + 2, dtype=torch.bool)
     table[list(listed)] = True
     return ListedGlobal(listed, table)
@@ -305,6 +316,8 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
     there = -(-length // block_size)
     if blocks > there:
         raise ValueError(f"blocks is {blocks}, and {length} positions in blocks of {block_size} make {there}")
+    if torch.compiler.is_compiling():
+        raise ValueError("random_blocks draws its blocks when it is made, which torch cannot trace: make it outside")
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(there, there, generator=generator).argsort(-1)
     table = torch.zeros(there, there, dtype=torch.bool).scatter_(1, order[:, :blocks], True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from maskloom.masks.checks import as_int
 from maskloom.masks.program import INDICES, Index, Program, Ref, Step
 from maskloom.masks.record import record
+from maskloom.masks.symbols import is_int, known
 from maskloom.masks.traced import sizes_read
 from maskloom.masks.words import brief
 
@@ -52,7 +53,7 @@ class Reading:
         """
         argument, item, letter = _WORDS[index]
         sizes, asked = list(self.sizes[index]), as_int(asked)
-        if any(size != sizes[0] for size in sizes):
+        if any(known(size != sizes[0]) for size in sizes):
             listed = " and ".join(map(str, sorted(set(sizes))))
             raise ValueError(f"the mask reads tables for different numbers of {item}s: {listed}")
         if asked is None:
@@ -65,10 +66,10 @@ class Reading:
                 )
             return sizes[0]
         least = 0 if index == "b" else 1  # a batch may be empty
-        if not isinstance(asked, int) or isinstance(asked, bool) or asked < least:
+        if not is_int(asked) or known(asked < least):
             raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {brief(asked)}")
-        same_for_all = asked == 1 and index not in self.marks
-        if sizes and sizes[0] != asked and not same_for_all:
+        same_for_all = index not in self.marks and known(asked == 1)
+        if sizes and known(sizes[0] != asked) and not same_for_all:
             raise ValueError(
                 f"{argument} ({letter}) is {asked}, and the mask reads a table for {sizes[0]} {item}s; "
                 f"pass {sizes[0]}, or make the mask from the rows that are meant{_of_each_head(index, sizes[0], asked)}"
@@ -77,7 +78,7 @@ class Reading:
 
     def check_length(self, index: Literal["q_idx", "kv_idx"], length: int) -> None:
         """Raise a ValueError if positions up to ``length`` lie beyond a table that the index reads."""
-        if any(size < length for size in self.sizes[index]):
+        if any(known(size < length) for size in self.sizes[index]):
             side = "queries" if index == "q_idx" else "keys"
             shortest = min(self.sizes[index])
             raise ValueError(f"the mask reads a table with {shortest} positions, and there are {length} {side}")
@@ -93,7 +94,7 @@ def _of_each_head(index: str, size: int, asked: int) -> str:
 def read(mask_mod: Any, device: torch.device | str) -> Reading:
     """Run ``mask_mod`` once on scalars and find out what its answer depends on.
 
-    While torch.compile traces, only the sizes are found out, and the answer is taken to depend on every index.
+    While torch.compile or torch.export traces, only the sizes are found out, and the answer is taken to depend on every index.
 
     Args:
         mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
@@ -102,7 +103,7 @@ def read(mask_mod: Any, device: torch.device | str) -> Reading:
     Raises:
         TypeError: it does not answer with one bool.
     """
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_compiling():
         return Reading(frozenset(INDICES), sizes_read(mask_mod, device))
     return reading_of(record(mask_mod, device))
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import count, integer
+from maskloom.masks.symbols import known
 
 
 class _Order(Mask):
@@ -84,8 +85,8 @@ anticausal = Anticausal()
 class Window(Mask):
     """See `window`."""
 
-    back: int
-    ahead: int
+    back: int | Tensor
+    ahead: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (kv_idx >= q_idx - self.back) & (kv_idx <= q_idx + self.ahead)
@@ -190,8 +191,8 @@ def window_both_ways(size: int) -> Window:
 class Band(Mask):
     """See `band`."""
 
-    low: int
-    high: int
+    low: int | Tensor
+    high: int | Tensor
     name = "band"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -219,7 +220,7 @@ def band(low: int, high: int) -> Band:
         ValueError: low above high. TypeError: not an int.
     """
     low, high = (integer(name, end, "a distance in positions") for name, end in (("low", low), ("high", high)))
-    if low > high:
+    if known(low > high):
         raise ValueError(f"a band reaches from low up to high; got low={low} and high={high}")
     return Band(low, high)
 
@@ -228,9 +229,9 @@ def band(low: int, high: int) -> Band:
 class Dilated(Mask):
     """See `dilated`."""
 
-    back: int
-    ahead: int
-    step: int
+    back: int | Tensor
+    ahead: int | Tensor
+    step: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         behind = q_idx - kv_idx
@@ -273,8 +274,8 @@ def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
 class CausalLowerRight(Mask):
     """See `causal_lower_right`."""
 
-    q_len: int
-    kv_len: int
+    q_len: int | Tensor
+    kv_len: int | Tensor
     name = "causal_lower_right"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Masks of packed sequences: several documents in one row."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from maskloom.masks import captured
 from maskloom.masks.algebra import Tabled, mask_value, shown
 from maskloom.masks.checks import (
     check_ids_below,
@@ -244,8 +244,9 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
 
 def copied_segments(segments: Segments) -> Segments:
     """The segments with tensors of their own: all but those by ids have copied already."""
-    by_ids = isinstance(segments, (Documents, CrossDocuments))
-    return captured.moved(segments, Tensor.clone) if by_ids else segments
+    if not isinstance(segments, (Documents, CrossDocuments)):
+        return segments
+    return type(segments)(*[getattr(segments, field.name).clone() for field in dataclasses.fields(segments)])
 
 
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:

@@ -9,6 +9,8 @@ positions  (..., L)           how far each position is behind its piece's first
 =========  =================  =====================================================
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,15 @@ def among_first(idx: Tensor, n: int | Tensor) -> Tensor:
     return (idx >= 0) & (idx < n)
 
 
+def neighbour(table: Tensor, step: Literal[-1, 1]) -> Tensor:
+    """For each position the entry before it, or behind it; at that end its own.
+
+    Of the same size: a table that is one shorter makes torch.export take it that no length is 2.
+    """
+    places = torch.arange(table.shape[-1], device=table.device) + step
+    return table[..., places.clamp(0, table.shape[-1] - 1)]
+
+
 def greatest(table: Tensor, otherwise: str) -> int:
     """The greatest entry, 0 of an empty table: reading it waits for a GPU. ``otherwise`` is the argument that makes it needless."""
     if is_mapped(table):
@@ -90,12 +101,13 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
 
 def ids_from_positions(positions: Tensor) -> Tensor:
     """Ids of pieces inside which positions count up by 1: int32 (..., L)."""
-    begins = positions.long().diff() != 1  # narrow types would wrap around
-    return torch.nn.functional.pad(begins, (1, 0)).cumsum(-1, dtype=torch.int32)
+    wide = positions.long()  # narrow types would wrap around
+    begins = (wide - neighbour(wide, -1) != 1) & (torch.arange(wide.shape[-1], device=wide.device) > 0)
+    return begins.cumsum(-1, dtype=torch.int32)
 
 
 def positions_from_ids(ids: Tensor) -> Tensor:
     """How far each position is from the first of the run of equal ids that it lies in: int32 (L,) or (B, L)."""
-    begins = torch.nn.functional.pad(ids.diff() != 0, (1, 0), value=True)
     positions = torch.arange(ids.shape[-1], device=ids.device)
+    begins = (ids != neighbour(ids, -1)) | (positions == 0)
     return (positions - (positions * begins).cummax(-1).values).to(torch.int32)

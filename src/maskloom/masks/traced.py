@@ -1,8 +1,9 @@
-"""What a mask_mod or a score_mod does with its indices, found out while torch.compile traces: no program can be recorded then.
+"""What a mask_mod or a score_mod does with its indices, found out while torch traces: no program can be recorded then.
 
 It is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from maskloom.masks.answers import check_answer
-from maskloom.masks.modes import is_nested
+from maskloom.masks.indexing import GETITEM
+from maskloom.masks.modes import is_in_operator
 from maskloom.masks.program import INDICES, Index
 
 
@@ -20,7 +22,7 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
 
     A read by something computed from an index, a cast of it too, is not seen, and nothing is where nobody may watch.
     """
-    if is_nested():
+    if is_in_operator():
         return {index: [] for index in INDICES}
     reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
     with reads:
@@ -35,7 +37,7 @@ def divides(function: Any, *scalars: Tensor, check: Callable[[Any, object], None
     Args:
         check: is given the function and its answer, and raises if that is none.
     """
-    if is_nested():
+    if is_in_operator():
         return True
     watch = _Divisions()
     with watch:
@@ -56,13 +58,14 @@ class _Divisions(TorchFunctionMode):
         named = kwargs or {}
         if func in _DIVISIONS or named.get("rounding_mode"):
             self.seen = True
-        return _first_entry(*args) if func is Tensor.__getitem__ else func(*args, **named)
+        return _first_entry(*args) if func in GETITEM else func(*args, **named)
 
 
 def _every_form() -> Iterator[Any]:
     """Of dividing: operators, methods and functions, in place or not, and aten's with their overloads."""
     for name in ("__floordiv__", "__rfloordiv__", "__ifloordiv__", "__mod__", "__rmod__", "__imod__"):
         yield getattr(Tensor, name)
+    yield from (operator.floordiv, operator.mod, operator.ifloordiv, operator.imod)  # as a strict export has them
     yield torch.unravel_index
     for name in ("floor_divide", "remainder", "fmod"):
         yield getattr(torch, name)
@@ -83,7 +86,7 @@ class _Reads(TorchFunctionMode):
         self.sizes: list[list[int]] = [[] for _ in indices]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not Tensor.__getitem__:
+        if func not in GETITEM:
             return func(*args, **(kwargs or {}))
         table, given = args
         places = _places(given)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskloom.masks import captured
 from maskloom.masks.sending import stand_in
+from maskloom.masks.symbols import as_tensor, is_dynamic, is_int
 
 C = TypeVar("C", bound=type)
 
@@ -16,7 +17,9 @@ C = TypeVar("C", bound=type)
 @dataclass_transform(frozen_default=True, eq_default=False)
 def value(cls: C) -> C:
     """Make a subclass of Value a frozen dataclass that keeps Value's equality, hash and repr: torch traces through them."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
+    made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
+    made.numbers = tuple(field.name for field in dataclasses.fields(made) if "Tensor" in str(field.type))
+    return made
 
 
 class Value:
@@ -24,6 +27,8 @@ class Value:
 
     name: ClassVar[str]
     """The name of the public function that makes such a value, as `repr` writes it; by default the class's own."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """The fields whose types say that they may hold tensors: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__)
@@ -58,6 +63,48 @@ def shown(field: Any) -> str:
     if isinstance(field, Tensor):
         return f"{str(field.dtype).removeprefix('torch.')}{list(field.shape)}"
     return repr(field)
+
+
+V = TypeVar("V")
+
+
+def numbers_as_tensors(held: V, device: torch.device | str) -> V:
+    """A mask or score_mod as a kernel can capture it while torch traces: symbols become tensors without dimensions.
+
+    They do in fields typed ``int | Tensor`` (or a tuple of such), in values that values hold too. An int that is constant in the
+    trace stays an int, and so does one in a field typed ``int``; what functions hold is not seen. This is the one place where
+    an int becomes a tensor; `maskloom.masks.symbols` says what a symbol is.
+    """
+    return _with_tensors(held, True, device) if _holds_symbols(held, True) else held
+
+
+def holds_function(held: Any) -> bool:
+    """Whether it is a plain function or holds one, which takes scalars; values take tensors that broadcast, too."""
+    if isinstance(held, tuple):
+        return any(holds_function(item) for item in held)
+    if isinstance(held, Value):
+        return any(holds_function(field) for field in _fields(held))
+    return callable(held)
+
+
+def _holds_symbols(held: Any, may_change: bool) -> bool:
+    if isinstance(held, tuple):
+        return any(_holds_symbols(item, may_change) for item in held)
+    if isinstance(held, Value):
+        return any(_holds_symbols(getattr(held, name), name in held.numbers) for name in _names(held))
+    return may_change and is_int(held) and is_dynamic(held)
+
+
+def _with_tensors(held: Any, may_change: bool, device: torch.device | str) -> Any:
+    if isinstance(held, tuple):
+        return tuple([_with_tensors(item, may_change, device) for item in held])
+    if isinstance(held, Value):
+        return type(held)(*[_with_tensors(getattr(held, name), name in held.numbers, device) for name in _names(held)])
+    return as_tensor(held, device) if may_change and is_int(held) and is_dynamic(held) else held
+
+
+def _names(held: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(held)]
 
 
 def _fields(held: Any) -> list[Any]:

@@ -4,16 +4,17 @@ from torch import Tensor
 
 from maskloom.masks.algebra import Mask, mask_value
 from maskloom.masks.checks import count, positive
+from maskloom.masks.symbols import known
 from maskloom.masks.tables import among_first
 
 
 class _Frames(Mask):
     """A prompt that sees everything and that everything sees, and frames."""
 
-    frames: int
-    frame_size: int
-    width: int
-    prompt: int
+    frames: int | Tensor
+    frame_size: int | Tensor
+    width: int | Tensor
+    prompt: int | Tensor
 
     def _holds(self, idx: Tensor) -> Tensor:
         return among_first(idx, self.prompt + self.frames * self.frame_size)
@@ -23,11 +24,11 @@ class _Frames(Mask):
 class Spatial(_Frames):
     """See `spatial`."""
 
-    frames: int
-    frame_size: int
-    width: int
-    prompt: int
-    sink_frames: int
+    frames: int | Tensor
+    frame_size: int | Tensor
+    width: int | Tensor
+    prompt: int | Tensor
+    sink_frames: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         for_all = (q_idx < self.prompt) | (kv_idx < self.prompt + self.sink_frames * self.frame_size)
@@ -44,10 +45,10 @@ class Spatial(_Frames):
 class Temporal(_Frames):
     """See `temporal`."""
 
-    frames: int
-    frame_size: int
-    width: int
-    prompt: int
+    frames: int | Tensor
+    frame_size: int | Tensor
+    width: int | Tensor
+    prompt: int | Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         for_all = (q_idx < self.prompt) | (kv_idx < self.prompt)
@@ -89,7 +90,7 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
         TypeError: not ints. ValueError: a number that is too small, more sink frames than frames.
     """
     checked, sinks = _checked(frames, frame_size, width, prompt), count("sink_frames", sink_frames)
-    if sinks > frames:
+    if known(sinks > frames):
         raise ValueError(f"sink_frames are some of the {frames} frames; got {sinks}")
     return Spatial(*checked, sinks)
 
@@ -134,5 +135,5 @@ def _checked(frames: int, frame_size: int, width: int, prompt: int) -> tuple[int
     return *sizes, positive("width", width), count("prompt", prompt)
 
 
-def _closer(q: Tensor, kv: Tensor, width: int) -> Tensor:
+def _closer(q: Tensor, kv: Tensor, width: int | Tensor) -> Tensor:
     return (q - kv < width) & (kv - q < width)

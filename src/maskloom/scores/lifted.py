@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks.indexing import IndexByScalars
-from maskloom.masks.modes import is_nested
+from maskloom.masks.modes import is_in_operator
 from maskloom.scores.base import ScoreMod, ScoreValue, answering, name_of
 from maskloom.scores.composed import Composed
 from maskloom.scores.moved import ShiftedScore
@@ -26,8 +26,9 @@ def modified(scores: Tensor, score_mod: ScoreMod, first: int = 0) -> Tensor:
     """
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
     indices[2] = indices[2] + first
-    if torch.compiler.is_dynamo_compiling():
-        made = _broadcast(score_mod, scores, indices) if is_nested() else _lifted(score_mod, scores, indices)
+    if torch.compiler.is_compiling():  # exported, ours need no vmap
+        by_shape = is_in_operator() or (torch.compiler.is_exporting() and _broadcasts(score_mod))
+        made = (_broadcast if by_shape else _lifted)(score_mod, scores, indices)
     else:
         with _told(score_mod):
             made = _lifted(score_mod, scores, indices)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maskloom.masks.checks import head_offset, is_zero, position_offsets
+from maskloom.masks.symbols import is_int
 from maskloom.masks.tables import of_row
 from maskloom.masks.values import shown
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod, name_of, score_value
@@ -33,7 +34,7 @@ class ShiftedScore(ScoreValue):
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         if isinstance(self.score_mod, ScoreValue):
-            first = self.h_offset if isinstance(self.h_offset, int) else 0  # a tensor is not read
+            first = self.h_offset if is_int(self.h_offset) else 0  # a tensor is not read
             self.score_mod.check_heads(first + heads, or_more=or_more or self.h_offset is not None)
 
 

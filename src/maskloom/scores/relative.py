@@ -17,11 +17,13 @@ class RelativeBias(ScoreValue):
 
     table: Tensor
     buckets: Tensor | None
-    reach: int
-    last: int  # a field: what is computed from a number that torch holds dynamic is nothing that a kernel can capture
+    reach: int | Tensor
+    last: (
+        int | Tensor
+    )  # a field: what is computed from a number that torch holds dynamic is nothing that a kernel can capture
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        column = (kv_idx - q_idx + self.reach).clamp(0, self.last)
+        column = (kv_idx - q_idx + self.reach).clamp(min=0).clamp(max=self.last)
         return score + self.table[h, column if self.buckets is None else self.buckets[column]]
 
     def __repr__(self) -> str:
