@@ -72,7 +72,7 @@ def test_compiled_kernels_are_refused_there(monkeypatch):
         return x
 
     torch.vmap(look)(torch.ones(2))
-    assert found["auto"] == "sdpa"
+    assert found["auto"] == "reference"  # torch cannot batch its own attention on a GPU
     assert backends.choose(request, "auto").backend == "flash"
 
 

@@ -62,7 +62,7 @@ def test_packed_masks_and_graphs(name):
     mask = factory()
     if "function" in name or mask.dense(q_len, kv_len).shape[0] > 1:
         pytest.skip("its function holds a table on the CPU, or it has tables for three rows")
-    backend = "auto" if name.startswith("from_edges") else "triton"
+    backend = "auto" if name.startswith(("from_edges", "from_no_edges")) else "triton"
     check(mask.to("cuda"), mask.dense(q_len, kv_len).cuda(), backend, q_len, kv_len)
 
 

@@ -103,6 +103,8 @@ def test_what_is_no_bool_is_an_error(way, name):
 )
 def test_it_is_the_same_error_while_torch_compiles(way, name):
     mask, words = NO_MASKS[name]
+    if name == "Python's bool" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 raises an error of its own in the place of ours")
     with pytest.raises(TypeError) as traced:
         torch.compile(way(mask), backend="eager")()
     assert NO_BOOL in str(traced.value) and words in str(traced.value)

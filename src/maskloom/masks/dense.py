@@ -18,7 +18,7 @@ from maskloom.masks.modes import NOT_LIFTED, is_in_operator
 from maskloom.masks.reading import read
 from maskloom.masks.signed import Signed
 from maskloom.masks.symbols import is_int, known
-from maskloom.masks.values import holds_function
+from maskloom.masks.values import Value, holds_function
 from maskloom.masks.words import brief
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -75,7 +75,8 @@ def dense(
     if known(batch == 0):
         return torch.zeros(batch, heads, q_len, kv_len, dtype=torch.bool, device=device)
     if torch.compiler.is_compiling():
-        return _traced(from_offset, (batch, heads, q_len, kv_len), device, broadcasts=not holds_function(mask_mod))
+        broadcasts = not holds_function(mask_mod) or (isinstance(mask_mod, Value) and is_in_operator())
+        return _traced(from_offset, (batch, heads, q_len, kv_len), device, broadcasts=broadcasts)
     load_vmap()
     return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
 

@@ -62,7 +62,9 @@ def autocast_to(device: torch.device) -> torch.dtype | None:
     if not torch._C._is_any_autocast_enabled():
         return None
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    # torch 2.11 cannot trace the first question
+    there = torch.compiler.is_dynamo_compiling() or torch.amp.is_autocast_available(kind)
+    on = there and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 
 

@@ -32,7 +32,7 @@ _WORDS = {
     "documents(offsets=[...])": "block_diagonal cu_seqlens doc doc_id docs document document_id document_ids packed packed_document "
     "packed_sequence packing ragged sample sample_packing seq_idx segment segment_id segment_ids segments sequence_id "
     "sequence_ids varlen",
-    "documents_lower_right(...)": "block_diagonal_causal_from_bottom_right block_diagonal_causal_lower_right bottom_right "
+    "documents_lower_right(...)": "block_diagonal_causal_from_bottom_right block_diagonal_causal_lower_right "
     "varlen_causal",
     "documents(offsets=[...], kv_offsets=[...])": "cross_documents cu_seqlens_k packed_cross",
     "from_edges(...)": "adjacency csr edge_index edges graph",

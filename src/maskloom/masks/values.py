@@ -30,8 +30,12 @@ class Value:
     numbers: ClassVar[tuple[str, ...]] = ()
     """The fields whose types say that they may hold tensors: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
 
+    is_ours: ClassVar[bool] = False
+    """Whether its class is one of maskloom's own, which are known to broadcast: a law that no one holds others to."""
+
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__)
+        cls.is_ours = cls.__module__.partition(".")[0] == "maskloom"
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -79,11 +83,11 @@ def numbers_as_tensors(held: V, device: torch.device | str) -> V:
 
 
 def holds_function(held: Any) -> bool:
-    """Whether it is a plain function or holds one, which takes scalars; values take tensors that broadcast, too."""
+    """Whether it is a function or a class of somebody else's, or holds one: it takes scalars. Ours take tensors that broadcast, too."""
     if isinstance(held, tuple):
         return any(holds_function(item) for item in held)
     if isinstance(held, Value):
-        return any(holds_function(field) for field in _fields(held))
+        return not held.is_ours or any(holds_function(field) for field in _fields(held))
     return callable(held)
 
 
