@@ -69,8 +69,6 @@ MADE = {
     "lower right": lambda lens, pads, ids: causal_lower_right(pads.shape[1], pads.shape[1] + 1),
     "per head": lambda lens, pads, ids: loom.per_head([loom.causal, loom.prefix(lens)]),
 }
-if torch.__version__ < "2.12":  # whose dynamo has no id() of what a trace makes
-    del MADE["per head"]
 
 
 @pytest.mark.parametrize("strict", MODES)

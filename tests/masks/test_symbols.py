@@ -110,14 +110,7 @@ def graphs():
     return lambda: counters["stats"]["unique_graphs"]
 
 
-OLD = torch.__version__ < "2.12"  # whose dynamo has no id() of what a trace makes, as masks of heads need it
-
-
-def of_heads(name):
-    return pytest.param(name, marks=pytest.mark.skipif(OLD, reason="torch 2.11 cannot trace it"))
-
-
-@pytest.mark.parametrize("kind", [of_heads(kind) if kind == "moved" else kind for kind in KINDS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_twelve_numbers_make_few_graphs(kind, graphs):
     def tables(_, n):
         return [mask.dense(L, L, batch=B, heads=H, device="cpu") for mask in KINDS[kind](n)]
@@ -139,7 +132,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [of_heads(name) if name == "heads" else name for name in CALLS])
+@pytest.mark.parametrize("name", CALLS)
 def test_attend_with_twelve_numbers(name, graphs):
     query = torch.randn(B, H, L, D)
     compiled = torch.compile(CALLS[name], backend="eager", fullgraph=True)

@@ -11,7 +11,7 @@ walked once for each; any other is walked anew every time.
 import dataclasses
 import enum
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -144,12 +144,35 @@ _all_known: IdentityTable[Known] = IdentityTable()
 def known(held: object) -> Known:
     """What is known of an object: kept with one that never changes, for as long as it lives."""
     tracing = torch.compiler.is_dynamo_compiling()
-    found = None if tracing else _all_known.get(held)
+    found = _in_trace(held) if tracing else _all_known.get(held)
     if found is None:
         found = _found_in(held)
         if not (found.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
             _all_known.put(held, found)
     return found
+
+
+def _in_trace(held: object) -> Known | None:
+    """The same of values while torch traces, which cannot follow `opened` (2.11). None where functions are held."""
+    leaves = _leaves_of_fields(held)
+    if any(callable(leaf) for leaf in leaves):
+        return None
+    found = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    return Known(
+        found, frozenset(), holds_code=False, may_change=False, is_plain=True,
+        holds_dtensors=any(map(is_dtensor, found)), searches=False,
+    )  # fmt: skip
+
+
+def _leaves_of_fields(held: Any) -> list[Any]:
+    inner: Iterable[Any]
+    if isinstance(held, (tuple, list)):
+        inner = held
+    elif dataclasses.is_dataclass(held):
+        inner = [getattr(held, field.name) for field in dataclasses.fields(held)]
+    else:
+        return [held]
+    return [leaf for item in inner for leaf in _leaves_of_fields(item)]
 
 
 def _found_in(held: object) -> Known:
