@@ -6,6 +6,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom import attention
 from maskloom.attention import backends
 from maskloom.attention.request import Request
 from tests.evidence import gather
@@ -201,3 +202,36 @@ def test_under_an_outer_compile_deterministic_takes_no_triton_for_what_may_get_a
     assert backends._no_triton(request) is None
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     assert "no fixed order" in backends._no_triton(request)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_a_call_takes_the_kernel_and_a_transform_does_not(monkeypatch, compiled):
+    """On a GPU that is pretended: torch.compile gets the backend of plain calls, and torch.func one that it can transform."""
+    taken = []
+    run = dict(backends._RUN)
+    for name in run:
+        monkeypatch.setitem(backends._RUN, name, lambda request, name=name: taken.append(name) or run[name](request))
+    monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(backends, "_major_of", lambda device: 9)
+    monkeypatch.setattr(attention.compiled, "_COMPILER", "eager")
+    monkeypatch.setattr(
+        torch.nn.attention.flex_attention, "_validate_device", lambda *qkv: None
+    )  # which has no backward on a CPU
+    torch._dynamo.reset()
+    q, k, v = inputs()
+    v = v[..., :D] if D < E else torch.nn.functional.pad(v, (0, D - E))
+
+    def attend(query):
+        return loom.attend(query, k, v, loom.window(back=3))
+
+    many = torch.vmap(attend)
+    if compiled:
+        attend, many = (torch.compile(function, backend="eager", fullgraph=True) for function in (attend, many))
+    expected = loom.attend(q, k, v, loom.window(back=3), backend="reference")
+    taken.clear()
+    query = q.clone().requires_grad_()
+    out = attend(query)
+    out.sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(many(q[None].expand(2, *q.shape))[1], expected)
+    assert taken == ["triton", "reference"]

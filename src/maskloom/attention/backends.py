@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -31,14 +30,14 @@ from maskloom.attention.derivatives import beyond_backward
 from maskloom.attention.empty import of_no_rows
 from maskloom.attention.fused import flash, triton
 from maskloom.attention.given import refuse_shared_tables
-from maskloom.attention.learned import no_backward
+from maskloom.attention.learned import no_backward, no_forward
 from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.sdpa import Sight, kept_table, sdpa, sight_of
 from maskloom.attention.varlen import packed, varlen
 from maskloom.masks import captured
 from maskloom.masks.algebra import Everything
-from maskloom.masks.modes import inside_transform
+from maskloom.masks.modes import inside_transform, inside_vmap
 from maskloom.masks.relative import Causal
 from maskloom.masks.words import brief
 from maskloom.scores.softcap import SoftCap
@@ -69,15 +68,16 @@ def choose(request: Request, backend: Backend | Literal["auto"]) -> Choice:
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(backend)}")
     named = _by_options(request) if backend == "auto" else backend
-    plain = peek_interpreter_stack() is None and forward_ad._current_level < 0  # every attention passes here: no call
-    beyond = None if plain else beyond_backward(request)
+    plain = forward_ad._current_level < 0 and not inside_transform()  # all but few pass here: one call
     if named is not None:
-        refused = (beyond if named != "reference" else None) or _REFUSALS[named](request) or _no_options(named, request)
+        beyond = None if plain else _transformed(named, request)
+        refused = beyond or _REFUSALS[named](request) or _no_options(named, request)
         if refused is not None:
             raise ValueError(f"backend {named!r} cannot do this: {refused}")
         return Choice(named, "kernel_options are for it" if backend == "auto" else "asked for", named=True)
     for candidate in _order(request):
-        if (beyond is None or candidate == "reference") and _REFUSALS[candidate](request) is None:
+        beyond = None if plain else _transformed(candidate, request)
+        if beyond is None and _REFUSALS[candidate](request) is None:
             by_itself = candidate == "sdpa" and request.device.type != "cpu"
             return Choice(candidate, _NO_TABLE if by_itself else _REASONS[candidate], named=False)
     raise AssertionError("the reference refuses nothing")
@@ -89,8 +89,7 @@ def ruled_out(request: Request, chosen: Backend) -> dict[Backend, str]:
     for backend in BACKENDS:
         if backend == chosen:
             continue
-        beyond = beyond_backward(request) if backend != "reference" else None
-        reason = beyond or _REFUSALS[backend](request)
+        reason = _transformed(backend, request) or _REFUSALS[backend](request)
         if reason is None and BACKENDS.index(backend) < BACKENDS.index(chosen):
             reason = _passed_over(backend)
         if reason is not None:
@@ -142,6 +141,16 @@ def _by_options(request: Request) -> Backend | None:
     return "flash" if request.kernel_options.get("BACKEND") == "FLASH" else "triton"
 
 
+def _transformed(backend: Backend, request: Request) -> str | None:
+    """Why a transform of torch.func, or forward-mode differentiation, cannot be applied to it; None where it can."""
+    if backend == "reference":
+        return None
+    beyond = beyond_backward(request)
+    if beyond is None and backend != "sdpa" and inside_transform():
+        return "torch.func (vmap, grad, jvp) cannot transform its kernel; sdpa and reference are made of what it can"
+    return beyond
+
+
 # -- what each cannot do: the reason, or None --------------------------------------------------------------------------
 
 
@@ -157,8 +166,6 @@ def _no_flash(request: Request) -> str | None:
         return f"it needs a Hopper GPU or a newer one; this is a {torch.cuda.get_device_name(request.device)}"
     if request.query.dtype not in _HALF:
         return f"it runs in bfloat16 and float16; the tensors are {request.query.dtype}"
-    if inside_transform():
-        return _NO_TRANSFORM
     head_dim, value_dim = request.query.shape[-1], request.value.shape[-1]
     if head_dim != value_dim or head_dim not in _FLASH_HEAD_DIMS:
         listed = ", ".join(map(str, _FLASH_HEAD_DIMS))
@@ -184,8 +191,6 @@ def _no_flash_mask(request: Request) -> str | None:
 def _no_varlen(request: Request) -> str | None:
     if request.device.type != "cuda":
         return f"it needs a GPU; the tensors are on {request.device}"
-    if inside_transform():
-        return _NO_TRANSFORM
     found = packed(request.mask)
     if found is None:
         return "it needs a mask that is documents(offsets=...), alone or joined with causal or a window by &"
@@ -208,8 +213,6 @@ def _no_varlen(request: Request) -> str | None:
 def _no_triton(request: Request) -> str | None:
     if request.device.type == "cpu":
         return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
-    if peek_interpreter_stack() is not None:  # `inside_transform`, a call less
-        return _NO_TRANSFORM
     mask_mod = request.mask.mask_mod if isinstance(request.mask, BlockMask) else request.mask
     if mask_mod is not None and not torch.compiler.is_dynamo_compiling() and captured.known(mask_mod).searches:
         return "it has no room on the chip for the search of from_edges; from_dense(mask.dense(...)) says the same in a table"
@@ -219,9 +222,12 @@ def _no_triton(request: Request) -> str | None:
         return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
     if request.deterministic and request.may_train_score_mod:
         return "the gradient of a tensor that score_mod reads is summed in no fixed order"
-    if request.score_mod is not None and request.needs_gradients and not torch.compiler.is_dynamo_compiling():
+    if request.score_mod is None or torch.compiler.is_dynamo_compiling():
+        return None
+    wrong = no_forward(request.score_mod, request.query.device)
+    if wrong is None and request.needs_gradients:
         return no_backward(request.score_mod, request.query.device)
-    return None
+    return wrong
 
 
 def _no_sdpa(request: Request) -> str | None:
@@ -231,15 +237,11 @@ def _no_sdpa(request: Request) -> str | None:
         return "it gives no log-sum-exp, and so no sinks"
     if request.device.type == "cpu":
         return None
-    if _is_vmapped():
+    if inside_vmap():
         return (
             "torch.vmap cannot batch its kernels on a GPU (torch 2.11: an internal assertion); reference can be batched"
         )
     return _nondeterministic(request)
-
-
-def _is_vmapped() -> bool:
-    return inside_transform() and any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
 def _no_options(backend: Backend, request: Request) -> str | None:
@@ -254,7 +256,6 @@ def _nondeterministic(request: Request) -> str | None:
     return None
 
 
-_NO_TRANSFORM = "torch.func (vmap, grad, jvp) cannot transform its kernel; sdpa and reference are made of what it can"
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
 _FLASH_BLOCK = (128, 128)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.kept import keep
+from maskloom.attention.table_reads import with_mended_reads
 from maskloom.masks import captured
 from maskloom.masks.algebra import And, Mask, as_mask, mask_value
 from maskloom.masks.dense import MaskMod
@@ -82,14 +83,17 @@ def for_flash(mask_mod: MaskMod, batch: int, device: torch.device) -> MaskMod:
     if keep(mask_mod, ("flash takes it",), lambda: _is_taken(mask_mod, device)):
         return mask_mod
     mask = _with_rows(as_mask(mask_mod), batch)
-    close = captured.moved(mask, lambda table: table if _lies_close(table) else _copied(table))
-    return And((close, _every_key)) if _may_be_constant(mask_mod, device) else close
+    mended = with_mended_reads(
+        captured.moved(mask, lambda table: table if _lies_close(table) else _copied(table)), device, narrow=True
+    )
+    return And((as_mask(mended), _every_key)) if _may_be_constant(mask_mod, device) else mended
 
 
 def _is_taken(mask_mod: MaskMod, device: torch.device) -> bool:
     """Whether flash takes the mask as it is."""
     tensors = captured.tensors(mask_mod)
-    return all(tensor.ndim and _lies_close(tensor) for tensor in tensors) and not _may_be_constant(mask_mod, device)
+    as_it_is = all(tensor.ndim and _lies_close(tensor) for tensor in tensors) and not _may_be_constant(mask_mod, device)
+    return as_it_is and with_mended_reads(mask_mod, device, narrow=True) is mask_mod
 
 
 def _may_be_constant(mask_mod: MaskMod, device: torch.device) -> bool:

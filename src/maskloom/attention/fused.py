@@ -27,7 +27,7 @@ def triton(request: Request) -> Attended:
     if _reads_tables(request.score_mod):
         # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
         options.setdefault("num_stages", 2)
-    blocks = as_block_mask(request.query, request.key, request.mask)
+    blocks = as_block_mask(request.query, request.key, request.mask, mended=True)
     fit = _tiles_fit(request, blocks)
     if fit is not None:
         options.setdefault("IS_DIVISIBLE", fit)
@@ -80,7 +80,7 @@ def _fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) 
         query, key, value, blocks,
         score_mod=request.score_mod, scale=scale, wants_lse=request.wants_lse, kernel_options=options,
     )  # fmt: skip
-    if out.grad_fn is not None:
+    if out.requires_grad:  # of a graph, grad_fn cannot be asked
         out = with_first_only(out, "triton" if (options or {}).get("BACKEND") != "FLASH" else "flash")
     return Attended(out[..., : sizes[1]] if wider[1] > sizes[1] else out, lse)
 

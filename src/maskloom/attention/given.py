@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.kept import keep, keep_beside
+from maskloom.attention.table_reads import with_mended_reads
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.tables import PARTIAL, rebuilt, tile_states
 from maskloom.masks import captured
@@ -36,17 +37,22 @@ def as_mask_of(table: Tensor, sizes: Sizes) -> Mask:
     return keep_beside(owner, place, lambda: mask_of_table(table.detach(), sizes))
 
 
-def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> BlockMask:
-    """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it."""
+def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None, *, mended: bool = False) -> BlockMask:
+    """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it.
+
+    Args:
+        mended: for Triton, by `with_mended_reads`.
+    """
     if isinstance(mask, BlockMask):
-        return mask
+        return _with_mended_reads(mask, query.device) if mended else mask
     source = everything if mask is None else mask
     batch, heads, q_len, _ = query.shape
     kv_len, device = key.shape[-2], query.device
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
-        return build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
+        built = build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
+        return _with_mended_reads(built, device) if mended else built
 
     def without_source() -> BlockMask:  # what is kept with a mask must not hold it: an equal one stands in its place
         with stays_here():
@@ -58,7 +64,12 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) 
     if captured.may_change(source):
         with stays_here():
             return build()
-    return keep(source, ("blocks", batch, heads, q_len, kv_len, device), without_source)
+    return keep(source, ("blocks", batch, heads, q_len, kv_len, device, mended), without_source)
+
+
+def _with_mended_reads(blocks: BlockMask, device: torch.device) -> BlockMask:
+    mask_mod = with_mended_reads(blocks.mask_mod, device)
+    return blocks if mask_mod is blocks.mask_mod else rebuilt(blocks, mask_mod=mask_mod)
 
 
 def refuse_shared_tables(block_mask: BlockMask, batch: int, heads: int) -> None:

@@ -1,4 +1,6 @@
-"""What of a score_mod FlexAttention's Triton kernel has no backward for, found before anything is launched.
+"""What of a score_mod FlexAttention's Triton kernel cannot do, found before anything is launched.
+
+It reads before a table at a negative constant, ``table[-1, kv_idx]`` (torch 2.11, H200).
 
 The backward of the kernel adds to a learned tensor's gradient at the one place where score_mod reads it (torch 2.11 to 2.15,
 ``_inductor/kernel/flex``: `zeros_and_scatter_lowering`, `validate_joint_graph`). A tensor that is read twice, read by one
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskloom.masks import captured
-from maskloom.masks.indexing import IndexByScalars, places_of
+from maskloom.masks.indexing import GETITEM, IndexByScalars, places_of
 from maskloom.scores.alibi import Alibi
 from maskloom.scores.base import ScoreMod
 from maskloom.scores.composed import Composed
@@ -21,7 +23,7 @@ from maskloom.scores.relative import RelativeBias
 from maskloom.scores.softcap import SoftCap
 
 _MOST = 1024
-_found: dict[Hashable, str | None] = {}  # by structure of a score_mod, and which of its tensors learn
+_found: dict[Hashable, str | None] = {}  # by structure of a score_mod, and by which of its tensors learn
 
 
 def no_backward(score_mod: ScoreMod, device: torch.device) -> str | None:
@@ -32,11 +34,21 @@ def no_backward(score_mod: ScoreMod, device: torch.device) -> str | None:
     if _reads_once(score_mod):
         return None
     learns = tuple(tensor.requires_grad for tensor in captured.tensors(score_mod))
-    key = (captured.structure(score_mod, numbers=False), learns)
+    return _kept(("backward", captured.structure(score_mod, numbers=False), learns), score_mod, _Watch(), device)
+
+
+def no_forward(score_mod: ScoreMod, device: torch.device) -> str | None:
+    """Why the kernel computes something else than a score_mod; None where it does not, and where that is not known."""
+    if _reads_once(score_mod):
+        return None
+    return _kept(("forward", captured.structure(score_mod, numbers=True)), score_mod, _WatchOfPlaces(), device)
+
+
+def _kept(key: Hashable, score_mod: ScoreMod, watch: "_Watch | _WatchOfPlaces", device: torch.device) -> str | None:
     if key not in _found:
         if len(_found) >= _MOST:
             _found.clear()
-        _found[key] = _watched(score_mod, device)
+        _found[key] = _watched(score_mod, watch, device)
     return _found[key]
 
 
@@ -51,12 +63,12 @@ def _reads_once(score_mod: ScoreMod) -> bool:
     return type(score_mod) in (Alibi, SoftCap, RelativeBias)
 
 
-def _watched(score_mod: ScoreMod, device: torch.device) -> str | None:
-    watch = _Watch()
+def _watched(score_mod: ScoreMod, watch: "_Watch | _WatchOfPlaces", device: torch.device) -> str | None:
     index = torch.zeros((), dtype=torch.int64, device=device)
     with torch.enable_grad():
         score = torch.zeros((), device=device, requires_grad=True)
-        watch.made[id(score)] = score
+        if isinstance(watch, _Watch):
+            watch.made[id(score)] = score
         try:
             with watch:
                 score_mod(score, index, index, index, index)
@@ -96,6 +108,23 @@ class _Watch(IndexByScalars):
             return f"score_mod reads {what} more than once; give it a clone of that for each"
         self.read[id(tensor)] = tensor
         return None
+
+
+class _WatchOfPlaces(IndexByScalars):
+    """Notes the first table that is read at a negative number and at an index."""
+
+    reason: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in GETITEM and self.reason is None:
+            places = places_of(args[1])
+            negative = [place for place in places if type(place) is int and place < 0]
+            if negative and any(isinstance(place, Tensor) for place in places):
+                self.reason = (
+                    f"score_mod reads a table at {negative[0]}, which its kernel does not count from the end: write "
+                    f"table.shape[{places.index(negative[0])}] - {-negative[0]}"
+                )
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 _VIEWS = [getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")]

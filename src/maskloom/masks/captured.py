@@ -264,7 +264,11 @@ def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
     return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
 
 
+class Opaque:
+    """Base of objects that never change, hold no tensor, and are said in full by what stands beside them."""
+
+
 _VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
 _CONSTANTS = (*_VALUES, type, types.BuiltinFunctionType)
-_UNCHANGING = (*_VALUES, Tensor, tuple, frozenset, int, complex)
-_PLAIN = (*_CONSTANTS, Tensor, tuple, int)
+_UNCHANGING = (*_VALUES, Opaque, Tensor, tuple, frozenset, int, complex)
+_PLAIN = (*_CONSTANTS, Opaque, Tensor, tuple, int)

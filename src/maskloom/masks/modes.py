@@ -22,13 +22,27 @@ def is_lasting() -> bool:
 
 def is_tracing() -> bool:
     """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
-    # an export that is not strict has dispatch modes
-    return torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() > 0 or inside_transform()
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    # an export that is not strict has dispatch modes; the second question is `inside_transform`, a call less
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def inside_transform() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied."""
+    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied, around a function that is compiled too."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def inside_vmap() -> bool:
+    """Whether torch.vmap is among them."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+# dynamo asks them itself, with the transforms that it is tracing, and takes the answer for a constant. It cannot trace what
+# they ask: of `peek_interpreter_stack` it makes an object, which is never None
+for _asked in (inside_transform, inside_vmap):
+    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result`, not loading it
 
 
 def is_transformed() -> bool:
@@ -54,7 +68,7 @@ def is_nested() -> bool:
     return InstructionTranslator.current_tx().output.current_tracer.parent is not None
 
 
-is_nested._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result`, not loading it
+is_nested._dynamo_marked_constant = True  # type: ignore[attr-defined] # as above
 
 
 def autocast_to(device: torch.device) -> torch.dtype | None:

@@ -33,26 +33,29 @@ _OUT_OF_PLACE = {
 }
 
 
-def record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = ()) -> Program:
+def record(
+    mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (), index_dtype: torch.dtype = torch.int64
+) -> Program:
     """Run ``mask_mod`` once on scalars and write down what it does.
 
     Args:
         mask_mod: ``(b, h, q_idx, kv_idx) -> bool``.
         device: where the mask's tensors are.
         held: all tensors that it holds, if the program is to say whether it is `of_structure`.
+        index_dtype: of the four indices.
 
     Raises:
         TypeError: it does not answer with one bool, or decides in Python on an index's value.
         ValueError: it reads a table on another device.
         What it raises itself comes through, with a note.
     """
-    return uncompiled(_record)(one_example(mask_mod), device, held)
+    return uncompiled(_record)(one_example(mask_mod), device, held, index_dtype)
 
 
-def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor]) -> Program:
+def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], index_dtype: torch.dtype) -> Program:
     recorder = _Recorder(held=frozenset(map(id, held)))
     with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
-        scalars = [torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES]
+        scalars = [torch.zeros((), dtype=index_dtype, device=device) for _ in INDICES]
         for scalar in scalars:
             recorder.name(scalar)
         try:
