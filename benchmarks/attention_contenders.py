@@ -104,14 +104,14 @@ def _compiled_flex(name: str) -> Callable[..., Tensor]:
 def dense_sdpa(batch: Batch, mask: Mask) -> Contender:
     """What people do: a table that hides padded keys. Each query sees itself, so that padded ones see something."""
     length = batch.query.shape[2]
-    pads = loom.pads_from_lengths(batch.lens, length)
+    pads = loom.batches.pads_from_lengths(batch.lens, length)
     table = (mask & loom.key_padding(pads) | loom.window(back=0)).dense(length, length)
     return Contender("sdpa, dense mask", partial(F.scaled_dot_product_attention, attn_mask=table), padded(batch))
 
 
 def varlen(batch: Batch, back: int = -1) -> Contender:
     """torch's FlashAttention 2 for packed sequences: causal, ``back`` keys before the query, or all of them."""
-    offsets, longest = loom.offsets_from_lengths(batch.lens), int(batch.lens.max())
+    offsets, longest = loom.batches.offsets_from_lengths(batch.lens), int(batch.lens.max())
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # not in every torch

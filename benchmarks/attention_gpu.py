@@ -58,7 +58,7 @@ def with_lengths(batch: Batch, full: Batch) -> Work:
 
 
 def with_padding(batch: Batch, full: Batch) -> Work:
-    mask = loom.causal & loom.padding(loom.pads_from_lengths(batch.lens, batch.query.shape[2]))
+    mask = loom.causal & loom.padding(loom.batches.pads_from_lengths(batch.lens, batch.query.shape[2]))
     return batch, causal_lengths(batch), [dense_sdpa(batch, loom.causal), *each_backend(mask, padded(batch))]
 
 
@@ -82,7 +82,7 @@ def causal_lengths(batch: Batch) -> Mask:
 
 
 def documents(batch: Batch) -> Mask:
-    return loom.documents(offsets=loom.offsets_from_lengths(batch.lens))
+    return loom.documents(offsets=loom.batches.offsets_from_lengths(batch.lens))
 
 
 # -- a mask as it is written, and the equal one of `simplify`: ``create_block_mask`` takes each as it is ---------------
@@ -106,7 +106,7 @@ def as_given_and_simplified(mask: Mask, batch: Batch, *, packs: bool) -> list[Co
     layout = packed(batch) if packs else padded(batch)
     rows, _, length, _ = layout.arrange(batch.query).shape
     contenders = []
-    for what, written in (("as given", mask), ("simplified", loom.simplify(mask))):
+    for what, written in (("as given", mask), ("simplified", loom.masks.simplify(mask))):
         blocks = loom.create_block_mask(written, rows, None, length, length, batch.query.device)
         contenders.append(attend(f"attend, {what}", blocks, layout))
     return contenders
@@ -117,14 +117,14 @@ def as_given_and_simplified(mask: Mask, batch: Batch, *, packs: bool) -> list[Co
 
 def with_table(batch: Batch, full: Batch) -> Work:
     mask, length = causal_lengths(batch), batch.query.shape[2]
-    table = loom.from_dense(mask.dense(length, length))
+    table = loom.masks.from_dense(mask.dense(length, length))
     return batch, mask, [dense_sdpa(batch, loom.causal), *each_backend(table, padded(batch), "sdpa")]
 
 
 def with_random_table(batch: Batch, full: Batch) -> Work:
     length, device = full.query.shape[2], full.query.device
     table = torch.rand(length, length, generator=torch.Generator(device).manual_seed(0), device=device) < 0.5
-    mask = loom.from_dense(table.fill_diagonal_(True))  # as `dense_sdpa` has it
+    mask = loom.masks.from_dense(table.fill_diagonal_(True))  # as `dense_sdpa` has it
     return full, mask, [dense_sdpa(full, mask), *each_backend(mask, padded(full), "sdpa")]
 
 

@@ -33,7 +33,7 @@ def main() -> None:
             "block": arguments.block,
             "tiles": explained.decided.total,
             **{f"{way}_percent": round(explained.share(way), 1) for way in ("intervals", "witnesses", "evaluation")},
-            "without_rule": " ".join(explained.decided.without_rule),
+            "without_rule": " ".join(explained.decided.unsupported_ops),
         }
         append(arguments.out, row)
         print(" ".join(f"{key}={value}" for key, value in row.items()))

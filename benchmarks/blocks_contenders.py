@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.tables import tile_states
+from maskloom.blocks.tile_states import tile_states
 from maskloom.masks.algebra import Mask
 
 TABLES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_indices", "full_q_indices")

@@ -21,7 +21,7 @@ from clocks import caches
 from rows import append
 
 import maskloom as loom
-from maskloom.attention.compiled import compiled_kinds
+from maskloom.attention.backends.compiled import compiled_kinds
 
 MASKS = {
     "causal & lengths": lambda lens: loom.causal & loom.lengths(lens),

@@ -20,7 +20,8 @@ from rows import append
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
-from maskloom.attention.backends import BACKENDS, Backend
+from maskloom.attention.backends.base import BackendName
+from maskloom.attention.backends.choose import BACKENDS
 from maskloom.masks.algebra import Mask
 from tests.evidence import gather, gather_lse
 from tests.pairs import BATCH, DTYPES, HEAD_DIMS, HEADS, MASKS, Heads, mask_of
@@ -37,7 +38,7 @@ GROUPED = Heads(4, 2)
 class Case:
     """One kind of attention, at several lengths."""
 
-    backend: Backend
+    backend: BackendName
     mask: str = "causal & lengths"
     dtype: torch.dtype = torch.bfloat16
     heads: Heads = GROUPED
@@ -46,7 +47,7 @@ class Case:
     lengths: tuple[tuple[int, int], ...] = tuple(SOME_LENGTHS)
 
 
-def cases(backend: Backend) -> list[Case]:
+def cases(backend: BackendName) -> list[Case]:
     """The base case at every length, then each axis by itself."""
     base = Case(backend, mask="documents & causal" if backend == "varlen" else "causal & lengths")
     every = [
@@ -62,7 +63,7 @@ def cases(backend: Backend) -> list[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th case from the i-th on")
     parser.add_argument("--only-missing", action="store_true", help="what the file has no row of")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/grid.csv"))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from docs.make_plots import Row, rows_of
-from maskloom.attention import backends
+from maskloom.attention.backends import choose
 
 AXES = {
     "mask": "masks",
@@ -32,11 +32,10 @@ Rows = dict[tuple[str, str, str], Row]
 
 
 def order() -> str:
-    """The rule at the top of attention/backends.py, and what `explain` says of each."""
-    lines = [line.strip(" |").split("|") for line in (backends.__doc__ or "").splitlines() if line.startswith("| ")]
-    head, *rows = [[cell.strip() for cell in line] for line in lines]
-    said = [f"`{name}` | {what} | {where} | {backends._REASONS[name]}" for name, what, where in rows]  # type: ignore[index]
-    return table([" | ".join([*head, "`explain` says"]), *said])
+    """What each backend is, where "auto" chooses it, and what `explain` says of it."""
+    lines = ['backend | what it is | where "auto" chooses it | `explain` says']
+    lines += [f"`{it.name}` | {it.what} | {it.where} | {it.why}" for it in choose.BACKENDS.values()]
+    return table(lines)
 
 
 def tried() -> str:
@@ -52,7 +51,7 @@ def right() -> str:
     rows = grid()
     head = ["backend", *AXES.values(), "rows right", "error ÷ plain, most", "from 127 positions on"]
     lines = []
-    for name in backends.BACKENDS:
+    for name in choose.BACKENDS:
         ours = [row for row in rows if row["backend"] == name]
         good = [row for row in ours if row["verdict"] == "right"]
         cells = [of_all(*(unique(row[axis] for row in some) for some in (rows, ours, good))) for axis in AXES]
@@ -287,7 +286,7 @@ def older(rows: Rows, words: str) -> str:
 
 def grid() -> list[Row]:
     """The rows of grid.csv, backends in their order, with both lengths in one cell."""
-    rows = sorted(rows_of("grid"), key=lambda row: backends.BACKENDS.index(row["backend"]))
+    rows = sorted(rows_of("grid"), key=lambda row: list(choose.BACKENDS).index(row["backend"]))
     return [row | {"lengths": f"{row['queries']}×{row['keys']}", "lse": IN_WORDS[row["lse"]]} for row in rows]
 
 
@@ -310,7 +309,7 @@ def is_long(row: Row) -> bool:
 def place_of(line: str) -> tuple[int, int]:
     """The order of the backends, then the reasons that most rows give."""
     name, *_, count = line.split(" | ")
-    return backends.BACKENDS.index(name.strip("`")), -int(count)
+    return [*map(str, choose.BACKENDS)].index(name.strip("`")), -int(count)
 
 
 def of_all(every: list[str], tried: list[str], good: list[str]) -> str:

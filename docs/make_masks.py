@@ -15,6 +15,7 @@ import torch
 
 import maskloom as loom
 from benchmarks.rows import append
+from maskloom.testing import public_names
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "benchmarks" / "results" / "masks.csv"
@@ -33,7 +34,7 @@ class Example:
         return self.name or re.match(r"\w+", self.expression.lstrip("~("))[0]  # type: ignore[index]
 
     def mask(self, n: int) -> loom.Mask:
-        return eval(self.expression, {**vars(loom), "n": n, "torch": torch})
+        return eval(self.expression, {**public_names(), "n": n, "torch": torch})
 
 
 FAMILIES: dict[str, list[Example]] = {
@@ -226,8 +227,8 @@ RECIPES = [
 def main() -> None:
     """Write the page and its pictures."""
     for name, example in named().items():
-        figure = loom.plot_mask(example.mask(PICTURED), PICTURED, PICTURED, title="", longest=2.0)
-        loom.save_figure(figure, HERE / picture_of(name), dpi=110)
+        figure = loom.show.plot_mask(example.mask(PICTURED), PICTURED, PICTURED, title="", longest=2.0)
+        loom.show.save_figure(figure, HERE / picture_of(name), dpi=110)
     (HERE / "masks.md").write_text(page())
     ROWS.unlink(missing_ok=True)
     for name, example in named().items():
@@ -281,7 +282,7 @@ few elements (witnesses), or by all elements (evaluation). All tables are exact 
 
 def section(example: Example, name: str) -> str:
     """One mask: its expression, the first paragraph of its docstring, its source, its picture and its shares."""
-    words = inspect.cleandoc(getattr(loom, example.of).__doc__)
+    words = inspect.cleandoc(public_names()[example.of].__doc__)
     lines = [f"### `{example.expression}`", "", words.split("\n\n")[0].replace("\n", " "), ""]
     source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
     if source:
@@ -292,8 +293,8 @@ def section(example: Example, name: str) -> str:
 
 def shares(example: Example) -> dict[str, str]:
     """How the builder of block masks decides its tiles, in percent."""
-    found = loom.explain_block_mask(example.mask(MEASURED), MEASURED, MEASURED)
-    assert not found.decided.without_rule, f"{example.expression}: no rule for {found.decided.without_rule}"
+    found = loom.blocks.explain_block_mask(example.mask(MEASURED), MEASURED, MEASURED)
+    assert not found.decided.unsupported_ops, f"{example.expression}: no rule for {found.decided.unsupported_ops}"
     return {f"{way}_percent": f"{found.share(way):.1f}" for way in ("intervals", "witnesses", "evaluation")}
 
 

@@ -58,10 +58,10 @@ def main() -> None:
     for name in ("blocks", "blocks_gpu"):
         rows = rows_of(name)
         if rows:
-            loom.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
+            loom.show.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
     attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded" and row["step_ms"]]
     if attention:
-        loom.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
+        loom.show.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
 
 
 def rows_of(name: str) -> list[Row]:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 import maskloom as loom
-from maskloom.masks.layout import GridTiles
+from maskloom.masks.patterns.grids.layout import GridTiles
+from maskloom.testing import public_names
 
 PACKAGE = Path(loom.__file__).parent
 Names = dict[str, Any]
@@ -59,7 +60,7 @@ def literal(docstring: str) -> Iterator[list[str]]:
 
 def drawings(block: Block) -> list[Drawing]:
     """What a block draws; plain code if it draws nothing."""
-    names = {**vars(loom), "tensor": torch.tensor}
+    names = {**public_names(), "tensor": torch.tensor}
     lines = [line for line in block.lines if not _assigned(line, names)]
     for read in (tables, cells, places, formulas):
         found = list(read(block.owner, lines, names))
@@ -78,7 +79,7 @@ def _assigned(line: str, names: Names) -> bool:
 
 def _sample() -> Names:
     query, key, value = torch.randn(3, 2, 3, 7, 5, generator=torch.Generator().manual_seed(0)).unbind()
-    return {**vars(loom), "torch": torch, "loom": loom, "query": query, "key": key, "value": value, "n": 4}
+    return {**public_names(), "torch": torch, "loom": loom, "query": query, "key": key, "value": value, "n": 4}
 
 
 # -- rows under keys ---------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def formulas(owner: str, lines: list[str], names: Names) -> Iterator[Drawing]:
 
 
 def _computes(score_mod: Any, formula: str) -> None:
-    slope = loom.alibi(8).slopes
+    slope = loom.scores.alibi(8).slopes
     for score, q, k in ((70.0, 2, 5), (-3.0, 7, 1)):
         given = [torch.tensor(value) for value in (score, 0, 3, q, k)]
         names = {

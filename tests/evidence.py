@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maskloom.attention.merge import with_sinks
-from maskloom.attention.reference import attention_in_chunks
+from maskloom.attention.written_out import attention_in_chunks
 from maskloom.scores.base import ScoreMod
 
 TRUTH = 1e-14  # how well the truth knows itself: float64 sums in another order differ by some 1e-15

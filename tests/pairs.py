@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
-from maskloom.attention.backends import has_flash
+from maskloom.attention.backends.flash import has_flash
 from maskloom.masks.algebra import Mask
 from tests.evidence import gather, gather_lse
 
@@ -212,7 +212,7 @@ def mask_of(name: str, q_len: int, kv_len: int, heads: int, device: str) -> Mask
         "(window | sinks) & lengths": lambda: (loom.window(back=40) | loom.sinks(3)) & loom.lengths(lens),
         PREFIX: lambda: (loom.causal | loom.prefix(lens // 2)) & loom.lengths(lens),
         DOCUMENTS: lambda: loom.documents(offsets=offsets, length=longest + 7) & loom.causal,
-        BY_HEAD: lambda: loom.from_dense(table[None]),
+        BY_HEAD: lambda: loom.masks.from_dense(table[None]),
         "everything": lambda: loom.everything,
     }
     return masks[name]().to(device)

@@ -51,7 +51,7 @@ def distance(score, b, h, q_idx, kv_idx):
 
 def offset(q_len: int, kv_len: int, device: str) -> Mask:
     at = torch.tensor(kv_len - q_len - 6, device=device)
-    return loom.shifted(loom.causal & loom.window(back=100), q_offset=at)
+    return loom.masks.shifted(loom.causal & loom.window(back=100), q_offset=at)
 
 
 def padded(q_len: int, kv_len: int, device: str) -> Mask:

@@ -9,8 +9,8 @@ from torch.export import Dim, export
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
-from maskloom.masks.position import global_tokens
-from maskloom.masks.relative import causal_lower_right
+from maskloom.masks.patterns.position import global_tokens
+from maskloom.masks.patterns.relative import causal_lower_right
 from tests.catalog import EVERY
 
 B, H, D, L = 3, 2, 8, 11
@@ -59,15 +59,15 @@ MADE = {
     "key padding": lambda lens, pads, ids: loom.key_padding(pads),
     "documents": lambda lens, pads, ids: loom.causal & loom.documents(ids),
     "position ids": lambda lens, pads, ids: loom.documents(position_ids=ids),
-    "within": lambda lens, pads, ids: loom.within(loom.documents(ids), loom.causal | loom.prefix(2)),
+    "within": lambda lens, pads, ids: loom.masks.within(loom.documents(ids), loom.causal | loom.prefix(2)),
     "prefix": lambda lens, pads, ids: loom.causal | loom.prefix(lens),
     "sinks": lambda lens, pads, ids: (loom.window(back=2) | loom.sinks(3)) & loom.lengths(lens),
     "not": lambda lens, pads, ids: loom.everything ^ loom.padding(pads),
-    "shifted": lambda lens, pads, ids: loom.shifted(loom.causal, q_offset=lens),
+    "shifted": lambda lens, pads, ids: loom.masks.shifted(loom.causal, q_offset=lens),
     "global": lambda lens, pads, ids: loom.window(back=1) | global_tokens(pads),
     "int of a length": lambda lens, pads, ids: loom.window(back=pads.shape[1] // 2),
     "lower right": lambda lens, pads, ids: causal_lower_right(pads.shape[1], pads.shape[1] + 1),
-    "per head": lambda lens, pads, ids: loom.per_head([loom.causal, loom.prefix(lens)]),
+    "per head": lambda lens, pads, ids: loom.masks.per_head([loom.causal, loom.prefix(lens)]),
 }
 
 
@@ -95,9 +95,13 @@ TABLE = torch.randn(H, 9, generator=torch.Generator().manual_seed(0))
 CALLS = {
     "plain function": lambda q, lens, pads, ids: loom.attend(q, q, q, of_inputs(lens)),
     "plain function inside": lambda q, lens, pads, ids: loom.attend(q, q, q, loom.window(back=2) | of_inputs(lens)),
-    "alibi": lambda q, lens, pads, ids: loom.attend(q, q, q, loom.causal & loom.lengths(lens), score_mod=loom.alibi(H)),
-    "relative bias": lambda q, lens, pads, ids: loom.attend(q, q, q, score_mod=loom.relative_bias(TABLE)),
-    "softcap": lambda q, lens, pads, ids: loom.attend(q, q, q, loom.causal, score_mod=loom.softcap(5.0), q_offset=2),
+    "alibi": lambda q, lens, pads, ids: loom.attend(
+        q, q, q, loom.causal & loom.lengths(lens), score_mod=loom.scores.alibi(H)
+    ),
+    "relative bias": lambda q, lens, pads, ids: loom.attend(q, q, q, score_mod=loom.scores.relative_bias(TABLE)),
+    "softcap": lambda q, lens, pads, ids: loom.attend(
+        q, q, q, loom.causal, score_mod=loom.scores.softcap(5.0), q_offset=2
+    ),
     "sums": lambda q, lens, pads, ids: sums(q, lens),
     "clean": lambda q, lens, pads, ids: loom.attend(q, q, q, loom.padding(pads), clean_padding=True),
     "offset": lambda q, lens, pads, ids: loom.attend(q, q, q, loom.causal, q_offset=q.shape[2]),
@@ -136,7 +140,7 @@ def test_the_module_saved_and_decomposed(strict):
     is_same_at_other_sizes(module, program, torch.export.load(written), program.run_decompositions())
 
 
-class Held(nn.Module):
+class CaptureSlot(nn.Module):
     """Attention under masks that a module holds."""
 
     def __init__(self, masks):
@@ -165,7 +169,7 @@ GROUPS = list(of_one_size())
 def test_every_mask_held_by_a_module(number):
     """165 masks or so; strict where the number is divisible by 4, else not, which is four times as fast."""
     q_len, kv_len, makes = GROUPS[number]
-    module = Held([make() for make in makes])
+    module = CaptureSlot([make() for make in makes])
     shapes = ({2: Dim("queries", min=2, max=q_len)}, {2: Dim("keys", min=2, max=kv_len)})
 
     def given(queries, keys):

@@ -12,24 +12,47 @@ import pytest
 import maskloom as loom
 
 PACKAGE = Path(loom.__file__).parent
-LAYERS = ["masks", "blocks", "scores", "attention", "nn"]  # each may import those before it
-NARROW = {"batches": {"masks"}, "scores": {"masks"}}  # these import no more than this
+FLOORS = [
+    "errors",
+    "core",
+    "program",
+    "batches",
+    "masks",
+    "blocks",
+    "scores",
+    "attention",
+    "loading",
+    "nn",
+    "distributed",
+]
+"""From the bottom of the house to its top: each imports from its own floor and from those below it."""
 EDGE = {"show", "demo", "cli", "testing", "integrations", "__main__"}
+NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "show", "testing")
 
 
 def room(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
-def imports_of(path: Path) -> set[str]:
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def modules_of(path: Path, *, at_once: bool = False) -> set[str]:
+    """The modules of maskloom that a file imports, anywhere in it, or at once when it is loaded."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "maskloom":
-            names = [node.module] if node.module != "maskloom" else [f"maskloom.{alias.name}" for alias in node.names]
-            found |= {room(name) for name in names}
+            found |= {inner if is_module(inner := f"{node.module}.{a.name}") else node.module for a in node.names}
         elif isinstance(node, ast.Import):
-            found |= {room(alias.name) for alias in node.names if alias.name.split(".")[0] == "maskloom"}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "maskloom"}
     return found
+
+
+def imports_of(path: Path) -> set[str]:
+    return {room(name) for name in modules_of(path) - {"maskloom"}}
 
 
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
@@ -38,15 +61,9 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.p
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_import_arrows_run_one_way(path):
     here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if here in EDGE:
-        return
-    if here in NARROW:
-        allowed = NARROW[here] | {here, "errors"}
-    elif here in LAYERS:
-        allowed = set(LAYERS[: LAYERS.index(here) + 1]) | {"errors"}
-    else:
-        allowed = {"errors"}
-    assert imports_of(path) <= allowed, f"{here} may import {sorted(allowed)}"
+    if here not in EDGE:
+        allowed = set(FLOORS[: FLOORS.index(here) + 1])
+        assert imports_of(path) <= allowed, f"{here} may import {sorted(allowed)}"
 
 
 def test_the_arrow_test_sees_a_wrong_arrow(tmp_path):
@@ -55,12 +72,55 @@ def test_the_arrow_test_sees_a_wrong_arrow(tmp_path):
     assert imports_of(wrong) == {"nn", "show"}
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_a_way_from_the_top_of_the_house_to_its_bottom_is_short():
+    """The longest chain of modules that load one another."""
+    paths = {module_of(path): path for path in (*FILES, PACKAGE / "__init__.py")}
+    after = {name: modules_of(path, at_once=True) & paths.keys() - {name} for name, path in paths.items()}
+    lengths: dict[str, int] = {}
+
+    def length(name: str, below: tuple[str, ...] = ()) -> int:
+        assert name not in below, f"a circle: {' -> '.join((*below, name))}"
+        if name not in lengths:
+            lengths[name] = 1 + max((length(to, (*below, name)) for to in after[name]), default=0)
+        return lengths[name]
+
+    assert max(map(length, paths)) <= 14, {name: count for name, count in lengths.items() if count > 14}
+
+
+def test_no_folder_is_a_heap():
+    heaps = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in FILES}}
+    assert {str(folder): count for folder, count in heaps.items() if count > 16} == {}
+
+
 def test_every_name_exists_and_says_what_it_is():
     assert len(set(loom.__all__)) == len(loom.__all__)
-    for name in loom.__all__:
-        value = getattr(loom, name)
-        made_up = f"{getattr(value, '__name__', '')}("  # what dataclass writes where a class says nothing
-        assert value.__doc__ and not value.__doc__.startswith(made_up), name
+    spaces = [getattr(loom, name) for name in NAMESPACES]
+    for space in (loom, *spaces):
+        assert len(set(space.__all__)) == len(space.__all__), space
+        for name in space.__all__:
+            value = getattr(space, name)
+            made_up = f"{getattr(value, '__name__', '')}("  # what dataclass writes where a class says nothing
+            assert value.__doc__ and not value.__doc__.startswith(made_up), name
+
+
+def test_the_top_level_is_short():
+    assert tuple(loom.__all__[-len(NAMESPACES) :]) == NAMESPACES
+    assert len(loom.__all__) - len(NAMESPACES) <= 28
+    with pytest.raises(AttributeError, match=r"it is maskloom\.masks\.chunked"):
+        _ = loom.chunked
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        _ = loom.nonsense
+
+
+def test_no_name_is_in_two_namespaces():
+    places = [(name, space) for space in NAMESPACES for name in getattr(loom, space).__all__]
+    names = [name for name, _ in places]
+    assert sorted(place for place in places if names.count(place[0]) > 1) == []
 
 
 def fresh(code: str) -> str:
@@ -118,7 +178,7 @@ def test_importing_reads_each_file_once():
 
 def test_no_room_of_the_edge_is_loaded():
     modules = {room(name) for name in json.loads(fresh(_IMPORTING))["modules"] if name != "maskloom"}
-    assert modules & EDGE <= {"show"}  # its names are public; matplotlib waits for the first picture
+    assert modules & {*EDGE, "nn"} == set()
     names = "[name for name in ('matplotlib', 'transformers', 'typer', 'rich', 'torch._dynamo', 'torch._inductor')"
     assert fresh(f"import sys, maskloom; print({names} if name in sys.modules])") == "[]\n"
 
@@ -128,7 +188,7 @@ def test_block_masks_are_built_without_torchs_compiler():
     code = (
         "import torch, sys, maskloom as loom; "
         "loom.block_mask(loom.causal & loom.lengths([5, 300]), 300, 300, device='cpu'); "
-        "loom.explain_block_mask(loom.documents(torch.arange(300) // 7) | loom.sinks(2), 300, 300, device='cpu'); "
+        "loom.blocks.explain_block_mask(loom.documents(torch.arange(300) // 7) | loom.sinks(2), 300, 300, device='cpu'); "
         "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
     )
     assert fresh(code) == "[]\n"

@@ -128,8 +128,10 @@ def explain(
     ] = None,
 ) -> None:
     """Say what the block mask of a mask costs, and how its tiles were decided."""
-    from maskloom import block_mask, explain_block_mask, simplify, summary
-    from maskloom.masks.simplify import told
+    from maskloom import block_mask
+    from maskloom.blocks import explain_block_mask, summary
+    from maskloom.masks import simplify
+    from maskloom.masks.simplify import describe
 
     try:
         mask = _parsed(expression, batch)
@@ -138,7 +140,7 @@ def explain(
         typer.echo(explain_block_mask(mask, q, keys, block_size=block_size))
         simple = simplify(mask)
         if simple != mask:
-            typer.echo(f"simpler, and equal: {told(simple)}")
+            typer.echo(f"simpler, and equal: {describe(simple)}")
     except (TypeError, ValueError) as error:
         typer.echo(f"maskloom explain: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None

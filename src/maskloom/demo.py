@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.functional import Explanation, explain
+from maskloom.attention.attend import Explanation, explain
 from maskloom.attention.reference import reference
-from maskloom.batches.lengths import pads_from_zeros
+from maskloom.batches.forms import pads_from_zeros
 from maskloom.blocks.build import block_mask
 from maskloom.masks.algebra import Mask
-from maskloom.masks.padding import padding
-from maskloom.masks.relative import causal
+from maskloom.masks.patterns.padding import padding
+from maskloom.masks.patterns.relative import causal
 from maskloom.nn.multihead import MultiheadFlexAttention
 from maskloom.show.plot import plot_attention, plot_tiles, save_figure
 

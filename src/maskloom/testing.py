@@ -19,16 +19,28 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.attention.backends import Backend
+from maskloom.attention.backends.base import BackendName
 from maskloom.attention.reference import reference
-from maskloom.blocks.tables import dense_of
-from maskloom.masks import captured
+from maskloom.blocks.dense import dense_of
+from maskloom.core import captures
 from maskloom.masks.algebra import Mask
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.padding import known_hidden_queries, known_padding
+from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.program.program import MaskMod
+
+__all__ = [
+    "check_mask",
+    "check_dense",
+    "check_broadcasting",
+    "check_algebra",
+    "check_value",
+    "check_repr",
+    "check_tracing",
+    "check_writes",
+    "public_names",
+]
 
 _HEAD_DIM = 16
-_ON_EVERY_DEVICE: tuple[Backend, ...] = ("sdpa", "reference")
+_ON_EVERY_DEVICE: tuple[BackendName, ...] = ("sdpa", "reference")
 
 
 def check_mask(
@@ -55,7 +67,7 @@ def check_mask(
     given, mask = mask, loom.as_mask(mask)
     check_dense(mask, sizes)
     check_algebra(mask, sizes)
-    if isinstance(given, Mask) and not captured.holds_code(mask):
+    if isinstance(given, Mask) and not captures.holds_code(mask):
         check_broadcasting(mask, sizes)
         check_value(mask)
         check_repr(mask)
@@ -125,8 +137,8 @@ def check_value(mask: Mask) -> None:
         _law(f"a {how} mask hashes alike", hash(other) == hash(mask))
     _law("a mask is not equal to another kind of thing", mask != repr(mask) and mask != ~mask)
     moved = mask.to("meta")
-    _law(".to(device) moves every tensor", all(tensor.is_meta for tensor in captured.tensors(moved)))
-    there = captured.device_of(mask)
+    _law(".to(device) moves every tensor", all(tensor.is_meta for tensor in captures.tensors(moved)))
+    there = captures.device_of(mask)
     _law(".to(its own device) is the mask itself", there is None or mask.to(there) is mask)
     try:
         bool(mask)
@@ -138,8 +150,8 @@ def check_value(mask: Mask) -> None:
 def check_repr(mask: Mask) -> None:
     """The repr of a mask without tensors evaluates to an equal mask; no repr is the default one."""
     _law("repr is one line that reads like code", "\n" not in repr(mask) and " object at 0x" not in repr(mask))
-    if not captured.tensors(mask):
-        _law("repr evaluates to an equal mask", eval(repr(mask), dict(vars(loom))) == mask)
+    if not captures.tensors(mask):
+        _law("repr evaluates to an equal mask", eval(repr(mask), public_names()) == mask)
 
 
 def check_tracing(mask: MaskMod, sizes: _Sizes, compile_backend: str = "eager") -> None:
@@ -224,7 +236,7 @@ def _agreed(mask: Mask, sizes: "_Sizes") -> Tensor:
 
 
 def _readings(mask: Mask, blocks: BlockMask, shape: Sequence[int], sizes: "_Sizes") -> Iterator[tuple[str, Tensor]]:
-    yield "simplify", sizes.dense(loom.simplify(mask))
+    yield "simplify", sizes.dense(loom.masks.simplify(mask))
     yield "a block mask's mask_mod", sizes.dense(loom.as_mask(blocks.mask_mod))
     rows, heads, *_ = shape
     yield "a block mask", dense_of(blocks, rows, heads)
@@ -266,3 +278,10 @@ def _equal(sizes: _Sizes, mask: Mask, expected: Mask | Tensor) -> bool:
 def _law(words: str, holds: bool) -> None:
     if not holds:
         raise AssertionError(f"broken law of masks: {words}")
+
+
+def public_names() -> dict[str, Any]:
+    """Every public name of every namespace, as reprs write them: ``eval(repr(mask), public_names())`` is the mask again."""
+    spaces = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn, loom.show)
+    named = {name: getattr(loom, name) for name in loom.__all__}
+    return named | {name: getattr(space, name) for space in spaces for name in space.__all__}

@@ -58,7 +58,7 @@ def test_autocast_that_is_off_casts_nothing():
 
 def test_score_mods_sinks_and_log_sum_exps_under_autocast():
     table, sinks = torch.randn(H, 7, requires_grad=True), torch.zeros(H, requires_grad=True)
-    how = {"score_mod": loom.relative_bias(table), "sinks": sinks, "return_aux": AuxRequest(lse=True)}
+    how = {"score_mod": loom.scores.relative_bias(table), "sinks": sinks, "return_aux": AuxRequest(lse=True)}
     exact, _ = loom.attend(*inputs(), loom.causal, **how)
     with torch.autocast("cpu", torch.bfloat16):
         out, aux = loom.attend(*inputs(), loom.causal, **how)
@@ -90,13 +90,13 @@ def test_autocast_around_and_inside_a_compiled_function(inside):
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
-PADS = loom.pads_from_lengths([9, 5], 11)
+PADS = loom.batches.pads_from_lengths([9, 5], 11)
 LONG = {
     "lengths": (lambda: loom.lengths([9, 5]), "batch row 0 has 9 positions"),
     "of keys": (lambda: loom.lengths([2, 3], [4, 7]), "batch row 1 has 7 positions"),
     "among others": (lambda: loom.causal & loom.window(back=3) & loom.lengths([9, 5]), "batch row 0 has 9 positions"),
     "or": (lambda: loom.sinks(1) | loom.lengths([5, 9]), "batch row 1 has 9 positions"),
-    "for a head": (lambda: loom.per_head([loom.causal, loom.lengths([9, 5]), loom.causal]), "has 9 positions"),
+    "for a head": (lambda: loom.masks.per_head([loom.causal, loom.lengths([9, 5]), loom.causal]), "has 9 positions"),
     "torch's and": (lambda: torch.nn.attention.flex_attention.and_masks(loom.causal, loom.lengths([9, 5])), "has 9"),
     "padding": (lambda: loom.padding(PADS), "batch row 0 has 9 positions"),
     "real": (lambda: loom.real(~PADS), "batch row 0 has 9 positions"),
@@ -104,7 +104,7 @@ LONG = {
     "offsets": (lambda: loom.documents(offsets=[0, 3, 9]), r"a row has 9 positions by the mask's documents\(offsets="),
     "ids": (lambda: loom.documents(torch.arange(9) // 3), "a row has 9 positions"),
     "position_ids": (lambda: loom.documents(position_ids=torch.arange(9) % 4), "a row has 9 positions"),
-    "within": (lambda: loom.within(loom.documents(offsets=[0, 3, 9]), loom.causal), "a row has 9 positions"),
+    "within": (lambda: loom.masks.within(loom.documents(offsets=[0, 3, 9]), loom.causal), "a row has 9 positions"),
 }
 
 
@@ -116,17 +116,17 @@ def test_rows_that_the_mask_declares_longer(name):
         with pytest.raises(ValueError, match=rf"{words}.*; queries and keys have 4\. .*query is \(2, 3, 4, 8\)"):
             call(*tensors, make())
     first = loom.attend(*tensors, make(), q_offset=0)  # the first chunk of a prefill
-    torch.testing.assert_close(first, loom.attend(*tensors, loom.from_dense(loom.as_mask(make()).dense(4, 4))))
+    torch.testing.assert_close(first, loom.attend(*tensors, loom.masks.from_dense(loom.as_mask(make()).dense(4, 4))))
     loom.attend(tensors[0][:, :, :3], *tensors[1:], make())  # not of one length: chunks
 
 
 SHORT = {
     "the row": lambda: loom.lengths([4, 2]),
     "a table that is longer, of padding": lambda: loom.padding(PADS[1:].expand(2, -1) | (torch.arange(11) > 3)),
-    "shifted": lambda: loom.shifted(loom.lengths([9, 5]), q_offset=1, kv_offset=1),
-    "inside documents": lambda: loom.within(loom.documents(offsets=[0, 4]), loom.key_range(0, 9)),
+    "shifted": lambda: loom.masks.shifted(loom.lengths([9, 5]), q_offset=1, kv_offset=1),
+    "inside documents": lambda: loom.masks.within(loom.documents(offsets=[0, 4]), loom.masks.key_range(0, 9)),
     "a function": lambda: lambda b, h, q_idx, kv_idx: kv_idx < torch.tensor([9, 5])[b],
-    "a table of pairs": lambda: loom.from_dense(torch.ones(9, 9, dtype=torch.bool)),
+    "a table of pairs": lambda: loom.masks.from_dense(torch.ones(9, 9, dtype=torch.bool)),
 }
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_scale(scale):
 
 @pytest.mark.parametrize("offset", [np.int64(2), np.int32(2), np.array(2), torch.tensor([2]), torch.tensor([[2]]), [2]])
 def test_offsets_for_any_batch(offset):
-    mask, bias = loom.causal & loom.window(back=3), loom.relative_bias(torch.randn(H, 5))
+    mask, bias = loom.causal & loom.window(back=3), loom.scores.relative_bias(torch.randn(H, 5))
     for how in ({}, {"score_mod": bias}):
         expected = loom.attend(*inputs(), mask, q_offset=2, **how)
         assert torch.equal(loom.attend(*inputs(), mask, q_offset=offset, **how), expected)

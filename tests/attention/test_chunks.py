@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.chunks import in_chunks, rows_of
-from maskloom.blocks.tables import dense_of
+from maskloom.attention.chunks import in_chunks
+from maskloom.blocks.dense import dense_of, rows_of
 from tests.all_masks import ALL_MASKS
 
 B, H, Q, K, D = 3, 2, 13, 17, 5
@@ -84,7 +84,7 @@ def test_chunks_are_computed_again_in_the_backward_only():
 
 @pytest.mark.parametrize("changed", ["query", "key", "lens", "table", "bias"])
 def test_a_tensor_written_to_before_the_backward_is_an_error(monkeypatch, changed):
-    monkeypatch.setattr("maskloom.attention.reference.CHUNK", B * H * K * 3)
+    monkeypatch.setattr("maskloom.attention.written_out.CHUNK", B * H * K * 3)
     lens = torch.tensor([5, 7, 11])
     blocks = loom.block_mask(loom.lengths(lens), Q, K, block_size=4)
     query, key, bias = torch.randn(B, H, Q, D, requires_grad=True), torch.randn(B, H, K, D), torch.randn(H)

@@ -29,7 +29,7 @@ MASKS = {
     "function": lambda: lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (kv_idx % 3 != h % 2),
     "everything": lambda: None,
 }
-SCORES = {"none": lambda: None, "alibi": lambda: loom.alibi(H), "function": lambda: closer}
+SCORES = {"none": lambda: None, "alibi": lambda: loom.scores.alibi(H), "function": lambda: closer}
 
 
 def closer(score, b, h, q_idx, kv_idx):
@@ -84,7 +84,7 @@ def test_a_block_mask_has_its_offset_in_it_and_score_mod_gets_it(score, start):
 def test_gradients(dtype):
     q, k, v = inputs(dtype=dtype)
     for start in (7, torch.tensor([0, 7, 5])):
-        mask, bend = loom.shifted(loom.causal, q_offset=start), loom.shifted_score(closer, q_offset=start)
+        mask, bend = loom.masks.shifted(loom.causal, q_offset=start), loom.scores.shifted_score(closer, q_offset=start)
         gather(
             lambda *qkv, at=start: loom.attend(*qkv, loom.causal, score_mod=closer, q_offset=at),
             q[:, :, :5], k, v, table=mask.dense(5, L, batch=B), score_mod=bend,
@@ -110,7 +110,7 @@ def test_queries_before_the_first_key():
 
 
 HEADED = {
-    "per_head": lambda: loom.per_head([loom.causal, loom.window(back=2), loom.everything, loom.prefix(3)]),
+    "per_head": lambda: loom.masks.per_head([loom.causal, loom.window(back=2), loom.everything, loom.prefix(3)]),
     "function": lambda: lambda b, h, q_idx, kv_idx: (q_idx - kv_idx).abs() <= 2 * h,
 }
 
@@ -119,7 +119,7 @@ HEADED = {
 @pytest.mark.parametrize("name", HEADED)
 def test_some_of_the_heads(name, first):
     """Rank 0 of two, which says 0, and rank 1: for masks and score mods that are made for all heads."""
-    mask, score_mod, (q, k, v) = loom.as_mask(HEADED[name]()) & loom.lengths([5, 7, 11]), loom.alibi(H), inputs()
+    mask, score_mod, (q, k, v) = loom.as_mask(HEADED[name]()) & loom.lengths([5, 7, 11]), loom.scores.alibi(H), inputs()
     whole, _ = reference(q, k, v, mask, score_mod=score_mod)
     heads, kv_heads = slice(first, first + 2), slice(first // 2, first // 2 + 1)
     for h_offset in (first, torch.tensor(first)):
@@ -130,7 +130,7 @@ def test_some_of_the_heads(name, first):
 
 q, k, v = inputs()
 FOR_Q = pads()
-FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything])
+FOUR = loom.masks.per_head([loom.causal, loom.everything, loom.causal, loom.everything])
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ FOUR = loom.per_head([loom.causal, loom.everything, loom.causal, loom.everything
         ({"h_offset": 1.5}, TypeError, "h_offset is a head, an int or int32 or int64 tensor; got 1.5"),
         ({"h_offset": torch.tensor([1, 2])}, ValueError, r"one head for all batch rows; got shape \(2,\)"),
         ({"h_offset": 1, "mask": FOUR}, ValueError, "a table for 4 heads; heads up to number 4 are asked for"),
-        ({"h_offset": 0, "mask": loom.per_head(FOUR.masks[:3])}, ValueError, "for 3 heads; heads up to number 3 are"),
-        ({"h_offset": 1, "score_mod": loom.alibi(H)}, ValueError, r"alibi\(4\) is for 4 query heads; heads up to numb"),
+        ({"h_offset": 0, "mask": loom.masks.per_head(FOUR.masks[:3])}, ValueError, "for 3 heads; heads up to number 3 are"),
+        ({"h_offset": 1, "score_mod": loom.scores.alibi(H)}, ValueError, r"alibi\(4\) is for 4 query heads; heads up to numb"),
     ],
 )  # fmt: skip
 def test_words(options, error, words):

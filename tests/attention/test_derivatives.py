@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 import maskloom as loom
 from maskloom.attention.derivatives import with_first_only
-from tests.attention.test_choose import gpu  # noqa: F401
+from tests.attention.backends.test_choose import gpu  # noqa: F401
 
 B, H, HKV, Q, K, D, E = 2, 4, 2, 3, 5, 7, 11
 MASK = loom.causal & loom.lengths([3, 2], [5, 1])
@@ -27,7 +27,7 @@ def attention(how):
         options = {
             "plain": {},
             "score_mod": {"score_mod": lambda score, b, h, q, k: score * table[h][(q - k + 2) % 7]},
-            "ours": {"score_mod": loom.compose(loom.relative_bias(table), loom.softcap(3.0))},
+            "ours": {"score_mod": loom.scores.compose(loom.scores.relative_bias(table), loom.scores.softcap(3.0))},
             "sinks": {"sinks": table[:, 0]},
             "clean": {"clean_padding": True},
         }[how]
@@ -40,7 +40,7 @@ def attention(how):
 @pytest.mark.parametrize("how", ["plain", "score_mod", "ours", "sinks", "clean"])
 def test_the_reference_has_every_derivative(how, rows, monkeypatch):
     if rows is not None:
-        monkeypatch.setattr("maskloom.attention.reference.CHUNK", B * H * K * rows)
+        monkeypatch.setattr("maskloom.attention.written_out.CHUNK", B * H * K * rows)
     tensors, attend = [*inputs(), learned()], attention(how)
     check = {"fast_mode": True, "check_undefined_grad": False}
     assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=rows is None, **check)
@@ -92,17 +92,17 @@ def test_what_is_seen_of_tensors_that_a_score_mod_reads(gpu):  # noqa: F811
     tensors = [tensor.detach().to(torch.bfloat16) for tensor in inputs()]
     with forward_ad.dual_level():
         table = forward_ad.make_dual(torch.zeros(H, 7), torch.ones(H, 7))
-        explained = loom.explain(*tensors, MASK, score_mod=loom.relative_bias(table))
+        explained = loom.explain(*tensors, MASK, score_mod=loom.scores.relative_bias(table))
         assert explained.backend == "reference" and "forward-mode" in explained.ruled_out["triton"]
-        assert loom.explain(*tensors, MASK, score_mod=loom.alibi(H)).backend == "triton"
+        assert loom.explain(*tensors, MASK, score_mod=loom.scores.alibi(H)).backend == "triton"
     assert torch.func.vmap(lambda q: q + (loom.explain(q, *tensors[1:]).backend == "reference"))(tensors[0][None]).any()
 
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_gradient_of_sdpa_that_is_differentiated_again_says_who_can(cut, monkeypatch):
     if cut:
-        monkeypatch.setattr("maskloom.attention.sdpa.KEPT_BYTES", 0)
-        monkeypatch.setattr("maskloom.attention.sdpa.CHUNK", B * H * K)
+        monkeypatch.setattr("maskloom.attention.tables.KEPT_BYTES", 0)
+        monkeypatch.setattr("maskloom.attention.backends.sdpa.CHUNK", B * H * K)
     tensors = inputs()
     out = loom.attend(*tensors, MASK)
     plainly = torch.autograd.grad(out.sin().sum(), tensors, retain_graph=True)

@@ -27,21 +27,21 @@ MASKS = {
     "key_padding": lambda: loom.key_padding(flags(L)) | loom.sinks(1),
     "documents": lambda: loom.documents(ids(L)),
     "position_ids": lambda: loom.documents(position_ids=ids(L)),
-    "within": lambda: loom.within(loom.documents(position_ids=ids(L)), loom.chunked(2)),
-    "document_prefix": lambda: loom.document_prefix(loom.documents(ids(L)), ids(3)),
+    "within": lambda: loom.masks.within(loom.documents(position_ids=ids(L)), loom.masks.chunked(2)),
+    "document_prefix": lambda: loom.masks.document_prefix(loom.documents(ids(L)), ids(3)),
     "prefix": lambda: loom.prefix(ids()),
-    "key_range": lambda: loom.key_range(1, ids()),
-    "global_tokens": lambda: loom.global_tokens(flags(L)),
-    "shifted": lambda: loom.shifted(loom.causal, q_offset=ids()),
-    "turns": lambda: loom.turns(ids(L), visible=torch.ones(3, 3).bool()),
-    "shared_prefix": lambda: loom.shared_prefix(ids(), ids(3), length=L),
-    "tree": lambda: loom.tree(ids(L)),
-    "mixed_modal": lambda: loom.mixed_modal(flags(L)),
-    "flamingo": lambda: loom.flamingo(flags(L), media_ids=ids(L)),
-    "from_dense": lambda: loom.from_dense(flags(H, L, L)),
-    "from_blocks": lambda: loom.from_blocks(flags(2, 3), (4, 2)),
-    "top_k_blocks": lambda: loom.top_k_blocks(ids(2, 1), (4, 5)),
-    "per_head": lambda: loom.per_head([loom.causal, loom.lengths(ids())]),
+    "key_range": lambda: loom.masks.key_range(1, ids()),
+    "global_tokens": lambda: loom.masks.global_tokens(flags(L)),
+    "shifted": lambda: loom.masks.shifted(loom.causal, q_offset=ids()),
+    "turns": lambda: loom.masks.turns(ids(L), visible=torch.ones(3, 3).bool()),
+    "shared_prefix": lambda: loom.masks.shared_prefix(ids(), ids(3), length=L),
+    "tree": lambda: loom.masks.tree(ids(L)),
+    "mixed_modal": lambda: loom.masks.mixed_modal(flags(L)),
+    "flamingo": lambda: loom.masks.flamingo(flags(L), media_ids=ids(L)),
+    "from_dense": lambda: loom.masks.from_dense(flags(H, L, L)),
+    "from_blocks": lambda: loom.masks.from_blocks(flags(2, 3), (4, 2)),
+    "top_k_blocks": lambda: loom.masks.top_k_blocks(ids(2, 1), (4, 5)),
+    "per_head": lambda: loom.masks.per_head([loom.causal, loom.lengths(ids())]),
     "function": lambda: reads_rows_of(ids()),
 }
 
@@ -74,7 +74,7 @@ def test_block_masks_and_tables(name):
     ):
         assert blocks.shape == (0, H, L, L)
         assert loom.attend(*inputs(), blocks).shape == (0, H, L, D)
-        assert loom.summary(blocks).density == 0
+        assert loom.blocks.summary(blocks).density == 0
     assert loom.as_mask(mask).dense(L, L, batch=0, heads=H).shape == (0, H, L, L)
 
 
@@ -96,7 +96,7 @@ def test_the_module_has_gradients_for_all_its_parameters(name):
 def test_what_is_learned_has_a_gradient():
     table, sinks = torch.full((H, 7), torch.nan, requires_grad=True), torch.zeros(H, requires_grad=True)
     wants = AuxRequest(lse=True)
-    bias = loom.relative_bias(table)
+    bias = loom.scores.relative_bias(table)
     out, aux = loom.attend(*inputs(), MASKS["lengths"](), score_mod=bias, sinks=sinks, return_aux=wants)
     (out.sum() + aux.lse.sum()).backward()
     assert aux.lse.shape == (0, H, L)

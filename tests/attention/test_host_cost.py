@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention import backends, compiled
+from maskloom.attention.backends import compiled, flash
 from maskloom.attention.request import Request
-from maskloom.masks import captured
-from tests.attention.test_functional import inputs
+from maskloom.core import captures
+from tests.attention.test_attend import inputs
 
 LENS = torch.tensor([5, 7, 11])
 MASK = loom.causal & loom.lengths(LENS)
@@ -27,8 +27,8 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(compiled, "_compiled_for", lambda kind, dynamic: launched)
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(backends, "_major_of", lambda device: 9)
-    monkeypatch.setattr(backends, "_HAS_FLASH", True)
+    monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(flash, "_HAS_FLASH", True)
     return got
 
 
@@ -66,23 +66,41 @@ OPTIONS = {
     "causal": {"mask": loom.causal},
     "block mask": {"mask": loom.block_mask(MASK, L, L, batch=B, heads=1)},
     "triton": {"backend": "triton"},
-    "score mod": {"score_mod": loom.alibi(H)},
-    "softcap": {"score_mod": loom.softcap(30)},
+    "score mod": {"score_mod": loom.scores.alibi(H)},
+    "softcap": {"score_mod": loom.scores.softcap(30)},
 }
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_the_second_call_walks_nothing(launches, monkeypatch, kind):
     call = attention(**OPTIONS[kind])
-    monkeypatch.setattr(captured, "opened", lambda held: pytest.fail(f"{held!r} was opened again"))
+    monkeypatch.setattr(captures, "flatten", lambda held: pytest.fail(f"{held!r} was opened again"))
     call()
     assert len(launches) == 2
 
 
-def test_the_second_call_is_few_calls(launches):
-    assert count_calls(attention()) < 200
-    assert count_calls(attention(backend="triton")) < 150
-    assert count_calls(attention(mask=OPTIONS["block mask"]["mask"])) < 190
+MOST_CALLS = 48
+
+
+def test_a_later_call_is_few_calls(launches):
+    for options in ({}, {"backend": "triton"}, {"backend": "flash"}, OPTIONS["causal"], OPTIONS["block mask"]):
+        assert count_calls(attention(**options)) <= MOST_CALLS, options
+
+
+@pytest.mark.parametrize("form", ["everything", "causal", "mask", "block mask", "bool tensor"])
+def test_a_later_call_on_the_cpu_is_few_calls(form):
+    mask = {
+        "everything": None, "causal": loom.causal, "mask": MASK, "block mask": OPTIONS["block mask"]["mask"],
+        "bool tensor": torch.ones(L, L, dtype=torch.bool),
+    }[form]  # fmt: skip
+    assert count_calls(attention(mask=mask)) <= (MOST_CALLS if form != "bool tensor" else 150)
+
+
+def test_a_later_position_is_few_calls():
+    q, k, v = (torch.randn(B, H, length, D) for length in (1, L, L))
+    for at in (5, 6, 7):
+        loom.attend(q, k, v, MASK, q_offset=at)
+    assert count_calls(lambda: loom.attend(q, k, v, MASK, q_offset=8)) <= 64
 
 
 def test_the_kernel_gets_the_same_blocks_until_a_tensor_is_written_to(launches):
@@ -105,7 +123,7 @@ def test_what_a_kernel_gets_for_a_mask_equals_it_and_does_not_hold_it(launches):
 
 def test_a_table_that_begins_to_learn_gets_a_gradient():
     table = torch.zeros(H, 7)
-    bias, qkv = loom.relative_bias(table), inputs()
+    bias, qkv = loom.scores.relative_bias(table), inputs()
     loom.attend(*qkv, MASK, score_mod=bias)
     table.requires_grad_()
     out = loom.attend(*qkv, MASK, score_mod=bias)

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 import maskloom as loom
 from maskloom.attention.reference import reference
 from tests.all_masks import ALL_MASKS
-from tests.attention.test_functional import B, D, H, K, Q, inputs
+from tests.attention.test_attend import B, D, H, K, Q, inputs
 from tests.evidence import gather, plain_reference
 
 LSE = AuxRequest(lse=True)
@@ -74,7 +74,7 @@ def test_keys_in_parts_merge():
     def merged(query, key, value):
         parts = []
         for first, last in ((0, 5), (5, 7), (7, K)):
-            mask = loom.shifted(MASK, kv_offset=first)
+            mask = loom.masks.shifted(MASK, kv_offset=first)
             out, aux = loom.attend(query, key[:, :, first:last], value[:, :, first:last], mask, return_aux=LSE)
             parts.append((out, aux.lse))
         return loom.merge(*loom.merge(*parts[0], *parts[1]), *parts[2])[0]
@@ -95,7 +95,7 @@ def test_sinks_are_one_more_column():
 @pytest.mark.parametrize("score", ["none", "alibi"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_with_sinks(dtype, score):
-    score_mod = loom.alibi(H) if score == "alibi" else None
+    score_mod = loom.scores.alibi(H) if score == "alibi" else None
 
     def plainly(query, key, value, mask, **how):
         return plain_reference(query, key, value, mask, sinks=SINKS.to(query.dtype), **how)

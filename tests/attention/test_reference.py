@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import AuxRequest
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
-from maskloom.blocks.tables import dense_of
+from maskloom.blocks.dense import dense_of
 from tests.memory import peak_bytes
 
 B, H, HKV, Q, K, D, E = 2, 6, 3, 5, 7, 11, 13
@@ -101,7 +101,7 @@ def test_sums_that_float16_does_not_hold():
 LARGE = {  # how large queries and keys are, so that scores are some 100,000, and what attention gets beside them
     "scores": (300, {}),
     "scale": (26, {"scale": 40.0}),
-    "softcap": (300, {"score_mod": loom.softcap(1e5)}),
+    "softcap": (300, {"score_mod": loom.scores.softcap(1e5)}),
     "score_mod": (3, {"score_mod": lambda score, b, h, q, k: score * 1000.0 + (q - k) * 3e4}),
     "squares": (12, {"score_mod": lambda score, b, h, q, k: score.square()}),
     "sinks": (1, {"sinks": torch.tensor([7e4, -7e4, 3.0, 0.0, 1e5, -math.inf])}),
@@ -157,14 +157,14 @@ def in_chunks(monkeypatch):
     """Says how many scores fit in a chunk: none, so that there is one piece, or two rows of them."""
 
     def limit(cut: bool, rows: int = ROWS) -> None:
-        monkeypatch.setattr("maskloom.attention.reference.CHUNK", B * H * K * rows if cut else 2**22)
+        monkeypatch.setattr("maskloom.attention.written_out.CHUNK", B * H * K * rows if cut else 2**22)
 
     return limit
 
 
 def hand_made():
     """A BlockMask whose mask_mod says False in all of its tiles, of which some are full."""
-    blocks = loom.block_mask(loom.key_range(3, 6), Q, K, block_size=(2, 3))
+    blocks = loom.block_mask(loom.masks.key_range(3, 6), Q, K, block_size=(2, 3))
     blocks.mask_mod = loom.nothing
     return blocks
 
@@ -178,7 +178,7 @@ SEEN = {
     "mask": lambda: loom.causal & loom.lengths([5, 2], [7, 3]),
     "rows hidden": lambda: loom.lengths([3, 0]),
     "function": lambda: per_head,
-    "offset": lambda: loom.shifted(loom.causal, q_offset=[2, 0]),
+    "offset": lambda: loom.masks.shifted(loom.causal, q_offset=[2, 0]),
     "table": lambda: (loom.causal & loom.lengths([5, 2], [7, 3])).dense(Q, K),
     "table of keys": lambda: (torch.arange(K) < 3).view(1, 1, 1, K),
     "block mask": lambda: loom.block_mask(loom.causal & loom.lengths([5, 2], [7, 3]), Q, K, block_size=(2, 3)),
@@ -298,7 +298,7 @@ def test_memory_is_bounded(monkeypatch, dtype, loss, bent):
 
     bytes_each = max(4, query.element_size())
     assert peak_bytes(train) > 4 * 2 * length**2 * query.element_size()  # in one piece: the test sees it
-    monkeypatch.setattr("maskloom.attention.reference.CHUNK", chunk)
+    monkeypatch.setattr("maskloom.attention.written_out.CHUNK", chunk)
     assert peak_bytes(train) < 10 * (chunk + query.numel()) * bytes_each
 
 

@@ -6,8 +6,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
-from maskloom import attention
-from maskloom.attention import backends
+from maskloom.attention.backends import choose, flash
+from maskloom.attention.backends import compiled as pool
+from maskloom.attention.backends.reference import Reference
+from maskloom.attention.backends.triton import Triton
 from maskloom.attention.request import Request
 from tests.evidence import gather
 
@@ -15,8 +17,8 @@ B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
 LENS = torch.tensor([5, 7, 11])
 MASK = loom.causal & loom.lengths(LENS)
 OF_THE_FIRST = create_block_mask(lambda b, h, q_idx, kv_idx: kv_idx < LENS[b], None, None, Q, K, device="cpu")
-TWO = loom.per_head([loom.causal, loom.prefix(2)])
-FOUR = loom.per_head([loom.causal, loom.everything, loom.prefix(2), loom.causal])
+TWO = loom.masks.per_head([loom.causal, loom.prefix(2)])
+FOUR = loom.masks.per_head([loom.causal, loom.everything, loom.prefix(2), loom.causal])
 
 
 def inputs(seed=3):
@@ -33,7 +35,7 @@ CALLS = {
     "int offset": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=n),
     "tensor offset": lambda q, k, v, n: loom.attend(q, k, v, MASK, q_offset=torch.tensor(n)),
     "offset of rows": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=torch.full((B,), n)),
-    "score_mod": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=n, score_mod=loom.alibi(H)),
+    "score_mod": lambda q, k, v, n: loom.attend(q, k, v, loom.causal, q_offset=n, score_mod=loom.scores.alibi(H)),
     "heads": lambda q, k, v, n: loom.attend(q, k, v, FOUR, h_offset=n),
     "log-sum-exp": lambda q, k, v, n: sums(q, k, v),
     "sinks": lambda q, k, v, n: sums(q, k, v, sinks=torch.full((H,), 0.5)),
@@ -92,9 +94,11 @@ class Learned(torch.nn.Module):
 
     def score_mod(self):
         return {
-            "relative": lambda: loom.relative_bias(self.table),
-            "T5": lambda: loom.relative_bias(self.embed.weight.T, buckets=loom.t5_buckets(32)),
-            "composed": lambda: loom.compose(loom.softcap(3.0), loom.alibi(H), loom.relative_bias(self.table)),
+            "relative": lambda: loom.scores.relative_bias(self.table),
+            "T5": lambda: loom.scores.relative_bias(self.embed.weight.T, buckets=loom.scores.t5_buckets(32)),
+            "composed": lambda: loom.scores.compose(
+                loom.scores.softcap(3.0), loom.scores.alibi(H), loom.scores.relative_bias(self.table)
+            ),
             "layer": lambda: lambda s, b, h, i, j: s + self.line((i - j).float()[None])[h],
             "embedding": lambda: lambda s, b, h, i, j: s + self.embed((i - j).abs())[h],
             "chained": lambda: lambda s, b, h, i, j: s + self.cube[b][h][i][j] * torch.stack([s, 2 * s])[1],
@@ -140,13 +144,17 @@ def test_score_mods_checkpointed_under_a_full_graph_compile():
             lambda *qkv: loom.attend(*qkv, loom.causal, score_mod=score_mod), query, key, value, use_reentrant=False
         )
 
-    for score_mod in (loom.relative_bias(table), loom.shifted_score(loom.alibi(H), q_offset=2)):
+    for score_mod in (loom.scores.relative_bias(table), loom.scores.shifted_score(loom.scores.alibi(H), q_offset=2)):
         torch._dynamo.reset()
         compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(*tensors, score_mod), attention(*tensors, score_mod))
-    compiled(*tensors, loom.relative_bias(table)).square().sum().backward()
+    compiled(*tensors, loom.scores.relative_bias(table)).square().sum().backward()
     assert table.grad.all(0).any()
-    for score_mod in (plain, loom.compose(loom.alibi(H), plain), loom.shifted_score(plain, q_offset=1)):
+    for score_mod in (
+        plain,
+        loom.scores.compose(loom.scores.alibi(H), plain),
+        loom.scores.shifted_score(plain, q_offset=1),
+    ):
         with pytest.raises(Exception, match=r"torch cannot lift a plain score_mod .* give one of maskloom's"):
             torch.compile(attention, backend="eager", fullgraph=True)(*tensors, score_mod)
 
@@ -198,22 +206,24 @@ def test_what_does_not_fit_is_an_error_there_too(call, words):
 def test_under_an_outer_compile_deterministic_takes_no_triton_for_what_may_get_a_gradient(monkeypatch):
     """Whether score_mod reads a tensor that gets one is not known there, so it is taken to."""
     tensors = [torch.empty(2, 3, 5, 16, device="meta") for _ in range(3)]
-    request = Request(*tensors, None, score_mod=loom.softcap(3.0), deterministic=True)
-    assert backends._no_triton(request) is None
+    request = Request(*tensors, None, score_mod=loom.scores.softcap(3.0), deterministic=True)
+    assert choose.BACKENDS["triton"].refuse(request) is None
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
-    assert "no fixed order" in backends._no_triton(request)
+    assert "no fixed order" in choose.BACKENDS["triton"].refuse(request)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu_a_call_takes_the_kernel_and_a_transform_does_not(monkeypatch, compiled):
     """On a GPU that is pretended: torch.compile gets the backend of plain calls, and torch.func one that it can transform."""
     taken = []
-    run = dict(backends._RUN)
-    for name in run:
-        monkeypatch.setitem(backends._RUN, name, lambda request, name=name: taken.append(name) or run[name](request))
+    for kind in (Triton, Reference):
+        monkeypatch.setattr(kind, "prepare", lambda self, request: None)
+        monkeypatch.setattr(
+            kind, "run", lambda self, request, run=kind.run: taken.append(self.name) or run(self, request)
+        )
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(backends, "_major_of", lambda device: 9)
-    monkeypatch.setattr(attention.compiled, "_COMPILER", "eager")
+    monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(pool, "_COMPILER", "eager")
     monkeypatch.setattr(
         torch.nn.attention.flex_attention, "_validate_device", lambda *qkv: None
     )  # which has no backward on a CPU

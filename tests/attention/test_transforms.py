@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention import backends
+from maskloom.attention.backends import choose, flash
 from maskloom.attention.request import Request
 
 B, H, L, D = 2, 3, 5, 8
@@ -58,22 +58,22 @@ def test_compiled_kernels_are_refused_there(monkeypatch):
     tensors = [torch.empty(2, 3, 150, 64, device="meta", dtype=torch.bfloat16) for _ in range(3)]
     request = Request(*tensors, loom.window(back=3))
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(backends, "_major_of", lambda device: 9)
-    monkeypatch.setattr(backends, "_HAS_FLASH", True)
+    monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(flash, "_HAS_FLASH", True)
     found = {}
 
     def look(x):
-        found["auto"] = backends.choose(request, "auto").backend
+        found["auto"] = choose.choose(request, "auto").backend.name
         for backend in ("flash", "varlen", "triton"):
             with pytest.raises(
                 ValueError, match=rf"'{backend}' cannot do this: torch.func .* cannot transform its kernel"
             ):
-                backends.choose(request, backend)
+                choose.choose(request, backend)
         return x
 
     torch.vmap(look)(torch.ones(2))
     assert found["auto"] == "reference"  # torch cannot batch its own attention on a GPU
-    assert backends.choose(request, "auto").backend == "flash"
+    assert choose.choose(request, "auto").backend.name == "flash"
 
 
 def test_swapped_tensors():
@@ -117,7 +117,7 @@ def test_dtensors(distributed):
         (lambda: loom.attend(q, k, v, loom.lengths(lens)), r"the mask holds a DTensor; .*tensor\.full_tensor\(\)"),
         (lambda: loom.block_mask(loom.lengths(lens), L, L), "the mask holds a DTensor"),
         (lambda: loom.attend(q, k, v, loom.causal, q_offset=lens), "the mask holds a DTensor"),
-        (lambda: loom.attend(q, k, v, score_mod=loom.relative_bias(table)), "the score_mod holds a DTensor"),
+        (lambda: loom.attend(q, k, v, score_mod=loom.scores.relative_bias(table)), "the score_mod holds a DTensor"),
         (lambda: loom.attend(q, k, v, sinks=distributed(torch.zeros(H))), "sinks is a DTensor"),
     ):
         with pytest.raises(TypeError, match=words):

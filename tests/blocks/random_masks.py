@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
 from maskloom.masks.algebra import Mask
-from maskloom.masks.moved import shifted
+from maskloom.masks.patterns.shift import shifted
 
 INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

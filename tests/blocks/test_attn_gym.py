@@ -66,7 +66,7 @@ def test_what_falls_back_is_listed(name):
     mask, batch, heads, q_len, kv_len = MASKS[name]
     explained = explain_block_mask(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu", block_size=32)
     assert (explained.share("evaluation") > 50) == (name in MOSTLY_EVALUATED)
-    assert explained.decided.without_rule == ()
+    assert explained.decided.unsupported_ops == ()
 
 
 def test_no_mask_of_the_package_is_left_out():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.attention.given import as_block_mask
-from maskloom.blocks import classify, ordered
-from maskloom.blocks.tables import dense_of
+from maskloom.attention.resolve import as_block_mask
+from maskloom.blocks import classify, index_tables
+from maskloom.blocks.dense import dense_of
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
 
 
@@ -44,7 +44,7 @@ def test_every_mask_of_the_algebra_has_the_tables_of_torch(rnd):
 def test_parts_that_are_held_at_once_do_not_show(seed, monkeypatch):
     monkeypatch.setitem(classify.BAND, "cpu", 2)
     monkeypatch.setattr(classify, "CHUNK", 300)
-    monkeypatch.setitem(ordered._AT_ONCE, "cpu", 3)
+    monkeypatch.setitem(index_tables._AT_ONCE, "cpu", 3)
     _check(random_case(Random(seed)))
 
 
@@ -80,11 +80,11 @@ def _causal(b, h, q_idx, kv_idx):
 @pytest.mark.parametrize("make", [lambda: loom.lengths([70, 150, 200]), lambda: loom.documents(offsets=[0, 70, 200])])
 def test_block_mask_keeps_the_cheaper_mask_and_create_block_mask_the_given_one(make):
     mask = loom.causal & make()
-    cheaper = loom.simplify(mask)
+    cheaper = loom.masks.simplify(mask)
     assert cheaper != mask
     ours, torchs = loom.block_mask(mask, 200, 200), loom.create_block_mask(mask, 3, None, 200, 200, "cpu")
     assert ours.mask_mod == cheaper and torchs.mask_mod is mask
-    assert loom.block_mask(mask, 150, 200, q_offset=50).mask_mod == loom.shifted(cheaper, q_offset=50)
+    assert loom.block_mask(mask, 150, 200, q_offset=50).mask_mod == loom.masks.shifted(cheaper, q_offset=50)
     q, k, _ = torch.randn(3, 3, 2, 200, 8)
     assert as_block_mask(q, k, mask).mask_mod == cheaper  # what a kernel gets
     assert as_block_mask(q, k, mask).kv_indices is as_block_mask(q, k, mask).kv_indices  # kept

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.masks.moved import shifted
+from maskloom.masks.patterns.shift import shifted
 
 
 def _mask(b, h, q_idx, kv_idx):

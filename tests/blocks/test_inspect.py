@@ -3,12 +3,12 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
-from maskloom.blocks.blind import blind_queries
+from maskloom.blocks.fully_masked import fully_masked_queries
 from maskloom.blocks.inspect import (
     balance,
-    blind_rows,
     density,
     explain_block_mask,
+    fully_masked_rows,
     summary,
     tiles_per_row,
 )
@@ -41,14 +41,14 @@ def test_density_is_the_mean_over_pairs_of_visited_tiles(q_len, kv_len):
 def test_rows():
     blocks = _blocks(loom.lengths([40, 0]))
     assert tiles_per_row(blocks).tolist() == [[[3, 3, 0]], [[0, 0, 0]]]
-    assert blind_rows(blocks).tolist() == [[[False, False, True]], [[True, True, True]]]
+    assert fully_masked_rows(blocks).tolist() == [[[False, False, True]], [[True, True, True]]]
 
 
 BLIND = {
     "lengths": (loom.lengths([40, 0, 70]), 70, 50),
     "window off the keys": (loom.window(back=7), 131, 50),
     "each second query": (loom.as_mask(lambda b, h, q, kv: (q % 2 == 0) & (kv > 45)), 70, 50),
-    "full tiles and odd heads": (loom.per_head([loom.everything, ~loom.causal]), 70, 50),
+    "full tiles and odd heads": (loom.masks.per_head([loom.everything, ~loom.causal]), 70, 50),
     "a write, which has no program": (loom.as_mask(lambda b, h, q, kv: _at_least(q, 5) & (kv < 3)), 70, 50),
     "everything": (loom.everything, 1, 1),
 }
@@ -63,15 +63,15 @@ def _at_least(q, least):
 @pytest.mark.parametrize("name", BLIND)
 @pytest.mark.parametrize("chunk", [1, 4096])
 def test_blind_queries_are_those_of_the_dense_mask(name, chunk, monkeypatch):
-    monkeypatch.setattr("maskloom.blocks.blind.CHUNK", chunk)
+    monkeypatch.setattr("maskloom.blocks.fully_masked.CHUNK", chunk)
     mask, q_len, kv_len = BLIND[name]
-    assert torch.equal(blind_queries(_blocks(mask, q_len, kv_len)), ~mask.dense(q_len, kv_len).any(-1))
+    assert torch.equal(fully_masked_queries(_blocks(mask, q_len, kv_len)), ~mask.dense(q_len, kv_len).any(-1))
 
 
 def test_blind_queries_of_a_hand_made_block_mask():
     blocks = flex.create_block_mask(loom.causal, 1, 1, 64, 64, "cpu", 16)
     blocks.mask_mod = loom.nothing  # what is full stays visible
-    assert blind_queries(blocks)[0, 0].tolist() == [True] * 16 + [False] * 48
+    assert fully_masked_queries(blocks)[0, 0].tolist() == [True] * 16 + [False] * 48
 
 
 def test_balance():
@@ -83,7 +83,15 @@ def test_balance():
 
 
 @pytest.mark.parametrize(
-    "asked", [loom.density, loom.tiles_per_row, loom.blind_rows, loom.blind_queries, loom.summary, loom.pin_memory]
+    "asked",
+    [
+        loom.blocks.density,
+        loom.blocks.tiles_per_row,
+        loom.blocks.fully_masked_rows,
+        loom.blocks.fully_masked_queries,
+        loom.blocks.summary,
+        loom.blocks.pin_memory,
+    ],
 )
 def test_a_mask_in_place_of_a_block_mask_is_told(asked):
     with pytest.raises(

@@ -10,8 +10,8 @@ from torch.nn.attention import flex_attention as flex
 from torch.serialization import safe_globals
 
 import maskloom as loom
-from maskloom.masks import captured
-from maskloom.masks.values import Value
+from maskloom.core import captures
+from maskloom.core.values import FrozenValue
 from tests.blocks.random_masks import differing
 from tests.catalog import EVERY
 from tests.scores.all_scores import ALL as SCORES
@@ -28,14 +28,14 @@ def loaded(saved):
 def test_every_mask_loads_alone_and_in_a_block_mask(name):
     make, q_len, kv_len = EVERY[name]
     mask = make()
-    if captured.holds_code(mask):
+    if captures.holds_code(mask):
         pytest.skip("a function is not loaded")
     saved = {
         "mask": mask, "negated": ~mask, "joined": [loom.causal & mask, mask | loom.sinks(1), mask ^ loom.causal],
-        "moved": (loom.shifted(mask, q_offset=torch.tensor(1)), loom.transposed(mask)),
+        "moved": (loom.masks.shifted(mask, q_offset=torch.tensor(1)), loom.masks.transposed(mask)),
     }  # fmt: skip
     blocks = loom.block_mask(mask, q_len, kv_len, device="cpu", block_size=4)
-    with safe_globals(loom.safe_globals()):
+    with safe_globals(loom.blocks.safe_globals()):
         assert loaded(saved) == saved
         again = loaded(blocks)
     assert differing(again, blocks) == [] and again.mask_mod == blocks.mask_mod
@@ -45,9 +45,9 @@ def test_every_mask_loads_alone_and_in_a_block_mask(name):
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score_mod_loads(name):
     score_mod = SCORES[name]()
-    if captured.holds_code(score_mod):
+    if captures.holds_code(score_mod):
         pytest.skip("a function is not loaded")
-    with safe_globals(loom.safe_globals()):
+    with safe_globals(loom.blocks.safe_globals()):
         assert loaded({"score_mod": score_mod})["score_mod"] == score_mod
 
 
@@ -55,20 +55,20 @@ def test_every_class_is_among_them():
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    ours = {kind for kind in below(Value) - {Value} if kind.__module__.startswith("maskloom.")}
-    assert ours <= set(loom.safe_globals())
+    ours = {kind for kind in below(FrozenValue) - {FrozenValue} if kind.__module__.startswith("maskloom.")}
+    assert ours <= set(loom.blocks.safe_globals())
     assert len([kind for kind in ours if not inspect.isabstract(kind)]) > 50
 
 
 def test_torchs_own_block_masks_load_too():
     tables = flex.create_block_mask(loom.causal, 1, 1, 300, 200, device="cpu")
     without_mask = flex.BlockMask.from_kv_blocks(tables.kv_num_blocks, tables.kv_indices)
-    with safe_globals(loom.safe_globals()):
+    with safe_globals(loom.blocks.safe_globals()):
         assert differing(loaded(tables), tables) == []
         assert loaded(without_mask).mask_mod is without_mask.mask_mod
 
 
-@loom.mask_value
+@loom.masks.mask_dataclass
 class Mine(loom.Mask):
     def __call__(self, b, h, q_idx, kv_idx):
         return q_idx != kv_idx
@@ -77,7 +77,7 @@ class Mine(loom.Mask):
 def test_what_is_not_ours_is_refused_until_it_is_added():
     with pytest.raises(pickle.UnpicklingError, match="GLOBAL maskloom"):
         loaded(loom.window(back=3))
-    with safe_globals(loom.safe_globals()), pytest.raises(pickle.UnpicklingError, match="Mine"):
+    with safe_globals(loom.blocks.safe_globals()), pytest.raises(pickle.UnpicklingError, match="Mine"):
         loaded(loom.causal & Mine())
-    with safe_globals([*loom.safe_globals(), Mine]):
+    with safe_globals([*loom.blocks.safe_globals(), Mine]):
         assert loaded(loom.causal & Mine()) == loom.causal & Mine()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.masks.record import record
+from maskloom.program.record import record
 from tests.blocks.random_masks import differing
 from tests.blocks.several_outputs import ROWS, call, operations, runs_on
 
@@ -130,7 +130,7 @@ def test_several_outputs_of_a_row(name, of_value):
         assert differing(loom.create_block_mask(mask, 2, None, 64, 64, "cpu", 16), theirs) == []
 
 
-@loom.mask_value
+@loom.masks.mask_dataclass
 class Reads(loom.Mask):
     """One of `READS`, by a mask whose steps are written down."""
 
@@ -151,8 +151,8 @@ def test_attention_with_them_while_torch_compiles(name):
 
 def test_parts_of_a_row_are_followed():
     mask = Reads(IDS, "split of sizes")
-    decided = loom.explain_block_mask(mask, 64, 64, batch=2, block_size=16, device="cpu").decided
-    assert decided.without_rule == () and decided.evaluation == 0
+    decided = loom.blocks.explain_block_mask(mask, 64, 64, batch=2, block_size=16, device="cpu").decided
+    assert decided.unsupported_ops == () and decided.evaluation == 0
 
 
 @pytest.mark.parametrize("op", [torch.sort, torch.max, torch.aminmax, torch.topk])
@@ -164,18 +164,18 @@ def test_results_written_where_one_says(op):
         out = tuple(torch.empty_like(result) for result in op(row, **options))
         return op(row, **options, out=out)[0].sum() + q_idx >= kv_idx
 
-    assert "writes into a tensor" in str(record(mask, "cpu").obstacle)
+    assert "writes into a tensor" in str(record(mask, "cpu").unsupported_reason)
 
 
 def test_what_has_as_many_results_as_the_values_say_is_not_followed():
     for read in (torch.unique, torch.unique_consecutive, lambda row: row[row > 2]):
         program = record(lambda b, h, i, j, read=read: read(IDS[b]).sum() + i >= j, "cpu")
-        assert "as many numbers as the values say" in str(program.obstacle)
+        assert "as many numbers as the values say" in str(program.unsupported_reason)
 
 
 def test_all_pairs_of_shapes_of_results():
     """A list in a tuple, none, and a number beside tensors."""
-    from maskloom.masks.program import results_in
+    from maskloom.program.program import results_in
 
     shapes = [(1, 2, 3), ([1], (2, [3])), (None, 1, [2, 3])]
     assert [results_in(shape, 3) for shape in shapes] == [(1, 2, 3)] * 3

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 
 from maskloom.masks.algebra import Mask
-from maskloom.masks.diffusion import block_diffusion
-from maskloom.masks.generation import beams, tree
-from maskloom.masks.given import from_blocks, from_dense, top_k_blocks
-from maskloom.masks.grid import axial, shifted_windows
-from maskloom.masks.grid_windows import grid_window, neighbourhood
-from maskloom.masks.layout import grid_tiles, morton, tiled
-from maskloom.masks.media import flamingo, mixed_modal
-from maskloom.masks.segments import documents
-from maskloom.masks.video import spatial, temporal
+from maskloom.masks.patterns.diffusion import block_diffusion
+from maskloom.masks.patterns.from_tables import from_blocks, from_dense, top_k_blocks
+from maskloom.masks.patterns.generation import beams, tree
+from maskloom.masks.patterns.grids.grid import axial, shifted_windows
+from maskloom.masks.patterns.grids.layout import grid_tiles, morton, tiled
+from maskloom.masks.patterns.grids.video import spatial, temporal
+from maskloom.masks.patterns.grids.windows import grid_window, neighbourhood
+from maskloom.masks.patterns.multimodal import flamingo, mixed_modal
+from maskloom.masks.patterns.segments import documents
 
 BATCH, HEADS = 3, 2
 

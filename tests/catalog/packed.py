@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 
 from maskloom.masks.algebra import Mask
-from maskloom.masks.blockwise import chunked
-from maskloom.masks.cross_documents import documents_lower_right
-from maskloom.masks.graphs import from_edges
-from maskloom.masks.position import prefix, sinks
-from maskloom.masks.relative import causal, window
-from maskloom.masks.segments import documents
-from maskloom.masks.within import per_document, within
+from maskloom.masks.patterns.blockwise import chunked
+from maskloom.masks.patterns.cross_documents import documents_lower_right
+from maskloom.masks.patterns.graphs import from_edges
+from maskloom.masks.patterns.position import prefix, sinks
+from maskloom.masks.patterns.relative import causal, window
+from maskloom.masks.patterns.segments import documents
+from maskloom.masks.patterns.within import per_document, within
 from tests.catalog.sequences import IDS_BY_ROW, KV_LEN, POSITION_IDS, Q_LEN
 
 BATCH = 3

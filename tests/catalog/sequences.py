@@ -4,15 +4,13 @@ from collections.abc import Callable
 
 import torch
 
-from maskloom.batches.lengths import pads_from_tokens
+from maskloom.batches.forms import pads_from_tokens
 from maskloom.masks.algebra import Mask
-from maskloom.masks.arranged import per_batch, per_head, repeat_heads, transposed
-from maskloom.masks.blockwise import chunked, fixed, strided
-from maskloom.masks.conversations import shared_prefix, turns
-from maskloom.masks.moved import shifted
-from maskloom.masks.padding import key_padding, lengths, padding, real
-from maskloom.masks.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
-from maskloom.masks.relative import (
+from maskloom.masks.patterns.blockwise import chunked, fixed, strided
+from maskloom.masks.patterns.conversations import shared_prefix, turns
+from maskloom.masks.patterns.padding import key_padding, lengths, padding, real
+from maskloom.masks.patterns.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
+from maskloom.masks.patterns.relative import (
     anticausal,
     band,
     causal,
@@ -23,8 +21,10 @@ from maskloom.masks.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.segments import document_prefix, documents
-from maskloom.masks.within import within
+from maskloom.masks.patterns.segments import document_prefix, documents
+from maskloom.masks.patterns.shift import shifted
+from maskloom.masks.patterns.transforms import per_batch, per_head, repeat_heads, transposed
+from maskloom.masks.patterns.within import within
 
 BATCH, HEADS, Q_LEN, KV_LEN = 3, 2, 13, 17
 

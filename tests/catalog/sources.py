@@ -59,93 +59,93 @@ SOURCES: dict[str, Row] = {
     "padding_cross": both(loom.padding, flags, (BATCH, Q), (BATCH, K)),
     "key_padding": both(loom.key_padding, flags, (BATCH, K)),
     "prefix": (loom.prefix, *LENS),
-    "key_range": (loom.key_range, [torch.tensor([0, 3, 5]), torch.tensor([17, 3, 11])],
+    "key_range": (loom.masks.key_range, [torch.tensor([0, 3, 5]), torch.tensor([17, 3, 11])],
                   [torch.tensor([0, 1, 2]), torch.tensor([18, 7, 15])]),
-    "query_range": (loom.query_range, [torch.tensor([0, 3, 5]), torch.tensor([17, 3, 11])],
+    "query_range": (loom.masks.query_range, [torch.tensor([0, 3, 5]), torch.tensor([17, 3, 11])],
                     [torch.tensor([0, 1, 2]), torch.tensor([18, 7, 15])]),
-    "global_tokens": both(loom.global_tokens, flags, (BATCH, K)),
+    "global_tokens": both(loom.masks.global_tokens, flags, (BATCH, K)),
     "documents": both(loom.documents, ids, (K,)),
     "documents_by_row": both(loom.documents, ids, (BATCH, K)),
     "documents_packed": (lambda offsets: loom.documents(offsets=offsets, length=K), *OFFSETS),
     "documents_counted": both(lambda table: loom.documents(position_ids=table), positions, (K,)),
     "documents_counted_by_row": both(lambda table: loom.documents(position_ids=table), positions, (BATCH, K)),
-    "within_ids": both(lambda table: loom.within(loom.documents(table), loom.chunked(3)), pieces, (BATCH, K)),
+    "within_ids": both(lambda table: loom.masks.within(loom.documents(table), loom.masks.chunked(3)), pieces, (BATCH, K)),
     "within_offsets": (
-        lambda offsets: loom.within(loom.documents(offsets=offsets, length=K), loom.sinks(1)), *OFFSETS
+        lambda offsets: loom.masks.within(loom.documents(offsets=offsets, length=K), loom.sinks(1)), *OFFSETS
     ),
     "within_counted": both(
-        lambda table: loom.within(loom.documents(position_ids=table.int()), loom.sinks(1)), positions, (BATCH, K)
+        lambda table: loom.masks.within(loom.documents(position_ids=table.int()), loom.sinks(1)), positions, (BATCH, K)
     ),
     "within_and_prefix": (
-        lambda offsets, n: loom.within(loom.documents(offsets=offsets, length=K), loom.prefix(n)),
+        lambda offsets, n: loom.masks.within(loom.documents(offsets=offsets, length=K), loom.prefix(n)),
         [*OFFSETS[0], torch.tensor([1, 0, 3])], [*OFFSETS[1], torch.tensor([2, 5, 1])],
     ),
     "document_prefix": (
-        lambda offsets, n: loom.document_prefix(loom.documents(offsets=offsets, length=K), n),
+        lambda offsets, n: loom.masks.document_prefix(loom.documents(offsets=offsets, length=K), n),
         [*OFFSETS[0], torch.tensor([1, 4, 2])], [*OFFSETS[1], torch.tensor([3, 1, 5])],
     ),
     "document_prefix_of_ids": (
-        lambda table, n: loom.document_prefix(loom.documents(table), n),
+        lambda table, n: loom.masks.document_prefix(loom.documents(table), n),
         [pieces(BATCH, K, seed=0), torch.tensor([1, 4, 2, 3])], [pieces(BATCH, K, seed=2), torch.tensor([3, 1, 5, 0])],
     ),
     "shared_prefix": (
-        lambda prompt, continuations: loom.shared_prefix(prompt, continuations, length=K),
+        lambda prompt, continuations: loom.masks.shared_prefix(prompt, continuations, length=K),
         [torch.tensor([3, 0, 7]), torch.tensor([[5, 2], [9, 4], [0, 4]])],
         [torch.tensor([1, 2, 3]), torch.tensor([[2, 2], [1, 3], [6, 4]])],
     ),
-    "shared_prefix_of_ids": both(lambda table: loom.shared_prefix(ids=table), ids, (BATCH, K)),
+    "shared_prefix_of_ids": both(lambda table: loom.masks.shared_prefix(ids=table), ids, (BATCH, K)),
     "turns": (
-        lambda table, rule: loom.turns(table, visible=rule),
+        lambda table, rule: loom.masks.turns(table, visible=rule),
         [ids(BATCH, K, seed=0), VISIBLE], [ids(BATCH, K, seed=2), VISIBLE.T],
     ),
     "turns_narrow": (
-        lambda table, rule: loom.turns(table, visible=rule),
+        lambda table, rule: loom.masks.turns(table, visible=rule),
         [ids(BATCH, K, seed=0).int(), VISIBLE], [ids(BATCH, K, seed=2).int(), VISIBLE.T],
     ),
     "turns_packed": (
-        lambda offsets, rule: loom.turns(offsets=offsets, visible=rule, length=K),
+        lambda offsets, rule: loom.masks.turns(offsets=offsets, visible=rule, length=K),
         [*OFFSETS[0], VISIBLE], [*OFFSETS[1], VISIBLE.T],
     ),
     "shifted": (
-        lambda lens, offset: loom.shifted(loom.causal & loom.lengths(lens), q_offset=offset, kv_offset=offset),
+        lambda lens, offset: loom.masks.shifted(loom.causal & loom.lengths(lens), q_offset=offset, kv_offset=offset),
         [*LENS[0], torch.tensor([0, -4, 2])], [*LENS[1], torch.tensor([-2, 1, -1])],
     ),
-    "tree": both(loom.tree, parents, (BATCH, 11)),
+    "tree": both(loom.masks.tree, parents, (BATCH, 11)),
     "tree_and_prefix": (
-        lambda nodes, prefix: loom.tree(nodes, prefix=prefix),
+        lambda nodes, prefix: loom.masks.tree(nodes, prefix=prefix),
         [parents(11, seed=0), torch.tensor(3)], [parents(11, seed=1), torch.tensor(5)],
     ),
     "block_diffusion": both(
-        lambda table: loom.block_diffusion(block_size=2, documents=loom.documents(table)), pieces, (BATCH, 9)
+        lambda table: loom.masks.block_diffusion(block_size=2, documents=loom.documents(table)), pieces, (BATCH, 9)
     ),
     "block_diffusion_paired": both(
-        lambda table: loom.block_diffusion(block_size=2, documents=loom.documents(table), paired=True), pieces, (9,)
+        lambda table: loom.masks.block_diffusion(block_size=2, documents=loom.documents(table), paired=True), pieces, (9,)
     ),
     "tree_by_prefixes": (
-        lambda nodes, prefix: loom.tree(nodes, prefix=prefix),
+        lambda nodes, prefix: loom.masks.tree(nodes, prefix=prefix),
         [parents(11, seed=0), torch.tensor([3, 0, 5])], [parents(11, seed=1), torch.tensor([5, 2, 1])],
     ),
     "beams": (
-        lambda first, second: loom.beams([[-1, -1], first, second], prefix=2),
+        lambda first, second: loom.masks.beams([[-1, -1], first, second], prefix=2),
         [torch.tensor([0, 1, 0]), torch.tensor([2, 0])], [torch.tensor([1, 1, 0]), torch.tensor([0, 1])],
     ),
-    "mixed_modal": both(loom.mixed_modal, ids, (BATCH, K)),
-    "mixed_modal_flags": both(loom.mixed_modal, flags, (K,)),
-    "flamingo": both(lambda marks: loom.flamingo(marks, tokens_per_media=3), flags, (BATCH, Q)),
+    "mixed_modal": both(loom.masks.mixed_modal, ids, (BATCH, K)),
+    "mixed_modal_flags": both(loom.masks.mixed_modal, flags, (K,)),
+    "flamingo": both(lambda marks: loom.masks.flamingo(marks, tokens_per_media=3), flags, (BATCH, Q)),
     "flamingo_ids": (
-        lambda marks, media: loom.flamingo(marks, media_ids=media),
+        lambda marks, media: loom.masks.flamingo(marks, media_ids=media),
         [flags(Q, seed=0), ids(BATCH, K, seed=0)], [flags(Q, seed=7), ids(BATCH, K, seed=7)],
     ),
-    "from_dense": both(loom.from_dense, flags, (BATCH, 1, Q, K)),
-    "from_dense_by_head": both(loom.from_dense, flags, (1, HEADS, Q, K)),
-    "from_blocks": both(lambda tiles: loom.from_blocks(tiles, (5, 3)), flags, (BATCH, 3, 6)),
+    "from_dense": both(loom.masks.from_dense, flags, (BATCH, 1, Q, K)),
+    "from_dense_by_head": both(loom.masks.from_dense, flags, (1, HEADS, Q, K)),
+    "from_blocks": both(lambda tiles: loom.masks.from_blocks(tiles, (5, 3)), flags, (BATCH, 3, 6)),
     "top_k_blocks": both(
-        lambda chosen: loom.top_k_blocks(chosen, (5, 3), key_blocks=6), ids, (BATCH, HEADS, 3, 2), most=5
+        lambda chosen: loom.masks.top_k_blocks(chosen, (5, 3), key_blocks=6), ids, (BATCH, HEADS, 3, 2), most=5
     ),
-    "per_head": (lambda lens: loom.per_head([loom.lengths(lens), loom.causal]), *LENS),
-    "per_batch": (lambda lens: loom.per_batch([loom.lengths(lens), loom.causal, loom.prefix(2)]), *LENS),
-    "transposed": (lambda lens: loom.transposed(loom.lengths(lens)), *LENS),
-    "repeat_heads": (lambda lens: loom.repeat_heads(loom.per_head([loom.prefix(lens), loom.causal]), 2), *LENS),
+    "per_head": (lambda lens: loom.masks.per_head([loom.lengths(lens), loom.causal]), *LENS),
+    "per_batch": (lambda lens: loom.masks.per_batch([loom.lengths(lens), loom.causal, loom.prefix(2)]), *LENS),
+    "transposed": (lambda lens: loom.masks.transposed(loom.lengths(lens)), *LENS),
+    "repeat_heads": (lambda lens: loom.masks.repeat_heads(loom.masks.per_head([loom.prefix(lens), loom.causal]), 2), *LENS),
     "two_tables": (
         lambda offsets, lens: loom.documents(offsets=offsets, length=K) & loom.lengths(lens) | loom.sinks(1),
         [*OFFSETS[0], *LENS[0]], [*OFFSETS[1], *LENS[1]],

@@ -13,8 +13,10 @@ import torch
 
 import maskloom as loom
 from docs import make_backends, make_masks, make_plots, make_tables
-from maskloom.attention import backends, reference, sdpa
-from maskloom.masks.simplify import told
+from maskloom.attention import tables, written_out
+from maskloom.attention.backends import choose, flash, sdpa
+from maskloom.masks.simplify import describe
+from maskloom.testing import public_names
 
 DOCS = Path(make_masks.__file__).parent
 
@@ -64,8 +66,8 @@ def test_the_code_of_backends_runs(capsys):
 def test_the_page_of_backends_says_what_simplify_makes():
     section = (DOCS / "notes" / "backends.md").read_text().split("## Cheaper masks")[1].split("\n- ")[0]
     rows = [re.findall(r"`(.*?)`", line.replace("\\|", "|"))[:2] for line in section.splitlines() if line[:3] == "| `"]
-    names = {**vars(loom), "lens": torch.tensor([9, 6]), "offsets": torch.tensor([0, 4, 9])}
-    assert [told(loom.simplify(eval(mask, names))) for mask, _ in rows] == [becomes for _, becomes in rows]
+    names = {**public_names(), "lens": torch.tensor([9, 6]), "offsets": torch.tensor([0, 4, 9])}
+    assert [describe(loom.masks.simplify(eval(mask, names))) for mask, _ in rows] == [becomes for _, becomes in rows]
     assert len(rows) == 6
 
 
@@ -144,7 +146,7 @@ def test_the_random_cases_are_the_committed_row():
 
 def test_backends_stand_in_their_order_and_none_was_wrong():
     names = re.findall(r"^\| `(\w+)`", make_backends.order(), re.MULTILINE)
-    assert tuple(names) == backends.BACKENDS == tuple(backends._REASONS)
+    assert names == list(choose.BACKENDS)
     verdicts = {row["verdict"].split(":")[0] for row in make_backends.grid()}
     assert verdicts == {"right", "refused"}
 
@@ -152,10 +154,10 @@ def test_backends_stand_in_their_order_and_none_was_wrong():
 def test_what_the_page_of_backends_says_of_bounds_and_speed():
     text = " ".join((DOCS / "backends.md").read_text().split())
     for said in (
-        f"up to {sdpa.KEPT_BYTES >> 20} MiB",
+        f"up to {tables.KEPT_BYTES >> 20} MiB",
         f"of at most {sdpa.CHUNK >> 20} Mi scores",
-        f"at most {10 * 4 * reference.CHUNK >> 20} MiB of scores",  # ten tables of them in float32
-        f"head dims {' and '.join(map(str, backends._FLASH_HEAD_DIMS))} only",
+        f"at most {10 * 4 * written_out.CHUNK >> 20} MiB of scores",  # ten tables of them in float32
+        f"head dims {' and '.join(map(str, flash._FLASH_HEAD_DIMS))} only",
     ):
         assert said in text, said
 

@@ -8,10 +8,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, noop_mask
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import maskloom as loom
-from maskloom.attention.backends import has_flash
-from maskloom.attention.compiled import compiled_kinds
-from maskloom.attention.fill import zeros_both_ways
-from maskloom.blocks.tables import dense_of
+from maskloom.attention.backends.compiled import compiled_kinds
+from maskloom.attention.backends.flash import has_flash
+from maskloom.attention.zeros import zeros_both_ways
+from maskloom.blocks.dense import dense_of
 from tests.evidence import gather, plain_reference
 from tests.gpu.test_compile import BATCH, HEAD_DIM, HEADS, LENS, graphs, inputs
 from tests.reported import REPORTED, check_report
@@ -56,11 +56,11 @@ def test_auto():
     assert loom.explain(q, k, v, loom.causal & loom.lengths(LENS)).backend == FLEX[-1]
     assert loom.explain(q.double(), k.double(), v.double(), loom.causal).backend == "reference"
     bias = torch.zeros(HEADS, 9, device="cuda", requires_grad=True)
-    trained = loom.explain(q, k, v, score_mod=loom.relative_bias(bias))
+    trained = loom.explain(q, k, v, score_mod=loom.scores.relative_bias(bias))
     assert trained.backend == "triton"
     if has_flash():
         assert "gradients are wrong" in trained.ruled_out["flash"]
-        assert "remainder" in loom.explain(q, k, v, loom.dilated(back=9, step=3)).ruled_out["flash"]
+        assert "remainder" in loom.explain(q, k, v, loom.masks.dilated(back=9, step=3)).ruled_out["flash"]
         number = torch.tensor(3, device="cuda")
         reading = loom.explain(q, k, v, lambda b, h, q_idx, kv_idx: q_idx + number >= kv_idx)
         assert "a tensor without dimensions" in reading.ruled_out["flash"]
@@ -82,7 +82,7 @@ def test_tables_count_where_the_mask_sees_everything(backend):
     tiles = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]], device="cuda", dtype=torch.bool)
     numbers, indices = tiles.sum(-1).int()[None, None], (~tiles).int().argsort(stable=True).int()[None, None]
     given = BlockMask.from_kv_blocks(torch.zeros_like(numbers), indices, numbers, indices, 128, noop_mask, (384, 384))
-    constants = (noop_mask, loom.everything, loom.nothing, loom.shifted(loom.everything, q_offset=3))
+    constants = (noop_mask, loom.everything, loom.nothing, loom.masks.shifted(loom.everything, q_offset=3))
     for mask_mod in (*constants, lambda b, h, q_idx, kv_idx: q_idx >= 0):
         given.mask_mod = mask_mod
         table = dense_of(given, BATCH, HEADS)
@@ -155,7 +155,7 @@ BENT = [
 @pytest.mark.parametrize(("backend", "more"), BENT)
 def test_clean_padding_gives_what_filling_everything_gives(backend, more, poison):
     mask, where = padded(backend)
-    score_mod = {"softcap": loom.softcap(5.0), "0 / 0": zero_over_zero_at(where)}.get(more)
+    score_mod = {"softcap": loom.scores.softcap(5.0), "0 / 0": zero_over_zero_at(where)}.get(more)
     lse = more == "sinks"
     results = []
     for attention in (cleaned, filled):
@@ -236,7 +236,7 @@ def test_split_keys_merge():
     q, k, v = inputs(Q)
     parts = []
     for first, last in ((0, 200), (200, Q)):
-        mask = loom.shifted(loom.causal, kv_offset=first)
+        mask = loom.masks.shifted(loom.causal, kv_offset=first)
         out, aux = loom.attend(q, k[:, :, first:last], v[:, :, first:last], mask, return_aux=LSE, backend="triton")
         parts += [out, aux.lse]
     merged, _ = loom.merge(*parts)
@@ -258,8 +258,8 @@ def test_sinks():
 
 
 def score_mods():
-    return {"softcap": loom.softcap(5.0), "alibi": loom.alibi(HEADS).to("cuda"),
-            "both": loom.compose(loom.alibi(HEADS).to("cuda"), loom.softcap(5.0)), "by distance": closer}  # fmt: skip
+    return {"softcap": loom.scores.softcap(5.0), "alibi": loom.scores.alibi(HEADS).to("cuda"),
+            "both": loom.scores.compose(loom.scores.alibi(HEADS).to("cuda"), loom.scores.softcap(5.0)), "by distance": closer}  # fmt: skip
 
 
 def closer(score, b, h, q_idx, kv_idx):
@@ -285,8 +285,8 @@ def test_a_learned_bias_gets_its_gradient():
     same = table.detach().double().requires_grad_()
     q, k, v = inputs(200)
     grad = inputs(200, seed=4)[0]
-    loom.attend(q, k, v, loom.causal, score_mod=loom.relative_bias(table)).backward(grad)
-    out, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=loom.relative_bias(same))
+    loom.attend(q, k, v, loom.causal, score_mod=loom.scores.relative_bias(table)).backward(grad)
+    out, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=loom.scores.relative_bias(same))
     out.backward(grad.double())
     assert (table.grad.double() - same.grad).norm() / same.grad.norm() < 0.02
 
@@ -311,7 +311,7 @@ def test_decoding_a_static_cache(heads):
 
 def test_decoding_a_growing_cache():
     q, k, v = (torch.randn(2, 4, 400, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    alibi = loom.alibi(4).to("cuda")
+    alibi = loom.scores.alibi(4).to("cuda")
     whole, _ = loom.reference(q.double(), k.double(), v.double(), loom.causal, score_mod=alibi)
     before = graphs()
     with torch.no_grad():
@@ -332,9 +332,9 @@ def test_decoding_a_growing_cache():
 
 
 def test_heads_of_one_device_among_many():
-    masks = loom.per_head([loom.causal, loom.window(back=3), loom.window(back=30), loom.everything]).to("cuda")
+    masks = loom.masks.per_head([loom.causal, loom.window(back=3), loom.window(back=30), loom.everything]).to("cuda")
     mask = masks & loom.lengths(LENS)
-    alibi = loom.alibi(4).to("cuda")
+    alibi = loom.scores.alibi(4).to("cuda")
     q, k, v = inputs(300)
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     whole = loom.attend(q, k, v, mask, score_mod=alibi, backend="triton")

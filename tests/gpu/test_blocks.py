@@ -8,9 +8,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.blocks import ordered
-from maskloom.blocks.tables import tile_states
-from maskloom.masks import captured
+from maskloom.blocks import index_tables
+from maskloom.blocks.tile_states import tile_states
+from maskloom.core import captures
 from tests.evidence import gather
 from tests.gpu.test_compile import BACKENDS, BATCH, HEADS, LENS, inputs, kinds
 
@@ -23,9 +23,9 @@ NAMES = (
 @pytest.fixture(params=["by the kernel", "by torch", "by sorting"])
 def ordering(request, monkeypatch):
     """Each way to order tables: without Triton loaded, small ones are sorted."""
-    monkeypatch.setattr(ordered, "_has_triton", lambda: request.param == "by the kernel")
+    monkeypatch.setattr(index_tables, "_has_triton", lambda: request.param == "by the kernel")
     if request.param == "by torch":
-        monkeypatch.setattr(ordered, "_SORTED_ELSEWHERE", 0)
+        monkeypatch.setattr(index_tables, "_SORTED_ELSEWHERE", 0)
 
 
 @pytest.mark.parametrize("name", kinds())
@@ -97,11 +97,11 @@ def test_update_inside_a_cuda_graph(ordering):
     blocks = loom.block_mask(mask, 512, 512, exact=False)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        loom.update_(blocks, mask)  # warm up on a side stream, as capture wants
+        loom.blocks.update_(blocks, mask)  # warm up on a side stream, as capture wants
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loom.update_(blocks, mask)
+        loom.blocks.update_(blocks, mask)
     lens.copy_(torch.tensor([512, 7, 200], device="cuda"))
     graph.replay()
     expected = loom.block_mask(mask, 512, 512, exact=False)
@@ -115,7 +115,7 @@ def test_a_captured_attention_follows_updates(backend):
         return loom.causal & loom.lengths(torch.tensor(lens, device="cuda"))
 
     q, k, v = (torch.randn(3, 2, 512, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    blocks = loom.updatable(loom.block_mask(mask(300, 100, 512), 512, 512))
+    blocks = loom.blocks.updatable(loom.block_mask(mask(300, 100, 512), 512, 512))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_captured_attention_follows_updates(backend):
     with torch.cuda.graph(graph), torch.no_grad():
         out = loom.attend(q, k, v, blocks, backend=backend)
     for lens in ((512, 7, 200), (1, 512, 333)):
-        loom.update_(blocks, mask(*lens))
+        loom.blocks.update_(blocks, mask(*lens))
         graph.replay()
         expected, _ = loom.reference(q.float(), k.float(), v.float(), mask(*lens))
         torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
@@ -144,7 +144,7 @@ def test_attention_with_our_tables(backend, exact):
 
 def test_a_block_mask_moves_with_what_it_captured():
     blocks = loom.block_mask(loom.causal & loom.lengths(LENS.cpu()), 1199, 1199)
-    moved = loom.to_device(blocks, "cuda")
+    moved = loom.blocks.to_device(blocks, "cuda")
     there = loom.block_mask(loom.causal & loom.lengths(LENS), 1199, 1199)
     assert moved.mask_mod == there.mask_mod
     q, k, v = inputs(1199)
@@ -157,7 +157,7 @@ class Batch(NamedTuple):
     blocks: BlockMask
 
     def pin_memory(self):
-        return Batch(loom.pin_memory(self.blocks))
+        return Batch(loom.blocks.pin_memory(self.blocks))
 
 
 class Rows(torch.utils.data.Dataset):
@@ -179,13 +179,13 @@ def test_block_masks_of_a_data_loader_are_pinned_and_copied_without_waiting():
         rows, batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=as_it_is, pin_memory=True
     )
     for row, batch in enumerate(loader):
-        held = [getattr(batch.blocks, name) for name in NAMES] + captured.tensors(batch.blocks.mask_mod)
+        held = [getattr(batch.blocks, name) for name in NAMES] + captures.tensors(batch.blocks.mask_mod)
         assert all(tensor.is_pinned() for tensor in held)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            moved = loom.to_device(batch.blocks, "cuda", non_blocking=True)
+            moved = loom.blocks.to_device(batch.blocks, "cuda", non_blocking=True)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        expected = loom.to_device(rows[row].blocks, "cuda")
+        expected = loom.blocks.to_device(rows[row].blocks, "cuda")
         assert all(torch.equal(getattr(moved, name), getattr(expected, name)) for name in NAMES)
         assert moved.mask_mod == expected.mask_mod

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import maskloom as loom
-from maskloom.attention.backends import has_flash
+from maskloom.attention.backends.flash import has_flash
 from maskloom.masks.declared import longest_row
 
 B, H, L, D = 2, 3, 150, 64
@@ -94,8 +94,8 @@ def test_a_holder_moves_with_its_module():
     class Layer(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.mask = loom.Holder(loom.causal & loom.lengths([150, 31]))
-            self.bias = loom.Holder(loom.relative_bias(torch.nn.Parameter(torch.zeros(H, 7))))
+            self.mask = loom.nn.Holder(loom.causal & loom.lengths([150, 31]))
+            self.bias = loom.nn.Holder(loom.scores.relative_bias(torch.nn.Parameter(torch.zeros(H, 7))))
 
         def forward(self, x):
             return loom.attend(x, x, x, self.mask(), score_mod=self.bias())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.backends import has_flash
-from maskloom.attention.compiled import compiled_kinds
+from maskloom.attention.backends.compiled import compiled_kinds
+from maskloom.attention.backends.flash import has_flash
 from tests.evidence import gather
 
 pytestmark = pytest.mark.skipif(not has_flash(), reason="flash-attn-4 is not installed")
@@ -42,16 +42,16 @@ def test_operations(name):
 
 
 def test_dense_tables_however_they_lie():
-    check(loom.from_dense(flags(BATCH, Q, K)))
+    check(loom.masks.from_dense(flags(BATCH, Q, K)))
     before = compiled_kinds()
-    check(loom.from_dense(flags(BATCH, K, Q).mT))
-    check(loom.from_dense(flags(BATCH, Q, 2 * K)[..., ::2]))
-    check(loom.from_dense(flags(1, Q, K).expand(BATCH, Q, K)))
-    check(loom.from_dense(flags(BATCH, 1, Q, K)))
-    check(loom.from_dense(flags(BATCH + 1, Q + 3, K + 9)[1:, 3:, 9:]))
+    check(loom.masks.from_dense(flags(BATCH, K, Q).mT))
+    check(loom.masks.from_dense(flags(BATCH, Q, 2 * K)[..., ::2]))
+    check(loom.masks.from_dense(flags(1, Q, K).expand(BATCH, Q, K)))
+    check(loom.masks.from_dense(flags(BATCH, 1, Q, K)))
+    check(loom.masks.from_dense(flags(BATCH + 1, Q + 3, K + 9)[1:, 3:, 9:]))
     assert compiled_kinds() == before
-    check(loom.from_dense(flags(1, HEADS, Q, K)))
-    check(loom.from_dense(flags(BATCH, HEADS, Q, K)))
+    check(loom.masks.from_dense(flags(1, HEADS, Q, K)))
+    check(loom.masks.from_dense(flags(BATCH, HEADS, Q, K)))
 
 
 def test_tables_of_positions_however_they_lie():
@@ -78,13 +78,13 @@ def test_padding_on_the_left():
         loom.causal & documents,
         documents & loom.key_padding(flags(BATCH, K)),
     ):
-        check(loom.shifted(mask, q_offset=-pads, kv_offset=-pads))
-    check(loom.shifted(loom.padding(flags(BATCH, K)), q_offset=torch.tensor(-9, device="cuda"), kv_offset=-5))
+        check(loom.masks.shifted(mask, q_offset=-pads, kv_offset=-pads))
+    check(loom.masks.shifted(loom.padding(flags(BATCH, K)), q_offset=torch.tensor(-9, device="cuda"), kv_offset=-5))
 
 
 def test_an_offset_in_a_tensor():
     before = compiled_kinds()
     for number in (211, 0, 150):
         offset = torch.tensor(number, device="cuda")
-        check(loom.shifted(loom.causal & loom.window(back=100), q_offset=offset))
+        check(loom.masks.shifted(loom.causal & loom.window(back=100), q_offset=offset))
         assert compiled_kinds() - before <= 1

@@ -13,16 +13,16 @@ IDS = torch.arange(300) // 70
 LENS = torch.arange(BATCH) * 37 + 300
 
 MASKS = {  # for 600 positions
-    "strided neighbourhood": lambda: loom.neighbourhood((20, 30), (6, 9), stride=(4, 3)),
-    "causal neighbourhood": lambda: loom.neighbourhood(
+    "strided neighbourhood": lambda: loom.masks.neighbourhood((20, 30), (6, 9), stride=(4, 3)),
+    "causal neighbourhood": lambda: loom.masks.neighbourhood(
         (6, 10, 10), (3, 5, 3), dilation=(2, 1, 1), causal=(True, False, False)
     ),
-    "halo": lambda: loom.grid_window((20, 30), (5 + 2 * 2, 6 + 2 * 2), stride=(5, 6)),
-    "diffusion": lambda: loom.block_diffusion(block_size=16, documents=loom.documents(IDS)),
-    "diffusion, paired": lambda: loom.block_diffusion(block_size=16, documents=loom.documents(IDS), paired=True),
-    "tree": lambda: loom.tree((torch.arange(200) - 1) // 2, prefix=LENS),
-    "flamingo": lambda: loom.flamingo(torch.arange(600) % 100 == 7, tokens_per_media=100, all_before=True),
-    "fixed": lambda: loom.fixed(48, summary=8, part=torch.arange(HEADS) % 6),
+    "halo": lambda: loom.masks.grid_window((20, 30), (5 + 2 * 2, 6 + 2 * 2), stride=(5, 6)),
+    "diffusion": lambda: loom.masks.block_diffusion(block_size=16, documents=loom.documents(IDS)),
+    "diffusion, paired": lambda: loom.masks.block_diffusion(block_size=16, documents=loom.documents(IDS), paired=True),
+    "tree": lambda: loom.masks.tree((torch.arange(200) - 1) // 2, prefix=LENS),
+    "flamingo": lambda: loom.masks.flamingo(torch.arange(600) % 100 == 7, tokens_per_media=100, all_before=True),
+    "fixed": lambda: loom.masks.fixed(48, summary=8, part=torch.arange(HEADS) % 6),
 }
 
 
@@ -37,5 +37,5 @@ def test_patterns(name):
 
 
 def test_alibi_of_encoders():
-    score_mod = loom.alibi(HEADS, symmetric=True).to("cuda")
+    score_mod = loom.scores.alibi(HEADS, symmetric=True).to("cuda")
     gather(lambda *qkv: loom.attend(*qkv, score_mod=score_mod), *inputs(600), table=None, score_mod=score_mod).check()

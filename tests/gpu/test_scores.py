@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 import maskloom as loom
-from maskloom.attention import compiled
+from maskloom.attention.backends import compiled
 from tests.evidence import gather
 
 B, H, HKV, D = 3, 6, 2, 64
@@ -16,14 +16,18 @@ def table(columns, heads=H):
 
 
 ALL = {
-    "alibi": lambda: loom.alibi(H).to("cuda"),
-    "softcap": lambda: loom.softcap(2.5),
-    "relative_bias": lambda: loom.relative_bias(table(33)),
-    "relative_bias_t5": lambda: loom.relative_bias(table(32), buckets=loom.t5_buckets(32)),
-    "compose": lambda: loom.compose(loom.softcap(2), loom.alibi(H).to("cuda"), loom.relative_bias(table(5))),
-    "shifted": lambda: loom.shifted_score(loom.alibi(11).to("cuda"), q_offset=40, kv_offset=-2, h_offset=5),
-    "shifted_by_row": lambda: loom.shifted_score(
-        loom.relative_bias(table(9, heads=11)), q_offset=torch.tensor([4, 0, 7], device="cuda"), h_offset=3
+    "alibi": lambda: loom.scores.alibi(H).to("cuda"),
+    "softcap": lambda: loom.scores.softcap(2.5),
+    "relative_bias": lambda: loom.scores.relative_bias(table(33)),
+    "relative_bias_t5": lambda: loom.scores.relative_bias(table(32), buckets=loom.scores.t5_buckets(32)),
+    "compose": lambda: loom.scores.compose(
+        loom.scores.softcap(2), loom.scores.alibi(H).to("cuda"), loom.scores.relative_bias(table(5))
+    ),
+    "shifted": lambda: loom.scores.shifted_score(
+        loom.scores.alibi(11).to("cuda"), q_offset=40, kv_offset=-2, h_offset=5
+    ),
+    "shifted_by_row": lambda: loom.scores.shifted_score(
+        loom.scores.relative_bias(table(9, heads=11)), q_offset=torch.tensor([4, 0, 7], device="cuda"), h_offset=3
     ),
 }
 
@@ -46,10 +50,10 @@ def test_forward_and_backward(name, dtype):
     ).check()
 
 
-@pytest.mark.parametrize("buckets", [None, loom.t5_buckets(32, max_distance=100)])
+@pytest.mark.parametrize("buckets", [None, loom.scores.t5_buckets(32, max_distance=100)])
 def test_gradients_reach_the_table(buckets):
     def make(learned):
-        return loom.relative_bias(learned, buckets=buckets)
+        return loom.scores.relative_bias(learned, buckets=buckets)
 
     # every pair of a query and a key adds to an entry, atomically, in no order: errors grow like a random walk
     unordered = torch.finfo(torch.float32).eps * (3 * 300 * 400 / 33) ** 0.5
@@ -162,6 +166,6 @@ def test_forward_mode_derivatives_name_who_can(backend):
 def test_tables_and_offsets_change_freely():
     before = compiled.compiled_kinds()
     for step in range(2, 14):
-        bias = loom.shifted_score(loom.relative_bias(table(2 * step + 1)), q_offset=step)
+        bias = loom.scores.shifted_score(loom.scores.relative_bias(table(2 * step + 1)), q_offset=step)
         loom.attend(*inputs(200 + step, torch.bfloat16), loom.causal, score_mod=bias)
     assert compiled.compiled_kinds() == before + 1

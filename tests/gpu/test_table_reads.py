@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.backends import has_flash
+from maskloom.attention.backends.flash import has_flash
 from tests.evidence import gather
 
 BATCH, HEADS, KV_HEADS, Q, K, D = 3, 4, 2, 300, 517, 64
@@ -26,7 +26,9 @@ def masks():
         "both": lambda b, h, q, k: by_head[-2, q - k] | by_head[h - HEADS, k],
         "negative entries": lambda b, h, q, k: flat[order[k] - 200] | (q < 3),
         "64 bits": lambda b, h, q, k: flat[order[k]] | (q < 3),
-        "shifted": loom.shifted(loom.as_mask(lambda b, h, q, k: by_head[h, k - q]), q_offset=torch.tensor(4).cuda()),
+        "shifted": loom.masks.shifted(
+            loom.as_mask(lambda b, h, q, k: by_head[h, k - q]), q_offset=torch.tensor(4).cuda()
+        ),
     }
 
 

@@ -165,7 +165,7 @@ def test_partials_methods_and_callable_objects_are_masks():
 
 
 def test_a_class_of_ones_own():
-    @loom.mask_value
+    @loom.masks.mask_dataclass
     class Stripes(loom.Mask):
         width: int
 
@@ -186,7 +186,7 @@ def test_a_class_of_ones_own():
 
 
 def test_check_mask_names_the_law_that_is_broken():
-    @loom.mask_value
+    @loom.masks.mask_dataclass
     class Wrong(loom.Mask):
         lens: torch.Tensor
 

@@ -27,8 +27,8 @@ def test_no_row_is_longer_than_the_tables_of_the_mask(name):
         (loom.documents(torch.tensor([2, -1, 0, -1])), 3, None),
         (loom.documents(offsets=[0, 2, 5], length=7), 5, None),
         (loom.causal & (loom.sinks(1) | ~loom.lengths([2, 3])), 3, 1),
-        (loom.transposed(loom.lengths([2, 3], [5, 4])), 5, 0),
-        (loom.repeat_heads(loom.per_head([loom.lengths([2, 3]), loom.causal]), 2), 3, 1),
+        (loom.masks.transposed(loom.lengths([2, 3], [5, 4])), 5, 0),
+        (loom.masks.repeat_heads(loom.masks.per_head([loom.lengths([2, 3]), loom.causal]), 2), 3, 1),
     ],
 )
 def test_rows(mask, length, row):
@@ -39,8 +39,8 @@ def test_rows(mask, length, row):
 def test_where_positions_are_others_nothing_is_declared():
     long = loom.lengths([9, 5])
     for mask in (
-        loom.shifted(long, q_offset=2),
-        loom.per_batch([long, loom.causal]),
+        loom.masks.shifted(long, q_offset=2),
+        loom.masks.per_batch([long, loom.causal]),
         loom.causal,
         lambda b, h, q, k: q >= k,
     ):

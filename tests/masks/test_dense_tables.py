@@ -20,28 +20,28 @@ def additive(dtype, hidden):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_additive_masks(dtype):
     for hidden in (-math.inf, torch.finfo(dtype).min):
-        assert torch.equal(loom.from_dense(additive(dtype, hidden)).dense(5, 7)[0, 0], VISIBLE)
-    assert torch.equal(loom.from_dense(-additive(dtype, math.inf)).dense(5, 7)[0, 0], VISIBLE)  # -0.0 is 0
+        assert torch.equal(loom.masks.from_dense(additive(dtype, hidden)).dense(5, 7)[0, 0], VISIBLE)
+    assert torch.equal(loom.masks.from_dense(-additive(dtype, math.inf)).dense(5, 7)[0, 0], VISIBLE)  # -0.0 is 0
 
 
 @pytest.mark.parametrize("made_in", DTYPES)
 @pytest.mark.parametrize("given_in", DTYPES)
 def test_a_mask_that_was_made_in_another_dtype(made_in, given_in):
     table = additive(made_in, torch.finfo(made_in).min).to(given_in)
-    assert torch.equal(loom.from_dense(table).dense(5, 7)[0, 0], VISIBLE)
+    assert torch.equal(loom.masks.from_dense(table).dense(5, 7)[0, 0], VISIBLE)
 
 
 def test_float8():
     for dtype in (torch.float8_e5m2, torch.float8_e4m3fn):
         table = additive(torch.float32, torch.finfo(dtype).min).to(dtype)
-        assert torch.equal(loom.from_dense(table).dense(5, 7)[0, 0], VISIBLE)
+        assert torch.equal(loom.masks.from_dense(table).dense(5, 7)[0, 0], VISIBLE)
 
 
 def test_lists_and_arrays():
     for given in (VISIBLE.tolist(), VISIBLE.numpy(), additive(torch.float32, -math.inf).numpy()):
-        assert torch.equal(loom.from_dense(given).dense(5, 7)[0, 0], VISIBLE)
+        assert torch.equal(loom.masks.from_dense(given).dense(5, 7)[0, 0], VISIBLE)
     with pytest.raises(TypeError, match="table are bools, a tensor or a list of them"):
-        loom.from_dense("causal")
+        loom.masks.from_dense("causal")
 
 
 @pytest.mark.parametrize("value", [1.0, -1e9, -1e4, 0.5, math.nan, math.inf])
@@ -49,12 +49,12 @@ def test_floats_of_other_values(value):
     table = additive(torch.float32, -math.inf)
     table[3, 2] = value
     with pytest.raises(TypeError, match=rf"table is a float table, .* score_mod=.*; got {re.escape(f'{value:g}')}$"):
-        loom.from_dense(table)
+        loom.masks.from_dense(table)
 
 
 def test_a_table_that_learns():
     with pytest.raises(TypeError, match=r"a float table that learns: .* score_mod="):
-        loom.from_dense(torch.zeros(5, 7, requires_grad=True))
+        loom.masks.from_dense(torch.zeros(5, 7, requires_grad=True))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_table_that_learns():
 )
 def test_words(table, words):
     with pytest.raises(TypeError, match=words):
-        loom.from_dense(table)
+        loom.masks.from_dense(table)
     for call in (
         lambda: loom.attend(*torch.zeros(3, 2, 3, 5, 8), table),
         lambda: loom.block_mask(table, 5, 7),
@@ -93,5 +93,5 @@ def test_values_are_looked_at_where_the_graph_runs():
 
 def test_fake_tensors():
     with FakeTensorMode():
-        assert loom.from_dense(torch.zeros(5, 7)).table.dtype == torch.bool
-    assert loom.from_dense(torch.zeros(5, 7, device="meta")).table.is_meta
+        assert loom.masks.from_dense(torch.zeros(5, 7)).table.dtype == torch.bool
+    assert loom.masks.from_dense(torch.zeros(5, 7, device="meta")).table.is_meta

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 
 import maskloom as loom
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
-from maskloom.masks import captured
+from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.core import captures
 from tests.catalog import EVERY
 
 B, H, Q, K = 3, 2, 13, 17
@@ -80,8 +80,8 @@ def test_boolean_laws(first, second, third):
 @given(expressions)
 def test_simplified_and_parsed_expressions_are_equal(pair):
     mask, table = pair
-    assert torch.equal(dense(loom.simplify(mask)), table)
-    if not captured.tensors(mask):
+    assert torch.equal(dense(loom.masks.simplify(mask)), table)
+    if not captures.tensors(mask):
         assert loom.parse(str(mask)) == mask
 
 

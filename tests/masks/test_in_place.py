@@ -78,17 +78,17 @@ def test_offsets_are_for_masks():
 
 
 def test_tables_of_each_head_in_one_axis():
-    mask = loom.from_dense(table_of((B * H, Q, K)))
+    mask = loom.masks.from_dense(table_of((B * H, Q, K)))
     with pytest.raises(ValueError, match=r"table for 6 batch rows; .* table\.view\(2, 3, Q, K\)"):
         loom.block_mask(mask, Q, K, batch=B, heads=H)
 
 
 def test_pictures():
     table = table_of((Q, K))
-    mask = loom.from_dense(table)
-    assert loom.plot_mask(table, Q, K)._suptitle.get_text() == "from_dense(bool[5, 7])"
+    mask = loom.masks.from_dense(table)
+    assert loom.show.plot_mask(table, Q, K)._suptitle.get_text() == "from_dense(bool[5, 7])"
     query, key = torch.zeros(1, 1, Q, 8), torch.zeros(1, 1, K, 8)
-    drawn = [loom.plot_attention(query, key, given) for given in (table, mask)]
+    drawn = [loom.show.plot_attention(query, key, given) for given in (table, mask)]
     first, second = (figure.axes[0].images[0].get_array() for figure in drawn)
     assert (first.mask == second.mask).all()
-    assert str(loom.explain_block_mask(table, Q, K)) == str(loom.explain_block_mask(mask, Q, K))
+    assert str(loom.blocks.explain_block_mask(table, Q, K)) == str(loom.blocks.explain_block_mask(mask, Q, K))

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 
 import maskloom as loom
-from maskloom.masks import captured
+from maskloom.core import captures
 from tests.all_masks import ALL_MASKS
 from tests.catalog import EVERY
 
-leaves = st.sampled_from([make() for make in ALL_MASKS.values() if not captured.tensors(make())])
+leaves = st.sampled_from([make() for make in ALL_MASKS.values() if not captures.tensors(make())])
 expressions = st.recursive(
     leaves,
     lambda parts: st.one_of(
@@ -30,7 +30,7 @@ def test_the_repr_of_a_mask_without_tensors_parses_back(mask):
 @pytest.mark.parametrize("name", EVERY)
 def test_every_mask_without_tensors_parses_back(name):
     mask = EVERY[name][0]()
-    if not captured.tensors(mask):
+    if not captures.tensors(mask):
         assert loom.parse(str(mask)) == mask
 
 
@@ -42,7 +42,7 @@ def test_every_mask_without_tensors_parses_back(name):
         (" ~( causal\n ^ prefix(3) ) ", ~(loom.causal ^ loom.prefix(3))),
         ("lengths([5, 3]) & causal", loom.lengths([5, 3]) & loom.causal),
         ("documents(offsets=[0, 2, 5], length=7)", loom.documents(offsets=[0, 2, 5], length=7)),
-        ("shifted(causal | prefix(2), q_offset=3)", loom.shifted(loom.causal | loom.prefix(2), q_offset=3)),
+        ("shifted(causal | prefix(2), q_offset=3)", loom.masks.shifted(loom.causal | loom.prefix(2), q_offset=3)),
         ("everything", loom.everything),
     ],
 )

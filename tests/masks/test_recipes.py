@@ -15,6 +15,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAtt
 
 import maskloom as loom
 from docs.make_masks import RECIPES
+from maskloom.testing import public_names
 from tests.masks.grid_oracles import along_each_axis, in_rolled_window, on_cells, with_halo
 
 SEQUENCE = 17
@@ -184,7 +185,7 @@ TIMES = {
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.of)
 def test_recipes(recipe):
     for case in TIMES[recipe.of]:
-        mask = eval(recipe.expression, {**vars(loom), "torch": torch, **case.names})
+        mask = eval(recipe.expression, {**public_names(), "torch": torch, **case.names})
         table = mask.dense(case.q_len, case.kv_len)
         batch, heads = table.shape[:2]
         indices = itertools.product(range(batch), range(heads), range(case.q_len), range(case.kv_len))
@@ -206,7 +207,7 @@ def test_gemma_as_transformers_puts_it_together(w):
         hugging_face.or_masks(hugging_face.causal_mask_function, hugging_face.blockwise_overlay(ids)),
     )
     dense = hugging_face.sdpa_mask(2, SEQUENCE, SEQUENCE, mask_function=theirs, allow_is_causal_skip=False)
-    ours = loom.mixed_modal(ids) & loom.window(back=w - 1, ahead=SEQUENCE)
+    ours = loom.masks.mixed_modal(ids) & loom.window(back=w - 1, ahead=SEQUENCE)
     assert torch.equal(ours.dense(SEQUENCE, SEQUENCE), dense)
 
 
@@ -230,7 +231,7 @@ def test_bigbird_attends_where_the_recipe_says():
             hidden, band[:, None], ones[:, None, :, None], ones[:, None, None], blocked, blocked, output_attentions=True
         )[1]  # fmt: skip
     ends = [*range(size), *range(size * (blocks - 1), size * blocks)]
-    ours = (loom.top_k_blocks(BLOCKS, size) | loom.global_tokens(ends)).dense(size * blocks, size * blocks)
+    ours = (loom.masks.top_k_blocks(BLOCKS, size) | loom.masks.global_tokens(ends)).dense(size * blocks, size * blocks)
     assert torch.equal(ours, probabilities > 0)
 
 
@@ -238,8 +239,8 @@ def test_windows_of_places_cut_into_a_place_where_whole_places_do_not():
     """Sparse VideoGen's window of n positions in the order of places, beside ``temporal`` in the order of frames."""
     frames, frame_size = 3, 5
     order = [frame * frame_size + place for place in range(frame_size) for frame in range(frames)]
-    by_frames = loom.temporal(frames, frame_size, width=2).dense(15, 15)[0, 0][order][:, order]
-    in_order = {width: loom.spatial(frame_size, frames, width=width).dense(15, 15)[0, 0] for width in (4, 6)}
+    by_frames = loom.masks.temporal(frames, frame_size, width=2).dense(15, 15)[0, 0][order][:, order]
+    in_order = {width: loom.masks.spatial(frame_size, frames, width=width).dense(15, 15)[0, 0] for width in (4, 6)}
     assert bool((in_order[4] <= by_frames).all()) and bool((by_frames <= in_order[6]).all())
     assert not torch.equal(by_frames, in_order[4]) and not torch.equal(by_frames, in_order[6])
 
@@ -255,7 +256,7 @@ def test_a_band_and_random_blocks_of_any_size():
         table = [(row + [-1] * width)[:width] for row in rows]
         length = size * blocks
         ends = [*range(size), *range(length - size, length)]
-        mask = loom.top_k_blocks(table, size, key_blocks=blocks) | loom.global_tokens(ends)
+        mask = loom.masks.top_k_blocks(table, size, key_blocks=blocks) | loom.masks.global_tokens(ends)
         cells = [(q // size, k // size) for q, k in itertools.product(range(length), repeat=2)]
         last = blocks - 1
         expected = [{q, k} & {0, last} != set() or abs(q - k) <= 1 or k in drawn[q] for q, k in cells]

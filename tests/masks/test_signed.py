@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 
 import maskloom as loom
-from maskloom.attention.flash_mask import for_flash, refused
-from maskloom.blocks.tables import tile_states
+from maskloom.attention.backends.flash_mask import for_flash, refused
+from maskloom.blocks.tile_states import tile_states
 from maskloom.masks.dense import dense
-from maskloom.masks.padding import known_hidden_queries, known_padding
-from maskloom.masks.position import FirstGlobal, ListedGlobal, MarkedGlobal
+from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.masks.patterns.position import FirstGlobal, ListedGlobal, MarkedGlobal
 from maskloom.testing import check_mask
 from tests.catalog import EVERY
 from tests.catalog.sources import BATCH, HEADS, SOURCES, K, Q
@@ -50,22 +50,26 @@ HIDES_BOTH = {
 def test_nothing_before_position_0_sees_or_is_seen(name, q_offset, kv_offset):
     make, tensors, _ = HIDES_BOTH[name]
     mask = make(*tensors)
-    moved = loom.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    moved = loom.masks.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     expected = shifted_dense(mask, q_offset, kv_offset, Q, K)
     assert torch.equal(moved.dense(Q, K, batch=BATCH, heads=HEADS), expected)
-    assert torch.equal(loom.simplify(moved).dense(Q, K, batch=BATCH, heads=HEADS), expected)
+    assert torch.equal(loom.masks.simplify(moved).dense(Q, K, batch=BATCH, heads=HEADS), expected)
 
 
 def test_keys_alone_are_hidden_by_padding_of_keys():
     pads = torch.tensor([[False, True, False]])
-    moved = loom.shifted(loom.key_padding(pads), q_offset=-2, kv_offset=-2).dense(5, 5)
+    moved = loom.masks.shifted(loom.key_padding(pads), q_offset=-2, kv_offset=-2).dense(5, 5)
     assert torch.equal(moved, torch.tensor([0, 0, 1, 0, 1]).bool().expand(1, 1, 5, 5))
 
 
 def test_nothing_before_position_0_is_global():
-    for mask in (loom.global_tokens(2), loom.global_tokens([0, 1]), loom.global_tokens(torch.arange(9) < 2)):
+    for mask in (
+        loom.masks.global_tokens(2),
+        loom.masks.global_tokens([0, 1]),
+        loom.masks.global_tokens(torch.arange(9) < 2),
+    ):
         assert isinstance(mask, GLOBAL)
-        moved = loom.shifted(mask, q_offset=-3, kv_offset=torch.tensor(-3)).dense(7, 7)[0, 0]
+        moved = loom.masks.shifted(mask, q_offset=-3, kv_offset=torch.tensor(-3)).dense(7, 7)[0, 0]
         own = torch.zeros(7, dtype=torch.bool)
         own[3:5] = True
         assert torch.equal(moved, own[:, None] | own)
@@ -73,7 +77,7 @@ def test_nothing_before_position_0_is_global():
 
 def test_position_ids_that_begin_before_0():
     documents = loom.documents(position_ids=torch.tensor([-2, -1, 0, 1, 0, 1]))
-    table = loom.within(documents, loom.lengths([2])).dense(6, 6)[0, 0]
+    table = loom.masks.within(documents, loom.lengths([2])).dense(6, 6)[0, 0]
     assert not table[:2].any() and not table[:, :2].any() and table[2:4, 2:4].all() and table[4:, 4:].all()
 
 
@@ -90,13 +94,13 @@ def test_every_reading_of_a_shifted_mask_agrees(name, q_offset, kv_offset, besid
     mask = make() & loom.causal if beside_causal else make()
     most = [max(0, int(torch.as_tensor(offset).max())) for offset in (q_offset, kv_offset)]
     q_len, kv_len = max(1, q_len - most[0]), max(1, kv_len - most[1])
-    moved = loom.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    moved = loom.masks.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     try:
         table = moved.dense(q_len, kv_len, batch=BATCH)
     except ValueError:
         return  # for another batch size
     heads = table.shape[1]
-    assert torch.equal(loom.simplify(moved).dense(q_len, kv_len, batch=BATCH, heads=heads), table)
+    assert torch.equal(loom.masks.simplify(moved).dense(q_len, kv_len, batch=BATCH, heads=heads), table)
     keys, queries = known_padding(moved, kv_len), known_hidden_queries(moved, q_len)
     assert keys is None or not (table & keys[:, None, None]).any()
     assert queries is None or not (table & queries[:, None, :, None]).any()
@@ -122,9 +126,11 @@ PIECES = {
     "window": lambda: loom.window(back=3),
     "ahead": lambda: loom.window(back=5, ahead=2),
     "causal": lambda: loom.causal,
-    "within": lambda: loom.within(loom.documents(offsets=[0, 4, 13]), loom.chunked(3)),
-    "inner shift": lambda: loom.shifted(loom.causal & loom.lengths([5, 0, 13]), q_offset=-1, kv_offset=2),
-    "inner offset": lambda: loom.shifted(loom.causal & loom.documents(offsets=[0, 6, 20]), q_offset=5, kv_offset=5),
+    "within": lambda: loom.masks.within(loom.documents(offsets=[0, 4, 13]), loom.masks.chunked(3)),
+    "inner shift": lambda: loom.masks.shifted(loom.causal & loom.lengths([5, 0, 13]), q_offset=-1, kv_offset=2),
+    "inner offset": lambda: loom.masks.shifted(
+        loom.causal & loom.documents(offsets=[0, 6, 20]), q_offset=5, kv_offset=5
+    ),
 }
 expressions = st.recursive(
     st.sampled_from([make() for make in PIECES.values()]),
@@ -133,7 +139,7 @@ expressions = st.recursive(
         st.lists(parts, min_size=2, max_size=4).map(lambda many: loom.and_masks(loom.causal, *many)),
         st.tuples(parts, parts).map(lambda two: two[0] | two[1]),
         st.tuples(parts, parts).map(lambda two: two[0] ^ two[1]),
-        parts.map(loom.transposed),
+        parts.map(loom.masks.transposed),
     ),
     max_leaves=8,
 )
@@ -141,15 +147,15 @@ expressions = st.recursive(
 
 @given(expressions, st.sampled_from([o for o in OFFSETS if int(torch.as_tensor(o).max()) <= 0]), st.booleans())
 def test_simplify_changes_no_answer_before_position_0(mask, offset, together):
-    moved = loom.shifted(mask, q_offset=offset, kv_offset=offset if together else -1)
+    moved = loom.masks.shifted(mask, q_offset=offset, kv_offset=offset if together else -1)
     expected = moved.dense(13, 11, batch=BATCH, heads=HEADS)
-    assert torch.equal(loom.simplify(moved).dense(13, 11, batch=BATCH, heads=HEADS), expected)
+    assert torch.equal(loom.masks.simplify(moved).dense(13, 11, batch=BATCH, heads=HEADS), expected)
 
 
 def test_left_padding_hides_what_right_padding_hid():
     lens = torch.tensor([3, 7, 5])
     pads = 7 - lens
-    mask = loom.shifted(loom.causal & loom.lengths(lens), q_offset=-pads, kv_offset=-pads)
+    mask = loom.masks.shifted(loom.causal & loom.lengths(lens), q_offset=-pads, kv_offset=-pads)
     real = torch.arange(7) >= pads[:, None]
     expected = torch.ones(7, 7).tril().bool() & (real[:, None, :] & real[:, :, None])
     assert torch.equal(mask.dense(7, 7)[:, 0], expected)
@@ -165,24 +171,24 @@ def test_a_first_query_before_position_0():
     q, k, v = torch.randn(3, 3, 2, 7, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     mask = loom.padding(torch.arange(7).expand(3, -1) > 4)
     for offset in (-2, torch.tensor(-2), torch.tensor([-2, -2, -2])):
-        expected, _ = loom.reference(q, k, v, loom.shifted(mask, q_offset=offset))
+        expected, _ = loom.reference(q, k, v, loom.masks.shifted(mask, q_offset=offset))
         torch.testing.assert_close(loom.attend(q, k, v, mask, q_offset=offset), expected)
     assert torch.equal(
-        mask.dense(7, 7, q_offset=torch.tensor(-2)), loom.shifted(mask, q_offset=-2).dense(7, 7, batch=3)
+        mask.dense(7, 7, q_offset=torch.tensor(-2)), loom.masks.shifted(mask, q_offset=-2).dense(7, 7, batch=3)
     )
 
 
 def test_simplify_keeps_the_checks_of_lengths():
     mask = loom.causal & loom.documents(offsets=[0, 2, 5])
     words = "the mask reads a table with 5 positions, and there are 9 "
-    for form in (mask, loom.simplify(mask)):
+    for form in (mask, loom.masks.simplify(mask)):
         for q_len, kv_len, side in ((5, 9, "keys"), (9, 5, "queries")):
             with pytest.raises(ValueError, match=words + side):
                 form.dense(q_len, kv_len)
             with pytest.raises(ValueError, match=words + side):
                 loom.block_mask(form, q_len, kv_len)
     mask = loom.causal & loom.lengths([2, 5])
-    for form in (mask, loom.simplify(mask)):
+    for form in (mask, loom.masks.simplify(mask)):
         with pytest.raises(ValueError, match="the mask reads a table for 2 batch rows"):
             form.dense(5, 5, batch=3)
 
@@ -198,10 +204,10 @@ def test_an_offset_in_a_tensor_keeps_the_checks_of_lengths():
 
 @pytest.mark.parametrize("offset", [2, 0, torch.tensor([1, 0, 2])])
 def test_where_positions_are_known_not_to_be_negative_nothing_looks_out_for_them(offset):
-    from maskloom.masks.record import record
+    from maskloom.program.record import record
 
     mask = loom.causal & loom.padding(torch.zeros(BATCH, K, dtype=torch.bool))
-    names = [step.op.overloadpacket.__name__ for step in record(loom.shifted(mask, q_offset=offset), "cpu").steps]
+    names = [step.op.overloadpacket.__name__ for step in record(loom.masks.shifted(mask, q_offset=offset), "cpu").steps]
     assert names.count("mul") == isinstance(offset, torch.Tensor)  # for the query alone
 
 
@@ -209,6 +215,8 @@ def test_shifted_masks_keep_the_laws():
     pads = -torch.tensor([0, 4, 2])
     for mask in (
         loom.causal & loom.documents(offsets=[0, 3, 17]) & loom.lengths([17, 3, 5]),
-        loom.per_head([loom.real(torch.arange(17).expand(3, -1) < 11), loom.from_dense(torch.ones(17, 17).bool())]),
+        loom.masks.per_head(
+            [loom.real(torch.arange(17).expand(3, -1) < 11), loom.masks.from_dense(torch.ones(17, 17).bool())]
+        ),
     ):
-        check_mask(loom.shifted(mask, q_offset=pads, kv_offset=pads))
+        check_mask(loom.masks.shifted(mask, q_offset=pads, kv_offset=pads))

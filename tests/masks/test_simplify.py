@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 
 import maskloom as loom
-from maskloom.masks.padding import known_padding
-from maskloom.masks.simplify import FromStart, RealQueries
+from maskloom.masks.known_padding import known_padding
+from maskloom.masks.patterns.padding import QueryLengths
+from maskloom.masks.patterns.segments import FromDocumentStart
 from tests.all_masks import BATCH, HEADS
 from tests.catalog import EVERY
 
@@ -41,18 +42,18 @@ expressions = st.recursive(
 
 @given(expressions)
 def test_a_simplified_mask_is_equal(mask):
-    simple = loom.simplify(mask)
+    simple = loom.masks.simplify(mask)
     for q_len, kv_len in ((13, 13), (11, 13), (13, 7)):
         expected = mask.dense(q_len, kv_len, batch=BATCH, heads=HEADS)
         assert torch.equal(simple.dense(q_len, kv_len, batch=BATCH, heads=HEADS), expected)
-    assert loom.simplify(simple).dense(13, 13, batch=BATCH).equal(simple.dense(13, 13, batch=BATCH))
+    assert loom.masks.simplify(simple).dense(13, 13, batch=BATCH).equal(simple.dense(13, 13, batch=BATCH))
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_mask_simplified_is_equal(name):
     make, q_len, kv_len = EVERY[name]
     for mask in (make(), make() & loom.causal, ~(loom.causal & make()) | loom.window(back=1)):
-        assert torch.equal(loom.simplify(mask).dense(q_len, kv_len), mask.dense(q_len, kv_len))
+        assert torch.equal(loom.masks.simplify(mask).dense(q_len, kv_len), mask.dense(q_len, kv_len))
 
 
 @pytest.mark.parametrize(
@@ -60,12 +61,12 @@ def test_every_mask_simplified_is_equal(name):
     [
         (loom.causal & loom.window(back=5, ahead=2), loom.window(back=5)),
         (loom.window(back=5, ahead=2) & loom.window(back=3, ahead=4), loom.window(back=3, ahead=2)),
-        (loom.causal & loom.lengths(LENS), loom.causal & RealQueries(LENS)),
-        (loom.lengths(LENS) & loom.window(back=3), RealQueries(LENS) & loom.window(back=3)),
+        (loom.causal & loom.lengths(LENS), loom.causal & QueryLengths(LENS)),
+        (loom.lengths(LENS) & loom.window(back=3), QueryLengths(LENS) & loom.window(back=3)),
         (loom.lengths(LENS) & loom.window(back=3, ahead=1), loom.lengths(LENS) & loom.window(back=3, ahead=1)),
         (
             loom.causal & DOCUMENTS,
-            loom.causal & FromStart(DOCUMENTS.offsets, torch.tensor([0, 0, 2, 2, 2, 2, 2] + [13] * 6).int()),
+            loom.causal & FromDocumentStart(DOCUMENTS.offsets, torch.tensor([0, 0, 2, 2, 2, 2, 2] + [13] * 6).int()),
         ),
         (~(loom.causal & loom.window(back=1)) | loom.prefix(2), ~loom.window(back=1) | loom.prefix(2)),
         (loom.causal & loom.causal, loom.causal),
@@ -73,7 +74,7 @@ def test_every_mask_simplified_is_equal(name):
     ],
 )
 def test_what_becomes_of_masks(mask, simple):
-    assert loom.simplify(mask) == simple
+    assert loom.masks.simplify(mask) == simple
 
 
 @pytest.mark.parametrize(
@@ -85,25 +86,25 @@ def test_what_becomes_of_masks(mask, simple):
         loom.window(back=3) | loom.sinks(2),
         loom.causal ^ loom.sinks(2),
         ~loom.window(back=3),
-        loom.shifted(loom.causal & loom.prefix(3), q_offset=2),
-        loom.simplify(loom.causal & loom.lengths(LENS)),
+        loom.masks.shifted(loom.causal & loom.prefix(3), q_offset=2),
+        loom.masks.simplify(loom.causal & loom.lengths(LENS)),
     ],
     ids=repr,
 )
 def test_what_cannot_be_simpler_is_the_mask_itself(mask):
-    assert loom.simplify(mask) is mask
+    assert loom.masks.simplify(mask) is mask
 
 
 def test_padding_stays_known():
     for mask in (loom.causal & loom.lengths(LENS), loom.causal & DOCUMENTS):
-        assert torch.equal(known_padding(loom.simplify(mask), 13), known_padding(mask, 13))
+        assert torch.equal(known_padding(loom.masks.simplify(mask), 13), known_padding(mask, 13))
 
 
 def test_the_structure_does_not_depend_on_values():
-    from maskloom.masks import captured
+    from maskloom.core import captures
 
     keys = {
-        captured.structure(loom.simplify(loom.causal & loom.lengths(lens)), numbers=True)
+        captures.structure(loom.masks.simplify(loom.causal & loom.lengths(lens)), numbers=True)
         for lens in ([5, 0, 13], [1, 1, 1], [13, 13, 13])
     }
     assert len(keys) == 1
@@ -112,5 +113,5 @@ def test_the_structure_does_not_depend_on_values():
 def test_simplified_masks_keep_the_laws():
     from maskloom.testing import check_mask
 
-    check_mask(RealQueries(LENS))
-    check_mask(FromStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)
+    check_mask(QueryLengths(LENS))
+    check_mask(FromDocumentStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)

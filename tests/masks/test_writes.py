@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 
 import maskloom as loom
-from maskloom.attention.varlen import packed
-from maskloom.masks.tables import ids_from_offsets
+from maskloom.attention.backends.varlen import packed
+from maskloom.masks.lookups import ids_from_offsets
 from maskloom.testing import check_writes
 from tests.catalog.sources import SOURCES, K, Q
 

@@ -18,13 +18,13 @@ class Layer(nn.Module):
     def __init__(self, **how):
         super().__init__()
         self.linear = nn.Linear(D, D)
-        self.mask = loom.Holder(loom.causal & loom.lengths(torch.tensor([5, 3])) & loom.window(back=2), **how)
-        self.bias = loom.Holder(loom.relative_bias(nn.Parameter(torch.zeros(H, 7))))
-        self.slopes = loom.Holder(loom.alibi(H))
+        self.mask = loom.nn.Holder(loom.causal & loom.lengths(torch.tensor([5, 3])) & loom.window(back=2), **how)
+        self.bias = loom.nn.Holder(loom.scores.relative_bias(nn.Parameter(torch.zeros(H, 7))))
+        self.slopes = loom.nn.Holder(loom.scores.alibi(H))
 
     def forward(self, x):
         x = self.linear(x)
-        return loom.attend(x, x, x, self.mask(), score_mod=loom.compose(self.bias(), self.slopes()))
+        return loom.attend(x, x, x, self.mask(), score_mod=loom.scores.compose(self.bias(), self.slopes()))
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def inputs():
 
 
 def devices(held):
-    from maskloom.masks import captured
+    from maskloom.core import captures
 
-    return {tensor.device.type for tensor in captured.tensors(held)}
+    return {tensor.device.type for tensor in captures.tensors(held)}
 
 
 def test_tensors_are_buffers_and_what_learns_is_a_parameter(layer):
@@ -89,15 +89,15 @@ def test_state_dicts():
         assert loaded.mask() == loom.causal & loom.lengths([2, 4]) & loom.window(back=2)
         mask = loom.causal & loom.lengths([2, 4]) & loom.window(back=2)
         x = loaded.linear(inputs())
-        bent = loom.compose(loaded.bias(), loom.alibi(H))
+        bent = loom.scores.compose(loaded.bias(), loom.scores.alibi(H))
         torch.testing.assert_close(loaded(inputs()), loom.attend(x, x, x, mask, score_mod=bent))
 
 
 def test_a_module_that_is_made_on_the_meta_device(layer):
     with torch.device("meta"):
         made = Layer(persistent=True)
-        made.mask = loom.Holder(loom.causal & loom.lengths(torch.tensor([5, 3])), persistent=True)
-    made.slopes = loom.Holder(loom.alibi(H))
+        made.mask = loom.nn.Holder(loom.causal & loom.lengths(torch.tensor([5, 3])), persistent=True)
+    made.slopes = loom.nn.Holder(loom.scores.alibi(H))
     source = Layer(persistent=True)
     made.to_empty(device="cpu").load_state_dict(source.state_dict())
     assert made.mask() == loom.causal & loom.lengths([5, 3])
@@ -137,9 +137,9 @@ def reads(lens):
 
 
 def test_functions_and_block_masks():
-    holder = loom.Holder(reads(torch.tensor([5, 3]))).to("meta")
+    holder = loom.nn.Holder(reads(torch.tensor([5, 3]))).to("meta")
     assert devices(holder()) == {"meta"}
-    blocks = loom.Holder(loom.block_mask(loom.causal & loom.lengths([5, 3]), L, L))
+    blocks = loom.nn.Holder(loom.block_mask(loom.causal & loom.lengths([5, 3]), L, L))
     x = inputs()
     expected = loom.attend(x, x, x, loom.causal & loom.lengths([5, 3]))
     for held in (blocks, pickle.loads(pickle.dumps(blocks))):
@@ -154,16 +154,16 @@ def test_words(layer):
     x = inputs()
     learned = nn.Parameter(torch.zeros(H, 7))
     with pytest.raises(TypeError, match="a Holder holds a mask, a score_mod or a BlockMask; got Linear"):
-        loom.Holder(layer.linear)
+        loom.nn.Holder(layer.linear)
     with pytest.raises(TypeError, match="got int"):
-        loom.Holder(3)
+        loom.nn.Holder(3)
     with pytest.raises(
         ValueError, match=r"a tensor of shape \(3, 7\) was computed from it: make this mask or score_mod in for"
     ):
-        loom.Holder(loom.relative_bias(2 * learned))
+        loom.nn.Holder(loom.scores.relative_bias(2 * learned))
     for call in (lambda: loom.attend(x, x, x, layer.mask), lambda: loom.attend(x, x, x, score_mod=layer.bias)):
         with pytest.raises(TypeError, match=r"a Holder is no mask or score_mod: give what holder\(\) returns"):
             call()
     assert repr(layer.mask) == "Holder(causal & lengths(int64[2]) & window(back=2, ahead=0))"
-    with pytest.raises(ValueError, match=r"move them with mask\.to.*maskloom\.Holder"):
+    with pytest.raises(ValueError, match=r"move them with mask\.to.*maskloom\.nn\.Holder"):
         loom.attend(x, x, x, loom.lengths([5, 3]).to("meta"))

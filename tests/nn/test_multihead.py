@@ -26,7 +26,7 @@ def sequences(**how):
 
 
 def masks():
-    pads = loom.pads_from_lengths(LENS, L)
+    pads = loom.batches.pads_from_lengths(LENS, L)
     return {
         "lengths": loom.causal & loom.lengths(LENS),
         "padding": loom.padding(pads) & (loom.window(back=2) | loom.sinks(1)),
@@ -44,7 +44,7 @@ def test_it_is_multi_head_attention(module):
     """Against torch's own layer, with the same weights."""
     x = sequences()
     theirs = torch.nn.MultiheadAttention(D_OUT, HEADS, bias=False, batch_first=True)
-    pads = loom.pads_from_lengths([5, 1, 7], L)
+    pads = loom.batches.pads_from_lengths([5, 1, 7], L)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.eye(D_OUT).repeat(3, 1))  # it is given what is projected already
         theirs.out_proj.weight.copy_(module.out_proj.weight)
@@ -66,7 +66,7 @@ def test_the_result_is_a_named_tuple_of_three(module):
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
 def test_padding_never_leaks(module, name, garbage):
     mask = masks()[name]
-    pads = loom.pads_from_lengths(LENS, L)
+    pads = loom.batches.pads_from_lengths(LENS, L)
     results = []
     for filling in (0.0, garbage):
         module.zero_grad()
@@ -82,7 +82,7 @@ def test_padding_never_leaks(module, name, garbage):
 @pytest.mark.parametrize("name", masks())
 def test_incoming_gradients_of_padding_never_leak(module, name):
     mask = masks()[name]
-    pads = loom.pads_from_lengths(LENS, L)[..., None]
+    pads = loom.batches.pads_from_lengths(LENS, L)[..., None]
     results = []
     for filling in (0.0, float("nan")):
         module.zero_grad()
@@ -119,7 +119,7 @@ def test_under_a_full_graph_compile(module, name):
     expected = module(x, blocks).out
     torch._dynamo.reset()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    x[loom.pads_from_lengths(LENS, L)] = float("nan")
+    x[loom.batches.pads_from_lengths(LENS, L)] = float("nan")
     torch.testing.assert_close(compiled(x, blocks).out, expected)
     compiled(x.requires_grad_(), blocks).out.sum().backward()
     assert x.grad.isfinite().all()
@@ -169,7 +169,7 @@ def test_repr_and_projections(module):
 
 
 OPTIONS = {
-    "score_mod": {"score_mod": loom.alibi(HEADS)},
+    "score_mod": {"score_mod": loom.scores.alibi(HEADS)},
     "scale": {"scale": 0.3},
     "reference": {"backend": "reference"},
     "sinks": {"sinks": torch.tensor([0.5, -1.0])},
@@ -201,10 +201,10 @@ def test_an_offset_is_that_of_the_mask(module, name, offset):
     if "lengths" not in name and not (isinstance(offset, int) and offset == 0):
         mask = loom.causal & loom.lengths(LENS, [3, 2, 7])  # tables end, and lengths do not
     found = module(x, mask, q_offset=offset, h_offset=0)
-    moved = module(x, loom.shifted(mask, q_offset=offset, h_offset=0), q_offset=0)
+    moved = module(x, loom.masks.shifted(mask, q_offset=offset, h_offset=0), q_offset=0)
     torch.testing.assert_close(found.out, moved.out)
     values = module.in_proj(x).view(B, L, 3, HEADS, -1)[:, :, 2].transpose(1, 2)
-    table = loom.shifted(mask, q_offset=offset).dense(L, L, batch=B)
+    table = loom.masks.shifted(mask, q_offset=offset).dense(L, L, batch=B)
     plain = module.in_proj(x).view(B, L, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
     expected, _ = loom.reference(*plain[:2], values, table)
     seen = table.any(-1)[:, 0] & table.any(-2)[:, 0] if name == "key padding" else table.any(-1)[:, 0]
@@ -213,7 +213,7 @@ def test_an_offset_is_that_of_the_mask(module, name, offset):
 
 def test_padding_of_both_sides_never_leaks_under_an_offset(module):
     x, zero = sequences(), torch.tensor(0)
-    pads = loom.pads_from_lengths(LENS, L)
+    pads = loom.batches.pads_from_lengths(LENS, L)
     expected = module(x, loom.lengths(LENS), q_offset=zero).out
     x[pads] = float("nan")
     assert torch.equal(module(x, loom.lengths(LENS), q_offset=zero).out, expected)
@@ -222,7 +222,7 @@ def test_padding_of_both_sides_never_leaks_under_an_offset(module):
 def test_the_tail_of_documents_never_leaks_into_sinks(module):
     sinks, x = torch.zeros(HEADS, requires_grad=True), sequences()
     x[:, 5:] = float("nan")
-    mask = loom.within(loom.documents(offsets=[0, 2, 5], length=L), loom.causal)
+    mask = loom.masks.within(loom.documents(offsets=[0, 2, 5], length=L), loom.causal)
     module(x, mask, sinks=sinks).out.sum().backward()
     assert sinks.grad.isfinite().all()
 
@@ -280,7 +280,7 @@ def test_what_a_table_hides_as_query_and_as_key_is_padding():
     torch.manual_seed(0)
     module, x = loom.MultiheadFlexAttention(6, 10, 2), torch.randn(3, 7, 6)
     strictly_before = torch.ones(7, 7, dtype=torch.bool).tril(-1)  # the last key is seen by none, its query sees
-    torch.testing.assert_close(module(x, strictly_before).out, module(x, loom.band(-7, -1)).out)
+    torch.testing.assert_close(module(x, strictly_before).out, module(x, loom.masks.band(-7, -1)).out)
     real = torch.arange(7) < 5
     padded = strictly_before & real & real[:, None]
     clean = module(x, padded).out

@@ -9,7 +9,8 @@ from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.nn.attention.flex_attention import flex_attention
 
 import maskloom as loom
-from maskloom.masks import captured
+from maskloom.core import captures
+from maskloom.testing import public_names
 from tests.evidence import gather
 from tests.scores.all_scores import ALL, HKV, B, D, E, H, K, Q
 
@@ -50,7 +51,7 @@ def test_it_is_a_value(name):
         assert other == score_mod and hash(other) == hash(score_mod)
     assert all(score_mod != ALL[other]() for other in ALL if other != name)
     assert " object at 0x" not in repr(score_mod) and "\n" not in repr(score_mod)
-    assert all(tensor.is_meta for tensor in captured.tensors(score_mod.to("meta")))
+    assert all(tensor.is_meta for tensor in captures.tensors(score_mod.to("meta")))
     assert score_mod.to("cpu") is score_mod
     with pytest.raises(AttributeError):
         score_mod.name_of_nothing = 1
@@ -67,9 +68,9 @@ def test_reprs_read_like_the_code():
     assert repr(ALL["relative_bias_t5"]()) == "relative_bias(float32[6, 8], buckets=int64[23])"
     assert repr(ALL["compose"]()) == "compose(softcap(2.0), alibi(6), relative_bias(float32[6, 5]))"
     assert repr(ALL["shifted"]()) == "shifted_score(alibi(11), q_offset=4, kv_offset=-2, h_offset=5)"
-    assert repr(loom.compose(loom.alibi(6), plain)) == "compose(alibi(6), plain)"
+    assert repr(loom.scores.compose(loom.scores.alibi(6), plain)) == "compose(alibi(6), plain)"
     for name in ("alibi", "alibi_symmetric", "softcap", "shifted"):
-        assert eval(repr(ALL[name]()), dict(vars(loom))) == ALL[name]()
+        assert eval(repr(ALL[name]()), public_names()) == ALL[name]()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -100,7 +101,9 @@ def test_it_traces_in_flex_attention(name, dynamic):
 
 def test_the_compiled_kernel_itself():
     torch._dynamo.reset()
-    everything = loom.shifted_score(loom.compose(*(ALL[name]() for name in ALL if "shifted" not in name)), q_offset=3)
+    everything = loom.scores.shifted_score(
+        loom.scores.compose(*(ALL[name]() for name in ALL if "shifted" not in name)), q_offset=3
+    )
     check_kernel(torch.compile(flex_attention, fullgraph=True, dynamic=False), everything)
 
 
@@ -114,8 +117,8 @@ def check_kernel(kernel, score_mod):
 
 def test_score_mods_made_inside_a_compiled_region():
     def model(query, key, value, bias):
-        score_mod = loom.compose(loom.alibi(H), loom.softcap(3.0), loom.relative_bias(bias))
-        return loom.attend(query, key, value, loom.causal, score_mod=loom.shifted_score(score_mod, q_offset=2))
+        score_mod = loom.scores.compose(loom.scores.alibi(H), loom.scores.softcap(3.0), loom.scores.relative_bias(bias))
+        return loom.attend(query, key, value, loom.causal, score_mod=loom.scores.shifted_score(score_mod, q_offset=2))
 
     torch._dynamo.reset()
     bias = torch.randn(H, 5, generator=torch.Generator().manual_seed(0))

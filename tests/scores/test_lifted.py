@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import maskloom as loom
-from maskloom.attention import reference
+from maskloom.attention import written_out
 from tests.scores.random_scores import B, Code, H, K, Q, learned, leaves, score_codes
 
 EXAMPLES = 100  # random score mods; `--hypothesis-profile=nightly` runs 2,000
@@ -96,7 +96,7 @@ def test_reads_of_every_kind(name):
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_chunks_have_the_same_gradients(rows, monkeypatch):
-    monkeypatch.setattr(reference, "CHUNK", B * H * K * rows)
+    monkeypatch.setattr(written_out, "CHUNK", B * H * K * rows)
     check(Code("score * t4[b][h][i][j] + line((i - j).double()[None])[h]"))
 
 
@@ -134,7 +134,7 @@ REFUSED = {
 def test_what_all_scores_at_once_cannot_do(name):
     for mod in (
         Code(REFUSED[name]).bound(learned()),
-        loom.compose(loom.alibi(H), Code(REFUSED[name]).bound(learned())),
+        loom.scores.compose(loom.scores.alibi(H), Code(REFUSED[name]).bound(learned())),
     ):
         with pytest.raises(
             TypeError, match=r"is run for all scores at once .* Write torch.where, table\[b, kv_idx\]\. torch says"

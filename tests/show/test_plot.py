@@ -14,8 +14,9 @@ from matplotlib.image import imread
 from torch.nn.attention.flex_attention import BlockMask
 
 import maskloom as loom
-from maskloom.attention.reference import attention_scores, probabilities
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, dense_of, tile_states
+from maskloom.attention.written_out import attention_scores, probabilities
+from maskloom.blocks.dense import dense_of
+from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
 from maskloom.show import figures
 from maskloom.show.attention_map import POSITIONS_SHOWN
 from maskloom.show.plot import plot_attention, plot_tiles, save_figure, visualize_attention_scores
@@ -135,13 +136,13 @@ def test_hidden_cells_are_hatched_in_grey_and_blind_rows_otherwise(tensors):
     query, key = tensors
     figure = plot_attention(query, key, mask(), batch_idx=1)  # 5 real queries, 3 real keys
     assert legend(figure) == ["hidden", "query sees nothing"]
-    seen, hidden, blind = (cell_pixels(figure, *at) for at in ((4, 1), (1, 3), (6, 1)))
+    seen, hidden, fully_masked = (cell_pixels(figure, *at) for at in ((4, 1), (1, 3), (6, 1)))
     assert np.ptp(seen, axis=0).max() == 0  # one colour, of the scale
-    for pattern in (hidden, blind):
+    for pattern in (hidden, fully_masked):
         assert np.ptp(pattern, axis=1).max() <= 2  # grey
         assert np.ptp(pattern[:, 0]) > 20  # with a pattern in it
         assert pattern.mean() > 180
-    assert abs(hidden[:, 0].max() - blind[:, 0].max()) > 10  # and not the same
+    assert abs(hidden[:, 0].max() - fully_masked[:, 0].max()) > 10  # and not the same
     assert legend(plot_attention(query, key)) == []
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
-from maskloom.attention.kept import keep
 from maskloom.attention.merge import check_sinks
-from maskloom.masks import captured
+from maskloom.core import captures
+from maskloom.core.cache import cached_with
+from maskloom.core.checks import position_offset
+from maskloom.core.symbols import is_int, known
+from maskloom.core.torch_state import autocast_to
+from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, as_mask
-from maskloom.masks.checks import position_offset
 from maskloom.masks.declared import LongestRow, longest_row
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.modes import autocast_to
-from maskloom.masks.reading import read
-from maskloom.masks.symbols import is_int, known
-from maskloom.masks.words import brief
+from maskloom.program.mask_program import dependence_on
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ def _check_each(named: dict[str, Tensor]) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a tensor (batch, heads, length, head dim); got {type(tensor).__name__}")
-        if hasattr(tensor, "device_mesh") and captured.is_dtensor(tensor):
+        if hasattr(tensor, "device_mesh") and captures.is_dtensor(tensor):
             raise TypeError(
                 f"{name} is a DTensor; give the part of this device, {name}.to_local(): rows of the batch, or heads with h_offset= "
                 "the first of them"
@@ -106,7 +106,7 @@ def check_options(
         if not isinstance(name, str) or not isinstance(option, (int, float, str)):
             raise TypeError(f"kernel_options are numbers, bools and words by name; got {brief(name)}: {brief(option)}")
     if sinks is not None:
-        if captured.is_dtensor(sinks):
+        if captures.is_dtensor(sinks):
             raise TypeError("sinks is a DTensor; give the sinks of the heads on this device, sinks.to_local()")
         check_sinks(sinks, query.shape[1])
         if sinks.device != query.device:
@@ -136,7 +136,7 @@ def row_beyond(mask: BlockMask | MaskMod | None, q_len: int, kv_len: int) -> Lon
         return None
     if isinstance(q_len, torch.SymInt) or q_len != kv_len:
         return None
-    longest = keep(mask, ("longest row",), lambda: longest_row(mask))
+    longest = cached_with(mask, ("longest row",), lambda: longest_row(mask))
     return None if longest is None or longest.length <= q_len else longest
 
 
@@ -168,7 +168,7 @@ def check_offsets_fit(
     """
     if not any(map(is_int, (q_offset, h_offset))):
         return
-    reading = read(mask, device)
+    reading = dependence_on(mask, device)
     if is_int(q_offset):
         if known(q_offset < 0) and reading.sizes["q_idx"] and _reads_as_it_likes(mask):  # it would be read from its end
             raise ValueError(f"the mask reads a table of positions, from 0 on; q_offset is {q_offset}")
@@ -182,7 +182,7 @@ def check_offsets_fit(
 
 def _reads_as_it_likes(mask: MaskMod) -> bool:
     """Whether a function reads tables in it, which does not look out for negative positions."""
-    return not isinstance(mask, Mask) or (not torch.compiler.is_dynamo_compiling() and captured.holds_code(mask))
+    return not isinstance(mask, Mask) or (not torch.compiler.is_dynamo_compiling() and captures.holds_code(mask))
 
 
 def check_mask_fits(
@@ -197,11 +197,11 @@ def check_mask_fits(
         return
     if not isinstance(mask, BlockMask):
         as_mask(mask)  # raises if it is none
-        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(mask)
+        held = None if torch.compiler.is_dynamo_compiling() else captures.device_of(mask)
         if held not in (None, device):
             raise ValueError(
                 f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to, or let them move with "
-                "a module that has the mask in a maskloom.Holder"
+                "a module that has the mask in a maskloom.nn.Holder"
             )
         return
     if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
@@ -227,9 +227,9 @@ def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.d
     checked_score_mod(score_mod)
     if isinstance(score_mod, ScoreValue):
         score_mod.check_heads(heads)
-        held = None if torch.compiler.is_dynamo_compiling() else captured.device_of(score_mod, "score_mod")
+        held = None if torch.compiler.is_dynamo_compiling() else captures.device_of(score_mod, "score_mod")
         if held not in (None, device):
             raise ValueError(
                 f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to, or let "
-                "them move with a module that has the score_mod in a maskloom.Holder"
+                "them move with a module that has the score_mod in a maskloom.nn.Holder"
             )

@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from maskloom.blocks.tables import dense_of
-from maskloom.masks.dense import MaskMod, dense
-from maskloom.masks.modes import is_transformed
+from maskloom.core.torch_state import is_transformed
 
 RowsAttention = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]]
 """``(query rows, key, value, position of the first) -> tensors``, each with those queries as its dimension 2."""
@@ -47,29 +44,6 @@ def in_chunks(
     chunks = zip(query.split(rows, dim=2), range(0, q_len, rows), strict=True)
     parts = [attention(chunk, key, value, first) for chunk, first in chunks]
     return tuple(torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-
-
-def rows_of(
-    mask: BlockMask | MaskMod | Tensor,
-    first: int,
-    count: int,
-    *,
-    batch: int,
-    heads: int,
-    kv_len: int,
-    device: torch.device,
-) -> Tensor:
-    """The mask of ``count`` queries from position ``first`` on: bool, broadcastable to (B, H, count, K).
-
-    Args:
-        mask: a BlockMask or a function, or a bool table for all queries that broadcasts to (B, H, Q, K).
-    """
-    queries = slice(first, first + count)
-    if isinstance(mask, Tensor):
-        return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., queries, :]
-    if isinstance(mask, BlockMask):
-        return dense_of(mask, batch, heads, queries=queries)
-    return dense(mask, count, kv_len, batch=batch, heads=heads, device=device, q_offset=first)
 
 
 def _recomputed(attention: RowsAttention, reads: Sequence[Tensor]) -> RowsAttention:

@@ -13,8 +13,8 @@ from torch._C._functorch import TransformType, get_interpreter_stack, is_functor
 from torch.autograd import forward_ad
 
 from maskloom.attention.request import Request
-from maskloom.masks import captured
-from maskloom.masks.modes import is_transformed
+from maskloom.core import captures
+from maskloom.core.torch_state import is_transformed
 
 _FORWARD = "it has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, forward_ad); backend 'reference' has it"
 _SECOND = "it has no second derivative (a transform of torch.func inside another); backend 'reference' has it"
@@ -24,7 +24,7 @@ def beyond_backward(request: Request) -> str | None:
     """Why a kernel, which has a first backward alone, cannot do this; None where it can, and where that is not known."""
     if torch.compiler.is_dynamo_compiling() or not is_transformed():
         return None
-    tensors = [request.query, request.key, request.value, *captured.tensors(request.score_mod)]
+    tensors = [request.query, request.key, request.value, *captures.tensors(request.score_mod)]
     wrapped = any(map(is_functorch_wrapped_tensor, tensors))
     levels = [level.key() for level in get_interpreter_stack() or ()] if wrapped else []
     if TransformType.Jvp in levels or any(map(_is_dual, tensors)):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.reference import attention_in_chunks
 from maskloom.attention.request import Attended, Request
-from maskloom.masks import captured
+from maskloom.attention.written_out import attention_in_chunks
+from maskloom.core import captures
 from maskloom.masks.dense import table_sizes
 from maskloom.scores.base import ScoreMod
 
@@ -37,4 +37,4 @@ def _check_rows(request: Request) -> None:
 def _learned(score_mod: ScoreMod | None) -> list[Tensor]:
     if score_mod is None or torch.compiler.is_dynamo_compiling():
         return []
-    return [tensor for tensor in captured.tensors(score_mod) if tensor.requires_grad]
+    return [tensor for tensor in captures.tensors(score_mod) if tensor.requires_grad]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.masks import captured
-from maskloom.masks.dense import MaskMod
+from maskloom.core import captures
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 
 
@@ -17,6 +17,7 @@ class Request(NamedTuple):
     Attributes:
         query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
         mask: with ``q_offset`` and ``h_offset`` in it, as score_mod has them.
+        q_offset: the position of the first query, where it was given as an int; 0 otherwise.
         wants_lse: whether the log-sum-exp of each query is returned, or needed for sink logits.
         deterministic: whether gradients must be the same, bit for bit, at every run.
     """
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     wants_lse: bool = False
     deterministic: bool = False
     kernel_options: dict[str, Any] | None = None
+    q_offset: int = 0
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -65,7 +67,7 @@ class Request(NamedTuple):
             return False
         if torch.compiler.is_dynamo_compiling():
             return True
-        return any(tensor.requires_grad for tensor in captured.tensors(self.score_mod))
+        return any(tensor.requires_grad for tensor in captures.tensors(self.score_mod))
 
 
 class Attended(NamedTuple):

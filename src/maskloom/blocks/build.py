@@ -1,6 +1,6 @@
 """From a mask to torch's BlockMask: which tiles attention must visit.
 
-The mask is run once on scalars (`masks.record`), its program on intervals (`analyse`), and elements are looked at only
+The mask is run once on scalars (`program.record`), its program on intervals (`analyse`), and elements are looked at only
 where intervals cannot tell (`classify`). Nothing is compiled, and nothing of size Q×KV is made.
 """
 
@@ -12,19 +12,21 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.classify import classify
-from maskloom.blocks.ordered import to_block_mask
-from maskloom.blocks.source import checked_sizes, read_source, refuse_mapped
+from maskloom.blocks.classify import classify, is_constant
+from maskloom.blocks.grid import checked_sizes, device_for, grid_of
+from maskloom.blocks.index_tables import to_block_mask
+from maskloom.core.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
+from maskloom.core.pickling import check_can_be_sent
+from maskloom.core.symbols import is_dynamic
+from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask
-from maskloom.masks.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
-from maskloom.masks.dense import MaskMod, table_sizes
+from maskloom.masks.dense import table_sizes
 from maskloom.masks.in_place import Sizes, mask_of_table
-from maskloom.masks.moved import shifted
-from maskloom.masks.reading import Reading
-from maskloom.masks.sending import check_can_be_sent
+from maskloom.masks.patterns.shift import shifted
 from maskloom.masks.simplify import simplify
-from maskloom.masks.symbols import is_dynamic
-from maskloom.masks.words import brief
+from maskloom.program.dependence import Dependence
+from maskloom.program.mask_program import program_of, refuse_mapped
+from maskloom.program.program import MaskMod
 
 Side = Literal["q_idx", "kv_idx"]
 
@@ -90,9 +92,9 @@ def block_mask(
             kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
         )
     check_can_be_sent(kept)
-    source = read_source(mask, device)
-    grid = source.grid(q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
-    return to_block_mask(classify(source, grid, exact=exact), kept, grid)
+    source = program_of(mask, device_for(mask, device))
+    grid = grid_of(source, q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
+    return to_block_mask(classify(source, grid, exact=exact), kept, grid, lasts=is_constant(source, grid))
 
 
 def create_block_mask(
@@ -145,10 +147,16 @@ def create_block_mask(
         return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
     refuse_mapped(mask_mod)
     check_can_be_sent(mask_mod)
-    source = read_source(mask_mod, device)
-    _refuse_shared_tables(source.reading, B, H)
-    grid = source.grid(Q_LEN, KV_LEN, B, H, sizes)
-    built = to_block_mask(classify(source, grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
+    source = program_of(mask_mod, device_for(mask_mod, device))
+    _refuse_shared_tables(source.dependence, B, H)
+    grid = grid_of(source, Q_LEN, KV_LEN, B, H, sizes)
+    built = to_block_mask(
+        classify(source, grid),
+        mask_mod,
+        grid,
+        separate_full_blocks=separate_full_blocks,
+        lasts=is_constant(source, grid),
+    )
     if compute_dq_write_order:
         add_write_order(built, dq_kv_order)
     return built
@@ -175,7 +183,7 @@ def _traced(
     return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, sizes, **options)
 
 
-def _refuse_shared_tables(reading: Reading, batch: int | None, heads: int | None) -> None:
+def _refuse_shared_tables(reading: Dependence, batch: int | None, heads: int | None) -> None:
     for letter, index, given, item in (("B", "b", batch, "batch row"), ("H", "h", heads, "head")):
         if given is None and index in reading.marks:
             sizes = sorted(reading.sizes[index])
@@ -197,8 +205,8 @@ def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
 
 def _check_ends(mask: MaskMod, device: torch.device | str | None, sides: dict[Side, tuple[int, int | Tensor]]) -> None:
     """Raise a ValueError if positions lie behind the tables that a mask reads, as far as that is known without waiting."""
-    reading = read_source(mask, device).reading
+    dependence = program_of(mask, device_for(mask, device)).dependence
     for index, (length, offset) in sides.items():
         end = end_of(length, offset)
         if end is not None:
-            reading.check_length(index, end)
+            dependence.check_length(index, end)

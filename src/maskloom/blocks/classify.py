@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from maskloom.blocks.analyse import Grid, analyse
-from maskloom.blocks.evaluate import Elements, evaluate, run, size_of, widest
-from maskloom.blocks.interval import LEAD, Interval
-from maskloom.blocks.plan import Tensors
-from maskloom.blocks.planned import planned
-from maskloom.blocks.source import Source
-from maskloom.masks.checks import is_zero
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.modes import is_lasting, without_autocast
-from maskloom.masks.program import INDICES, Index, Program
+from maskloom.blocks.grid import Grid
+from maskloom.blocks.intervals.analysis import analyse
+from maskloom.blocks.intervals.interval import LEAD, Interval
+from maskloom.blocks.replay.cached import replay
+from maskloom.blocks.replay.plan import Tensors
+from maskloom.core.checks import is_zero
+from maskloom.core.torch_state import can_cache, without_autocast
+from maskloom.program.elements import Elements, evaluate, run_at, size_of, widest
+from maskloom.program.mask_program import MaskProgram
+from maskloom.program.program import INDICES, Index, MaskMod, Program
 
 CHUNK = 1 << 22
 """Elements that are evaluated at once, at most (one tile at least): 4 Mi, so 32 MiB for each int64 value."""
@@ -53,7 +53,7 @@ class Decided:
     total: int = 0
     left_open: int = 0  # by intervals
     evaluation: int = 0
-    without_rule: tuple[str, ...] = field(default=())
+    unsupported_ops: tuple[str, ...] = field(default=())
 
     @property
     def intervals(self) -> int:
@@ -65,7 +65,7 @@ class Decided:
 
 
 @torch.no_grad()
-def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
+def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
     Nobody may write into it: it may be kept for the next call.
@@ -82,15 +82,21 @@ def classify(source: Source, grid: Grid, *, exact: bool = True, count: Decided |
     if key is None:
         return _classified(source, grid, exact, count, lambda compute: compute())
     if not inputs:
-        return planned(key, inputs, lambda: (_classified(source, grid, exact, count, lambda compute: compute()),))[0]
-    again = functools.partial(planned, key, inputs, constants=source.bare.constants, may_wait=exact)
+        return replay(key, inputs, lambda: (_classified(source, grid, exact, count, lambda compute: compute()),))[0]
+    again = functools.partial(replay, key, inputs, constants=source.bare.constants, may_wait=exact)
     return _classified(source, grid, exact, count, again)
 
 
-def _key(source: Source, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
+def is_constant(source: MaskProgram, grid: Grid) -> bool:
+    """Whether states follow from numbers alone, and `classify` gives one tensor for all masks of a structure."""
+    offsets = isinstance(grid.q_offset, Tensor) or isinstance(grid.kv_offset, Tensor)
+    return source.key is not None and not source.held and not offsets
+
+
+def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
     """All that the operations follow from; None where they are not to be written down."""
     batch, heads, rows, columns = grid.shape
-    if source.key is None or batch * heads * rows * columns > _MOST_PLANNED or not is_lasting():
+    if source.key is None or batch * heads * rows * columns > _MOST_PLANNED or not can_cache():
         return None
     if source.device.type not in ("cpu", "cuda") or torch.is_inference_mode_enabled():
         return None
@@ -106,7 +112,7 @@ def _key(source: Source, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hasha
 
 
 def _classified(
-    source: Source,
+    source: MaskProgram,
     grid: Grid,
     exact: bool,
     count: Decided | None,
@@ -125,17 +131,17 @@ def _classified(
 
     def band_at_first_sight(band: Grid) -> Tensors:
         analysis = analyse(source.program, band, source.device)
-        must, may = _over_tiles(analysis.answer, source.reading.marks, band)
+        must, may = _over_tiles(analysis.answer, source.dependence.marks, band)
         states = (may.view(torch.int8) + _uncut(must, band)).contiguous()
         is_open = may > must
         if count is not None:
-            count.without_rule = analysis.without_rule
+            count.unsupported_ops = analysis.unsupported_ops
             count.total += states.numel()
             count.left_open += int(is_open.sum())
         if not exact:
             return (states,)
         # one band may be exact and another not: less is known of a table that is read before its first position
-        return states, is_open if analysis.answer.exact else _not_witnessed(
+        return states, is_open if analysis.answer.is_singleton else _not_witnessed(
             is_open, source.program, analysis.indices, band
         )
 
@@ -169,7 +175,7 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     b, h, queries, keys = indices
     q_ends, kv_ends = (torch.stack((index.lo, index.hi), -1) for index in (queries, keys))
     corners = [b.lo[..., None, None], h.lo[..., None, None], q_ends[..., None], kv_ends[..., None, :]]
-    answers = run(program, corners, LEAD + 2)
+    answers = run_at(program, corners, LEAD + 2)
     if answers is None:
         return is_open
     every, some = torch.aminmax(answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2), dim=-1)
@@ -185,7 +191,7 @@ def _uncut(tiles: Tensor, grid: Grid) -> Tensor:
     return tiles & (queries < whole_q)[:, None] & (keys < whole_kv)
 
 
-def _decide(states: Tensor, tiles: Tensor, source: Source, grid: Grid) -> tuple[Tensor, int]:
+def _decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tuple[Tensor, int]:
     """The states with the true ones of the open tiles, rows of (b, h, query tile, key tile).
 
     Returns:

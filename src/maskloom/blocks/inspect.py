@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.analyse import Grid
-from maskloom.blocks.blind import blind_queries
 from maskloom.blocks.classify import Decided, classify
-from maskloom.blocks.source import checked_sizes, read_source
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, checked_block_mask, tile_states
-from maskloom.masks.checks import count
-from maskloom.masks.dense import MaskMod
+from maskloom.blocks.fully_masked import fully_masked_queries
+from maskloom.blocks.grid import Grid, checked_sizes, device_for, grid_of
+from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.core.block_masks import checked_block_mask
+from maskloom.core.checks import count
 from maskloom.masks.in_place import Sizes, mask_of_table
+from maskloom.program.mask_program import program_of
+from maskloom.program.program import MaskMod
 
 
 def density(block_mask: BlockMask) -> float:
@@ -37,8 +38,8 @@ def tiles_per_row(block_mask: BlockMask) -> Tensor:
     return (tile_states(checked_block_mask(block_mask)) != SKIPPED).sum(-1)
 
 
-def blind_rows(block_mask: BlockMask) -> Tensor:
-    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles). `blind_queries` are exact."""
+def fully_masked_rows(block_mask: BlockMask) -> Tensor:
+    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles). `fully_masked_queries` are exact."""
     return tiles_per_row(block_mask) == 0
 
 
@@ -85,8 +86,8 @@ class Summary:
     density: float
     fewest: int
     most: int
-    blind: int
-    blind_queries: int
+    fully_masked: int
+    fully_masked_queries: int
 
     def __str__(self) -> str:
         batch, heads, q_len, kv_len = self.shape
@@ -97,7 +98,7 @@ class Summary:
                 f"  {tiles} tiles: {self.full} full, {self.partial} partial, {self.skipped} skipped",
                 f"  {self.density:.1f} % of the pairs are visited",
                 f"  {self.fewest} to {self.most} tiles for a query tile",
-                f"  {self.blind} query tiles see nothing, {self.blind_queries} queries in all",
+                f"  {self.fully_masked} query tiles see nothing, {self.fully_masked_queries} queries in all",
             ]
         )
 
@@ -116,13 +117,13 @@ def summary(block_mask: BlockMask) -> Summary:
         density=density(block_mask),
         fewest=int(rows.min()) if rows.numel() else 0,
         most=int(rows.max()) if rows.numel() else 0,
-        blind=int((rows == 0).sum()),
-        blind_queries=int(blind_queries(block_mask).sum()),
+        fully_masked=int((rows == 0).sum()),
+        fully_masked_queries=int(fully_masked_queries(block_mask).sum()),
     )
 
 
 @dataclass(frozen=True)
-class Explanation:
+class TileExplanation:
     """How the tiles of a mask are decided; ``print`` it.
 
     Attributes:
@@ -141,8 +142,8 @@ class Explanation:
         lines = [f"{self.decided.total} tiles of {self.grid.q_block} × {self.grid.kv_block}, decided by"]
         for way in ("intervals", "witnesses", "evaluation"):
             lines.append(f"  {way:<11}{getattr(self.decided, way):>9}{self.share(way):7.1f} %")
-        if self.decided.without_rule:
-            lines.append(f"  no interval rule for: {', '.join(self.decided.without_rule)}")
+        if self.decided.unsupported_ops:
+            lines.append(f"  no interval rule for: {', '.join(self.decided.unsupported_ops)}")
         return "\n".join(lines)
 
 
@@ -155,7 +156,7 @@ def explain_block_mask(
     heads: int | None = None,
     device: torch.device | str | None = None,
     block_size: int | tuple[int, int] = 128,
-) -> Explanation:
+) -> TileExplanation:
     """How `block_mask` decides the tiles of a mask, and which of its operations intervals cannot follow.
 
     Takes and raises what `block_mask` does.
@@ -163,11 +164,11 @@ def explain_block_mask(
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
-    source = read_source(mask, device)
-    grid = source.grid(q_len, kv_len, batch, heads, sizes)
+    source = program_of(mask, device_for(mask, device))
+    grid = grid_of(source, q_len, kv_len, batch, heads, sizes)
     decided = Decided()
     classify(source, grid, count=decided)
-    return Explanation(grid, decided)
+    return TileExplanation(grid, decided)
 
 
 def _tile_sizes(block_mask: BlockMask) -> tuple[Tensor, Tensor]:

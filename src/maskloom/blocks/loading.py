@@ -5,17 +5,17 @@ from typing import Any
 
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from maskloom.masks.values import Value
+from maskloom.core.values import FrozenValue
 
 
 def safe_globals() -> list[Any]:
     """The classes of all masks and score mods of maskloom, and torch's BlockMask, for ``torch.load(weights_only=True)``.
 
-    ``torch.serialization.add_safe_globals(maskloom.safe_globals())`` lets torch read them from files from then on, or
-    ``with torch.serialization.safe_globals(maskloom.safe_globals()):`` for a while. They hold tensors and numbers, and loading
+    ``torch.serialization.add_safe_globals(maskloom.blocks.safe_globals())`` lets torch read them from files from then on, or
+    ``with torch.serialization.safe_globals(maskloom.blocks.safe_globals()):`` for a while. They hold tensors and numbers, and loading
     one runs nothing. A class of your own, or a function in a mask, is not among them: add it beside them, if you trust it.
     """
-    return [*_of_maskloom(Value), BlockMask, noop_mask]
+    return [*_of_maskloom(FrozenValue), BlockMask, noop_mask]
 
 
 def _of_maskloom(kind: type) -> Iterator[type]:

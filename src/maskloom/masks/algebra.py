@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from maskloom.masks.answers import ask
-from maskloom.masks.checks import required_arguments
-from maskloom.masks.dense import MaskMod, dense
+from maskloom.core.checks import required_arguments
+from maskloom.core.torch_state import NOT_LIFTED
+from maskloom.core.values import FrozenValue, value
+from maskloom.core.values import shown as shown  # beside mask_value, for those who write a repr
+from maskloom.core.words import brief, brief_name, is_array
+from maskloom.masks.dense import dense
 from maskloom.masks.dense_tables import not_a_mask
-from maskloom.masks.modes import NOT_LIFTED
 from maskloom.masks.signed import Signed, read_from_zero
-from maskloom.masks.values import Value, value
-from maskloom.masks.values import shown as shown  # beside mask_value, for those who write a repr
-from maskloom.masks.words import brief, brief_name, is_array
+from maskloom.program.answers import ask
+from maskloom.program.program import MaskMod
 
 C = TypeVar("C", bound=type)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
-def mask_value(cls: C) -> C:
+def mask_dataclass(cls: C) -> C:
     """Make a subclass of Mask a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
     return value(cls)
 
@@ -53,7 +54,7 @@ class _CallSignature:
         return self.signature
 
 
-class Mask(Value, ABC):
+class Mask(FrozenValue, ABC):
     """Which query may attend to which key: a value that can be called, combined, compared, printed, moved and pickled.
 
     Laws, enforced by `maskloom.testing.check_mask` (``dense`` is the truth that they are stated in):
@@ -84,6 +85,10 @@ class Mask(Value, ABC):
         return ask(self, b, h, q_idx, kv_idx)
 
     # -- algebra ---------------------------------------------------------------------------------------------------
+
+    def beside_causal(self) -> "Mask":
+        """An equal mask that is cheaper where it stands beside `causal`, joined by ``&``; see `maskloom.masks.simplify`."""
+        return self
 
     def __and__(self, other: MaskMod) -> "Mask":
         return and_masks(self, other) if _is_operand(other) else NotImplemented
@@ -157,7 +162,7 @@ def joined_parts(mask: Mask) -> tuple[Mask, ...]:
     return mask.parts if isinstance(mask, _Joined) else ()
 
 
-@mask_value
+@mask_dataclass
 class And(_Joined):
     """Visible where every part says so."""
 
@@ -171,7 +176,7 @@ class And(_Joined):
         return functools.reduce(operator.and_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
-@mask_value
+@mask_dataclass
 class Xor(_Joined):
     """Visible where an odd number of parts says so."""
 
@@ -185,7 +190,7 @@ class Xor(_Joined):
         return functools.reduce(operator.xor, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
-@mask_value
+@mask_dataclass
 class Or(_Joined):
     """Visible where at least one part says so."""
 
@@ -199,7 +204,7 @@ class Or(_Joined):
         return functools.reduce(operator.or_, [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
 
-@mask_value
+@mask_dataclass
 class Not(Mask):
     """Visible where the part is not."""
 
@@ -215,7 +220,7 @@ class Not(Mask):
         return f"~{_in_brackets(self.part, 4)}"
 
 
-@mask_value
+@mask_dataclass
 class Everything(Mask):
     """Every query may attend to every key."""
 
@@ -226,7 +231,7 @@ class Everything(Mask):
         return "everything"
 
 
-@mask_value
+@mask_dataclass
 class Nothing(Mask):
     """No query may attend to any key."""
 
@@ -237,7 +242,7 @@ class Nothing(Mask):
         return "nothing"
 
 
-@mask_value
+@mask_dataclass
 class FromFunction(Mask):
     """A plain mask_mod as a Mask; made by `as_mask`. It pickles if the function does (a closure does not)."""
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from maskloom.core.checks import readable
 from maskloom.masks.algebra import Mask, Not, as_mask, is_torch_and, joined_parts
-from maskloom.masks.arranged import PerHead, RepeatedHeads, Transposed
-from maskloom.masks.checks import readable
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.padding import PaddingMask
+from maskloom.masks.padded import PaddingMask
+from maskloom.masks.patterns.transforms import PerHead, RepeatedHeads, Transposed
+from maskloom.program.program import MaskMod
 
 
 class LongestRow(NamedTuple):

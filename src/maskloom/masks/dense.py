@@ -3,26 +3,21 @@
 Everything else that maskloom makes from a mask is tested against this.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
-from maskloom.masks import captured
-from maskloom.masks.answers import ask
-from maskloom.masks.checks import as_int, end_of, position_offset
-from maskloom.masks.forks import load_vmap
-from maskloom.masks.indexing import IndexByTensors
-from maskloom.masks.modes import NOT_LIFTED, is_in_operator
-from maskloom.masks.reading import read
+from maskloom.core import captures
+from maskloom.core.checks import as_int, checked_length, end_of, position_offset
+from maskloom.core.forks import load_vmap
+from maskloom.core.symbols import is_int, known
+from maskloom.core.torch_state import NOT_LIFTED, is_in_operator, is_tracing
+from maskloom.core.values import FrozenValue, holds_function
 from maskloom.masks.signed import Signed
-from maskloom.masks.symbols import is_int, known
-from maskloom.masks.values import Value, holds_function
-from maskloom.masks.words import brief
-
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(b, h, q_idx, kv_idx) -> bool``: torch's mask_mod signature. Every `Mask` is one."""
+from maskloom.program.answers import ask
+from maskloom.program.getitem import IndexByTensors
+from maskloom.program.mask_program import dependence_on, program_of, table_of
+from maskloom.program.program import MaskMod
 
 
 def dense(
@@ -62,7 +57,7 @@ def dense(
             f"q_offset is one position for all batch rows; got shape {tuple(q_offset.shape)}: "
             f"for one in each row, build from shifted(mask, q_offset=...)"
         )
-    device = torch.device(device) if device is not None else captured.device_of(mask_mod) or torch.device("cpu")
+    device = torch.device(device) if device is not None else captures.device_of(mask_mod) or torch.device("cpu")
     batch, heads = table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
     signed = getattr(mask_mod, "signed", None) if isinstance(q_offset, Tensor) else None
@@ -75,7 +70,7 @@ def dense(
     if known(batch == 0):
         return torch.zeros(batch, heads, q_len, kv_len, dtype=torch.bool, device=device)
     if torch.compiler.is_compiling():
-        broadcasts = not holds_function(mask_mod) or (isinstance(mask_mod, Value) and is_in_operator())
+        broadcasts = not holds_function(mask_mod) or (isinstance(mask_mod, FrozenValue) and is_in_operator())
         return _traced(from_offset, (batch, heads, q_len, kv_len), device, broadcasts=broadcasts)
     load_vmap()
     return create_mask(from_offset, batch, heads, q_len, kv_len, device=device)
@@ -120,7 +115,7 @@ def table_sizes(
         raise ValueError(
             "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
         )
-    reading = read(mask_mod, device)
+    reading = dependence_on(mask_mod, device)
     end = end_of(q_len, q_offset)
     if end is not None:
         reading.check_length("q_idx", end)
@@ -138,12 +133,22 @@ def needed_sizes(
     table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
     if torch.compiler.is_compiling():
         return batch, heads
-    marks = read(mask_mod, device).marks
+    marks = dependence_on(mask_mod, device).marks
     return (batch if "b" in marks else 1), (heads if "h" in marks else 1)
 
 
-def checked_length(name: str, length: int) -> int:
-    """``length`` itself, or a ValueError that names it."""
-    if not is_int(length) or known(length < 1):
-        raise ValueError(f"{name} is a number of positions, at least 1; got {brief(length)}")
-    return length
+def table(
+    mask_mod: MaskMod,
+    q_len: int,
+    kv_len: int,
+    *,
+    batch: int,
+    heads: int,
+    device: torch.device,
+    q_offset: int | Tensor = 0,
+) -> Tensor:
+    """What `dense` gives, made from the mask's program where nothing traces: without running the mask again."""
+    if is_tracing() or isinstance(q_offset, Tensor) or batch == 0:  # a tensor may be negative, and is not looked at
+        return dense(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
+    table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
+    return table_of(program_of(mask_mod, device), (batch, heads, q_len, kv_len), q_offset)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.masks.checks import INTEGERS, copied
-from maskloom.masks.modes import is_lasting
-from maskloom.masks.words import what_it_is
+from maskloom.core.checks import INTEGERS, copied
+from maskloom.core.torch_state import can_cache
+from maskloom.core.words import what_it_is
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -81,7 +81,7 @@ def _check_all_known(name: str, table: Tensor, known: Tensor) -> None:
     )
     if table.is_meta:
         return
-    if not is_lasting():
+    if not can_cache():
         torch._assert_async(known.all(), words)
     elif not bool(known.all()):
         raise TypeError(f"{words}; got {table[~known][0].item():g}")

@@ -2,10 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from maskloom.core.cache import keep_beside
+from maskloom.core.torch_state import can_cache
+from maskloom.masks.algebra import Mask
 from maskloom.masks.dense_tables import check_kind, what_may
-from maskloom.masks.given import FromDense
+from maskloom.masks.patterns.from_tables import FromDense
 
 _NAME = "the mask"
 
@@ -79,3 +83,20 @@ def _hint(shape: tuple[int, ...], sizes: Sizes) -> str:
     if shape[-2] >= q_len and shape[-1] >= kv_len and shape[-2:] != (q_len, kv_len):
         return f". Of a larger table give the rows and columns that are meant: table[..., :{q_len}, :{kv_len}], say"
     return ""
+
+
+def as_mask_of(table: Tensor, sizes: Sizes) -> Mask:
+    """The mask of a tensor that is given in place of one. It is kept with the tensor, and what is built from it with the mask.
+
+    A view, ``table[..., :kv_len]`` in each layer, finds what the same view of its tensor got before.
+
+    Raises:
+        TypeError, ValueError: a tensor that is no mask, or one for other sizes.
+    """
+    if torch.compiler.is_dynamo_compiling() or not can_cache():
+        return mask_of_table(table, sizes)
+    check_kind("the mask", table, additive=True)
+    owner = table if table._base is None else table._base
+    place = table.dtype, table.storage_offset(), table.shape, table.stride(), sizes
+    # detached: what is kept with a tensor must not hold it
+    return keep_beside(owner, place, lambda: mask_of_table(table.detach(), sizes))

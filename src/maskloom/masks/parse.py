@@ -12,50 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from maskloom.core.words import brief
 from maskloom.errors import ParseError
-from maskloom.masks import (
-    arranged,
-    blockwise,
-    conversations,
-    cross_documents,
-    diffusion,
-    generation,
-    given,
-    graphs,
-    grid,
-    grid_windows,
-    layout,
-    media,
-    moved,
-    padding,
-    position,
-    relative,
-    segments,
-    video,
-    within,
-)
+from maskloom.masks import patterns
 from maskloom.masks.algebra import Mask, everything, nothing
 from maskloom.masks.synonyms import suggestion
-from maskloom.masks.words import brief
-
-_MAKERS = (
-    relative.window, relative.window_counting_itself, relative.window_reaching_back, relative.window_both_ways,
-    relative.band, relative.dilated, blockwise.strided, blockwise.fixed, blockwise.chunked, relative.causal_lower_right,
-    position.prefix, position.sinks, position.key_range, position.query_range, position.global_tokens,
-    position.random_blocks, padding.lengths, segments.documents, cross_documents.documents_lower_right, within.within, within.per_document,
-    segments.document_prefix,
-    conversations.shared_prefix, conversations.turns, moved.shifted, arranged.per_head, arranged.per_batch, arranged.transposed,
-    arranged.repeat_heads, grid_windows.neighbourhood, grid_windows.grid_window, grid.axial, grid.shifted_windows, layout.tiled,
-    layout.morton, layout.grid_tiles, video.spatial, video.temporal, diffusion.block_diffusion, generation.tree,
-    generation.beams, media.mixed_modal, media.flamingo, given.top_k_blocks, graphs.from_edges,
-)  # fmt: skip
 
 VOCABULARY: dict[str, Mask | Callable[..., Any]] = {
-    "causal": relative.causal,
-    "anticausal": relative.anticausal,
+    **{name: getattr(patterns, name) for name in patterns.__all__ if name not in patterns.OF_TENSORS},
     "everything": everything,
     "nothing": nothing,
-    **{make.__name__: make for make in _MAKERS},
 }
 """What a name means: a mask, or a function that makes one."""
 

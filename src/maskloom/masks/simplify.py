@@ -18,66 +18,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import is_
 
-import torch
-from torch import Tensor
-
-from maskloom.masks.algebra import And, Mask, Not, Or, Tabled, Xor, and_masks, mask_value, or_masks, shown, xor_masks
-from maskloom.masks.moved import Shifted
-from maskloom.masks.padding import Lengths, PaddingMask, Position, outside, pads_at
-from maskloom.masks.relative import Causal, Window
-from maskloom.masks.segments import PackedDocuments
-from maskloom.masks.signed import Signed, without_negative
-
-
-@mask_value
-class RealQueries(PaddingMask):
-    """What ``lengths(lens)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
-
-    Keys behind the length are hidden from every query that sees anything, so that padding stays known.
-    """
-
-    lens: Tensor
-    told = "q_idx < lens[b]"
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return q_idx < self.lens[b]
-
-    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-        return without_negative(self(b, h, q_idx, kv_idx), q_idx, kv_idx, signed)
-
-    def __repr__(self) -> str:
-        return f"lengths({shown(self.lens)})"
-
-    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return outside(self.lens, first, kv_len)
-
-    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return self.hidden_keys(q_len, first)
-
-
-@mask_value
-class FromStart(Tabled, PaddingMask):
-    """What ``documents(offsets=...)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
-
-    ``start`` holds for each query the first position of its document; behind the documents, one past the end.
-    """
-
-    offsets: Tensor
-    start: Tensor
-    told = "kv_idx >= start[q_idx]"
-
-    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        _ = self.start[kv_idx]  # said, not asked: there are no more keys than positions, as in the ids
-        return kv_idx >= self.start[q_idx]
-
-    def __repr__(self) -> str:
-        return f"documents(offsets={shown(self.offsets)})"
-
-    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
-        return pads_at(self.start[None] == len(self.start), first, kv_len)
-
-    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
-        return self.hidden_keys(q_len, first)
+from maskloom.masks.algebra import (
+    And,
+    Mask,
+    Not,
+    Or,
+    Xor,
+    and_masks,
+    or_masks,
+    xor_masks,
+)
+from maskloom.masks.patterns.relative import Causal, Window
+from maskloom.masks.patterns.shift import Shifted
 
 
 def simplify(mask: Mask) -> Mask:
@@ -104,14 +56,13 @@ def simplify(mask: Mask) -> Mask:
     return mask
 
 
-def told(mask: Mask) -> str:
+def describe(mask: Mask) -> str:
     """A mask as a reader wants to see it: what `simplify` made is written out, where its repr names what it came from."""
     if isinstance(mask, And):
-        return " & ".join(f"({part.told})" if isinstance(part, _MADE) else repr(part) for part in mask.parts)
-    return mask.told if isinstance(mask, _MADE) else repr(mask)
-
-
-_MADE = (RealQueries, FromStart)
+        return " & ".join(
+            f"({part.description})" if hasattr(part, "description") else repr(part) for part in mask.parts
+        )
+    return mask.description if hasattr(mask, "description") else repr(mask)
 
 
 def _are(parts: Sequence[Mask], others: Sequence[Mask]) -> bool:
@@ -122,7 +73,7 @@ def _conjunction(parts: list[Mask]) -> list[Mask]:
     parts = _one_band(_once(parts))
     if not any(isinstance(part, Causal) or (isinstance(part, Window) and part.ahead == 0) for part in parts):
         return parts
-    return [_beside_causal(part) for part in parts]
+    return [part.beside_causal() for part in parts]
 
 
 def _once(parts: list[Mask]) -> list[Mask]:
@@ -140,12 +91,3 @@ def _one_band(parts: list[Mask]) -> list[Mask]:
     first = next(place for place, part in enumerate(parts) if isinstance(part, (Window, Causal)))
     rest = [band if place == first else part for place, part in enumerate(parts)]
     return [part for part in rest if part is band or not isinstance(part, (Window, Causal))]
-
-
-def _beside_causal(part: Mask) -> Mask:
-    if isinstance(part, Lengths) and part.q_lens is part.kv_lens:
-        return RealQueries(part.q_lens)
-    if isinstance(part, PackedDocuments) and part.ids.ndim == 1:
-        start = part.offsets[part.ids.clamp(min=0)].to(torch.int32)
-        return FromStart(part.offsets, start.masked_fill(part.ids < 0, len(part.ids)))
-    return part

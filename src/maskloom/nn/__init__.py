@@ -1,0 +1,6 @@
+"""Modules."""
+
+from maskloom.nn.holder import Holder
+from maskloom.nn.multihead import MultiheadFlexAttention
+
+__all__ = ["MultiheadFlexAttention", "Holder"]

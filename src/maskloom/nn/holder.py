@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.masks import captured
-from maskloom.masks.values import Value
+from maskloom.core import captures
+from maskloom.core.values import FrozenValue
 
 M = TypeVar("M")
 
@@ -25,8 +25,8 @@ class Holder(nn.Module, Generic[M]):
         class Layer(torch.nn.Module):
             def __init__(self, offsets):
                 super().__init__()
-                self.mask = loom.Holder(loom.causal & loom.documents(offsets=offsets))
-                self.bias = loom.Holder(loom.relative_bias(torch.nn.Parameter(torch.zeros(8, 257))))
+                self.mask = loom.nn.Holder(loom.causal & loom.documents(offsets=offsets))
+                self.bias = loom.nn.Holder(loom.scores.relative_bias(torch.nn.Parameter(torch.zeros(8, 257))))
 
             def forward(self, q, k, v):
                 return loom.attend(q, k, v, self.mask(), score_mod=self.bias())
@@ -135,11 +135,11 @@ def _traced(held: Any, holder: nn.Module) -> Any:
         return getattr(holder, held.name)
     if isinstance(held, tuple):
         return tuple([_traced(item, holder) for item in held])
-    if isinstance(held, BlockMask) or (callable(held) and not isinstance(held, Value)):
+    if isinstance(held, BlockMask) or (callable(held) and not isinstance(held, FrozenValue)):
         raise RuntimeError(
             "while torch.compile traces, only of masks and score_mods that are values can tensors be replaced"
         )
-    if not isinstance(held, Value):
+    if not isinstance(held, FrozenValue):
         return held
     fields: Any = dataclasses.fields(held)  # type: ignore[arg-type] # values are decorated
     return type(held)(*[_traced(getattr(held, field.name), holder) for field in fields])
@@ -148,10 +148,10 @@ def _traced(held: Any, holder: nn.Module) -> Any:
 def _replaced(held: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """A mask, score_mod or BlockMask with other things in place of those of a ``kind``."""
     if not isinstance(held, BlockMask):
-        return captured.moved(held, change, of=kind)
+        return captures.moved(held, change, of=kind)
     new = copy.copy(held)
     for name, value in vars(held).items():
         if isinstance(value, kind):
             setattr(new, name, change(value))
-    new.mask_mod = captured.moved(held.mask_mod, change, of=kind)
+    new.mask_mod = captures.moved(held.mask_mod, change, of=kind)
     return new

@@ -6,17 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.attend import attend
 from maskloom.attention.checks import check_mask_fits, row_beyond, told_of
-from maskloom.attention.fill import zeros_backward, zeros_both_ways
-from maskloom.attention.functional import attend
-from maskloom.attention.given import as_mask_of
-from maskloom.attention.kept import keep
-from maskloom.masks.checks import as_int, is_number
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.in_place import Sizes
-from maskloom.masks.moved import shifted
-from maskloom.masks.padding import known_padding
-from maskloom.masks.words import brief
+from maskloom.attention.zeros import zeros_backward, zeros_both_ways
+from maskloom.core.cache import cached_with
+from maskloom.core.checks import as_int, is_number
+from maskloom.core.words import brief
+from maskloom.masks.in_place import Sizes, as_mask_of
+from maskloom.masks.known_padding import known_padding
+from maskloom.masks.patterns.shift import shifted
+from maskloom.program.program import MaskMod
 
 
 class MultiheadOutput(NamedTuple):
@@ -139,7 +138,7 @@ def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
         return None
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
     length = x.shape[1]
-    pads = keep(mask, ("pads", length), lambda: known_padding(mask_mod, length, of_one_sequence=True))
+    pads = cached_with(mask, ("pads", length), lambda: known_padding(mask_mod, length, of_one_sequence=True))
     if pads is None:
         return None
     if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:

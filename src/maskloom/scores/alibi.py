@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from maskloom.masks.checks import count
-from maskloom.scores.base import ScoreValue, score_value
+from maskloom.core.checks import count
+from maskloom.scores.base import ScoreValue, score_dataclass
 
 
-@score_value
+@score_dataclass
 class Alibi(ScoreValue):
     """See `alibi`. ``slopes`` is float32 (H,)."""
 

@@ -11,9 +11,9 @@ from typing import TypeVar, dataclass_transform
 import torch
 from torch import Tensor
 
-from maskloom.masks.checks import required_arguments
-from maskloom.masks.values import Value, value
-from maskloom.masks.words import brief, brief_name
+from maskloom.core.checks import required_arguments
+from maskloom.core.values import FrozenValue, value
+from maskloom.core.words import brief, brief_name
 
 C = TypeVar("C", bound=type)
 
@@ -22,12 +22,12 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
-def score_value(cls: C) -> C:
+def score_dataclass(cls: C) -> C:
     """Make a subclass of ScoreValue a frozen dataclass that keeps its equality, hash and repr: torch traces through them."""
     return value(cls)
 
 
-class ScoreValue(Value, ABC):
+class ScoreValue(FrozenValue, ABC):
     """A score_mod that can be compared, printed, moved and pickled; called with tensors that broadcast, it gives what
     ``torch.vmap`` over scalars gives.
 

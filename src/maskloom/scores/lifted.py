@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from maskloom.masks.indexing import IndexByScalars
-from maskloom.masks.modes import is_in_operator
+from maskloom.core.torch_state import is_in_operator
+from maskloom.program.getitem import IndexByScalars
 from maskloom.scores.base import ScoreMod, ScoreValue, answering, name_of
-from maskloom.scores.composed import Composed
-from maskloom.scores.moved import ShiftedScore
+from maskloom.scores.compose import Composed
+from maskloom.scores.shift import ShiftedScore
 
 
 def modified(scores: Tensor, score_mod: ScoreMod, first: int = 0) -> Tensor:

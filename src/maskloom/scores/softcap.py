@@ -6,11 +6,11 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from maskloom.masks.words import brief
-from maskloom.scores.base import ScoreValue, score_value
+from maskloom.core.words import brief
+from maskloom.scores.base import ScoreValue, score_dataclass
 
 
-@score_value
+@score_dataclass
 class SoftCap(ScoreValue):
     """See `softcap`. ``text`` is the cap as Python writes it.
 

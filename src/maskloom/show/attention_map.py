@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.masks.dense import MaskMod
-from maskloom.masks.words import brief
+from maskloom.core.words import brief
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 from maskloom.show.cells import Cells, attention_cells
 from maskloom.show.figures import (
@@ -201,14 +201,14 @@ def _hide(axes: "Axes", cells: Cells, down: _Side) -> "list[Patch]":
     """Hatch what is hidden: the background shows wherever no value is drawn. Returns the legend's handles."""
     patches = load_matplotlib().patches
     axes.patch.set(**_HIDDEN, linewidth=0)
-    for place, sees_nothing in zip(down.places, cells.blind.tolist(), strict=True):
+    for place, sees_nothing in zip(down.places, cells.fully_masked.tolist(), strict=True):
         if sees_nothing:
             left, right = axes.get_xlim()
             axes.add_patch(patches.Rectangle((left, place - 0.5), right - left, 1, **_BLIND, linewidth=0, zorder=2.1))
     handles = []
-    if (cells.hidden & ~cells.blind[:, None]).any():
+    if (cells.hidden & ~cells.fully_masked[:, None]).any():
         handles.append(patches.Patch(**_HIDDEN, label="hidden"))
-    if cells.blind.any():
+    if cells.fully_masked.any():
         handles.append(patches.Patch(**_BLIND, label="query sees nothing"))
     return handles
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.reference import attention_scores
-from maskloom.attention.reference import probabilities as softmax
-from maskloom.blocks.tables import FULL, PARTIAL, tile_states
-from maskloom.masks import captured
+from maskloom.attention.written_out import attention_scores
+from maskloom.attention.written_out import probabilities as softmax
+from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
+from maskloom.core import captures
+from maskloom.core.checks import integer
 from maskloom.masks.algebra import as_mask
-from maskloom.masks.checks import integer
-from maskloom.masks.dense import MaskMod, dense, needed_sizes
+from maskloom.masks.dense import dense, needed_sizes
 from maskloom.masks.in_place import Sizes, mask_of_table
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 
 
@@ -35,7 +36,7 @@ class Cells:
 
     values: Tensor
     hidden: Tensor
-    blind: Tensor
+    fully_masked: Tensor
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ class _Place:
 def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at: _Place) -> Tensor:
     """Which keys the queries of a picture may attend to: bool (rows, K), on query's device.
 
-    Of a BlockMask this is a part of what `maskloom.blocks.tables.dense_of` gives for all rows, heads and queries.
+    Of a BlockMask this is a part of what `maskloom.blocks.dense.dense_of` gives for all rows, heads and queries.
     """
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[-2]))
@@ -133,7 +134,7 @@ def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at:
 
 def _answers(query: Tensor, key: Tensor, mask_mod: MaskMod, at: _Place) -> Tensor:
     """What mask_mod says, on the device of its tensors: bool (rows, K)."""
-    device = captured.device_of(mask_mod) or query.device
+    device = captures.device_of(mask_mod) or query.device
     (batch, heads, q_len), kv_len = query.shape[:3], key.shape[-2]
     needed_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)  # raises where its tables do not fit
     return dense(at.mask_mod(mask_mod, device), len(at.rows), kv_len, batch=1, heads=1, device=device)[0, 0]

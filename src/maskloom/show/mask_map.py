@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from maskloom.masks.algebra import as_mask, shown
-from maskloom.masks.dense import MaskMod, dense
+from maskloom.masks.dense import dense
 from maskloom.masks.in_place import Sizes, mask_of_table
+from maskloom.program.program import MaskMod
 from maskloom.show.figures import keys_on_top, label_axis, literal, load_matplotlib, panel_size, part_cells, spaced
 
 if TYPE_CHECKING:

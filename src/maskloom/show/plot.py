@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskloom.masks import captured
-from maskloom.masks.dense import MaskMod
+from maskloom.core import captures
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 from maskloom.show.attention_map import plot_attention as plot_attention
 from maskloom.show.figures import save_figure as save_figure
@@ -54,7 +54,7 @@ def visualize_attention_scores(
     """
     if device is not None:
         place = torch.device(device)
-        query, key, score_mod, mask_mod = captured.moved(
+        query, key, score_mod, mask_mod = captures.moved(
             (query, key, score_mod, mask_mod), lambda tensor: tensor.to(place)
         )
     title = f"{name.replace('_', ' ')}\nbatch row {batch_idx}, head {head_idx}"

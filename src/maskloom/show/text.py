@@ -7,7 +7,7 @@
 
 from torch import Tensor
 
-from maskloom.masks.dense import MaskMod
+from maskloom.program.program import MaskMod
 from maskloom.show.mask_map import one_table
 
 DETAILED = 32

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.tables import FULL, PARTIAL, SKIPPED, tile_states
-from maskloom.masks.checks import is_number
+from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.core.checks import is_number
 from maskloom.show.cells import checked_index
 from maskloom.show.figures import keys_on_top, label_axis, literal, load_matplotlib, panel_size, part_cells, spaced
 

@@ -1,0 +1,111 @@
+"""Makes docs/pictures/architecture.png: the package's rooms on their floors, and who imports whom, read from the imports.
+
+python -m docs.make_architecture
+"""
+
+import ast
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+import maskloom as loom
+
+PACKAGE = Path(loom.__file__).parent
+PICTURE = Path(__file__).parent / "pictures" / "architecture.png"
+
+FLOORS = ("core", "program", "batches", "masks", "blocks", "scores", "attention", "loading", "nn", "distributed")
+"""Bottom to top. A room imports from rooms below it alone; tests/test_surface.py checks it."""
+
+EDGE = ("show", "integrations", "testing", "demo", "cli")
+"""At the edge: they import any floor, and no floor imports them."""
+
+_SUBFOLDERS = {"masks": ("patterns",), "blocks": ("intervals", "replay"), "attention": ("backends",)}
+_WIDTH = 9.0
+_COLUMNS = 112  # characters in a line of files
+_INK, _PAPER, _ARROW = "#17406d", "#eef3f9", "#c1461f"
+
+
+def main() -> None:
+    """Write the picture."""
+    loom.show.save_figure(picture(), PICTURE, dpi=150)
+
+
+def floors() -> list[str]:
+    """The floors that exist, bottom to top."""
+    return [floor for floor in FLOORS if (PACKAGE / floor).is_dir()]
+
+
+def files(floor: str) -> str:
+    """What stands on a floor: its files, and the files of its folders in brackets."""
+    words = _stems(PACKAGE / floor)
+    for folder in _SUBFOLDERS.get(floor, ()):
+        words.append(f"{folder} ({', '.join(_stems(PACKAGE / floor / folder))})")
+    return " · ".join(words)
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+
+
+def arrows() -> Counter[tuple[str, str]]:
+    """How many import statements lead from one floor down to another."""
+    found: Counter[tuple[str, str]] = Counter()
+    for floor in floors():
+        for path in (PACKAGE / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maskloom."):
+                    below = node.module.split(".")[1]  # type: ignore[union-attr]
+                    if below in FLOORS and below != floor:
+                        found[floor, below] += 1
+    return found
+
+
+def picture() -> Figure:
+    """The floors, bottom to top, and the imports as arrows down."""
+    names = floors()
+    figure = Figure(figsize=(_WIDTH, 0.8 * len(names) + 0.7), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlim(-2.6, _WIDTH)
+    axes.set_ylim(-0.6, len(names) + 0.5)
+    axes.axis("off")
+    for row, name in enumerate(names):
+        _floor(axes, row, name)
+    _edge(axes, len(names))
+    counted = arrows()
+    most = max(counted.values())
+    for (above, below), count in sorted(counted.items()):
+        _arrow(axes, names.index(above), names.index(below), count / most)
+    return figure
+
+
+def _floor(axes: Axes, row: int, name: str) -> None:
+    axes.add_patch(
+        FancyBboxPatch((0, row - 0.32), _WIDTH - 0.2, 0.64, boxstyle="round,pad=0.05", facecolor=_PAPER, edgecolor=_INK)
+    )
+    axes.text(0.1, row + 0.17, name, color=_INK, weight="bold", fontsize=9, va="center")
+    axes.text(0.1, row - 0.12, textwrap.fill(files(name), _COLUMNS), color="#333333", fontsize=5.8, va="center")
+
+
+def _edge(axes: Axes, row: int) -> None:
+    there = [name for name in EDGE if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()]
+    axes.text(
+        0.1, row, "at the edge, imported by no floor: " + " · ".join(there), color="#666666", fontsize=7, va="center"
+    )
+
+
+def _arrow(axes: Axes, above: int, below: int, weight: float) -> None:
+    """An arrow on the left; the further it leads, the further out it bends."""
+    axes.add_patch(
+        FancyArrowPatch(
+            (-0.05, above), (-0.05, below), arrowstyle="-|>", mutation_scale=8, color=_ARROW,
+            linewidth=0.5 + 2.5 * weight, alpha=0.35 + 0.5 * weight, connectionstyle=f"arc3,rad={0.25 + 0.04 * (above - below)}",
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What a backend of attention is: one object that says all about it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.request import Attended, Request
+
+BackendName = Literal["flash", "sdpa", "varlen", "triton", "reference"]
+"""In the order of "auto": the first that can do what is asked runs, but for what `choose` says."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a backend does for a mask, but for query, key and value.
+
+    Attributes:
+        run: called with query, key and value, and with ``q_offset`` too where ``moves``.
+        nbytes: of the table that it holds.
+        moves: whether it serves every ``q_offset`` from 1 to ``most_offset``.
+    """
+
+    run: Callable[..., Attended]
+    nbytes: int = 0
+    moves: bool = False
+    most_offset: float = 0
+
+
+class Backend(ABC):
+    """One way to run attention: what it is, what it refuses, why it is chosen, what it skips, how it runs."""
+
+    name: ClassVar[BackendName]
+    what: ClassVar[str]
+    """What it is, in one line."""
+    where: ClassVar[str]
+    """Where "auto" chooses it."""
+    why: ClassVar[str]
+    """Why it is chosen there."""
+    skipped: ClassVar[str] = "nothing"
+    """What it does not compute."""
+    by_tiles: ClassVar[bool] = False
+    """Whether it visits the tiles of a BlockMask, and skips the others."""
+    takes_options: ClassVar[bool] = False
+    """Whether torch's kernel_options are for it."""
+
+    @abstractmethod
+    def refuse(self, request: Request) -> str | None:
+        """Why it cannot do this; None if it can. It names what tensors, mask or options have, and launches nothing."""
+
+    @abstractmethod
+    def run(self, request: Request) -> Attended:
+        """Attention of a request that it does not refuse.
+
+        A query that sees nothing has output 0, log-sum-exp -inf and gradients 0. A BlockMask means what
+        `blocks.dense.dense_of` says. Offsets are in mask and score_mod already.
+        """
+
+    def prepare(self, request: Request) -> Prepared | None:
+        """What is the same at each call like this one, done once; None where nothing is.
+
+        It is kept with the request's mask, and must hold neither that nor its BlockMask.
+        """
+        return None
+
+    def reason(self, request: Request) -> str:
+        """Why it was chosen for this."""
+        return self.why
+
+    def passed_over(self) -> str:
+        """Why "auto" does not take it where it could do what is asked, and comes before what it took."""
+        raise AssertionError(f"{self.name} is taken wherever it can do what is asked")
+
+    def skips(self, request: Request) -> str:
+        """What it does not compute of this."""
+        return self.skipped
+
+
+def nondeterministic(request: Request) -> str | None:
+    """The refusal of a backend whose gradients differ from run to run, where they must not."""
+    if request.deterministic and request.needs_gradients:
+        return "its gradients are not the same at every run"
+    return None
+
+
+SHORT = 128  # queries up to which Triton's kernel was faster than FLASH on an H100
+
+
+def blocks_of(request: Request) -> BlockMask:
+    """The BlockMask that a backend with ``by_tiles`` gets in the place of any mask."""
+    assert isinstance(request.mask, BlockMask)
+    return request.mask

@@ -1,0 +1,115 @@
+"""The backends of attention, and the rule that chooses one.
+
+"auto" takes the first in the order of `BACKENDS` that can do what is asked (on the CPU: sdpa, then reference). The order is
+that of the times in benchmarks/results/attention_gpu.csv: in rows of 128 Triton's kernel is faster than FLASH; without FLASH,
+cuDNN is the fastest where the mask is `causal` or hides nothing (half types, Q > 128); varlen is as fast as Triton and
+compiles nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.autograd import forward_ad
+
+from maskloom.attention.backends.base import HALF, SHORT, Backend, BackendName
+from maskloom.attention.backends.flash import Flash
+from maskloom.attention.backends.reference import Reference
+from maskloom.attention.backends.sdpa import Sdpa
+from maskloom.attention.backends.triton import Triton
+from maskloom.attention.backends.varlen import Varlen
+from maskloom.attention.derivatives import beyond_backward
+from maskloom.attention.request import Request
+from maskloom.core.torch_state import inside_transform
+from maskloom.core.words import brief
+from maskloom.masks.algebra import Everything
+from maskloom.masks.patterns.relative import Causal
+
+BACKENDS: dict[BackendName, Backend] = {
+    backend.name: backend for backend in (Flash(), Sdpa(), Varlen(), Triton(), Reference())
+}
+"""Every backend by its name. A new one is a class in a file of its own, and one entry here."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, why it was chosen, and whether the caller named it, by kernel_options too."""
+
+    backend: Backend
+    reason: str
+    named: bool
+
+
+def choose(request: Request, name: BackendName | Literal["auto"]) -> Choice:
+    """Which backend runs.
+
+    Raises:
+        ValueError: ``name`` is not known, or that backend cannot do this.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(name)}")
+    asked = _by_options(request) if name == "auto" else name
+    plain = forward_ad._current_level < 0 and not inside_transform()  # almost every call, and one question
+    if asked is not None:
+        backend = BACKENDS[asked]
+        refused = None if plain else _refused_transform(backend, request)
+        refused = refused or backend.refuse(request) or _refused_options(backend, request)
+        if refused is not None:
+            raise ValueError(f"backend {asked!r} cannot do this: {refused}")
+        return Choice(backend, "kernel_options are for it" if name == "auto" else "asked for", named=True)
+    for candidate in map(BACKENDS.__getitem__, _order(request)):
+        refused = None if plain else _refused_transform(candidate, request)
+        if refused is None and candidate.refuse(request) is None:
+            return Choice(candidate, candidate.reason(request), named=False)
+    raise AssertionError("the reference refuses nothing")
+
+
+def ruled_out(request: Request, chosen: Backend) -> dict[BackendName, str]:
+    """Why "auto" did not choose the others: those that cannot do it, and those that come first and are slower here."""
+    found: dict[BackendName, str] = {}
+    is_before = True
+    for backend in BACKENDS.values():
+        if backend is chosen:
+            is_before = False
+            continue
+        reason = _refused_transform(backend, request) or backend.refuse(request)
+        if reason is None and is_before:
+            reason = backend.passed_over()
+        if reason is not None:
+            found[backend.name] = reason
+    return found
+
+
+def _order(request: Request) -> tuple[BackendName, ...]:
+    if request.device.type == "cpu" or inside_transform():
+        return ("sdpa", "reference")
+    if torch.compiler.is_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
+        return ("triton", "reference")
+    if request.query.shape[2] <= SHORT:
+        return ("varlen", "triton", "reference")
+    whole = request.mask is None or isinstance(request.mask, (Everything, Causal))
+    sdpa_too: tuple[BackendName, ...] = ("sdpa",) if whole and request.query.dtype in HALF else ()
+    return ("flash", *sdpa_too, "varlen", "triton", "reference")
+
+
+def _by_options(request: Request) -> BackendName | None:
+    """The backend that torch's own kernel options are for."""
+    if not request.kernel_options or request.device.type == "cpu":
+        return None
+    return "flash" if request.kernel_options.get("BACKEND") == "FLASH" else "triton"
+
+
+def _refused_transform(backend: Backend, request: Request) -> str | None:
+    """Why a transform of torch.func, or forward-mode differentiation, cannot be applied to a backend; None where it can."""
+    if backend.name == "reference":
+        return None
+    beyond = beyond_backward(request)
+    if beyond is None and backend.name != "sdpa" and inside_transform():
+        return "torch.func (vmap, grad, jvp) cannot transform its kernel; sdpa and reference are made of what it can"
+    return beyond
+
+
+def _refused_options(backend: Backend, request: Request) -> str | None:
+    if request.kernel_options and not backend.takes_options:
+        return "it takes no kernel_options; flash and triton do"
+    return None

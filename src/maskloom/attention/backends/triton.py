@@ -1,0 +1,88 @@
+"""FlexAttention with Triton."""
+
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.backends.base import HALF, Backend, Prepared, blocks_of
+from maskloom.attention.backends.flex import fused, prepared
+from maskloom.attention.backends.triton_scores import no_backward, no_forward
+from maskloom.attention.request import Attended, Request
+from maskloom.core import captures
+from maskloom.scores.base import ScoreMod
+
+_DTYPES = (torch.float32, *HALF)
+_TILE = 128  # where it divides both lengths, torch takes it that tiles fit them
+
+
+def _tiles_fit(request: Request, blocks: BlockMask) -> bool | None:
+    """Whether tiles fit both lengths, so that the kernel need not look where they end; None where torch finds it out rightly.
+
+    torch finds it out for lengths that are constants of the graph, not for dynamic ones, and by multiples of 128 alone:
+    a larger block may end behind them, where the kernel would read keys that are not there.
+    """
+    larger = any(_TILE % size for size in blocks.BLOCK_SIZE)
+    if torch.compiler.is_dynamo_compiling() or isinstance(
+        request.key.shape[2], torch.SymInt
+    ):  # they are not known then
+        return False if larger else None
+    lengths = request.sizes[2:]
+    fit = all(length % _TILE == 0 == length % size for length, size in zip(lengths, blocks.BLOCK_SIZE, strict=True))
+    return True if fit else False if larger else None
+
+
+def _reads_tables(score_mod: ScoreMod | None) -> bool:
+    """Whether it reads a tensor of two dimensions or more. While torch compiles, that is not known: False."""
+    if score_mod is None or torch.compiler.is_compiling():
+        return False
+    return any(tensor.ndim > 1 for tensor in captures.tensors(score_mod))
+
+
+class Triton(Backend):
+    """FlexAttention with Triton."""
+
+    name = "triton"
+    what = "FlexAttention with Triton; skips hidden tiles"
+    where = "GPUs otherwise"
+    why = "FlexAttention, compiled: hidden tiles are skipped"
+    skipped = "hidden tiles"
+    by_tiles = True
+    takes_options = True
+
+    def refuse(self, request: Request) -> str | None:
+        if request.device.type == "cpu":
+            return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
+        mask_mod = request.mask.mask_mod if isinstance(request.mask, BlockMask) else request.mask
+        if mask_mod is not None and not torch.compiler.is_dynamo_compiling() and captures.known(mask_mod).searches:
+            return "it has no room on the chip for the search of from_edges; from_dense(mask.dense(...)) says the same in a table"
+        if (request.kernel_options or {}).get("BACKEND") == "FLASH":
+            return "kernel_options ask for FLASH, which is backend 'flash'"
+        if request.query.dtype not in _DTYPES:
+            return f"it runs in float32, bfloat16 and float16; the tensors are {request.query.dtype}"
+        if request.deterministic and request.may_train_score_mod:
+            return "the gradient of a tensor that score_mod reads is summed in no fixed order"
+        if request.score_mod is None or torch.compiler.is_dynamo_compiling():
+            return None
+        wrong = no_forward(request.score_mod, request.query.device)
+        if wrong is None and request.needs_gradients:
+            return no_backward(request.score_mod, request.query.device)
+        return wrong
+
+    def run(self, request: Request) -> Attended:
+        """Attention by the Triton kernel."""
+        return fused(request, blocks_of(request), self._options(request))
+
+    def prepare(self, request: Request) -> Prepared:
+        return prepared(request, blocks_of(request), self._options(request))
+
+    def _options(self, request: Request) -> dict[str, Any]:
+        """torch's kernel_options for this."""
+        options = dict(request.kernel_options or {})
+        if _reads_tables(request.score_mod):
+            # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
+            options.setdefault("num_stages", 2)
+        fit = _tiles_fit(request, blocks_of(request))
+        if fit is not None:
+            options.setdefault("IS_DIVISIBLE", fit)
+        return options

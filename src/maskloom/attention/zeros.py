@@ -1,0 +1,72 @@
+"""Zeros at some positions of a tensor, of its gradient, or of both: chosen, never multiplied, so that NaN goes too."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskloom.core.torch_state import is_transformed
+
+_WIDE = torch.int64
+
+
+def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Zeros at some positions, in the tensor and in its gradient."""
+    return zeros_backward(zeros_forward(tensor, rows), rows)
+
+
+def zeros_forward(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Zeros at some positions, where the gradient that comes back is known to be 0. rows: bool, broadcasts to the tensor."""
+    return _zeroed(tensor, rows) if is_transformed() else _ZerosForward.apply(tensor, rows)
+
+
+def zeros_backward(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The tensor itself, whose gradient becomes 0 at some positions."""
+    return torch.where(rows, tensor.detach(), tensor) if is_transformed() else _ZerosBackward.apply(tensor, rows)
+
+
+class _ZerosForward(torch.autograd.Function):
+    """Zeros at ``rows``, of which the gradient is known to be 0 there."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _zeroed(tensor, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if not torch.is_grad_enabled():
+            return gradient, None
+        return _ZerosBackward.apply(gradient, *ctx.saved_tensors), None
+
+
+class _ZerosBackward(torch.autograd.Function):
+    """The tensor itself, not copied, of which the gradient becomes 0 at ``rows``."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return tensor.detach()  # in-place operations are noticed in it, and allowed, as in the tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return (_ZerosForward.apply(gradient, rows) if torch.is_grad_enabled() else _zeroed(gradient, rows)), None
+
+
+def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
+    if rows.shape[-1] != 1 or not _is_wide(tensor):  # rows that tell neighbours apart, as those of a log-sum-exp do
+        return torch.where(rows, 0.0, tensor)
+    return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    """Whether the elements can be viewed as words of eight bytes, and nothing but their bits counts."""
+    if torch.compiler.is_compiling() or is_transformed() or tensor.is_neg():
+        return False
+    many = _WIDE.itemsize // tensor.element_size()
+    steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
+    if tensor.stride(-1) != 1 or any(step % many for step in steps):
+        return False
+    return tensor.data_ptr() % _WIDE.itemsize == 0  # memory of others, by DLPack say, may begin anywhere

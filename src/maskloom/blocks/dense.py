@@ -1,0 +1,114 @@
+"""What a mask or a BlockMask means, element by element, for all queries or for some rows of them."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.replay.cached import replay
+from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
+from maskloom.core import captures
+from maskloom.core.torch_state import can_cache, without_autocast
+from maskloom.masks.dense import needed_sizes, table, table_sizes
+from maskloom.program.elements import run_at
+from maskloom.program.mask_program import MaskProgram, program_of
+from maskloom.program.program import MaskMod
+
+_ALL = slice(None)
+
+
+def dense_of(block_mask: BlockMask, batch: int, heads: int, *, queries: slice = _ALL) -> Tensor:
+    """The mask that a BlockMask means, element by element: bool (B or 1, H or 1, Q, K).
+
+    Args:
+        batch, heads: B and H of the attention. mask_mod is evaluated with these, also where the tables are shared.
+        queries: only these rows of it, ``slice(start, stop)``: bool (B or 1, H or 1, stop - start, K). No more than that
+            is ever made.
+
+    Raises:
+        ValueError: mask_mod reads tables for another number of batch rows or heads, or there are no such queries.
+    """
+    q_len, kv_len = block_mask.seq_lengths
+    kv_block, device = block_mask.BLOCK_SIZE[1], block_mask.kv_num_blocks.device
+    batch, heads = needed_sizes(block_mask.mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
+    start, stop = _bounds(queries, q_len)
+    states = _states_of_queries(block_mask, start, stop).repeat_interleave(kv_block, -1)[..., :kv_len]
+    elements = table(block_mask.mask_mod, stop - start, kv_len, batch=batch, heads=heads, device=device, q_offset=start)
+    return (states == FULL) | ((states == PARTIAL) & elements)
+
+
+def _bounds(queries: slice, q_len: int) -> tuple[int, int]:
+    start, stop = queries.start or 0, q_len if queries.stop is None else queries.stop
+    if queries.step not in (None, 1) or not 0 <= start < stop <= q_len:
+        raise ValueError(f"queries is slice(start, stop) with 0 <= start < stop <= {q_len}; got {queries}")
+    return start, stop
+
+
+def _states_of_queries(block_mask: BlockMask, start: int, stop: int) -> Tensor:
+    """The states of the tiles that each of the queries from ``start`` to ``stop`` lies in: (.., queries, key tiles)."""
+    q_block = block_mask.BLOCK_SIZE[0]
+    first = start // q_block
+    states = tile_states(block_mask, slice(first, -(-stop // q_block))).repeat_interleave(q_block, -2)
+    return states[..., start - first * q_block : stop - first * q_block, :]
+
+
+def rows_of(
+    mask: BlockMask | MaskMod | Tensor,
+    first: int,
+    count: int,
+    *,
+    batch: int,
+    heads: int,
+    kv_len: int,
+    device: torch.device,
+) -> Tensor:
+    """The mask of ``count`` queries from position ``first`` on: bool, broadcastable to (B, H, count, K).
+
+    Args:
+        mask: a BlockMask or a function, or a bool table for all queries that broadcasts to (B, H, Q, K).
+    """
+    queries = slice(first, first + count)
+    if isinstance(mask, Tensor):
+        return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., queries, :]
+    if isinstance(mask, BlockMask):
+        return dense_of(mask, batch, heads, queries=queries)
+    if can_cache() and batch > 0 and batch * heads * count * kv_len <= _MOST_REPLAYED and captures.is_plain(mask):
+        program = program_of(mask, device)
+        if program.key is not None:
+            table_sizes(mask, count, kv_len, batch=batch, heads=heads, device=device, q_offset=first)
+            return table_at(program, (batch, heads, count, kv_len), torch.arange(first, first + count, device=device))
+    return table(mask, count, kv_len, batch=batch, heads=heads, device=device, q_offset=first)
+
+
+_MOST_REPLAYED = 1 << 20  # elements of a table that is made in one go, by operations that were recorded
+
+
+def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tensor) -> Tensor:
+    """The table of a mask at these queries: bool (B, H, Q, K). The operations are recorded once for each kind of mask and sizes.
+
+    Args:
+        program: one with a key.
+        q_idx: int64 (Q,).
+    """
+    batch, heads, q_len, kv_len = sizes
+    device, held = program.device, program.held
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    layouts = tuple([(tensor.stride(), tensor.storage_offset()) for tensor in held])
+
+    def compute() -> tuple[Tensor]:
+        b, h, k = (torch.arange(size, device=device) for size in (batch, heads, kv_len))
+        indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q_idx.view(-1, 1), k]
+        answers = run_at(program.program, [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices], 4)
+        if answers is None:
+            raise _NotLifted
+        return (answers.expand(sizes).contiguous(),)
+
+    key = "table", program.key, sizes, layouts, stream
+    try:
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
+            return replay(key, [*held, q_idx], compute, constants=program.bare.constants)[0]
+    except _NotLifted:
+        return table(program.mask, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=int(q_idx[0]))
+
+
+class _NotLifted(Exception):  # noqa: N818 - a signal, not an error
+    """An operation that only torch.vmap can do for all elements at once."""

@@ -1,0 +1,148 @@
+"""The tiles of a BlockMask: their grid, the indices in them, and the checks of what was asked for."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskloom.blocks.intervals.interval import LEAD, Interval, PositionRange
+from maskloom.core import captures
+from maskloom.core.checks import as_int, as_list, checked_length
+from maskloom.core.symbols import is_int, known
+from maskloom.core.words import brief
+from maskloom.masks.algebra import as_mask
+from maskloom.program.mask_program import MaskProgram
+from maskloom.program.program import MaskMod
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a BlockMask.
+
+    Attributes:
+        batch, heads: B and H of the tables.
+        q_len, kv_len: Q and K, in positions.
+        q_block, kv_block: positions in a tile.
+        q_offset, kv_offset: the position of the first query and of the first key.
+    """
+
+    batch: int
+    heads: int
+    q_len: int
+    kv_len: int
+    q_block: int
+    kv_block: int
+    q_offset: int | Tensor = 0
+    kv_offset: int | Tensor = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, query tiles, key tiles)."""
+        return self.batch, self.heads, -(-self.q_len // self.q_block), -(-self.kv_len // self.kv_block)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Elements of the largest tile along Q and K: a tile is never longer than the sequence."""
+        return min(self.q_block, self.q_len), min(self.kv_block, self.kv_len)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a sequence ends inside a tile."""
+        return bool(self.q_len % self.q_block or self.kv_len % self.kv_block)
+
+    def bands(self, most: int) -> Iterator["Grid"]:
+        """The grid in bands of query tiles, each of at most ``most`` tiles, but at least one row of them."""
+        batch, heads, rows, columns = self.shape
+        step = self.q_block * min(rows, max(1, most // (batch * heads * columns)))
+        if step >= self.q_len:
+            yield self
+            return
+        for first in range(0, self.q_len, step):
+            q_len = min(step, self.q_len - first)
+            yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
+
+    def indices(self, device: torch.device) -> list[Interval]:
+        """b and h exactly, q_idx and kv_idx as intervals: what the mask_mod is run on."""
+        exact = [_counted(size, axis, device) for axis, size in enumerate(self.shape[:2])]
+        queries = _positions(2, self.q_len, self.q_block, self.q_offset, device)
+        keys = _positions(3, self.kv_len, self.kv_block, self.kv_offset, device)
+        return [*exact, queries, keys]
+
+
+def _counted(size: int, axis: int, device: torch.device) -> Interval:
+    numbers = torch.arange(size, device=device).view(*(-1 if dim == axis else 1 for dim in range(LEAD)))
+    return Interval(numbers, numbers, span=(0, size - 1), run=PositionRange(axis, 0, 1, size))
+
+
+def _positions(axis: int, length: int, block: int, offset: int | Tensor, device: torch.device) -> Interval:
+    shape = [-1 if dim == axis else 1 for dim in range(LEAD)]
+    first = torch.arange(0, length, block, device=device).view(shape)
+    last = torch.arange(block - 1, length + block - 1, block, device=device).view(shape)
+    if length % block:
+        last = last.clamp(max=length - 1)
+    if isinstance(offset, Tensor):
+        return Interval(first + offset, last + offset)
+    if offset:
+        first, last = first + offset, last + offset
+    run = PositionRange(axis, offset, block, length) if offset >= 0 else None
+    return Interval(first, last, span=(offset, offset + length - 1), run=run)
+
+
+def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
+    """Where a mask is built: as asked, else where its tensors are, else the current accelerator, else the CPU.
+
+    Raises:
+        ValueError: the mask's tensors are elsewhere, or on several devices.
+    """
+    held = captures.device_of(mask)
+    if device is None:
+        return held or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    asked = torch.empty(0, device=device).device  # "cuda" with its number
+    if held is not None and held != asked:
+        raise ValueError(
+            f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
+            f"mask.to({str(asked)!r}), or device={str(held)!r}. In a module, a maskloom.nn.Holder moves the mask with it"
+        )
+    return asked
+
+
+def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The block size as a pair (Q, KV).
+
+    Raises:
+        TypeError: ``mask`` is not a mask. ValueError: a length or a block size below 1.
+    """
+    as_mask(mask)  # raises if it is none
+    checked_length("q_len", q_len)
+    checked_length("kv_len", kv_len)
+    block_size = as_list(as_int(block_size))
+    given = (block_size, block_size) if is_int(block_size) else block_size
+    pair = tuple(map(as_int, given)) if isinstance(given, (tuple, list)) else ()
+    if len(pair) != 2 or any(not is_int(size) or known(size < 1) for size in pair):
+        raise ValueError(
+            f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {brief(block_size)}"
+        )
+    return pair
+
+
+def grid_of(
+    program: MaskProgram,
+    q_len: int,
+    kv_len: int,
+    batch: int | None,
+    heads: int | None,
+    sizes: tuple[int, int],
+    q_offset: int | Tensor = 0,
+    kv_offset: int | Tensor = 0,
+) -> Grid:
+    """The tiles to decide, B and H checked or inferred.
+
+    Raises:
+        ValueError: what is asked for does not fit the tables that the mask reads.
+    """
+    program.dependence.check_length("q_idx", q_len + (q_offset if is_int(q_offset) else 0))
+    program.dependence.check_length("kv_idx", kv_len + (kv_offset if is_int(kv_offset) else 0))
+    batch, heads = program.dependence.size("b", batch), program.dependence.size("h", heads)
+    return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)

@@ -1,0 +1,222 @@
+"""Block masks that are kept: moved to another device, pinned, updated in place, found again."""
+
+import copy
+from collections.abc import Callable, Hashable
+from typing import Never
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.build import add_write_order
+from maskloom.blocks.build import block_mask as build_block_mask
+from maskloom.core import captures
+from maskloom.core.block_masks import checked_block_mask
+from maskloom.core.cache import LRU
+from maskloom.core.checks import as_int, count
+from maskloom.core.forks import fork_safe_lock
+from maskloom.core.torch_state import float_state
+from maskloom.core.weak_table import IdentityTable
+from maskloom.core.words import brief
+from maskloom.masks.algebra import Mask
+from maskloom.masks.simplify import simplify
+from maskloom.program.program import MaskMod
+
+
+def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
+    """The BlockMask on ``device`` with all its mask_mod captured; ``BlockMask.to`` leaves the captured tensors behind.
+
+    Args:
+        non_blocking: the host does not wait for copies from pinned memory to a GPU (see `pin_memory`); work that is
+            queued behind them there does.
+
+    Raises:
+        TypeError: no BlockMask. (A mask moves with ``mask.to``.)
+    """
+    return _changed(block_mask, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def pin_memory(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask in page-locked memory, with all its mask_mod captured: ``to_device(.., non_blocking=True)`` is then a
+    copy that the host does not wait for.
+
+    ``DataLoader(pin_memory=True)`` passes a BlockMask through as it is, since it is no container that torch knows. It does
+    call the method ``pin_memory`` of a batch of one's own class, in its own thread; there this function has its place.
+
+    Raises:
+        TypeError: no BlockMask. RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
+    """
+    return _changed(block_mask, Tensor.pin_memory)
+
+
+def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
+    """A BlockMask of changed tensors: its tables, and what its mask_mod holds."""
+    changed = copy.copy(checked_block_mask(block_mask))
+    for name, value in vars(block_mask).items():
+        if isinstance(value, Tensor):
+            setattr(changed, name, change(value))
+    changed.mask_mod = captures.moved(block_mask.mask_mod, change)
+    return changed
+
+
+def updatable(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask with memory of its own, for its tables and for every tensor that its mask_mod holds: `update_` writes there.
+
+    Made before a CUDA graph is captured: the graph goes on reading the memory that it was captured with, that of the tables and,
+    inside partial tiles, that of the mask. A pickled or moved one must be made updatable again.
+
+    Raises:
+        TypeError: no BlockMask.
+    """
+    own = _changed(block_mask, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
+    if captures.tensors(own.mask_mod):
+        _owned.put(own.mask_mod, True)
+    return own
+
+
+_owned: IdentityTable[bool] = IdentityTable()  # mask_mods whose tensors nobody else has
+
+
+def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
+    """Write a mask's tables and tensors into a BlockMask that exists, in place: for a captured CUDA graph, which reads fixed memory.
+
+    Whatever attends with the BlockMask then, a captured graph too, attends as ``mask`` says. Only values may differ from the mask
+    that it has: a graph goes on computing what it was captured with, so operations, numbers and shapes stay. Numbers that
+    change are given as tensors: ``prefix([3])``, ``shifted(causal, q_offset=tensor)``. Nothing is written into a tensor of yours:
+    where the mask's tensors are to change, the BlockMask has its own, from `updatable`. ``mask`` is not kept.
+
+    Tiles that intervals cannot decide are partial (``exact=False``), so the device is not waited for.
+
+    Args:
+        block_mask: of the lengths, block size, B and H that are meant.
+        mask: a Mask or a mask_mod like the one that it was built from.
+
+    Returns:
+        ``block_mask`` itself.
+
+    Raises:
+        TypeError: no BlockMask. ValueError: a mask of another structure, or with other numbers or shapes; other tensors than
+            the BlockMask's, which are not its own; no full tables (``separate_full_blocks=False``); a write order by an order of
+            keys in a tensor. And what `block_mask` raises. Nothing is written then.
+    """
+    _check_tables(block_mask)
+    writes = _writes_into(block_mask.mask_mod, mask)
+    batch, heads = block_mask.kv_indices.shape[:2]
+    new = build_block_mask(
+        mask,
+        *block_mask.seq_lengths,
+        batch=batch,
+        heads=heads,
+        device=block_mask.kv_indices.device,
+        block_size=block_mask.BLOCK_SIZE,
+        exact=False,
+    )
+    if getattr(block_mask, "dq_write_order", None) is not None:
+        add_write_order(new, bool(block_mask.dq_kv_order_spt))
+    for name, value in vars(new).items():
+        if isinstance(value, Tensor):
+            getattr(block_mask, name).copy_(value)
+    for own, value in writes:
+        own.copy_(value)
+    return block_mask
+
+
+def _check_tables(block_mask: BlockMask) -> None:
+    if not isinstance(block_mask, BlockMask):
+        raise TypeError(f"update_ writes into a BlockMask; got {brief(block_mask)} of type {type(block_mask).__name__}")
+    if block_mask.full_kv_indices is None:
+        raise ValueError("the block mask has no full tables to write into; build it with separate_full_blocks=True")
+    if isinstance(getattr(block_mask, "dq_kv_order", None), Tensor):
+        raise ValueError("the block mask has its dq_kv_order in a tensor, and torch makes write orders of a bool alone")
+
+
+def _writes_into(held: MaskMod, mask: MaskMod) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a BlockMask's mask_mod that are to become those of another mask, with the new values.
+
+    Raises:
+        ValueError: they are not those of one kind of mask, or not the BlockMask's own.
+    """
+    forms = (mask, simplify(mask)) if isinstance(mask, Mask) else (mask,)
+    alike = next((form for form in forms if _kind(form) == _kind(held)), None)
+    if alike is None:
+        raise ValueError(
+            "update_ changes the values of tensors alone: what reads the block mask in a captured graph goes on computing "
+            f"{brief(held)}, and {brief(mask)} has other operations, numbers, shapes or dtypes; build another block mask, or make the "
+            "numbers tensors (prefix([3]), shifted(..., q_offset=tensor))"
+        )
+    pairs = zip(captures.tensors(held), captures.tensors(alike), strict=True)
+    writes = [(own, value) for own, value in pairs if own is not value]
+    if writes and not _owned.get(held):
+        raise ValueError(
+            f"the block mask's {brief(held)} holds tensors that may be yours, and are not written into: build it as "
+            "updatable(block_mask(...)), which copies them, and capture that"
+        )
+    return writes
+
+
+def _kind(mask: MaskMod) -> Hashable:
+    """What stays when a mask's values change."""
+    return captures.structure(mask, numbers=True), tuple(tensor.shape for tensor in captures.tensors(mask))
+
+
+class BlockMaskCache:
+    """Block masks by mask, lengths, block size and device: made, owned and cleared by whoever calls.
+
+    Only masks without tensors: two tensors can be told apart by their values alone, and reading those would cost more
+    than building. Threads may share a cache, and wait for each other while it builds. It does not pickle: each process
+    has its own. A plain function inside (`as_mask`) counts as itself, and must not change.
+
+    Args:
+        size: how many are kept; the one unused for longest goes first.
+
+    Raises:
+        TypeError: not an int. ValueError: a size below 1.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self._kept: LRU[Hashable, BlockMask] = LRU(count("size", size, least=1, of="block masks"))
+        self._lock = fork_safe_lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __reduce__(self) -> Never:
+        raise TypeError("cannot pickle a BlockMaskCache: each process makes its own")
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def get(
+        self,
+        mask: Mask,
+        q_len: int,
+        kv_len: int,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        device: torch.device | str | None = None,
+        block_size: int | tuple[int, int] = 128,
+    ) -> BlockMask:
+        """What `block_mask` builds from the same arguments; the very object that an equal call got before.
+
+        Raises:
+            TypeError: not a Mask. ValueError: the mask holds tensors. And what `block_mask` raises.
+        """
+        if not isinstance(mask, Mask):
+            raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
+        if captures.tensors(mask):
+            raise ValueError(
+                f"a cache keeps masks without tensors, and {brief(mask)} holds some; build it with block_mask"
+            )
+        pair = tuple(block_size) if isinstance(block_size, list) else as_int(block_size)
+        q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
+        key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                found = build_block_mask(
+                    mask, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size
+                )
+                self._kept.put(key, found)
+            return found

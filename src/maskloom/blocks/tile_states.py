@@ -1,0 +1,59 @@
+"""What a BlockMask's tables say, tile by tile and element by element.
+
+A BlockMask means: every element of its full tiles, and those elements of its partial tiles where mask_mod says True.
+Neither the tables nor mask_mod alone are the mask.
+"""
+
+from multiprocessing.reduction import ForkingPickler
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.core.pickling import reduced
+
+SKIPPED, PARTIAL, FULL = 0, 1, 2
+
+
+ForkingPickler.register(BlockMask, reduced)  # a DataLoader's worker says what cannot be pickled, whoever built it
+
+
+_ALL = slice(None)
+
+
+def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
+    """What attention does with each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
+
+    Args:
+        rows: which query tiles.
+    """
+    kv_block = block_mask.BLOCK_SIZE[1]
+    key_tiles = -(-block_mask.seq_lengths[1] // kv_block)
+    states = _listed(block_mask.kv_num_blocks[..., rows], block_mask.kv_indices[..., rows, :], key_tiles).to(torch.int8)
+    if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
+        full = _listed(block_mask.full_kv_num_blocks[..., rows], block_mask.full_kv_indices[..., rows, :], key_tiles)
+        states = states.masked_fill(full, FULL)
+    return states
+
+
+class TileCounts(NamedTuple):
+    """How many tiles a BlockMask has of each state, over all batch rows and heads of its tables."""
+
+    skipped: int
+    partial: int
+    full: int
+
+
+def tile_counts(block_mask: BlockMask) -> TileCounts:
+    """How many tiles attention skips, and how many it visits with and without asking mask_mod."""
+    counts = torch.bincount(tile_states(block_mask).flatten().long(), minlength=3)
+    return TileCounts(*counts.tolist())
+
+
+def _listed(counts: Tensor, indices: Tensor, key_tiles: int) -> Tensor:
+    """Which key tiles a table lists for each query tile: bool (B, H, query tiles, key tiles)."""
+    position = torch.arange(indices.shape[-1], device=indices.device)
+    target = torch.where(position < counts[..., None], indices.long(), key_tiles)  # entries beyond the count: overboard
+    listed = torch.zeros(*indices.shape[:-1], key_tiles + 1, dtype=torch.bool, device=indices.device)
+    return listed.scatter(-1, target, True)[..., :key_tiles]

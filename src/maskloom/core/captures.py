@@ -1,0 +1,274 @@
+"""What a mask_mod holds: the tensors and numbers that its fields, closures and arguments reach.
+
+A mask_mod may be a Mask, a closure, a ``functools.partial``, a bound method or any callable object, nested in any way.
+`flatten` knows what is in each kind; all here is a short walk over that. What a function reads from its module's globals is
+not captured.
+
+Attention asks a mask the same questions at every call. An object that never changes, as a Mask that holds no function, is
+walked once for each; any other is walked anew every time.
+"""
+
+import dataclasses
+import enum
+import types
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from maskloom.core.flatten import Flattened, flatten, is_frozen
+from maskloom.core.symbols import is_int
+from maskloom.core.weak_table import IdentityTable
+
+T = TypeVar("T")
+
+
+def tensors(held: object) -> list[Tensor]:
+    """Every tensor that ``held`` captures, each once, in a fixed order."""
+    return list(known(held).tensors)
+
+
+def device_of(held: object, what: str = "mask") -> torch.device | None:
+    """The device of the captured tensors that have a dimension, None where there is none; ``what`` is said in errors.
+
+    Raises:
+        TypeError: there is a DTensor among them. ValueError: they lie on more than one device.
+    """
+    found = known(held)
+    if found.holds_dtensors:
+        raise TypeError(
+            f"the {what} holds a DTensor; give it the part of this device, tensor.to_local(), or all, tensor.full_tensor()"
+        )
+    devices = {tensor.device for tensor in found.tensors if tensor.ndim}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"the {what}'s tensors lie on several devices ({names}); move them with {what}.to(device)")
+    return devices.pop() if devices else None
+
+
+def is_dtensor(held: object) -> bool:
+    """Whether it is torch's DTensor, by what only that has: its module takes a second to load."""
+    return isinstance(held, Tensor) and hasattr(held, "device_mesh") and hasattr(held, "to_local")
+
+
+def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
+    """A copy of ``held`` with every captured tensor replaced by ``change(tensor)``; itself if nothing changes.
+
+    What is held twice is changed once, so that it stays one object. With another type than tensors ``of``, objects of that
+    type are replaced, those inside of others first.
+    """
+    return _moved(held, change, of, {})
+
+
+def structure(*held: object, numbers: bool) -> Hashable:
+    """A key that is equal for two mask_mods (or mask_mods with score_mods) exactly if one compiled graph can serve both.
+
+    Tensors count by dtype, device, rank and which of their sizes are 1 (torch.compile treats those as constants), never
+    by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
+    what is read of them, torch.compile itself guards.
+    """
+    facts = [known(one) for one in held]
+    skeletons = [fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True)]
+    return *skeletons, *_tensor_keys([tensor for fact in facts for tensor in fact.tensors])
+
+
+def has_numbers(*held: object) -> bool:
+    """Whether any captured value is a Python int or float."""
+    return any(not {int, float}.isdisjoint(known(one).kinds) for one in held)
+
+
+def has_floats(*held: object) -> bool:
+    """Whether any captured value is a Python float."""
+    return any(float in known(one).kinds for one in held)
+
+
+def holds_code(held: object) -> bool:
+    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    return known(held).holds_code
+
+
+def may_change(held: object) -> bool:
+    """Whether anything in it may come to mean something else, but by writes to tensors, while it stays the same object.
+
+    So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
+    """
+    return known(held).may_change
+
+
+def is_plain(held: object) -> bool:
+    """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
+    return known(held).is_plain
+
+
+def is_as_known(held: object) -> bool:
+    """Whether it still holds what it held when `structure`, numbers included, was first asked for.
+
+    An object that never changes may all the same have come to hold what was computed from it (``cached_property``).
+    """
+    return known(held).skeleton(held, True) == _structure(held, True, {})
+
+
+# -- what one walk over all that is held finds -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
+
+    Attributes:
+        tensors: each once, in the order of the walk.
+        kinds: of all leaves.
+        holds_dtensors: whether one of the tensors is distributed over devices.
+    """
+
+    tensors: tuple[Tensor, ...]
+    kinds: frozenset[type]
+    holds_code: bool
+    may_change: bool
+    is_plain: bool
+    holds_dtensors: bool
+    searches: bool
+    _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
+
+    def skeleton(self, held: object, numbers: bool) -> Hashable:
+        """What `structure` says of it, but for the state of its tensors."""
+        if numbers not in self._skeletons:
+            self._skeletons[numbers] = _structure(held, numbers, {})
+        return self._skeletons[numbers]
+
+
+_all_known: IdentityTable[Known] = IdentityTable()
+
+
+def known(held: object) -> Known:
+    """What is known of an object: kept with one that never changes, for as long as it lives."""
+    tracing = torch.compiler.is_dynamo_compiling()
+    found = _in_trace(held) if tracing else _all_known.get(held)
+    if found is None:
+        found = _found_in(held)
+        if not (found.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
+            _all_known.put(held, found)
+    return found
+
+
+def _in_trace(held: object) -> Known | None:
+    """The same of values while torch traces, which cannot follow `flatten` (2.11). None where functions are held."""
+    leaves = _leaves_of_fields(held)
+    if any(callable(leaf) for leaf in leaves):
+        return None
+    found = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    return Known(
+        found, frozenset(), holds_code=False, may_change=False, is_plain=True,
+        holds_dtensors=any(map(is_dtensor, found)), searches=False,
+    )  # fmt: skip
+
+
+def _leaves_of_fields(held: Any) -> list[Any]:
+    inner: Iterable[Any]
+    if isinstance(held, (tuple, list)):
+        inner = held
+    elif dataclasses.is_dataclass(held):
+        inner = [getattr(held, field.name) for field in dataclasses.fields(held)]
+    else:
+        return [held]
+    return [leaf for item in inner for leaf in _leaves_of_fields(item)]
+
+
+def _found_in(held: object) -> Known:
+    walked = list(_walked(held))
+    leaves = [found for found, inside in walked if inside is None]
+    others = [found for found, _ in walked if not is_frozen(found)]
+    return Known(
+        tensors=tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)),
+        kinds=frozenset(map(type, leaves)),
+        holds_code=any(map(callable, others)),
+        may_change=not all(isinstance(found, _UNCHANGING) for found in others),
+        is_plain=all(isinstance(found, _PLAIN) for found in others),
+        holds_dtensors=any(map(is_dtensor, leaves)),
+        searches=any(getattr(type(found), "searches", False) for found, _ in walked),
+    )
+
+
+def _tensor_keys(found: list[Tensor]) -> list[Hashable]:
+    """What `structure` says of tensors: two equal ones are not one that is held twice."""
+    places = {id(tensor): place for place, tensor in reversed(list(enumerate(found)))}
+    return [
+        _tensor_key(tensor) if places[id(tensor)] == place else ("the same as", places[id(tensor)])
+        for place, tensor in enumerate(found)
+    ]
+
+
+def _tensor_key(tensor: Tensor) -> Hashable:
+    return tensor.dtype, tensor.device, sizes_of_one(tensor), tensor.requires_grad
+
+
+def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
+    """Which of its sizes are 1: torch.compile treats those as constants, and other sizes as dynamic."""
+    return tuple([size == 1 for size in tensor.shape])
+
+
+def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
+    """Everything that ``held`` reaches, itself first, each object once (a closure may hold itself), with what opens it."""
+    seen: dict[int, object] = {}  # kept alive, so that no address is used again
+    waiting = [held]
+    while waiting:
+        found = waiting.pop()
+        if is_int(found):  # nothing to look into; and a number that torch traces would become a constant by its id
+            yield found, None
+            continue
+        if id(found) in seen:
+            continue
+        seen[id(found)] = found
+        inside = flatten(found)
+        yield found, inside
+        if inside is not None:
+            waiting.extend(reversed(inside[1]))
+
+
+def _moved(held: Any, change: Callable[[Any], Any], of: type, done: dict[int, tuple[Any, Any]]) -> Any:
+    if id(held) in done:
+        return done[id(held)][1]
+    inside = flatten(held)
+    done[id(held)] = (held, held)  # what holds itself keeps its old self inside
+    new = held
+    if inside is not None:
+        _, values, unflatten = inside
+        changed = tuple(_moved(value, change, of, done) for value in values)
+        same = all(before is after for before, after in zip(values, changed, strict=True))
+        new = held if same else unflatten(changed)
+    if isinstance(new, of):
+        new = change(new)
+    done[id(held)] = (held, new)
+    return new
+
+
+def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]]) -> Hashable:
+    inside = flatten(held)
+    if inside is None and not isinstance(held, Tensor):
+        return _leaf_key(held, numbers)
+    if id(held) in seen:  # two equal tensors are not one tensor held twice
+        return "the same as", seen[id(held)][1]
+    seen[id(held)] = (held, len(seen))
+    if isinstance(held, Tensor):
+        return Tensor
+    assert inside is not None
+    kind, values, _ = inside
+    return kind, *(_structure(value, numbers, seen) for value in values)
+
+
+def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
+    by_value = (*_CONSTANTS, int) if numbers else _CONSTANTS
+    if isinstance(leaf, float):
+        return type(leaf), repr(leaf)  # 0.0 and -0.0 are equal, and NaN is not equal to itself
+    return (type(leaf), leaf) if isinstance(leaf, by_value) else type(leaf)
+
+
+class Opaque:
+    """Base of objects that never change, hold no tensor, and are said in full by what stands beside them."""
+
+
+_VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
+_CONSTANTS = (*_VALUES, type, types.BuiltinFunctionType)
+_UNCHANGING = (*_VALUES, Opaque, Tensor, tuple, frozenset, int, complex)
+_PLAIN = (*_CONSTANTS, Opaque, Tensor, tuple, int)

@@ -1,0 +1,263 @@
+"""Checks of what masks are made from. Each returns the checked value, or raises with the name and value that is wrong.
+
+Values are looked at only where they lie on the CPU, and not while torch traces: a check never waits for a device.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsIndex, TypeGuard
+
+import torch
+from torch import Tensor
+
+from maskloom.core.symbols import is_int, known
+from maskloom.core.torch_state import counting_writes, is_tracing
+from maskloom.core.words import brief
+
+
+def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
+    """A number of positions (or of what ``of`` says): an int, at least ``least``."""
+    number = integer(name, value, f"a number of {of}")
+    if known(number < least):
+        raise ValueError(f"{name} is a number of {of}, at least {least}; got {number}")
+    return number
+
+
+def positive(name: str, value: object) -> int:
+    """A number of positions that cannot be 0: an int, at least 1."""
+    return count(name, value, least=1)
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1) -> tuple[int, ...]:
+    """A number of positions for each of ``axes`` axes; one int stands for all."""
+    check = positive if least else count
+    value = as_list(value)
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        return (check(name, value),) * axes
+    if len(value) != axes:
+        raise ValueError(f"{name} has one number for each of the {axes} axes; got {brief(value)}")
+    return tuple(check(name, number) for number in value)
+
+
+def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
+    """An int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits.
+
+    A number that torch traces stays what it is (`maskloom.core.symbols`): asked for its index it would become a constant.
+    """
+    if not is_int(value) and not is_number(value):
+        raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {brief(value)}")
+    number = value if is_int(value) else operator.index(value)
+    if known(abs(number) > most):
+        raise ValueError(f"{name} is {what}, at most {most} in size; got {number}")
+    return number
+
+
+def is_number(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether it is one integer, Python's or NumPy's (an array without dimensions too). A bool is none, nor is a tensor."""
+    return isinstance(value, SupportsIndex) and not (isinstance(value, (bool, Tensor)) or _is_array(value))
+
+
+def as_int(value: Any) -> Any:
+    """A NumPy integer as an int, as torch takes it; all else as it is."""
+    if value is None or is_int(value) or isinstance(value, int) or not is_number(value):
+        return value
+    return operator.index(value)
+
+
+def as_list(value: Any) -> Any:
+    """An array with dimensions as a list; all else as it is."""
+    return value.tolist() if _is_array(value) else value
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is an array with dimensions, NumPy's say, and no tensor."""
+    # a number first: while torch compiles it may be a symbol, which has no attributes
+    if is_int(value) or isinstance(value, (int, float, Tensor)):
+        return False
+    return getattr(value, "ndim", None) not in (None, 0)
+
+
+def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
+    """A number of positions: one int for all batch rows, or integers (B,); none negative."""
+    if is_int(value):
+        return count(name, value)
+    rows = as_list(value)
+    if isinstance(rows, Tensor) or (isinstance(rows, Sequence) and not isinstance(rows, str)):
+        return length_table(name, rows)
+    return count(name, rows)
+
+
+def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
+    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,).
+
+    A tensor of one element, in any shape, is for any batch: it comes back without dimensions, as a view.
+    """
+    if isinstance(offset, (list, tuple)) or _is_array(offset):
+        offset = integers(name, offset).long()
+    checked = _offset(name, offset, "a position")
+    if isinstance(checked, Tensor) and checked.ndim > 1:
+        raise ValueError(f"{name} is one position, or one for each batch row, (B,); got shape {tuple(checked.shape)}")
+    return checked
+
+
+def position_offsets(
+    q_offset: int | Tensor | Sequence[int], kv_offset: int | Tensor | Sequence[int]
+) -> tuple[int | Tensor, int | Tensor]:
+    """The positions of the first query and of the first key; one object given for both stays one."""
+    first_query = position_offset("q_offset", q_offset)
+    return first_query, first_query if kv_offset is q_offset else position_offset("kv_offset", kv_offset)
+
+
+def head_offset(offset: int | Tensor) -> int | Tensor:
+    """A head to count from: an int from 0 on, or an int32 or int64 tensor of one element."""
+    checked = _offset("h_offset", offset, "a head")
+    if isinstance(checked, Tensor):
+        if checked.ndim:
+            raise ValueError(f"h_offset is one head for all batch rows; got shape {tuple(checked.shape)}")
+    elif known(checked < 0):
+        raise ValueError(f"h_offset is a head, at least 0; got {checked}")
+    return checked
+
+
+def _offset(name: str, offset: Any, what: str) -> int | Tensor:
+    if isinstance(offset, Tensor) and offset.dtype in (torch.int32, torch.int64):
+        return offset.reshape(()) if offset.ndim and offset.numel() == 1 else offset
+    if isinstance(offset, Tensor) or not (is_int(offset) or is_number(offset)):
+        got = offset.dtype if isinstance(offset, Tensor) else brief(offset)
+        raise TypeError(f"{name} is {what}, an int or int32 or int64 tensor; got {got}")
+    return integer(name, offset, what)
+
+
+def is_zero(offset: int | Tensor) -> bool:
+    """Whether an offset is known to be 0 without reading a tensor."""
+    if torch.compiler.is_dynamo_compiling():
+        return type(offset) is int and known(offset == 0)
+    return type(offset) is int and offset == 0
+
+
+def may_be_negative(offset: int | Tensor) -> bool:
+    """Whether positions from an offset on may be negative, as far as that is known without reading a tensor."""
+    return isinstance(offset, Tensor) or not known(offset >= 0)
+
+
+def end_of(length: int, offset: int | Tensor) -> int | None:
+    """The position behind the last of ``length`` that begin at an offset; None where a device would have to be waited for."""
+    if not isinstance(offset, Tensor):
+        return length + offset
+    return length + int(offset.max()) if readable(offset) else None
+
+
+def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
+    """Lengths: integers (B,), none negative. An empty batch has none."""
+    table = torch.zeros(0, dtype=torch.int64) if isinstance(value, list) and not value else integers(name, value)
+    if table.ndim != 1:
+        raise ValueError(f"{name} has one length for each batch row, shape (B,); got shape {tuple(table.shape)}")
+    if readable(table) and bool((table < 0).any()):
+        raise ValueError(f"{name} are numbers of positions, at least 0; got {int(table.min())}")
+    return table
+
+
+def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False) -> Tensor:
+    """A table of yes and no: bool (B, L); with ``or_one_row`` also (L,), the same for all batch rows."""
+    shape, ranks = ("(L,) or (B, L)", (1, 2)) if or_one_row else ("(B, L)", (2,))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a bool tensor {shape}, True = {true_means}; got {type(value).__name__}")
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} is a bool tensor, True = {true_means}; got {value.dtype}")
+    if value.ndim not in ranks or value.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {shape}, True = {true_means}; got {tuple(value.shape)}")
+    return value
+
+
+def integers(name: str, value: Any) -> Tensor:
+    """Integers as a tensor, from a tensor or a sequence."""
+    table = value if isinstance(value, Tensor) else copied(name, value, "integers")
+    if table.dtype not in INTEGERS:
+        raise TypeError(f"{name} are integers; got {table.dtype}")
+    return table
+
+
+@counting_writes
+def copied(name: str, value: Any, what: str) -> Tensor:
+    """A sequence of ``what`` as a tensor; a copy of an array, since a mask does not change."""
+    try:
+        table = torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} are {what}, a tensor or a list of them; got {brief(value)} ({error})") from None
+    if not table.numel():
+        raise ValueError(f"{name} are {what}, at least one; got {brief(value)}")
+    return table
+
+
+def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
+    """A table with an entry for each position: (L,) for all batch rows, or (B, L); ``length`` is its letter."""
+    if table.ndim not in (1, 2) or table.shape[-1] == 0:
+        raise ValueError(f"{name} has shape ({length},) or (B, {length}); got {tuple(table.shape)}")
+    return table
+
+
+def integers_by_position(name: str, value: Any) -> Tensor:
+    """Integers for each position, from a tensor or a sequence: (L,), or (B, L)."""
+    return by_position(name, integers(name, value))
+
+
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def exactly_one(name: str, **choices: object) -> None:
+    """Raise a TypeError unless one of the choices is given."""
+    given = [choice for choice, value in choices.items() if value is not None]
+    if len(given) != 1:
+        raise TypeError(f"{name} takes one of {', '.join(choices)}; got {' and '.join(given) or 'none'}")
+
+
+def refuse_length(length: int | None) -> None:
+    """Raise a TypeError if a length is given beside a table that has one."""
+    if length is not None:
+        raise TypeError("ids and position_ids take no length=: they have one entry for each position")
+
+
+def check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
+    """Raise a ValueError if an id is not below ``number`` (looked at on the CPU only)."""
+    if readable(ids) and ids.numel() and int(ids.max()) >= number:
+        raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
+
+
+def checked_offsets(offsets: Tensor | Sequence[int], name: str = "offsets") -> Tensor:
+    """Offsets as a tensor (pieces + 1,): from 0, never falling (looked at on the CPU only)."""
+    table = integers(name, offsets)
+    if table.ndim != 1 or table.numel() < 2:
+        raise ValueError(f"{name} has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
+    if readable(table):
+        if int(table[0]) != 0:
+            raise ValueError(f"{name} start at 0; got {int(table[0])}")
+        falls = (table[1:] < table[:-1]).nonzero()
+        if len(falls):
+            before, after = table[int(falls[0]) :][:2].tolist()
+            raise ValueError(f"{name} never fall; got {before} and then {after} at entry {int(falls[0]) + 1}")
+    return table
+
+
+def readable(table: Tensor) -> bool:
+    """Whether a check may look at the values of a tensor."""
+    return table.device.type == "cpu" and not is_tracing()
+
+
+def required_arguments(function: Callable[..., object]) -> int | None:
+    """How many positional arguments a function must get; None where that is not known, or it takes any number."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)
+
+
+def checked_length(name: str, length: int) -> int:
+    """``length`` itself, or a ValueError that names it."""
+    if not is_int(length) or known(length < 1):
+        raise ValueError(f"{name} is a number of positions, at least 1; got {brief(length)}")
+    return length

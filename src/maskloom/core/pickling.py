@@ -1,0 +1,123 @@
+"""What a DataLoader worker can send: what pickles.
+
+A worker pickles its batch in a thread of its own, where an error is printed and the batch is lost: the training loop then waits
+for it for ever. So a block mask is looked at when a worker builds it, and an error there is raised in the
+worker. A mask may stay in the worker, for its table say. It is looked at when it is sent, and so is a block mask that was made
+elsewhere: in its place goes what raises the error where the batch arrives.
+"""
+
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from maskloom.core.words import brief
+
+_FEEDER = "QueueFeederThread"  # what multiprocessing calls the thread that pickles
+
+
+class _State(threading.local):
+    """Of a thread."""
+
+    stays = False  # whether what is built now is for this process
+    probes = False  # whether it pickles only to see
+
+
+_state = _State()
+
+
+def check_can_be_sent(held: object) -> None:
+    """Raise a TypeError, in a DataLoader worker, if what is to go into a batch cannot be pickled."""
+    if in_worker() and not _state.stays:
+        words = why_not_pickled(held)
+        if words is not None:
+            raise TypeError(words)
+
+
+@contextmanager
+def stays_here() -> Iterator[None]:
+    """What is built meanwhile is not for a batch."""
+    before, _state.stays = _state.stays, True
+    try:
+        yield
+    finally:
+        _state.stays = before
+
+
+def in_worker() -> bool:
+    """Whether this process is a DataLoader's worker."""
+    loaders = sys.modules.get("torch.utils.data")
+    return loaders is not None and loaders.get_worker_info() is not None
+
+
+def why_not_pickled(held: object) -> str | None:
+    """What cannot be pickled in it, and what to write instead; None where all can. Tensors are not copied."""
+    probe = _Probe()
+    before, _state.probes = _state.probes, True
+    try:
+        probe.dump(held)
+    except Exception as error:
+        return (
+            f"a DataLoader worker sends its batch by pickle, and {_described(probe.last)} cannot be pickled ({brief(error)}): "
+            "define it at the top level of a module, a mask that reads tensors or numbers as a class there, with them as its "
+            "fields (maskloom.mask_value); or build the block mask in the training loop, of tensors that the worker sends"
+        )
+    finally:
+        _state.probes = before
+    return None
+
+
+class _Probe(ForkingPickler):
+    """Pickles into nothing, as a worker does, and knows what it came to last."""
+
+    def __init__(self) -> None:
+        super().__init__(_Nowhere(), 5, True, lambda buffer: None)  # large buffers are handed out, not copied
+        self.last: object = None
+
+    def reducer_override(self, held: Any) -> Any:
+        self.last = held
+        if not isinstance(held, Tensor):
+            return NotImplemented
+        if held.requires_grad and not held.is_leaf:
+            raise TypeError("it is part of a graph of gradients; detach it")
+        return int, ()  # else torch moves its memory to where other processes find it
+
+
+class _Nowhere:
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def _described(held: object) -> str:
+    if isinstance(held, types.FunctionType):
+        code = held.__code__
+        return f"the function {held.__qualname__} (line {code.co_firstlineno} of {code.co_filename})"
+    if isinstance(held, type):
+        return f"the class {held.__qualname__} of {held.__module__}"
+    return f"{brief(held)}, of {type(held).__module__}.{type(held).__qualname__}"
+
+
+# -- when it is sent ---------------------------------------------------------------------------------------------------
+
+
+def stand_in(held: object) -> tuple[Any, ...] | None:
+    """For ``__reduce_ex__``: what a worker sends in place of what cannot be pickled; None to pickle it as it is."""
+    if threading.current_thread().name != _FEEDER or _state.probes or not in_worker():
+        return None
+    words = why_not_pickled(held)
+    return None if words is None else (_refuse, (words,))
+
+
+def _refuse(words: str) -> NoReturn:
+    raise TypeError(words)
+
+
+def reduced(held: object) -> Any:
+    """How other processes get an object of torch's, as a `ForkingPickler` is told."""
+    return stand_in(held) or held.__reduce_ex__(pickle.DEFAULT_PROTOCOL)

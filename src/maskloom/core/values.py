@@ -1,0 +1,134 @@
+"""What masks and score mods have in common: they are values, that can be compared, printed, moved and pickled."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+
+from maskloom.core import captures
+from maskloom.core.pickling import stand_in
+from maskloom.core.symbols import as_tensor, is_dynamic, is_int
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def value(cls: C) -> C:
+    """Make a subclass of Value a frozen dataclass that keeps Value's equality, hash and repr: torch traces through them."""
+    made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
+    made.numbers = tuple(field.name for field in dataclasses.fields(made) if "Tensor" in str(field.type))
+    return made
+
+
+class FrozenValue:
+    """An immutable value. Tensors in its fields are compared by what they hold, and printed by dtype and shape."""
+
+    name: ClassVar[str]
+    """The name of the public function that makes such a value, as `repr` writes it; by default the class's own."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """The fields whose types say that they may hold tensors: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
+
+    is_ours: ClassVar[bool] = False
+    """Whether its class is one of maskloom's own, which are known to broadcast: a law that no one holds others to."""
+
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__)
+        cls.is_ours = cls.__module__.partition(".")[0] == "maskloom"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(map(_same, _fields(self), _fields(other)))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(_hashable, _fields(self))))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(shown, _fields(self)))})"
+
+    @property
+    def __name__(self) -> str:  # what torch.vmap and BlockMask's repr call a function
+        return type(self).__qualname__ if torch.compiler.is_dynamo_compiling() else repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return stand_in(self) or super().__reduce_ex__(protocol)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value with its tensors on ``device``; itself if they are there already."""
+        return captures.moved(self, lambda tensor: tensor.to(device))
+
+
+def shown(field: Any) -> str:
+    """A field as repr writes it; a tensor by dtype and shape, so that its device is not waited for."""
+    if isinstance(field, Tensor):
+        return f"{str(field.dtype).removeprefix('torch.')}{list(field.shape)}"
+    return repr(field)
+
+
+V = TypeVar("V")
+
+
+def numbers_as_tensors(held: V, device: torch.device | str) -> V:
+    """A mask or score_mod as a kernel can capture it while torch traces: symbols become tensors without dimensions.
+
+    They do in fields typed ``int | Tensor`` (or a tuple of such), in values that values hold too. An int that is constant in the
+    trace stays an int, and so does one in a field typed ``int``; what functions hold is not seen. This is the one place where
+    an int becomes a tensor; `maskloom.core.symbols` says what a symbol is.
+    """
+    return _with_tensors(held, True, device) if _holds_symbols(held, True) else held
+
+
+def holds_function(held: Any) -> bool:
+    """Whether it is a function or a class of somebody else's, or holds one: it takes scalars. Ours take tensors that broadcast, too."""
+    if isinstance(held, tuple):
+        return any(holds_function(item) for item in held)
+    if isinstance(held, FrozenValue):
+        return not held.is_ours or any(holds_function(field) for field in _fields(held))
+    return callable(held)
+
+
+def _holds_symbols(held: Any, may_change: bool) -> bool:
+    if isinstance(held, tuple):
+        return any(_holds_symbols(item, may_change) for item in held)
+    if isinstance(held, FrozenValue):
+        return any(_holds_symbols(getattr(held, name), name in held.numbers) for name in _names(held))
+    return may_change and is_int(held) and is_dynamic(held)
+
+
+def _with_tensors(held: Any, may_change: bool, device: torch.device | str) -> Any:
+    if isinstance(held, tuple):
+        return tuple([_with_tensors(item, may_change, device) for item in held])
+    if isinstance(held, FrozenValue):
+        return type(held)(*[_with_tensors(getattr(held, name), name in held.numbers, device) for name in _names(held)])
+    return as_tensor(held, device) if may_change and is_int(held) and is_dynamic(held) else held
+
+
+def _names(held: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(held)]
+
+
+def _fields(held: Any) -> list[Any]:
+    # torch 2.11 hashes values that are made inside a compiled region, before their fields are set
+    if not dataclasses.is_dataclass(held):
+        raise TypeError(f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.mask_value")
+    return [getattr(held, field.name, None) for field in dataclasses.fields(held)]
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        alike = left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
+        return left is right or (alike and torch.equal(left, right))
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return type(left) is type(right) and left == right
+
+
+def _hashable(field: Any) -> Any:
+    # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
+    if isinstance(field, Tensor):
+        return field.dtype, field.shape
+    return field if type(field).__hash__ is not None else type(field)

@@ -1,0 +1,42 @@
+"""Masks under torch.vmap, whose tensors hold many examples: what one example of such a mask is."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from maskloom.core import captures
+from maskloom.core.torch_state import inside_transform
+
+M = TypeVar("M")
+
+
+def one_example(mask_mod: M) -> M:
+    """The mask with plain tensors, those of the first example: what it does, and of which sizes, is the same for all."""
+    return captures.moved(mask_mod, _plain) if inside_transform() else mask_mod
+
+
+def is_mapped(held: Any) -> bool:
+    """Whether torch.vmap maps over a tensor in it: its values differ from example to example."""
+    return inside_transform() and any(map(_is_mapped, captures.tensors(held)))
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    axes = []  # of the examples, those of the innermost vmap first
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            axes.append(_functorch.maybe_get_bdim(tensor))
+        tensor = _functorch.get_unwrapped(tensor)
+    with torch._C._DisableFuncTorch():
+        for axis in reversed(axes):
+            tensor = tensor.select(axis, 0)
+    return tensor

@@ -1,0 +1,45 @@
+"""Entries kept beside objects, found by identity, gone with them."""
+
+import weakref
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+E = TypeVar("E")
+
+
+class IdentityTable(Generic[E]):
+    """One entry for each object, for as long as the object lives. Threads may share a table.
+
+    An entry must not hold its object, or neither would ever go. There is no lock, since objects are freed at any time: each
+    step is whole by itself, and at worst an entry is lost, which is then computed again.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[object], E]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, source: object) -> E | None:
+        """The entry of this very object, or None."""
+        found = self._entries.get(id(source))
+        return found[1] if found is not None and found[0]() is source else None
+
+    def put(self, source: object, entry: E) -> None:
+        """Keep ``entry`` for ``source``, in place of the one that it had.
+
+        Raises:
+            TypeError: an object with slots and no place for weak references.
+        """
+        reference = weakref.ref(source, self._forget(id(source)))
+        self._entries[id(source)] = reference, entry
+
+    def _forget(self, address: int) -> Callable[[weakref.ref[object]], None]:
+        entries = self._entries
+
+        def forget(reference: weakref.ref[object]) -> None:
+            found = entries.get(address)
+            if found is not None and found[0] is reference:  # another object may have the address by now
+                entries.pop(address, None)
+
+        return forget

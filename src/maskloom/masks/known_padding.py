@@ -1,0 +1,120 @@
+"""Which keys and queries a mask is known to hide: by the padding masks at its top."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import is_zero
+from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and
+from maskloom.masks.padded import PaddingMask, Position
+from maskloom.masks.patterns.shift import Shifted
+from maskloom.program.program import MaskMod
+
+
+def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = False) -> Tensor | None:
+    """Which key positions a mask is known to hide from every query: bool (B or 1, KV), True = hidden; None if unknown.
+
+    Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks`` and under
+    `shifted`, which says at which positions the keys lie. Under ``|`` or ``~`` it proves nothing.
+
+    Args:
+        of_one_sequence: queries and keys are one sequence, and what is hidden as key alone is a real query (``lengths(lens,
+            kv_lens)`` of different sides): then what is hidden as both. A mask that says nothing of queries (`key_padding`)
+            speaks for both, unless it is shifted so that queries begin elsewhere than keys.
+
+    Raises:
+        ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
+            cannot be looked into then.
+    """
+    placed = _paddings(mask_mod)
+    keys = _all_of([part.hidden_keys(kv_len) for part in placed])
+    if keys is None or not of_one_sequence:
+        return keys
+    by_query = [(part, part.hidden_queries(kv_len)) for part in placed]
+    queries = _all_of([hidden for _, hidden in by_query if hidden is not None])
+    for_both = _all_of(
+        [part.hidden_keys(kv_len) for part, hidden in by_query if hidden is None and part.begins_together]
+    )
+    as_both = None if queries is None else torch.logical_and(*_of_one_batch(keys, queries))
+    return _all_of([hidden for hidden in (as_both, for_both) if hidden is not None])
+
+
+def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
+    """Which queries a mask is known to let see nothing: bool (B or 1, Q), True = hidden; None if unknown.
+
+    Known by the same rule as `known_padding`, with the same error.
+    """
+    found = [part.hidden_queries(q_len) for part in _paddings(mask_mod)]
+    return _all_of([hidden for hidden in found if hidden is not None])
+
+
+def _all_of(hidden: Sequence[Tensor]) -> Tensor | None:
+    """What any of them hides; None of none."""
+    known: Tensor | None = None
+    for found in hidden:
+        known = found if known is None else torch.logical_or(*_of_one_batch(known, found))
+    return known
+
+
+def _of_one_batch(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two, of one batch and length."""
+    pairs = tuple(zip(first.shape, second.shape, strict=True))
+    if pairs[1][0] != pairs[1][1] or (pairs[0][0] != pairs[0][1] and 1 not in pairs[0]):
+        raise ValueError(
+            f"the mask knows padding for (batch, length) = {tuple(first.shape)} and for {tuple(second.shape)}: not for one batch"
+        )
+    return first, second
+
+
+class _Placed(NamedTuple):
+    """A padding mask, and the positions of the first query and the first key in it."""
+
+    mask: PaddingMask
+    first_query: Position
+    first_key: Position
+
+    @property
+    def begins_together(self) -> bool:
+        """Whether the first query and the first key are known to be at one position."""
+        query, key = self.first_query, self.first_key
+        return query is key or (isinstance(query, int) and isinstance(key, int) and query == key)
+
+    def hidden_keys(self, kv_len: int) -> Tensor:
+        """Which of the keys from the first on the mask hides: bool (B or 1, KV)."""
+        first = self.first_key
+        return self.mask.hidden_keys(kv_len) if is_zero(first) else self.mask.hidden_keys(kv_len, first)
+
+    def hidden_queries(self, q_len: int) -> Tensor | None:
+        """Which of the queries from the first on see nothing, as far as the mask knows: bool (B or 1, Q), or None."""
+        first = self.first_query
+        return self.mask.hidden_queries(q_len) if is_zero(first) else self.mask.hidden_queries(q_len, first)
+
+
+def _paddings(mask_mod: MaskMod) -> list[_Placed]:
+    """The padding masks that are conjuncts at the top of a mask."""
+    if torch.compiler.is_dynamo_compiling() and is_torch_and(mask_mod):
+        # dynamo cannot call a closure once it has read a cell of it (assertion in side_effects.load_cell; 2.11, 2.13)
+        raise ValueError(
+            "torch.compile cannot look into torch's and_masks, to see whether it hides padding: "
+            "combine the masks with & or maskloom.and_masks, or open it first with maskloom.as_mask(mask)"
+        )
+    return _placed(as_mask(mask_mod), 0, 0)
+
+
+def _placed(mask: Mask, first_query: Position, first_key: Position) -> list[_Placed]:
+    if isinstance(mask, Shifted):  # padding is the same for every head
+        together = first_key is first_query and mask.kv_offset is mask.q_offset  # then they stay one tensor
+        first_query = _sum(first_query, mask.q_offset)
+        first_key = first_query if together else _sum(first_key, mask.kv_offset)
+        return _placed(mask.mask, first_query, first_key)
+    if isinstance(mask, And):
+        return [found for part in mask.parts for found in _placed(part, first_query, first_key)]
+    return [_Placed(mask, first_query, first_key)] if isinstance(mask, PaddingMask) else []
+
+
+def _sum(first: Position, second: Position) -> Position:
+    if is_zero(first):
+        return second
+    return first if is_zero(second) else first + second

@@ -1,0 +1,67 @@
+"""Every pattern: a room each, that can be read alone. A room lists its public names in `__all__`."""
+
+from maskloom.masks.patterns import (
+    blockwise,
+    conversations,
+    cross_documents,
+    diffusion,
+    from_tables,
+    generation,
+    graphs,
+    multimodal,
+    position,
+    relative,
+    segments,
+    shift,
+    transforms,
+)
+from maskloom.masks.patterns import padding as padding_room
+from maskloom.masks.patterns import within as within_room
+from maskloom.masks.patterns.blockwise import *
+from maskloom.masks.patterns.conversations import *
+from maskloom.masks.patterns.cross_documents import *
+from maskloom.masks.patterns.diffusion import *
+from maskloom.masks.patterns.from_tables import *
+from maskloom.masks.patterns.generation import *
+from maskloom.masks.patterns.graphs import *
+from maskloom.masks.patterns.grids import grid, layout, video, windows
+from maskloom.masks.patterns.grids.grid import *
+from maskloom.masks.patterns.grids.layout import *
+from maskloom.masks.patterns.grids.video import *
+from maskloom.masks.patterns.grids.windows import *
+from maskloom.masks.patterns.multimodal import *
+from maskloom.masks.patterns.padding import *
+from maskloom.masks.patterns.position import *
+from maskloom.masks.patterns.relative import *
+from maskloom.masks.patterns.segments import *
+from maskloom.masks.patterns.shift import *
+from maskloom.masks.patterns.transforms import *
+from maskloom.masks.patterns.within import *
+
+ROOMS = (
+    relative,
+    blockwise,
+    position,
+    padding_room,
+    segments,
+    cross_documents,
+    within_room,
+    conversations,
+    shift,
+    transforms,
+    windows,
+    grid,
+    layout,
+    video,
+    diffusion,
+    generation,
+    multimodal,
+    from_tables,
+    graphs,
+)
+"""In the order of the docs."""
+
+__all__ = [name for room in ROOMS for name in room.__all__]
+
+OF_TENSORS = frozenset(name for room in ROOMS for name in getattr(room, "OF_TENSORS", ()))
+"""Those that are made of tensors alone, which no text can write."""

@@ -1,0 +1,264 @@
+"""Masks that hide padding.
+
+A table named ``pads`` has True = padding, as ``nn.MultiheadAttention`` has it. A table where True or 1 is a real token,
+as Hugging Face's ``attention_mask`` has it, goes to `real`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import INTEGERS, flags, length_table, readable
+from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
+from maskloom.masks.padded import PaddingMask, Position, ends, outside, pads_at
+from maskloom.masks.signed import Signed, without_negative
+
+__all__ = ["lengths", "real", "padding", "key_padding", "create_padding_mask"]
+OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # no text can write them
+
+
+@mask_dataclass
+class Lengths(PaddingMask):
+    """See `lengths`."""
+
+    q_lens: Tensor
+    kv_lens: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return (q_idx < self.q_lens[b]) & (kv_idx < self.kv_lens[b])
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return without_negative(self(b, h, q_idx, kv_idx), q_idx, kv_idx, signed)
+
+    def __repr__(self) -> str:
+        return _one_or_both("lengths", self.q_lens, self.kv_lens)
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return outside(self.kv_lens, first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return outside(self.q_lens, first, q_len)
+
+    def row_ends(self) -> Tensor:
+        return torch.maximum(self.q_lens, self.kv_lens)
+
+    def beside_causal(self) -> Mask:
+        return QueryLengths(self.q_lens) if self.q_lens is self.kv_lens else self
+
+
+@mask_dataclass
+class Padding(Tabled, PaddingMask):
+    """See `padding`."""
+
+    q_pads: Tensor
+    kv_pads: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ~(self.q_pads[b, q_idx] | self.kv_pads[b, kv_idx])
+
+    def __repr__(self) -> str:
+        return _one_or_both("padding", self.q_pads, self.kv_pads)
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return pads_at(self.kv_pads, first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return pads_at(self.q_pads, first, q_len)
+
+    def row_ends(self) -> Tensor:
+        return torch.maximum(ends(~self.q_pads), ends(~self.kv_pads))
+
+
+@mask_dataclass
+class Real(Tabled, PaddingMask):
+    """See `real`."""
+
+    q_real: Tensor
+    kv_real: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.q_real[b, q_idx] & self.kv_real[b, kv_idx]
+
+    def __repr__(self) -> str:
+        return _one_or_both("real", self.q_real, self.kv_real)
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return pads_at(~self.kv_real, first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return pads_at(~self.q_real, first, q_len)
+
+    def row_ends(self) -> Tensor:
+        return torch.maximum(ends(self.q_real), ends(self.kv_real))
+
+
+@mask_dataclass
+class KeyPadding(PaddingMask):
+    """See `key_padding`."""
+
+    pads: Tensor
+    name = "key_padding"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ~self.pads[b, kv_idx]
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return pads_at(self.pads, first, kv_len)
+
+    def row_ends(self) -> Tensor:
+        return ends(~self.pads)
+
+
+def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
+    """The first ``lens[b]`` positions of batch row b are real; the padding after them is hidden, as query and as key.
+
+    ::
+
+        lengths([3])    k0 k1 k2 k3
+                    q0   x  x  x
+                    q1   x  x  x
+                    q2   x  x  x
+                    q3
+
+    Args:
+        lens: integers (B,), real positions of each batch row.
+        kv_lens: integers (B,), the keys' own lengths for cross-attention; by default the same.
+
+    Raises:
+        TypeError, ValueError: not integers, not (B,), a negative length (looked at on the CPU only).
+    """
+    q_lens = length_table("lens", lens)
+    if kv_lens is None:
+        return Lengths(q_lens, q_lens)
+    keys = length_table("kv_lens", kv_lens)
+    _same_batch("lens", q_lens, "kv_lens", keys)
+    return Lengths(q_lens, keys)
+
+
+def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
+    """Positions marked True or 1 are real, anywhere; all others are hidden, as query and as key.
+
+    This is how Hugging Face tokenizers' ``attention_mask`` is meant.
+
+    ::
+
+        real(tensor([[1, 0, 1]]))   k0 k1 k2
+                                q0   x     x
+                                q1
+                                q2   x     x
+
+    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``. Bools are held as they are, and writes into
+    them are followed. Of integers bools are made, and a later write into them changes nothing.
+
+    Args:
+        is_real: bool (B, L), or integers (B, L) of 0 and 1.
+        kv_is_real: the same for the keys (B, KV), for cross-attention; by default the same table.
+
+    Raises:
+        TypeError: neither bool nor integers. ValueError: another shape, integers other than 0 and 1 (looked at on the CPU only),
+            or two tables of different batch sizes.
+    """
+    q_real = _real_flags("is_real", is_real)
+    if kv_is_real is None:
+        return Real(q_real, q_real)
+    kv_real = _real_flags("kv_is_real", kv_is_real)
+    _same_batch("is_real", q_real, "kv_is_real", kv_real)
+    return Real(q_real, kv_real)
+
+
+def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
+    """Positions marked True are padding, anywhere, and hidden as query and as key.
+
+    ::
+
+        padding(tensor([[False, True, False]]))   k0 k1 k2
+                                              q0   x     x
+                                              q1
+                                              q2   x     x
+
+    From token ids: ``padding(pads_from_tokens(tokens, pad_id))``, and for cross-attention
+    ``padding(pads_from_tokens(tokens, pad_id), pads_from_tokens(kv_tokens, kv_pad_id))``.
+
+    Args:
+        pads: bool (B, L), True = padding.
+        kv_pads: bool (B, KV), the keys' own padding for cross-attention; by default the same.
+
+    Raises:
+        TypeError: not bool. ValueError: another shape, or two tables of different batch sizes.
+    """
+    q_pads = flags("pads", pads, true_means="padding")
+    if kv_pads is None:
+        return Padding(q_pads, q_pads)
+    keys = flags("kv_pads", kv_pads, true_means="padding")
+    _same_batch("pads", q_pads, "kv_pads", keys)
+    return Padding(q_pads, keys)
+
+
+create_padding_mask = padding
+"""`padding` by the name that the article on padded causal FlexAttention gives it."""
+
+
+def key_padding(pads: Tensor) -> KeyPadding:
+    """Positions marked True are hidden as keys. Every query sees the other keys, a padded query too.
+
+    As ``key_padding_mask`` of ``nn.MultiheadAttention``. `MultiheadFlexAttention` sets hidden positions to zero, so there a
+    query at a hidden position is one of a zero vector.
+
+    ::
+
+        key_padding(tensor([[False, True, False]]))   k0 k1 k2
+                                                  q0   x     x
+                                                  q1   x     x
+                                                  q2   x     x
+
+    Args:
+        pads: bool (B, KV), True = padding.
+
+    Raises:
+        TypeError: not bool. ValueError: another shape.
+    """
+    return KeyPadding(flags("pads", pads, true_means="padding"))
+
+
+def _real_flags(name: str, is_real: Tensor) -> Tensor:
+    if isinstance(is_real, Tensor) and is_real.dtype in INTEGERS:
+        if readable(is_real) and is_real.numel() and not bool(((is_real == 0) | (is_real == 1)).all()):
+            raise ValueError(f"{name} holds 0 and 1; got values from {int(is_real.min())} to {int(is_real.max())}")
+        is_real = is_real.bool()
+    return flags(name, is_real, true_means="a real token")
+
+
+def _same_batch(name: str, table: Tensor, other_name: str, other: Tensor) -> None:
+    if table.shape[0] != other.shape[0]:
+        raise ValueError(f"{name} has {table.shape[0]} batch rows and {other_name} has {other.shape[0]}")
+
+
+def _one_or_both(name: str, q_table: Tensor, kv_table: Tensor) -> str:
+    return f"{name}({shown(q_table)})" if q_table is kv_table else f"{name}({shown(q_table)}, {shown(kv_table)})"
+
+
+@mask_dataclass
+class QueryLengths(PaddingMask):
+    """What ``lengths(lens)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+
+    Keys behind the length are hidden from every query that sees anything, so that padding stays known.
+    """
+
+    lens: Tensor
+    description = "q_idx < lens[b]"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return q_idx < self.lens[b]
+
+    def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
+        return without_negative(self(b, h, q_idx, kv_idx), q_idx, kv_idx, signed)
+
+    def __repr__(self) -> str:
+        return f"lengths({shown(self.lens)})"
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return outside(self.lens, first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)

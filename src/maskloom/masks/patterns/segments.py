@@ -1,0 +1,308 @@
+"""Masks of packed sequences: several documents in one row."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import (
+    check_ids_below,
+    checked_offsets,
+    exactly_one,
+    integers,
+    integers_by_position,
+    readable,
+    refuse_length,
+)
+from maskloom.core.words import brief
+from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
+from maskloom.masks.lookups import at, ids_from_offsets, ids_from_positions, positions_from_ids
+from maskloom.masks.padded import PaddingMask, Position, ends, pads_at
+from maskloom.masks.patterns.cross_documents import (
+    CrossDocuments,
+    PackedCrossDocuments,
+    cross_documents,
+    packed_cross_documents,
+)
+
+__all__ = ["documents", "document_prefix"]
+
+
+class Segmented(Tabled, PaddingMask):
+    """Positions have ids; what has a negative id is padding, and hidden."""
+
+    ids: Tensor
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return pads_at(torch.atleast_2d(self.ids) < 0, first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)
+
+    def row_ends(self) -> Tensor:
+        return ends(torch.atleast_2d(self.ids) >= 0)
+
+    def ids_at(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids of the query and of the key."""
+        return at(self.ids, b, q_idx), at(self.ids, b, kv_idx)
+
+
+class _ByIds(Segmented):
+    """Documents: what has equal ids sees each other."""
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_id, kv_id = self.ids_at(b, q_idx, kv_idx)
+        return (q_id == kv_id) & (q_id >= 0)
+
+
+@mask_dataclass
+class Documents(_ByIds):
+    """Documents by an id for each position; nothing is known about where they lie. See `documents`."""
+
+    ids: Tensor
+    name = "documents"
+
+
+@mask_dataclass
+class PackedDocuments(_ByIds):
+    """Documents that lie one behind the other, by their offsets. ``ids`` follows from them. See `documents`."""
+
+    offsets: Tensor
+    ids: Tensor
+
+    def beside_causal(self) -> Mask:
+        if self.ids.ndim > 1:
+            return self
+        start = self.offsets[self.ids.clamp(min=0)].to(torch.int32)
+        return FromDocumentStart(self.offsets, start.masked_fill(self.ids < 0, len(self.ids)))
+
+    def __repr__(self) -> str:
+        return f"documents(offsets={shown(self.offsets)})"
+
+
+@mask_dataclass
+class CountedDocuments(_ByIds):
+    """Documents that lie one behind the other, by positions that count up. ``ids`` follows from them. See `documents`."""
+
+    position_ids: Tensor
+    ids: Tensor
+
+    def __repr__(self) -> str:
+        return f"documents(position_ids={shown(self.position_ids)})"
+
+
+AnyDocuments = Documents | PackedDocuments | CountedDocuments
+Segments = TypeVar("Segments", bound=AnyDocuments | CrossDocuments | PackedCrossDocuments)
+
+
+@overload
+def documents(
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    position_ids: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
+) -> AnyDocuments: ...
+
+
+@overload
+def documents(
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
+    kv_ids: Tensor | Sequence[int] | None = None,
+    kv_offsets: Tensor | Sequence[int] | None = None,
+    kv_length: int | None = None,
+) -> CrossDocuments | PackedCrossDocuments: ...
+
+
+def documents(
+    ids: Tensor | Sequence[int] | None = None,
+    *,
+    offsets: Tensor | Sequence[int] | None = None,
+    position_ids: Tensor | Sequence[int] | None = None,
+    length: int | None = None,
+    kv_ids: Tensor | Sequence[int] | None = None,
+    kv_offsets: Tensor | Sequence[int] | None = None,
+    kv_length: int | None = None,
+) -> AnyDocuments | CrossDocuments | PackedCrossDocuments:
+    """A query sees the keys of its own document.
+
+    ::
+
+        documents(offsets=[0, 2, 5])   k0 k1 k2 k3 k4
+                                   q0   x  x
+                                   q1   x  x
+                                   q2         x  x  x
+                                   q3         x  x  x
+                                   q4         x  x  x
+
+    For cross-attention keys have ids or offsets of their own::
+
+        documents(offsets=[0, 2, 3], kv_offsets=[0, 1, 4])   k0 k1 k2 k3
+                                                         q0   x
+                                                         q1   x
+                                                         q2      x  x  x
+
+    Ids are held as they are, and writes into them are followed. Offsets and position ids are copied, since ids are made from
+    them: a later write into what was given changes nothing.
+
+    Give one of ids, offsets and position_ids:
+
+    Args:
+        ids: integers (L,), or (B, L) with documents of their own in each batch row: positions with equal ids are one
+            document, wherever they lie. A negative id is no document: it sees nothing and nothing sees it.
+        offsets: integers (documents + 1,), where each document begins, and the end: ``[0, 2, 5]`` is one of 2 and one
+            of 5 - 2 = 3 positions (``cu_seqlens`` of FlashAttention). This says that documents are contiguous.
+        position_ids: integers (L,) or (B, L), positions that count up inside a document, as Hugging Face packs:
+            ``[0, 1, 0, 1, 2]`` is the mask drawn above. A document begins where a position is not the one before and 1.
+            This too says that documents are contiguous.
+        length: with offsets, the positions of a row, if there are more than the documents fill; the rest sees nothing.
+            By default the last offset, which is read from the tensor (on a GPU that waits for it).
+        kv_ids: with ids, those of the keys, (K,) or (B, K), and ids are those of the queries.
+        kv_offsets: with offsets, where the keys of each document begin (``cu_seqlens_k``), as many; a document may have no queries, or no
+            keys. Causal in each, aligned to its end: `documents_lower_right`; other masks inside: `within`.
+        kv_length: with kv_offsets, the keys of a row, likewise.
+
+    Raises:
+        TypeError, ValueError: none or several of them, not integers, offsets that do not start at 0 or that fall (looked
+            at on the CPU only), a length below the last offset; keys' tables beside others than the queries' own, or for others.
+    """
+    exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
+    _check_beside(ids, offsets, kv_ids, kv_offsets, kv_length)
+    if offsets is not None and kv_offsets is not None:
+        return packed_cross_documents(offsets, kv_offsets, length, kv_length)
+    if offsets is not None:
+        table = checked_offsets(offsets).clone()
+        return PackedDocuments(table, ids_from_offsets(table, length))
+    refuse_length(length)
+    if position_ids is not None:
+        positions = integers_by_position("position_ids", position_ids).clone()
+        return CountedDocuments(positions, ids_from_positions(positions))
+    if ids is not None and kv_ids is not None:
+        return cross_documents(ids, kv_ids)
+    return Documents(integers_by_position("ids", ids))
+
+
+def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: object, kv_length: object) -> None:
+    """Raise a TypeError if tables of keys are not beside those of queries."""
+    if (kv_ids is not None and ids is None) or (kv_offsets is not None and offsets is None):
+        raise TypeError("kv_ids goes with ids, and kv_offsets with offsets: queries and keys are told in one way")
+    if kv_length is not None and kv_offsets is None:
+        raise TypeError("kv_length goes with kv_offsets, as length with offsets")
+
+
+@mask_dataclass
+class DocumentPrefix(Tabled):
+    """See `document_prefix`. ``is_prefix`` (L,) or (B, L) marks the positions that lie in a prefix."""
+
+    segments: AnyDocuments
+    n: Tensor
+    is_prefix: Tensor
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.segments(b, h, q_idx, kv_idx) & at(self.is_prefix, b, kv_idx)
+
+    def __repr__(self) -> str:
+        return f"document_prefix({self.segments!r}, {shown(self.n)})"
+
+
+def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> DocumentPrefix:
+    """A query sees the first ``n[d]`` keys of its own document d, also those after it.
+
+    ::
+
+        document_prefix(documents(offsets=[0, 2, 5]), [1, 2])   k0 k1 k2 k3 k4
+                                                            q0   x
+                                                            q1   x
+                                                            q2         x  x
+                                                            q3         x  x
+                                                            q4         x  x
+
+    ``segments & causal | document_prefix(segments, n)`` is a prefix-LM over packed documents. Where n is the same for all, write
+    ``within(segments, prefix(n))``. Segments and n are copied, since the prefixes are marked from them: a later write into them
+    changes nothing. Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
+
+    Args:
+        segments: made by `documents`, of documents that are contiguous.
+        n: keys in the prefix of each document, at least 0: integers (documents,), or (B, documents) where rows have
+            documents of their own. Entry d is for the document with id d, or the d-th of offsets or position_ids.
+
+    Raises:
+        TypeError, ValueError: segments of another kind or in several pieces, not integers, a negative number, fewer
+            numbers than documents (looked at on the CPU only).
+    """
+    positions, segments = positions_inside("document_prefix", segments), copied_segments(segments)
+    table = integers("n", n).to(positions.device, copy=True)
+    ids = segments.ids.clamp(min=0).long()
+    if table.ndim not in (1, ids.ndim) or table.shape[-1] == 0 or (table.ndim == 2 and len(table) != len(ids)):
+        raise ValueError(
+            f"n has one number for each document, (documents,), or (B, documents) for ids (B, L); got shape "
+            f"{tuple(table.shape)} for ids of shape {tuple(ids.shape)}"
+        )
+    if readable(table) and bool((table < 0).any()):
+        raise ValueError(f"n are numbers of positions, at least 0; got {int(table.min())}")
+    check_ids_below("n has numbers for", segments.ids, table.shape[-1], "documents")
+    own = table[ids] if table.ndim == 1 else table.gather(1, ids)
+    return DocumentPrefix(segments, table, (positions < own) & (segments.ids >= 0))
+
+
+def copied_segments(segments: Segments) -> Segments:
+    """The segments with tensors of their own: all but those by ids have copied already."""
+    if not isinstance(segments, (Documents, CrossDocuments)):
+        return segments
+    return type(segments)(*[getattr(segments, field.name).clone() for field in dataclasses.fields(segments)])
+
+
+def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
+    """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
+    if not isinstance(segments, AnyDocuments):
+        raise TypeError(f"{name} takes documents made by documents(...); got {brief(segments)}")
+    return positions_of(name, segments.ids, isinstance(segments, Documents))
+
+
+def positions_of(name: str, ids: Tensor, by_ids: bool) -> Tensor:
+    """The same by the ids of positions; what is given ``by_ids`` may lie in pieces."""
+    if by_ids and readable(ids):
+        _check_contiguous(name, ids)
+    return positions_from_ids(ids)
+
+
+def _check_contiguous(name: str, ids: Tensor) -> None:
+    for row, row_ids in enumerate(torch.atleast_2d(ids)):
+        runs = row_ids.unique_consecutive()
+        documents, pieces = runs[runs >= 0].unique(return_counts=True)
+        if bool((pieces > 1).any()):
+            document = int(documents[pieces > 1][0])
+            raise ValueError(
+                f"{name} needs documents in one piece, so that positions restart; document {document} has "
+                f"{int(pieces.max())} pieces" + (f" in row {row}" if ids.ndim == 2 else "")
+            )
+
+
+@mask_dataclass
+class FromDocumentStart(Tabled, PaddingMask):
+    """What ``documents(offsets=...)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+
+    ``start`` holds for each query the first position of its document; behind the documents, one past the end.
+    """
+
+    offsets: Tensor
+    start: Tensor
+    description = "kv_idx >= start[q_idx]"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        _ = self.start[kv_idx]  # said, not asked: there are no more keys than positions, as in the ids
+        return kv_idx >= self.start[q_idx]
+
+    def __repr__(self) -> str:
+        return f"documents(offsets={shown(self.offsets)})"
+
+    def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
+        return pads_at(self.start[None] == len(self.start), first, kv_len)
+
+    def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
+        return self.hidden_keys(q_len, first)

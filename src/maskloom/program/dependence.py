@@ -1,0 +1,140 @@
+"""Which of its four indices a mask depends on, and through tables of which size.
+
+`dependence_of` follows marks through the recorded program of a mask_mod. A value is marked with the indices that can change
+it: an operation's result with all marks of its inputs, except that
+
+- reading a table whose indexed dimension has size 1 depends on nothing (there is one thing to read), and
+- an operation that looks only at a tensor's dtype or shape (``b.new_ones(())``) reads no value.
+
+So a mark may be there without need and is never missing. Where an index itself (not something computed from it) reads
+a dimension of a table, that dimension's size is kept: it says how many batch rows, heads or positions the mask is for.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import as_int
+from maskloom.core.symbols import is_int, known
+from maskloom.core.words import brief
+from maskloom.program.ops import Fact, having
+from maskloom.program.program import INDICES, Index, Op, Program, Value
+
+_WORDS = {"b": ("batch", "batch row", "B"), "h": ("heads", "head", "H")}
+
+_aten = torch.ops.aten
+_HOLDS_ANY_INDEX = (torch.int32, torch.int64)
+_KEEPS_VALUE = having(Fact.KEEPS_VALUE)
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """What a mask's answer depends on.
+
+    Attributes:
+        marks: the indices that can change the answer.
+        sizes: for each index, the sizes of the table dimensions that it reads directly.
+    """
+
+    marks: frozenset[Index]
+    sizes: Mapping[Index, Collection[int]]
+
+    def size(self, index: Literal["b", "h"], asked: int | None) -> int:
+        """B or H of a table that holds every answer of the mask.
+
+        Args:
+            index: which of the two.
+            asked: what the caller wants, checked against the tables; None for the smallest that the mask needs. 1 always
+                fits a mask that is the same for all, whatever tables it reads on the way.
+        """
+        argument, item, letter = _WORDS[index]
+        sizes, asked = list(self.sizes[index]), as_int(asked)
+        if any(known(size != sizes[0]) for size in sizes):
+            listed = " and ".join(map(str, sorted(set(sizes))))
+            raise ValueError(f"the mask reads tables for different numbers of {item}s: {listed}")
+        if asked is None:
+            if index not in self.marks:
+                return 1
+            if not sizes:
+                raise ValueError(
+                    f"the mask's answer can differ from one {item} to another, and no table says how many "
+                    f"there are; pass {argument}= (their number, {letter})"
+                )
+            return sizes[0]
+        least = 0 if index == "b" else 1  # a batch may be empty
+        if not is_int(asked) or known(asked < least):
+            raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {brief(asked)}")
+        same_for_all = index not in self.marks and known(asked == 1)
+        if sizes and known(sizes[0] != asked) and not same_for_all:
+            raise ValueError(
+                f"{argument} ({letter}) is {asked}, and the mask reads a table for {sizes[0]} {item}s; "
+                f"pass {sizes[0]}, or make the mask from the rows that are meant{_of_each_head(index, sizes[0], asked)}"
+            )
+        return asked
+
+    def check_length(self, index: Literal["q_idx", "kv_idx"], length: int) -> None:
+        """Raise a ValueError if positions up to ``length`` lie beyond a table that the index reads."""
+        if any(known(size < length) for size in self.sizes[index]):
+            side = "queries" if index == "q_idx" else "keys"
+            shortest = min(self.sizes[index])
+            raise ValueError(f"the mask reads a table with {shortest} positions, and there are {length} {side}")
+
+
+def _of_each_head(index: str, size: int, asked: int) -> str:
+    """A table as nn.MultiheadAttention takes it has B·H rows."""
+    if index != "b" or not asked or size % asked:
+        return ""
+    return f" (of B·H rows, one for each head: table.view({asked}, {size // asked}, Q, K))"
+
+
+def dependence_of(program: Program) -> Dependence:
+    """What the answer of a recorded mask_mod depends on."""
+    walk = _Walk()
+    for step in program.steps:
+        walk.follow(step, program)
+    marks = walk.marks_of(program.answer) if program.unsupported_reason is None else walk.seen
+    return Dependence(marks, {index: frozenset(walk.sizes[index]) for index in INDICES})
+
+
+class _Walk:
+    """Follows marks from value to value."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[Index, set[int]] = {index: set() for index in INDICES}
+        self.seen: frozenset[Index] = frozenset()
+        self._marks: dict[Value, frozenset[Index]] = {Value(i): frozenset({index}) for i, index in enumerate(INDICES)}
+        self._is_index: dict[Value, Index] = {
+            Value(i): index for i, index in enumerate(INDICES)
+        }  # an index's own value
+
+    def follow(self, step: Op, program: Program) -> None:
+        operation = step.op.overloadpacket
+        if operation is _aten.index:
+            marks = self._marks_of_lookup(step, program)
+        else:
+            marks = frozenset().union(*map(self.marks_of, step.refs))
+        self.seen |= frozenset().union(marks, *map(self.marks_of, step.refs))
+        for result in step.results:
+            self._marks[result] = marks
+        if operation in _KEEPS_VALUE and program.meta(step.results[0]).dtype in _HOLDS_ANY_INDEX:
+            first = step.args[0]
+            if isinstance(first, Value) and first in self._is_index:
+                self._is_index[step.results[0]] = self._is_index[first]
+
+    def marks_of(self, value: Value | Tensor) -> frozenset[Index]:
+        return self._marks[value] if isinstance(value, Value) else frozenset()
+
+    def _marks_of_lookup(self, step: Op, program: Program) -> frozenset[Index]:
+        table, indices = step.args
+        marks = self.marks_of(table)
+        for size, index in zip(program.meta(table).shape, indices, strict=False):
+            if not isinstance(index, Value):
+                continue
+            if size != 1:
+                marks |= self._marks[index]
+            if index in self._is_index:
+                self.sizes[self._is_index[index]].add(size)
+        return marks

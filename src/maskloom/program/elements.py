@@ -1,0 +1,114 @@
+"""A mask_mod at chosen elements of chosen tiles: its recorded program run on exact indices, or torch.vmap itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskloom.core.forks import load_vmap
+from maskloom.core.torch_state import without_autocast
+from maskloom.program.batched import ambiguous, batched
+from maskloom.program.program import INDICES, MaskMod, Op, Program, Value, mapped, results_in
+
+_LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
+
+
+@dataclass(frozen=True)
+class Elements:
+    """A rectangle of elements in each of T tiles.
+
+    Attributes:
+        b, h: int64 (T,), the batch row and head of each tile.
+        q_idx: int64 (T, n), positions.
+        kv_idx: int64 (T, m).
+    """
+
+    b: Tensor
+    h: Tensor
+    q_idx: Tensor
+    kv_idx: Tensor
+
+    def part(self, tiles: slice) -> "Elements":
+        """Some of the tiles."""
+        return Elements(self.b[tiles], self.h[tiles], self.q_idx[tiles], self.kv_idx[tiles])
+
+
+def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
+    """The mask_mod's answers: bool (T, n, m), or with a dim 1 where they do not vary."""
+    b, h = elements.b[:, None, None], elements.h[:, None, None]
+    with without_autocast(b.device):
+        answers = run_at(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
+    return _vmapped(mask_mod, elements) if answers is None else answers
+
+
+def widest(program: Program) -> int:
+    """The most numbers that a value holds for one element; memory is counted by it."""
+    return max(math.prod(meta.shape) for meta in program.metas)
+
+
+def size_of(program: Program, sizes: tuple[int, int, int, int]) -> int:
+    """Bytes of all values of the program, run for that many of each index, and all combinations of them."""
+    reads = {Value(slot): frozenset({slot}) for slot in range(len(INDICES))}
+    found = 0
+    for step in program.steps:
+        read = frozenset[int]().union(*(reads[ref] for ref in step.refs))
+        for result in step.results:
+            reads[result] = read
+            meta = program.metas[result.slot]
+            found += meta.dtype.itemsize * math.prod(meta.shape) * math.prod(sizes[slot] for slot in read)
+    return found
+
+
+def run_at(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
+    """The program on exact indices; None if it, or an operation of it, cannot be lifted.
+
+    Args:
+        indices: int64 b, h, q_idx and kv_idx, each with ``lead`` dims that broadcast to one batch of elements.
+    """
+    if program.unsupported_reason is not None:
+        return None
+    values: dict[Value, Tensor] = {Value(i): index for i, index in enumerate(indices)}
+    for step in program.steps:
+        if ambiguous(step, program):
+            return None
+        out = batched(step.op, *_arguments(step, values, indices[0].device, lead), lead)
+        outs = results_in(out, len(step.results))
+        if outs is None:
+            return None
+        for result, ref in zip(outs, step.results, strict=True):
+            if not _fits(result, program, ref, lead):
+                return None
+            values[ref] = result
+    answer = program.answer
+    return values[answer] if isinstance(answer, Value) else answer.reshape((1,) * lead)
+
+
+def _fits(result: Tensor, program: Program, ref: Value, lead: int) -> bool:
+    """Whether the batch of results has the dtype and shape that the scalar program saw."""
+    meta = program.metas[ref.slot]
+    return result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
+
+
+def _arguments(
+    step: Op, values: dict[Value, Tensor], device: torch.device, lead: int
+) -> tuple[list[Any], dict[str, Any]]:
+    def filled(leaf: Any) -> Any:
+        if isinstance(leaf, Value):
+            return values[leaf]
+        return leaf.to(device).reshape(*(1,) * lead, *leaf.shape) if isinstance(leaf, Tensor) else leaf
+
+    return mapped(step.args, filled), {name: mapped(item, filled) for name, item in step.kwargs.items()}
+
+
+def _vmapped(mask_mod: MaskMod, elements: Elements) -> Tensor:
+    """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
+    load_vmap()  # and with it torch's compiler, which `import maskloom` shall not
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    over_keys: Callable[..., Tensor] = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
+    over_both = torch.vmap(over_keys, in_dims=(None, None, 0, None))
+    with torch.no_grad(), TransformGetItemToIndex():
+        return torch.vmap(over_both)(elements.b, elements.h, elements.q_idx, elements.kv_idx)

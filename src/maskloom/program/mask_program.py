@@ -1,0 +1,168 @@
+"""The door: a mask is run once on scalars, and whatever is made of it is read from its program."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.core import captures
+from maskloom.core.cache import LRU, cached_with
+from maskloom.core.forks import computed_once, load_vmap
+from maskloom.core.torch_state import can_cache, float_state, is_tracing, without_autocast
+from maskloom.core.vmapped import is_mapped, one_example
+from maskloom.program.dependence import Dependence, dependence_of
+from maskloom.program.elements import run_at, size_of
+from maskloom.program.getitem import IndexByTensors
+from maskloom.program.program import INDICES, MaskMod, Program
+from maskloom.program.record import record
+from maskloom.program.under_compile import sizes_read
+
+
+class _Run(NamedTuple):
+    """What one run of a mask on scalars shows."""
+
+    bare: Program
+    dependence: Dependence
+
+
+@dataclass(frozen=True)
+class MaskProgram:
+    """A mask that was run once: what it does, what it depends on, and where its tensors are.
+
+    Attributes:
+        held: its tensors.
+        bare: its program, with slots for those.
+        dependence: which indices can change its answer, and the sizes of the tables that they read.
+        device: of the indices that it was run on.
+        key: equal for all masks that have this program; None where it is not known which have.
+    """
+
+    mask: MaskMod
+    held: list[Tensor]
+    bare: Program
+    dependence: Dependence
+    device: torch.device
+    key: Hashable | None
+
+    @computed_once
+    def program(self) -> Program:
+        """The program, with the tensors in it."""
+        return self.bare.holding(self.held)
+
+
+_programs: LRU[Hashable, _Run | Literal["of values"]] = LRU(256)
+"""By the structure of their masks; or that a program depends on the values of tensors too, and is kept with each mask."""
+
+
+def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
+    """Run a mask on scalars, once: every later call finds the program of that run. This is the only way into a mask.
+
+    A Mask's program follows from its structure, its numbers and the shapes of its tensors: from all but their values. A
+    training step has a new mask of the same structure, and need not run it again. Where a program was computed from the
+    values of tensors, it is kept with the very mask, for as long as nobody writes into them. Functions may read anything, and
+    are run each time.
+
+    Args:
+        mask: a Mask or a mask_mod.
+        device: of the indices that it is run on; where the mask's tensors are.
+
+    Raises:
+        TypeError, ValueError: see `maskloom.program.record.record`.
+    """
+    device = torch.device(device)
+    if is_tracing() or not captures.is_plain(mask):
+        return MaskProgram(mask, [], *_run(mask, device, None), device, None)
+    held = captures.tensors(mask)
+    shapes = tuple([tensor.shape for tensor in held])
+    world = device, float_state()  # what else it depends on
+    key = (captures.structure(mask, numbers=True), shapes, *world)
+    found = _programs.get(key)
+    if isinstance(found, _Run):
+        return MaskProgram(mask, held, *found, device, key)
+    if found is None:
+        found = _run(mask, device, held)
+        of_structure = _is_of_structure(found, mask)
+        if of_structure:
+            if can_cache():
+                _programs.put(key, found)
+            return MaskProgram(mask, held, *found, device, key)
+        if found.bare.reads_uncaptured:
+            return MaskProgram(mask, held, *found, device, None)
+        if can_cache():
+            _programs.put(key, "of values")
+        kept = cached_with(mask, ("program", *world), lambda: found)
+    else:
+        kept = cached_with(mask, ("program", *world), lambda: _run(mask, device, held))
+    return MaskProgram(mask, held, *kept, device, None)
+
+
+def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:
+    """What a mask's answer depends on.
+
+    While torch.compile or torch.export traces no program can be recorded: only the sizes are found out then, and the answer is taken to
+    depend on every index.
+    """
+    if torch.compiler.is_compiling():
+        return Dependence(frozenset(INDICES), sizes_read(mask, device))
+    return program_of(mask, device).dependence
+
+
+def _run(mask: MaskMod, device: torch.device, held: list[Tensor] | None) -> _Run:
+    """The program of a mask, with slots for the tensors that it holds, and what it depends on."""
+    with torch.inference_mode(False):  # or its constants could not be used elsewhere
+        program = record(one_example(mask), device, held or ())
+    return _Run(program if held is None else program.without(held), dependence_of(program))
+
+
+def _is_of_structure(run: _Run, mask: MaskMod) -> bool:
+    """Whether every mask of this structure has the same program."""
+    # what the mask made on a device was made on this stream, and another could read it too early
+    made_there = any(tensor.device.type != "cpu" for tensor in run.bare.constants)
+    return run.bare.of_structure and not made_there and captures.is_as_known(mask)
+
+
+def refuse_mapped(mask: MaskMod) -> None:
+    """Raise a ValueError if torch.vmap maps over the mask's tensors: one block mask does not serve all examples."""
+    if is_mapped(mask):
+        raise ValueError(
+            "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
+            "build the block mask outside of vmap"
+        )
+
+
+_MOST_BYTES = 1 << 19  # of all values at one time, for a table
+
+
+def table_of(source: MaskProgram, sizes: tuple[int, int, int, int], q_offset: int | Tensor = 0) -> Tensor:
+    """The mask as a table: bool (B, H, Q, K) for ``sizes`` of these, from the program, some rows of queries at a time.
+
+    Args:
+        q_offset: the position of the first query.
+    """
+    batch, heads, q_len, kv_len = sizes
+    b, h, q_idx, kv_idx = (
+        torch.arange(size, device=source.device).view(*(-1 if dim == axis else 1 for dim in range(4)))
+        for axis, size in enumerate(sizes)
+    )
+    q_idx = q_idx + q_offset
+    rows = max(1, _MOST_BYTES // max(1, size_of(source.program, (batch, heads, 1, kv_len))))
+    parts = []
+    for first in range(0, q_len, rows):
+        with torch.no_grad(), without_autocast(source.device):
+            answers = run_at(source.program, [b, h, q_idx[:, :, first : first + rows], kv_idx], 4)
+        if answers is None:
+            return _vmapped_table(source.mask, [b.flatten(), h.flatten(), q_idx.flatten(), kv_idx.flatten()])
+        parts.append(answers.expand(batch, heads, min(rows, q_len - first), kv_len))
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _vmapped_table(mask_mod: MaskMod, indices: list[Tensor]) -> Tensor:
+    """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
+    load_vmap()
+    lifted: Any = mask_mod
+    for axis in (3, 2, 1, 0):
+        lifted = torch.vmap(lifted, in_dims=tuple(0 if at == axis else None for at in range(4)))
+    with torch.no_grad(), IndexByTensors():
+        return lifted(*indices)

@@ -1,0 +1,243 @@
+"""Running a mask_mod once on scalars without dimensions, and writing down what it does.
+
+`pads[b][kv_idx]`, ``torch.stack([...]).any(0)`` and ``(starts[b] <= q_idx).any()`` are recorded as vmap sees them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskloom.core.torch_state import uncompiled
+from maskloom.core.words import brief_name
+from maskloom.program.answers import check_answer
+from maskloom.program.getitem import IndexByTensors
+from maskloom.program.ops import OUT_OF_PLACE, Fact, having
+from maskloom.program.program import INDICES, Op, Program, TensorMeta, Value, leaves, mapped
+
+_aten = torch.ops.aten
+_READS_NO_VALUE = having(Fact.READS_NO_VALUE)
+_ASKS_PYTHON = having(Fact.ASKS_PYTHON)
+
+
+def record(
+    mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (), index_dtype: torch.dtype = torch.int64
+) -> Program:
+    """Run ``mask_mod`` once on scalars and write down what it does.
+
+    Args:
+        mask_mod: ``(b, h, q_idx, kv_idx) -> bool``, with plain tensors: under torch.vmap, `one_example` of it.
+        device: where the mask's tensors are.
+        held: all tensors that it holds, if the program is to say whether it is `of_structure`.
+        index_dtype: of the four indices.
+
+    Raises:
+        TypeError: it does not answer with one bool, or decides in Python on an index's value.
+        ValueError: it reads a table on another device.
+        What it raises itself comes through, with a note.
+    """
+    return uncompiled(_record)(mask_mod, device, held, index_dtype)
+
+
+def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], index_dtype: torch.dtype) -> Program:
+    recorder = _Recorder(held=frozenset(map(id, held)))
+    with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
+        scalars = [torch.zeros((), dtype=index_dtype, device=device) for _ in INDICES]
+        for scalar in scalars:
+            recorder.name(scalar)
+        try:
+            with recorder, _Reads(recorder):
+                answer = mask_mod(*scalars)
+        except Exception as error:
+            error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
+            raise
+    check_answer(mask_mod, answer)
+    answered = recorder.value(answer)
+    return Program(
+        tuple(recorder.steps), answered, tuple(recorder.metas), recorder.unsupported_reason,
+        of_structure=not (recorder.used_alone or recorder.used_others) and recorder.unsupported_reason is None,
+        reads_uncaptured=recorder.used_others,
+        reads_scalar_tensor=recorder.read_numbers,
+        uses_unindexed_capture=recorder.used_alone or recorder.used_made,
+    )  # fmt: skip
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation on a value that depends on an index. Tensors are known by identity, and kept alive."""
+
+    steps: list[Op] = field(default_factory=list)
+    metas: list[TensorMeta] = field(default_factory=list)
+    unsupported_reason: str | None = None
+    held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
+    used_alone: bool = False  # whether a tensor that was there before went into an operation that no index goes into
+    used_others: bool = False  # whether such a tensor was read that is none of `held`: a global one, say
+    used_made: bool = False  # whether a tensor with dimensions was read that it made itself
+    read_numbers: bool = False  # whether a tensor without dimensions was read that was there before
+    _refs: dict[int, Value] = field(default_factory=dict)
+    _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
+    _alive: list[Tensor] = field(default_factory=list)
+    _made: dict[int, Any] = field(default_factory=dict)  # what it made itself, and no index goes into
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler at the first operation, which takes a second; see `record`
+
+    def name(self, tensor: Tensor) -> Value:
+        """Make a tensor the program's next value."""
+        ref = Value(len(self.metas))
+        self.metas.append(TensorMeta(tensor.dtype, tuple(tensor.shape)))
+        if id(tensor) not in self._refs:
+            storage = _storage(tensor)
+            self._storages[storage] = self._storages.get(storage, 0) + 1
+            self._alive.append(tensor)
+        self._refs[id(tensor)] = ref
+        return ref
+
+    def value(self, argument: Any) -> Any:
+        """An argument with each tensor that depends on an index replaced by its Ref."""
+        return mapped(argument, lambda leaf: self._value_of(leaf) if isinstance(leaf, Tensor) else leaf)
+
+    def _value_of(self, tensor: Tensor) -> Value | Tensor:
+        ref = self._refs.get(id(tensor))
+        if ref is not None:
+            return ref
+        if _storage(tensor) in self._storages:
+            self.unsupported_reason = "a tensor that torch handed on under another identity"
+        was_there = id(tensor) not in self._made
+        self.used_others |= was_there and id(tensor) not in self.held
+        self.used_made |= not was_there and tensor.ndim > 0
+        self.read_numbers |= was_there and not tensor.ndim
+        self._alive.append(tensor)
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket is _aten.lift_fresh:  # torch.tensor(numbers): a new one, seen here first
+            self._made |= {id(tensor): tensor for tensor in args}
+        values = tuple(map(self.value, args))
+        options = {name: self.value(item) for name, item in kwargs.items()}
+        depends = any(True for _ in leaves((values, *options.values()), Value))
+        if not depends:
+            self.used_alone |= any(id(tensor) not in self._made for tensor in leaves((args, *kwargs.values()), Tensor))
+        if depends and func.overloadpacket in _ASKS_PYTHON:
+            raise _asked(func.overloadpacket.__name__)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TypeError(
+                f"{func.overloadpacket.__name__} draws random numbers: a mask_mod answers the same every time"
+            )
+        if depends:
+            self._check_devices(func, args, kwargs)
+        out = func(*_with_rows(func, args), **kwargs)
+        if func._schema.is_mutable:
+            self._write(func, values, options, out)
+        elif depends and func.overloadpacket not in _READS_NO_VALUE:
+            self._record(func, values, options, out)
+        else:
+            self._made |= {id(made): made for made in leaves((out,), Tensor)}
+        return out
+
+    def leaves(self, name: str, arguments: Any) -> None:
+        """Python is told the values of the tensors among arguments."""
+        for tensor in leaves(arguments, Tensor):
+            if id(tensor) in self._refs:
+                raise _asked(name)
+            self.used_alone |= id(tensor) not in self._made
+
+    def _check_devices(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a table that is elsewhere: a global one, of which nobody knew before. torch indexes by what is on the CPU."""
+        here = {tensor.device for tensor in leaves((args, *kwargs.values()), Tensor) if id(tensor) in self._refs}
+        for tensor in leaves(args[:1] if op is _aten.index.Tensor else (args, *kwargs.values()), Tensor):
+            if tensor.ndim and tensor.device not in here:
+                there = ", ".join(map(str, here))
+                raise ValueError(
+                    f"the mask_mod reads a table of shape {tuple(tensor.shape)} on {tensor.device}, and is asked on {there}: "
+                    f"move the table there, or pass device={str(tensor.device)!r}. Of a table that the mask_mod holds (in a "
+                    "closure, a functools.partial, a Mask) and does not take from its module, the device is found"
+                )
+
+    def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """One more step. Of its results, shapes and Python numbers that follow from values are not those of other indices."""
+        if self._has_sizes_of_values(op, args):
+            self.unsupported_reason = f"{op.overloadpacket.__name__}, which gives as many numbers as the values say"
+        elif any(isinstance(found, (bool, int, float)) for found in (out if isinstance(out, tuple) else (out,))):
+            self.unsupported_reason = f"{op.overloadpacket.__name__}, which gives a number to Python"
+        self.steps.append(Op(op, args, kwargs, tuple(map(self.name, leaves((out,), Tensor)))))
+
+    def _has_sizes_of_values(self, op: OpOverload, args: tuple[Any, ...]) -> bool:
+        if op is not _aten.index.Tensor:
+            return torch.Tag.dynamic_output_shape in op.tags
+        return any(self.metas[ref.slot].dtype in (torch.bool, torch.uint8) for ref in leaves(args[1], Value))
+
+    def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """``x &= y``: as ``x = x & y`` where nothing else looks at x's memory; else the program has an obstacle."""
+        target = args[0] if args else None
+        replaces = op in OUT_OF_PLACE and isinstance(target, Value) and self._storages[_storage(out)] == 1
+        if replaces and self._dtypes(args) == {out.dtype}:
+            self._record(OUT_OF_PLACE[op], args, kwargs, out)
+        else:
+            self.unsupported_reason = f"{op.overloadpacket.__name__}, which writes into a tensor"
+            self._record(op, args, kwargs, out)
+
+    def _dtypes(self, args: tuple[Any, ...]) -> set[torch.dtype]:
+        refs = {self.metas[argument.slot].dtype for argument in args if isinstance(argument, Value)}
+        return refs | {argument.dtype for argument in args if isinstance(argument, Tensor)}
+
+
+class _Reads(IndexByTensors):
+    """Reads tables as `IndexByTensors`, and tells the recorder of values that leave torch without an operation."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVES_TORCH:
+            self.recorder.leaves(func.__name__, args[:1])
+        elif func in _MAKES_TENSORS:
+            given = (*args, *(kwargs or {}).values())
+            self.recorder.leaves(func.__name__, [data for data in given if isinstance(data, (list, tuple))])
+        if func is F.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_LEAVES_TORCH = {
+    Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage,
+}  # fmt: skip
+_MAKES_TENSORS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+"""Of lists, of which each item is asked."""
+
+
+def _asked(name: str) -> TypeError:
+    return TypeError(
+        f"{name} asks for the value of something computed from an index: a mask_mod is run for all indices at once "
+        "(torch.vmap), so it cannot use .item(), int(), if, and, or, not on them, nor slice by them; write & | ~, "
+        "torch.where, table[b][kv_idx]"
+    )
+
+
+def _with_rows(op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, with rows of zeros in a table that has none, as those of an empty batch: there is nothing to read."""
+    if op is not _aten.index.Tensor or args[0].numel():
+        return args
+    return args[0].new_zeros([max(1, size) for size in args[0].shape]), *args[1:]
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """torch's, which looks at the values first; under vmap it does not, and must be given the number."""
+    if num_classes < 1:
+        raise ValueError(f"in a mask_mod one_hot is given num_classes, at least 1; got {num_classes}")
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

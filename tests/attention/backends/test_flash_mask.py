@@ -1,0 +1,155 @@
+"""Masks for FlashAttention 4: equal to what was given, in a form that it takes; what it does not take is named."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import noop_mask
+
+import maskloom as loom
+from maskloom.attention.backends.flash_mask import for_flash, refused
+from maskloom.attention.backends.table_reads import Replayed
+from maskloom.core import captures
+from maskloom.masks.algebra import And
+from maskloom.program.record import record
+from tests.catalog import EVERY
+
+BATCH, Q, K = 3, 11, 17
+TABLE = torch.rand(BATCH, K, Q, generator=torch.Generator().manual_seed(1)) < 0.5
+NUMBER = torch.tensor(3)
+BYTES = torch.arange(K, dtype=torch.uint8)
+WHOLE = "a table that is made, computed with, or read at a constant, before an index reads it"
+
+
+def same(left, right):
+    return torch.equal(left.dense(Q, K, batch=BATCH), right.dense(Q, K, batch=BATCH))
+
+
+def program_of(mask):
+    return record(mask, "cpu")
+
+
+def offset(number):
+    return torch.tensor(number)
+
+
+OFFSETS = {
+    "queries": loom.masks.shifted(loom.causal, q_offset=offset(4)),
+    "both": loom.masks.shifted(loom.window(back=3), q_offset=offset(4), kv_offset=offset(2)),
+    "int64": loom.masks.shifted(loom.causal, q_offset=torch.tensor(5, dtype=torch.int64)),
+    "inside": loom.causal | (~loom.masks.shifted(loom.window(back=3), kv_offset=offset(2)) & loom.lengths([9, 5, 17])),
+    "of rows beside": loom.masks.shifted(loom.causal, q_offset=offset(4), kv_offset=torch.tensor([1, 2, 3])),
+    "one in another": loom.masks.shifted(
+        loom.masks.shifted(loom.causal, q_offset=offset(1)) | loom.prefix(2), q_offset=offset(2)
+    ),
+    "by a function": loom.masks.shifted(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, q_offset=offset(4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_an_offset_in_a_tensor_becomes_one_for_each_row(name):
+    mask = OFFSETS[name]
+    assert refused(mask, "cpu") is None
+    taken = for_flash(mask, BATCH, "cpu")
+    assert all(tensor.ndim for tensor in captures.tensors(taken))
+    assert same(taken, mask)
+    assert any(not tensor.ndim for tensor in captures.tensors(mask))  # the mask itself stays as it was
+
+
+def test_one_tensor_that_is_an_offset_and_something_else():
+    number = torch.tensor(4)
+    both = loom.masks.shifted(lambda b, h, q_idx, kv_idx: q_idx + number >= kv_idx, q_offset=number)
+    assert refused(both, "cpu").endswith("this has a tensor without dimensions")
+
+
+LAYOUTS = {
+    "as it is": TABLE.mT.contiguous(),
+    "transposed": TABLE.mT,
+    "every second": torch.zeros(BATCH, Q, 2 * K, dtype=torch.bool)[..., ::2],
+    "expanded rows": TABLE[:1].mT.contiguous().expand(BATCH, Q, K),
+    "expanded columns": TABLE[:, :1, :1].expand(BATCH, Q, K),
+    "part of a larger": torch.ones(BATCH, Q + 3, K + 5, dtype=torch.bool)[:, 2 : Q + 2, 4 : K + 4],
+    "from row 1 on": TABLE.mT.contiguous().repeat(2, 1, 1)[1 : BATCH + 1],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tables_lie_close(name):
+    table = LAYOUTS[name]
+    for mask in (loom.masks.from_dense(table), loom.as_mask(lambda b, h, q_idx, kv_idx: table[b][q_idx, kv_idx])):
+        taken = for_flash(mask, BATCH, "cpu")
+        (given,), (found,) = captures.tensors(mask), captures.tensors(taken)
+        assert found.stride(-1) == 1 and 0 not in found.stride() and torch.equal(found, given)
+        assert same(taken, mask)
+        untouched = name in ("as it is", "part of a larger", "from row 1 on")
+        assert (found is given) == untouched
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_mask_is_taken_as_it_is_or_mended_or_refused(name):
+    mask = EVERY[name][0]()
+    words = refused(mask, "cpu")
+    assert words is None or words.startswith("its masks are")
+    asks = captures.holds_code(mask) or isinstance(program_of(mask).answer, torch.Tensor)
+    taken = for_flash(mask, BATCH, torch.device("cpu"))
+    assert (taken is mask) != (asks or isinstance(taken, Replayed))
+
+
+CONSTANTS = {
+    "noop_mask": noop_mask,
+    "everything": loom.everything,
+    "nothing": loom.nothing,
+    "a mask of a function": loom.as_mask(lambda b, h, q_idx, kv_idx: q_idx.new_ones((), dtype=torch.bool)),
+    "an offset": loom.masks.shifted(loom.everything, q_offset=3),
+    "an offset in a tensor": loom.masks.shifted(loom.nothing, q_offset=torch.tensor(3)),
+    "two of them": And((loom.everything, loom.everything)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_masks_that_torch_would_take_for_a_constant(name):
+    given = CONSTANTS[name]
+    assert refused(given, "cpu") is None
+    taken = for_flash(given, BATCH, "cpu")
+    assert "ge" in [step.op.overloadpacket.__name__ for step in program_of(taken).steps]
+    assert same(taken, loom.as_mask(given))
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        (lambda b, h, q, k: q >= k + NUMBER, "a tensor without dimensions"),
+        (lambda b, h, q, k: q >= k + (NUMBER + 1), "a tensor without dimensions"),
+        (lambda b, h, q, k: TABLE[0, k, q], "a table read at a constant"),
+        (lambda b, h, q, k: TABLE[0][k, q], WHOLE),
+        (lambda b, h, q, k: (~TABLE)[b, k, q], WHOLE),
+        (lambda b, h, q, k: torch.arange(17).cumsum(0)[q] >= k, WHOLE),
+        (lambda b, h, q, k: torch.tensor([1, 2, 3])[b] >= k, WHOLE),
+        (lambda b, h, q, k: q.to(torch.uint8) == k, "a cast to torch.uint8"),
+        (lambda b, h, q, k: BYTES[q] == BYTES[k], "a table of torch.uint8"),
+        (lambda b, h, q, k: q // 4 >= k, "floor_divide"),
+        (lambda b, h, q, k: q % 4 >= k, "remainder"),
+        (lambda b, h, q, k: (q >> 2) >= k, "__rshift__"),
+        (lambda b, h, q, k: (q - k).clamp(0, 5) >= 2, "clamp"),
+        (lambda b, h, q, k: torch.minimum(q, k) >= 2, "minimum"),
+        (lambda b, h, q, k: (TABLE[b, k] & (q > 1)).any(), "any"),
+        (lambda b, h, q, k: (q.float() / 2).floor() >= k, "div, floor"),
+    ],
+)
+def test_what_is_refused(function, word):
+    words = refused(function, "cpu")
+    assert words == f"its masks are comparisons, logic, + - * and choices of tables read at indices; this has {word}"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b, h, q, k: (q - k).abs() <= 3 * q - 5,
+        lambda b, h, q, k: -q <= torch.where(k > 3, k, q),
+        lambda b, h, q, k: q.float() * 1.5 >= k,
+        lambda b, h, q, k: TABLE[b, k, q] | (h > 1),
+        lambda b, h, q, k: TABLE[b][k][q],
+        lambda b, h, q, k: (q >= k) & b.new_ones((), dtype=torch.bool),
+        lambda b, h, q, k: (q >= k) | torch.tensor(False),
+    ],
+)
+def test_what_is_taken(function):
+    assert refused(function, "cpu") is None
