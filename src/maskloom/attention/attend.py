@@ -1,8 +1,10 @@
 """`attend`: attention with a mask, right forward and backward on every device."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +40,9 @@ from maskloom.masks.simplify import describe
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 from maskloom.scores.shift import shifted_score
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def attend(
@@ -212,6 +217,18 @@ def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
         return _attention(BACKENDS["reference"], request)
 
 
+def _with_the_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """A function with the parameters of another, which are written there alone."""
+
+    def like(function: Callable[..., R]) -> Callable[P, R]:
+        signature = inspect.signature(other)
+        returned = inspect.signature(function).return_annotation
+        function.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return cast(Callable[P, R], function)
+
+    return like
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What `attend` does with its arguments, and why; ``print`` it.
@@ -249,33 +266,21 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: BlockMask | MaskMod | Tensor | None = None,
-    *,
-    score_mod: ScoreMod | None = None,
-    scale: float | None = None,
-    q_offset: int | Tensor | None = None,
-    h_offset: int | Tensor | None = None,
-    backend: BackendName | Literal["auto"] = "auto",
-    return_aux: AuxRequest | None = None,
-    sinks: Tensor | None = None,
-    clean_padding: bool = False,
-    deterministic: bool = False,
-    allow_slow: bool = False,
-    kernel_options: dict[str, Any] | None = None,
-) -> Explanation:
+@_with_the_signature_of(attend)
+def explain(*arguments: Any, **options: Any) -> Explanation:
     """What `attend` would run with these arguments, and why. No attention is run; the arguments are checked as there.
 
     Where tiles are skipped, the BlockMask is built as `attend` builds it, and kept with the mask for it.
     """
-    request = _request(
-        query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
-    )
-    chosen = choose(request, backend)
-    if clean_padding:
+    try:
+        call = inspect.signature(attend).bind(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"explain() {error}") from None
+    call.apply_defaults()
+    given = call.arguments
+    request = _request(*(given[name] for name in inspect.signature(_request).parameters))
+    chosen = choose(request, given["backend"])
+    if given["clean_padding"]:
         known_hidden(request)  # raises if padding is not known
     batch, heads, q_len, kv_len = request.sizes
     blocks: BlockMask | None = None
@@ -283,7 +288,7 @@ def explain(
         blocks = request.mask
         refuse_shared_tables(blocks, batch, heads)
     elif request.mask is not None:
-        table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=query.device)
+        table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=request.device)
     by_tiles = chosen.backend.by_tiles
     if by_tiles:
         blocks = blocks_of(_resolved(chosen.backend, request))

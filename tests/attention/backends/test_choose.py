@@ -1,5 +1,6 @@
 """Which backend runs, what each refuses and in which words, and that nothing is slow without being asked."""
 
+import inspect
 import types
 import warnings
 
@@ -363,3 +364,10 @@ def test_what_triton_and_sdpa_refuse(gpu):
     assert loom.explain(*inputs(), score_mod=bias, deterministic=True).backend == "reference"
     learning = [tensor.requires_grad_() for tensor in inputs()]
     assert refusal("sdpa", learning, deterministic=True) == "its gradients are not the same at every run"
+
+
+def test_explain_has_the_signature_of_attend():
+    theirs, ours = inspect.signature(loom.attend), inspect.signature(loom.explain)
+    assert list(ours.parameters.values()) == list(theirs.parameters.values())
+    with pytest.raises(TypeError, match=r"^explain\(\) got an unexpected keyword argument 'mask_mod'"):
+        loom.explain(*inputs(), mask_mod=loom.causal)
