@@ -215,7 +215,7 @@ def _device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _Result:
+class _DemoResult:
     """Output and gradients of the module, and the gradient that came in."""
 
     values: dict[str, Tensor]
@@ -230,7 +230,7 @@ def _module(dim: int, heads: int, device: torch.device) -> MultiheadFlexAttentio
 
 def _forward_and_backward(
     module: MultiheadFlexAttention, batch: Batch, blocks: BlockMask, seconds: dict[str, float]
-) -> _Result:
+) -> _DemoResult:
     device = batch.x.device
     x = batch.x.clone().requires_grad_()
     generator = torch.Generator().manual_seed(SEED)
@@ -240,10 +240,10 @@ def _forward_and_backward(
             out = module(x, blocks).out
     with _timed(seconds, "backward", device):
         out.backward(grad)
-    return _Result(_results(module, out, x), grad)
+    return _DemoResult(_results(module, out, x), grad)
 
 
-def _differences(module: MultiheadFlexAttention, batch: Batch, mask: Mask, result: _Result) -> list[Difference]:
+def _differences(module: MultiheadFlexAttention, batch: Batch, mask: Mask, result: _DemoResult) -> list[Difference]:
     truth = _dense(module, batch, mask, result.grad, torch.float64)
     plain = _dense(module, batch, mask, result.grad, batch.x.dtype)
     return [

@@ -25,7 +25,7 @@ from maskloom.attention.checks import (
 from maskloom.attention.clean_padding import Hidden, cleaned, known_hidden, zero_hidden_gradients
 from maskloom.attention.empty import of_no_rows
 from maskloom.attention.merge import with_sinks
-from maskloom.attention.plan import Plan, planned
+from maskloom.attention.plan import CallPlan, planned
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.resolve import as_block_mask, refuse_shared_tables
 from maskloom.blocks.tile_states import tile_counts
@@ -116,7 +116,7 @@ def attend(
     """
     if score_mod is None and h_offset is None and not (clean_padding or allow_slow):
 
-        def make() -> Plan | None:
+        def make() -> CallPlan | None:
             request = _request(
                 query, key, value, mask, None, scale, q_offset, None, return_aux, sinks, deterministic, kernel_options
             )
@@ -207,14 +207,14 @@ _warned: set[str] = set()  # causes, each of which is told once in a process
 
 def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
     if not allow_slow:
-        return _attention(backend, request)
+        return run_backend(backend, request)
     try:
-        return _attention(backend, request)
+        return run_backend(backend, request)
     except FallbackError as error:
         if str(error) not in _warned:
             _warned.add(str(error))
             warnings.warn(f"attention runs on the reference, which is slow: {error}", RuntimeWarning, stacklevel=3)
-        return _attention(BACKENDS["reference"], request)
+        return run_backend(BACKENDS["reference"], request)
 
 
 def _with_the_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -308,7 +308,7 @@ def _run_as(blocks: BlockMask, given: BlockMask | MaskMod | None) -> str | None:
     return describe(held) if isinstance(held, Mask) and given is not None and held != given else None
 
 
-def _attention(backend: Backend, request: Request) -> Attended:
+def run_backend(backend: Backend, request: Request) -> Attended:
     """Attention on one backend, which does not refuse it. Of an empty batch none need run."""
     if request.query.shape[0] == 0:
         return of_no_rows(request)
@@ -317,14 +317,14 @@ def _attention(backend: Backend, request: Request) -> Attended:
     return backend.run(_resolved(backend, request) if backend.by_tiles else request)
 
 
-def _plan(request: Request, backend: Backend) -> Plan | None:
+def _plan(request: Request, backend: Backend) -> CallPlan | None:
     """What this backend does for every request like this one."""
     if request.query.shape[0] == 0:
         return None
     if isinstance(request.mask, BlockMask):
         refuse_shared_tables(request.mask, request.query.shape[0], request.query.shape[1])
     prepared = backend.prepare(_resolved(backend, request) if backend.by_tiles else request)
-    return None if prepared is None else Plan(prepared, autocast_to(request.device))
+    return None if prepared is None else CallPlan(prepared, autocast_to(request.device))
 
 
 def _resolved(backend: Backend, request: Request) -> Request:

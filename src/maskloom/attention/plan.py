@@ -23,7 +23,7 @@ from maskloom.program.program import MaskMod
 
 
 @dataclass(frozen=True)
-class Plan:
+class CallPlan:
     """What runs, and the dtype that autocast wants of query, key and value; None where it is off."""
 
     prepared: Prepared
@@ -57,8 +57,8 @@ def planned(
     has_sinks: bool,
     deterministic: bool,
     kernel_options: dict[str, Any] | None,
-    make: Callable[[], Plan | None],
-) -> Plan | None:
+    make: Callable[[], CallPlan | None],
+) -> CallPlan | None:
     """The plan of such a call, made once; None where there can be none.
 
     Args:
@@ -81,7 +81,7 @@ def planned(
         return None
     options = tuple(sorted(kernel_options.items())) if kernel_options else None
     owner: Any = everything if mask is None else mask
-    if captures.known(owner.mask_mod if isinstance(owner, BlockMask) else owner).may_change:
+    if captures.facts_of(owner.mask_mod if isinstance(owner, BlockMask) else owner).may_change:
         return None
     kind = query.device.type
     autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind)

@@ -206,7 +206,7 @@ def cached_with(source: Any, key: Hashable, compute: Callable[[], R], *, functio
     if torch.compiler.is_dynamo_compiling():
         return compute()
     mask = source.mask_mod if isinstance(source, BlockMask) else source
-    known = captures.known(mask)
+    known = captures.facts_of(mask)
     if known.may_change and not functions_too:
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def tensors(held: object) -> list[Tensor]:
     """Every tensor that ``held`` captures, each once, in a fixed order."""
-    return list(known(held).tensors)
+    return list(facts_of(held).tensors)
 
 
 def device_of(held: object, what: str = "mask") -> torch.device | None:
@@ -35,7 +35,7 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     Raises:
         TypeError: there is a DTensor among them. ValueError: they lie on more than one device.
     """
-    found = known(held)
+    found = facts_of(held)
     if found.holds_dtensors:
         raise TypeError(
             f"the {what} holds a DTensor; give it the part of this device, tensor.to_local(), or all, tensor.full_tensor()"
@@ -68,24 +68,24 @@ def structure(*held: object, numbers: bool) -> Hashable:
     by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
     what is read of them, torch.compile itself guards.
     """
-    facts = [known(one) for one in held]
+    facts = [facts_of(one) for one in held]
     skeletons = [fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True)]
     return *skeletons, *_tensor_keys([tensor for fact in facts for tensor in fact.tensors])
 
 
 def has_numbers(*held: object) -> bool:
     """Whether any captured value is a Python int or float."""
-    return any(not {int, float}.isdisjoint(known(one).kinds) for one in held)
+    return any(not {int, float}.isdisjoint(facts_of(one).kinds) for one in held)
 
 
 def has_floats(*held: object) -> bool:
     """Whether any captured value is a Python float."""
-    return any(float in known(one).kinds for one in held)
+    return any(float in facts_of(one).kinds for one in held)
 
 
 def holds_code(held: object) -> bool:
     """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
-    return known(held).holds_code
+    return facts_of(held).holds_code
 
 
 def may_change(held: object) -> bool:
@@ -93,12 +93,12 @@ def may_change(held: object) -> bool:
 
     So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
     """
-    return known(held).may_change
+    return facts_of(held).may_change
 
 
 def is_plain(held: object) -> bool:
     """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
-    return known(held).is_plain
+    return facts_of(held).is_plain
 
 
 def is_as_known(held: object) -> bool:
@@ -106,14 +106,14 @@ def is_as_known(held: object) -> bool:
 
     An object that never changes may all the same have come to hold what was computed from it (``cached_property``).
     """
-    return known(held).skeleton(held, True) == _structure(held, True, {})
+    return facts_of(held).skeleton(held, True) == _structure(held, True, {})
 
 
 # -- what one walk over all that is held finds -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Facts:
     """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
 
     Attributes:
@@ -138,27 +138,27 @@ class Known:
         return self._skeletons[numbers]
 
 
-_all_known: IdentityTable[Known] = IdentityTable()
+_all_facts: IdentityTable[Facts] = IdentityTable()
 
 
-def known(held: object) -> Known:
+def facts_of(held: object) -> Facts:
     """What is known of an object: kept with one that never changes, for as long as it lives."""
     tracing = torch.compiler.is_dynamo_compiling()
-    found = _in_trace(held) if tracing else _all_known.get(held)
+    found = _in_trace(held) if tracing else _all_facts.get(held)
     if found is None:
         found = _found_in(held)
         if not (found.may_change or tracing) and is_frozen(held) and type(held).__weakrefoffset__ != 0:
-            _all_known.put(held, found)
+            _all_facts.put(held, found)
     return found
 
 
-def _in_trace(held: object) -> Known | None:
+def _in_trace(held: object) -> Facts | None:
     """The same of values while torch traces, which cannot follow `flatten` (2.11). None where functions are held."""
     leaves = _leaves_of_fields(held)
     if any(callable(leaf) for leaf in leaves):
         return None
     found = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
-    return Known(
+    return Facts(
         found, frozenset(), holds_code=False, may_change=False, is_plain=True,
         holds_dtensors=any(map(is_dtensor, found)), searches=False,
     )  # fmt: skip
@@ -175,11 +175,11 @@ def _leaves_of_fields(held: Any) -> list[Any]:
     return [leaf for item in inner for leaf in _leaves_of_fields(item)]
 
 
-def _found_in(held: object) -> Known:
+def _found_in(held: object) -> Facts:
     walked = list(_walked(held))
     leaves = [found for found, inside in walked if inside is None]
     others = [found for found, _ in walked if not is_frozen(found)]
-    return Known(
+    return Facts(
         tensors=tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)),
         kinds=frozenset(map(type, leaves)),
         holds_code=any(map(callable, others)),

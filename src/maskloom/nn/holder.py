@@ -71,7 +71,7 @@ class Holder(nn.Module, Generic[M]):
         """What it holds, as ``print(module)`` shows it."""
         return repr(self._made.held) if callable(self._made.held) else "BlockMask"
 
-    def _registered(self, tensor: Tensor) -> "_Place":
+    def _registered(self, tensor: Tensor) -> "_BufferPlace":
         """Make a tensor a buffer or a parameter; its place in the template."""
         name = f"tensor{len(self._names)}"
         if tensor.requires_grad and not tensor.is_leaf:
@@ -84,13 +84,13 @@ class Holder(nn.Module, Generic[M]):
         else:
             self.register_buffer(name, tensor, persistent=self._persistent)
         self._names.append(name)
-        return _Place(name)
+        return _BufferPlace(name)
 
     def _tensors(self) -> list[Tensor]:
         return [getattr(self, name) for name in self._names]
 
     def _make(self) -> None:
-        held = _replaced(self._template, _Place, lambda place: getattr(self, place.name))
+        held = _replaced(self._template, _BufferPlace, lambda place: getattr(self, place.name))
         self._made: _Made[M] = _Made(self._tensors(), held)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Holder[M]":
@@ -116,7 +116,7 @@ class Holder(nn.Module, Generic[M]):
         self._make()
 
 
-class _Place(NamedTuple):
+class _BufferPlace(NamedTuple):
     """Where a tensor of the module goes in what it holds."""
 
     name: str
@@ -131,7 +131,7 @@ class _Made(NamedTuple, Generic[M]):
 
 def _traced(held: Any, holder: nn.Module) -> Any:
     """What a template stands for, made by operations that dynamo follows: of values alone."""
-    if isinstance(held, _Place):
+    if isinstance(held, _BufferPlace):
         return getattr(holder, held.name)
     if isinstance(held, tuple):
         return tuple([_traced(item, holder) for item in held])

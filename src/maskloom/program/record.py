@@ -51,7 +51,7 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], i
         for scalar in scalars:
             recorder.name(scalar)
         try:
-            with recorder, _Reads(recorder):
+            with recorder, _GetitemRecorder(recorder):
                 answer = mask_mod(*scalars)
         except Exception as error:
             error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
@@ -192,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         return refs | {argument.dtype for argument in args if isinstance(argument, Tensor)}
 
 
-class _Reads(IndexByTensors):
+class _GetitemRecorder(IndexByTensors):
     """Reads tables as `IndexByTensors`, and tells the recorder of values that leave torch without an operation."""
 
     def __init__(self, recorder: _Recorder) -> None:

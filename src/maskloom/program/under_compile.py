@@ -25,7 +25,7 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
     """
     if is_in_operator():
         return {index: [] for index in INDICES}
-    reads = _Reads([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
+    reads = _SizesRead([torch.zeros((), dtype=torch.int64, device=device) for _ in INDICES])
     with reads:
         answer = mask_mod(*reads.indices)
     check_answer(mask_mod, answer)
@@ -78,7 +78,7 @@ def _every_form() -> Iterator[Any]:
 _DIVISIONS = tuple(_every_form())  # no names: torch.compile knows functions, and not what they are called
 
 
-class _Reads(TorchFunctionMode):
+class _SizesRead(TorchFunctionMode):
     """Notes the sizes of the dimensions that its indices read."""
 
     def __init__(self, indices: list[Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import and_masks as torch_and
 from torch.nn.attention.flex_attention import or_masks as torch_or
 
 import maskloom as loom
-from maskloom.attention.attend import _attention as run
+from maskloom.attention.attend import run_backend as run
 from maskloom.attention.backends import compiled
 from maskloom.attention.backends.triton import Triton
 from maskloom.attention.reference import reference

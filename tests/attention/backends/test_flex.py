@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.attend import _attention as run
+from maskloom.attention.attend import run_backend as run
 from maskloom.attention.backends import flex
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.triton import Triton

@@ -14,7 +14,7 @@ from maskloom.blocks import classify
 from maskloom.blocks.grid import grid_of
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.replay import cached
-from maskloom.blocks.replay.plan import Plan
+from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core import captures
 from maskloom.core.cache import LRU
@@ -34,7 +34,7 @@ def plans(monkeypatch):
 
 
 def listed():
-    return [kept for kept in cached._plans.entries().values() if isinstance(kept, Plan)]
+    return [kept for kept in cached._plans.entries().values() if isinstance(kept, ReplayPlan)]
 
 
 def check(mask, q_len=Q, kv_len=K):

@@ -41,7 +41,7 @@ def with_mended_reads(mask_mod: MaskMod, device: torch.device, *, narrow: bool =
 
 def _needs_mending(mask_mod: MaskMod, device: torch.device, narrow: bool) -> bool:
     program = _program_of(mask_mod, device)
-    reads = _Reads(program, mask_mod)
+    reads = _LeastValues(program, mask_mod)
     return program.unsupported_reason is None and any(reads.to_mend(step, narrow) for step in program.steps)
 
 
@@ -52,7 +52,7 @@ def _program_of(mask_mod: MaskMod, device: torch.device) -> Program:
 
 def _mended(mask_mod: MaskMod, device: torch.device, narrow: bool) -> MaskMod:
     program = _program_of(mask_mod, device)
-    reads = _Reads(program, mask_mod)
+    reads = _LeastValues(program, mask_mod)
     places = {at: reads.to_mend(step, narrow) for at, step in enumerate(program.steps)}
     sizes = [program.meta(step.args[0]).shape[dim] for at, step in enumerate(program.steps) for dim in places[at]]
     constants = list({id(tensor): tensor for tensor in program.constants}.values())
@@ -61,7 +61,7 @@ def _mended(mask_mod: MaskMod, device: torch.device, narrow: bool) -> MaskMod:
     return Replayed(words, tuple(constants), tuple(sizes) if narrow else (), _Steps(bare, places))
 
 
-class _Reads:
+class _LeastValues:
     """The least value that each slot of a program can have, as far as that is known: None where it is not."""
 
     def __init__(self, program: Program, mask_mod: MaskMod) -> None:
@@ -111,40 +111,40 @@ class _Reads:
 _NEVER_NEGATIVE = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-def _same(reads: _Reads, value: Any, *_: Any, **options: Any) -> float | None:
+def _same(reads: _LeastValues, value: Any, *_: Any, **options: Any) -> float | None:
     return reads.least(value)
 
 
-def _sum(reads: _Reads, a: Any, b: Any, *, alpha: float = 1) -> float | None:
+def _sum(reads: _LeastValues, a: Any, b: Any, *, alpha: float = 1) -> float | None:
     first, second = reads.least(a), reads.least(b)
     return None if first is None or second is None or alpha < 0 else first + alpha * second
 
 
-def _difference(reads: _Reads, a: Any, b: Any, *, alpha: float = 1) -> float | None:
+def _difference(reads: _LeastValues, a: Any, b: Any, *, alpha: float = 1) -> float | None:
     first = reads.least(a)
     constant = isinstance(b, (int, float)) and alpha > 0
     return first - alpha * b if constant and first is not None else None
 
 
-def _if_none_is_negative(reads: _Reads, *values: Any, **_: Any) -> float | None:
+def _if_none_is_negative(reads: _LeastValues, *values: Any, **_: Any) -> float | None:
     """0, where no argument can be negative."""
     return 0 if all(_is_not_negative(reads, value) for value in values) else None
 
 
-def _is_not_negative(reads: _Reads, value: Any) -> bool:
+def _is_not_negative(reads: _LeastValues, value: Any) -> bool:
     least = reads.least(value)
     return least is not None and least >= 0
 
 
-def _divided(reads: _Reads, a: Any, b: Any, **_: Any) -> float | None:
+def _divided(reads: _LeastValues, a: Any, b: Any, **_: Any) -> float | None:
     return 0 if _is_not_negative(reads, a) and isinstance(b, (int, float)) and b > 0 else None
 
 
-def _remainder(reads: _Reads, a: Any, b: Any) -> float | None:
+def _remainder(reads: _LeastValues, a: Any, b: Any) -> float | None:
     return 0 if isinstance(b, (int, float)) and b > 0 else None  # the sign of Python's
 
 
-def _clamped(reads: _Reads, value: Any, least: Any = None, most: Any = None, **named: Any) -> float | None:
+def _clamped(reads: _LeastValues, value: Any, least: Any = None, most: Any = None, **named: Any) -> float | None:
     least, most = named.get("min", least), named.get("max", most)
     bounds = [bound for bound in (reads.least(value), reads.least(least)) if bound is not None]
     if not bounds or (most is not None and reads.least(most) is None):
@@ -152,16 +152,16 @@ def _clamped(reads: _Reads, value: Any, least: Any = None, most: Any = None, **n
     return max(bounds) if most is None else min(max(bounds), reads.least(most) or 0)
 
 
-def _greatest(reads: _Reads, a: Any, b: Any) -> float | None:
+def _greatest(reads: _LeastValues, a: Any, b: Any) -> float | None:
     return max((bound for bound in (reads.least(a), reads.least(b)) if bound is not None), default=None)
 
 
-def _smallest(reads: _Reads, a: Any, b: Any) -> float | None:
+def _smallest(reads: _LeastValues, a: Any, b: Any) -> float | None:
     first, second = reads.least(a), reads.least(b)
     return None if first is None or second is None else min(first, second)
 
 
-def _chosen(reads: _Reads, _: Any, a: Any, b: Any) -> float | None:
+def _chosen(reads: _LeastValues, _: Any, a: Any, b: Any) -> float | None:
     return _smallest(reads, a, b)
 
 
@@ -169,7 +169,7 @@ def _never_negative(*_: Any, **options: Any) -> float:
     return 0
 
 
-def _if_one_is_not_negative(reads: _Reads, a: Any, b: Any) -> float | None:
+def _if_one_is_not_negative(reads: _LeastValues, a: Any, b: Any) -> float | None:
     return 0 if _is_not_negative(reads, a) or _is_not_negative(reads, b) else None
 
 

@@ -54,7 +54,7 @@ class Triton(Backend):
         if request.device.type == "cpu":
             return "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)"
         mask_mod = request.mask.mask_mod if isinstance(request.mask, BlockMask) else request.mask
-        if mask_mod is not None and not torch.compiler.is_dynamo_compiling() and captures.known(mask_mod).searches:
+        if mask_mod is not None and not torch.compiler.is_dynamo_compiling() and captures.facts_of(mask_mod).searches:
             return "it has no room on the chip for the search of from_edges; from_dense(mask.dense(...)) says the same in a table"
         if (request.kernel_options or {}).get("BACKEND") == "FLASH":
             return "kernel_options ask for FLASH, which is backend 'flash'"

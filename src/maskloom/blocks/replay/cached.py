@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from maskloom.blocks.replay.plan import Plan, Tensors
+from maskloom.blocks.replay.plan import ReplayPlan, Tensors
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core.cache import LRU
 from maskloom.core.torch_state import uncompiled
@@ -21,11 +21,11 @@ MOST_BYTES = 1 << 26
 MOST_BYTES_EACH = 1 << 22
 """Bytes of constants in one plan: 4 MiB, the states of all tiles of a sequence of 256 Ki positions."""
 
-_Known = Plan | Literal["second time", "no plan"]
+_Known = ReplayPlan | Literal["second time", "no plan"]
 
 
 def _bytes_of(known: _Known) -> int:
-    return known.nbytes if isinstance(known, Plan) else 0
+    return known.nbytes if isinstance(known, ReplayPlan) else 0
 
 
 _plans: LRU[Hashable, _Known] = LRU(256, most_bytes=MOST_BYTES, nbytes=_bytes_of)
@@ -49,7 +49,7 @@ def replay(
         may_wait: see `record_replay`.
     """
     plan = _plans.get(key)
-    if isinstance(plan, Plan):
+    if isinstance(plan, ReplayPlan):
         return plan.run(inputs)
     if plan != "second time":
         results = compute()

@@ -39,7 +39,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplayPlan:
     """A straight list of operations on some inputs.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What was done to tensors, written down as a `Plan`: which operations an input goes into, and on what.
+"""What was done to tensors, written down as a `ReplayPlan`: which operations an input goes into, and on what.
 
 What no input goes into is computed once and stays in the plan.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskloom.blocks.replay.plan import Call, Plan, Tensors
+from maskloom.blocks.replay.plan import Call, ReplayPlan, Tensors
 from maskloom.program.ops import Fact, having
 from maskloom.program.program import Value, leaves, mapped
 
@@ -30,7 +30,7 @@ def record_replay(
     constants: Iterable[Tensor] = (),
     *,
     may_wait: bool = False,
-) -> tuple[Tensors, Plan | None]:
+) -> tuple[Tensors, ReplayPlan | None]:
     """What ``compute`` gives, and the plan that gives it for other inputs; without inputs, that is the results.
 
     There is none where it writes into a tensor, asks for a value, or reads a tensor that is no input, no constant and not
@@ -41,7 +41,7 @@ def record_replay(
     """
     if not inputs:
         results = compute()
-        return results, Plan((), 0, results, _bytes_of(results))
+        return results, ReplayPlan((), 0, results, _bytes_of(results))
     writer = _ReplayRecorder(inputs, constants, may_wait)
     with writer:
         results = compute()
@@ -94,7 +94,7 @@ class _ReplayRecorder(TorchDispatchMode):
             self._constants |= {id(out): out for out in outs}
         return result
 
-    def plan(self, results: Tensors) -> Plan | None:
+    def plan(self, results: Tensors) -> ReplayPlan | None:
         """The plan of all that was written down, without what no result needs."""
         ends = tuple(self._written(results))
         if not self.possible:
@@ -108,7 +108,7 @@ class _ReplayRecorder(TorchDispatchMode):
             calls.append(dataclasses.replace(call, over=tuple(read - needed)))
             needed |= read
         held = {id(found): found for found in leaves([ends, *(call.args for call in calls)], Tensor)}
-        return Plan(tuple(reversed(calls)), self._inputs, ends, _bytes_of(held.values()))
+        return ReplayPlan(tuple(reversed(calls)), self._inputs, ends, _bytes_of(held.values()))
 
     def _view_of_read(self, args: Any) -> Tensor | None:
         """What a read of a value at constant places gives, as a view, where those lie at equal steps: the ends of tiles do."""

@@ -56,7 +56,7 @@ RULES: dict[Any, Rule] = {
     _aten.eq: logic.equal,
     _aten.ne: logic.unequal,
     _aten.isnan: logic.is_nan,
-    _aten.where: shapes.choice,
+    _aten.where: shapes.chosen_by_condition,
     _aten._to_copy: shapes.to_copy,
     _aten.floor: shapes.by_ends,
     _aten.ceil: shapes.by_ends,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskloom.blocks.intervals.interval import RANGES, Interval, as_float, as_int
+from maskloom.blocks.intervals.interval import RANGES, Interval, to_float, to_int
 from maskloom.blocks.intervals.rules.operands import (
     anything_where,
     bounds_of,
@@ -47,7 +47,7 @@ def _float_quotient(op: Any, values: list[Any], rounding_mode: str | None) -> In
     divide = functools.partial(torch.div, rounding_mode=rounding_mode)
     right = values[1]
     ends = extremes([divide(a, b) for a in tensor_ends(values[0], right) for b in ends_of(right)])
-    out = as_float(*ends, nan_from(values))
+    out = to_float(*ends, nan_from(values))
     if not isinstance(right, Interval):
         return out if right != 0 else None
     return _lost(out, (right.lo <= 0) & (right.hi >= 0))
@@ -78,7 +78,7 @@ def divided(values: list[Any], rounding_mode: str, zero: Tensor | None) -> Inter
     divisors = in_dtype(ends_of(values[1]), torch.int64)
     lo, hi = extremes([torch.div(a, b, rounding_mode=rounding_mode) for a in numerators for b in divisors])
     reach = min(max(map(abs, bounds_of(values[0]))), -lowest - 1)
-    out = as_int(lo, hi, dtype, (-reach, reach), (lo, hi))
+    out = to_int(lo, hi, dtype, (-reach, reach), (lo, hi))
     if dtype == torch.int64 and isinstance(values[0], Interval) and values[0].bounds[0] == lowest:
         trap = values[0].lo == lowest
         zero = trap if zero is None else zero | trap

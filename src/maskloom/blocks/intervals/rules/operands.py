@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskloom.blocks.intervals.interval import LEAD, RANGES, Interval, as_float, as_int, cast
+from maskloom.blocks.intervals.interval import LEAD, RANGES, Interval, cast, to_float, to_int
 from maskloom.program.batched import common_dtype, padded
 
 Rule = Callable[..., Interval | None]
@@ -112,13 +112,13 @@ def computed(values: list[Any], ends: Callable[[list[Any], list[Any]], Pair]) ->
     los, his = [lo_of(value) for value in values], [hi_of(value) for value in values]
     dtype = dtype_of(values)
     if dtype.is_floating_point:
-        return as_float(*ends(los, his), nan_from(values))
+        return to_float(*ends(los, his), nan_from(values))
     los, his = in_dtype(los, torch.int64), in_dtype(his, torch.int64)
     span = ends([bounds_of(value)[0] for value in values], [bounds_of(value)[1] for value in values])
     lo, hi = ends(los, his)
     overflows = not (RANGES[torch.int64][0] <= span[0] and span[1] <= RANGES[torch.int64][1])
     rough = ends(in_dtype(los, torch.float64), in_dtype(his, torch.float64)) if overflows else (lo, hi)
-    return as_int(lo, hi, dtype, span, rough)
+    return to_int(lo, hi, dtype, span, rough)
 
 
 def nan_from(values: list[Any]) -> Tensor | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from maskloom.blocks.intervals.interval import LEAD, RANGES, Interval, as_float, cast
+from maskloom.blocks.intervals.interval import LEAD, RANGES, Interval, cast, to_float
 from maskloom.blocks.intervals.lookup import look_up
 from maskloom.blocks.intervals.rules.arithmetic import maximum, minimum
 from maskloom.blocks.intervals.rules.operands import align, as_interval, nan_of, operands
@@ -14,7 +14,7 @@ from maskloom.program.batched import batched, common_dtype
 _aten = torch.ops.aten
 
 
-def choice(op: Any, condition: Interval, left: Any, right: Any) -> Interval | None:
+def chosen_by_condition(op: Any, condition: Interval, left: Any, right: Any) -> Interval | None:
     """``where``: both sides together, where the condition may be either."""
     if not isinstance(left, Interval) and not isinstance(right, Interval):
         return _where_numbers(condition, left, right)
@@ -57,7 +57,7 @@ def by_ends(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Interval | N
     if not value.dtype.is_floating_point and value.dtype not in RANGES:
         return None
     lo, hi = (op(end, *args, **kwargs) for end in (value.lo, value.hi))
-    return as_float(lo, hi, value.nan) if lo.dtype.is_floating_point else Interval(lo, hi)
+    return to_float(lo, hi, value.nan) if lo.dtype.is_floating_point else Interval(lo, hi)
 
 
 def root(op: Any, value: Interval) -> Interval | None:
