@@ -492,3 +492,21 @@ def test_flash_inside_an_outer_compile():
 @pytest.mark.parametrize("backend", EVERY)
 def test_reported_gradients(backend, number):
     check_report(number, backend, "cuda")
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+def test_a_scale_that_changes(backend):
+    if backend == "flash" and not has_flash():
+        pytest.skip("flash-attn-4 is not installed")
+    generator = torch.Generator().manual_seed(3)
+    qkv = [torch.randn(BATCH, HEADS, 300, 64, generator=generator).to("cuda", torch.bfloat16) for _ in range(3)]
+    mask = loom.window(back=77)
+    table = mask.dense(300, 300, device="cuda")
+    before = compiled_kinds()
+    for scale in (0.125, 0.3, 0.05):
+
+        def attention(*given, scale=scale):
+            return loom.attend(*given, mask, scale=scale, backend=backend)
+
+        gather(attention, *qkv, table=table, scale=scale).check()
+    assert backend == "flash" or compiled_kinds() - before <= 2

@@ -308,3 +308,35 @@ def test_max_autotune_is_a_kind_of_its_own(monkeypatch):
         with config.patch(max_autotune=wanted):
             attend(loom.causal, 33)
     assert seen == [False, True] and compiled.compiled_kinds() == 2
+
+
+def test_a_scale_that_changes_is_two_kinds(tracing):
+    """The first is a constant of its graph, all others are a tensor in one more."""
+    query = torch.randn(B, H, 40, D, generator=torch.Generator().manual_seed(1))
+    blocks = loom.block_mask(loom.causal, 40, 40, block_size=16)
+    options = {"score_mod": loom.scores.alibi(H), "wants_lse": False, "kernel_options": None}
+    for scale in (0.5, 0.1, 0.25, 0.5, 0.7, None):
+        with torch.no_grad():
+            out, _ = compiled.fused_attention(query, query.clone(), query.clone(), blocks, scale=scale, **options)
+        expected, _ = reference(query, query, query, loom.causal, scale=scale, score_mod=options["score_mod"])
+        torch.testing.assert_close(out, expected)
+    assert len(tracing) == compiled.compiled_kinds() == 2
+
+
+def test_the_pool_has_a_bound(tracing, monkeypatch):
+    monkeypatch.setattr(compiled._pool, "most", 2)
+    for dim in (16, 32, 48, 64):
+        query = torch.randn(1, H, 20, dim)
+        blocks = loom.block_mask(loom.causal, 20, 20, block_size=16)
+        with torch.no_grad():
+            compiled.fused_attention(
+                query,
+                query.clone(),
+                query.clone(),
+                blocks,
+                score_mod=None,
+                scale=None,
+                wants_lse=False,
+                kernel_options=None,
+            )
+    assert compiled.compiled_kinds() == 2 and len(tracing) == 4
