@@ -18,6 +18,7 @@ from maskloom.attention.backends.base import Prepared
 from maskloom.attention.request import Attended
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
+from maskloom.core.torch_state import max_autotune
 from maskloom.masks.algebra import everything
 from maskloom.program.program import MaskMod
 
@@ -90,6 +91,7 @@ def planned(
         query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype, query.device, key.device, value.device,
         query.requires_grad, key.requires_grad, value.requires_grad, query is key, key is value,
         torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_autocast_dtype(kind) if autocast else None,
+        None if kind == "cpu" else max_autotune(),
         None if q_offset is None else q_offset > 0, return_aux is not None and return_aux.lse,
         scale, backend, has_sinks, deterministic or torch._C._get_deterministic_algorithms(), options,
     )  # fmt: skip

@@ -98,6 +98,12 @@ def float_state() -> Hashable:
     )
 
 
+def max_autotune() -> bool:
+    """Whether torch's compiler, where it is loaded, tries many kernels (``torch._inductor.config.max_autotune``)."""
+    config = sys.modules.get("torch._inductor.config")
+    return config is not None and bool(config.max_autotune)
+
+
 def counting_writes(function: F) -> F:
     """The function, which makes ordinary tensors in inference mode too: writes into those can be noticed."""
 

@@ -92,7 +92,7 @@ def prepared_attention(
     elif options.get("BACKEND") == "FLASH":  # which knows no score_mod of tensors
         kind = (kind, scale)
     rest = (score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
-    return PreparedAttention(_compiled_for(kind, dynamic), rest, captures.has_floats(*mods), _max_autotune())
+    return PreparedAttention(_compiled_for(kind, dynamic), rest, captures.has_floats(*mods))
 
 
 class PreparedAttention(NamedTuple):
@@ -101,7 +101,6 @@ class PreparedAttention(NamedTuple):
     compiled: Callable[..., tuple[Tensor, Tensor | None]]
     rest: tuple[Any, ...]
     has_floats: bool
-    max_autotune: bool
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `fused_attention`."""
@@ -153,10 +152,6 @@ def _is_first_scale(kind: Hashable, scale: float) -> bool:
 def _scale_tensor(scale: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(scale, dtype=torch.float32, device=device)
-
-
-def _max_autotune() -> bool:
-    return bool(_compiler().config.max_autotune)
 
 
 class _Compiler(NamedTuple):
@@ -273,7 +268,7 @@ def _kind(
         wants_lse,
         query.shape[:3:2] if decodes else None,
         tuple(sorted(options.items())),
-        _max_autotune(),
+        bool(_compiler().config.max_autotune),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(query.device.type),
