@@ -1,4 +1,4 @@
-"""What is in an object, and how to make it anew with other things in it: for each kind of object that holds others."""
+"""Flatten callables and containers into leaves, and rebuild them with other values."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ Flattened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
 def flatten(held: Any) -> Flattened | None:
-    """The kind of ``held``, what it holds, and how to make it anew from such values; None for a leaf."""
+    """The kind of ``held``, the values in it, and a function that rebuilds it from such values; None for a leaf."""
     opener = _opener(type(held))  # type: ignore[arg-type]
     return None if opener is None else opener(held)
 
@@ -30,7 +30,7 @@ def _is_frozen(kind: type) -> bool:
 
 @functools.lru_cache(1024)
 def _opener(kind: type) -> Callable[[Any], Flattened | None] | None:
-    """What opens objects of a kind; None for leaves. Attention opens the same few kinds at every call."""
+    """The function that flattens objects of a type; None for leaves. Cached: attention asks for the same few types."""
     if issubclass(kind, (Tensor, type, types.ModuleType)):
         return None
     for kinds, opener in _OPENERS.items():
@@ -42,7 +42,7 @@ def _opener(kind: type) -> Callable[[Any], Flattened | None] | None:
 
 
 def _open_sequence(held: tuple[Any, ...] | list[Any]) -> Flattened:
-    unflatten = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields one by one
+    unflatten = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields as separate arguments
     return (type(held), len(held)), tuple(held), unflatten
 
 
@@ -104,7 +104,7 @@ def _is_empty(cell: types.CellType) -> bool:
 
 
 def _attributes(held: Any) -> tuple[str, ...]:
-    """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
+    """Names of the attributes that an object stores in ``__dict__`` or in slots."""
     slots = _slots(type(held))  # type: ignore[arg-type]
     return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
 
@@ -122,7 +122,7 @@ def _listed(slots: str | Iterable[str]) -> Iterable[str]:
 def _remade(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
     new = _copied(held)
     for key, value in zip(keys, values, strict=True):
-        object.__setattr__(new, key, value)  # frozen dataclasses too
+        object.__setattr__(new, key, value)  # works for frozen dataclasses too
     return new
 
 
