@@ -108,8 +108,8 @@ class Program:
 
     def without(self, held: Sequence[Tensor]) -> "Program":
         """The program with slots in place of the tensors that its mask holds, so that it keeps none of them alive."""
-        places = {id(tensor): CaptureSlot(place) for place, tensor in enumerate(held)}
-        return self._changed(lambda value: places.get(id(value), value) if isinstance(value, Tensor) else value)
+        slots = {id(tensor): CaptureSlot(place) for place, tensor in enumerate(held)}
+        return self._changed(lambda value: slots.get(id(value), value) if isinstance(value, Tensor) else value)
 
     def holding(self, held: Sequence[Tensor]) -> "Program":
         """The program of a mask that holds these tensors; the inverse of `without`."""
