@@ -99,16 +99,16 @@ def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tens
         indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q_idx.view(-1, 1), k]
         answers = run_at(program.program, [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices], 4)
         if answers is None:
-            raise _NotLifted
+            raise _NotBatched
         return (answers.expand(sizes).contiguous(),)
 
     key = "table", program.key, sizes, layouts, stream
     try:
         with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
             return replay(key, [*held, q_idx], compute, constants=program.bare.constants)[0]
-    except _NotLifted:
+    except _NotBatched:
         return table(program.mask, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=int(q_idx[0]))
 
 
-class _NotLifted(Exception):  # noqa: N818 - a signal, not an error
+class _NotBatched(Exception):  # noqa: N818 - a signal, not an error
     """Signals an operation that only torch.vmap can batch."""
