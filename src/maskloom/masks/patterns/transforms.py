@@ -221,5 +221,5 @@ def chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, 
 
 
 def _known_equal(mask: Mask, other: Mask) -> bool:
-    """Whether two masks are known to be equal without dependence tensors."""
+    """Whether two masks are known to be equal without reading tensors."""
     return mask is other or (not captures.tensors(mask) and mask == other)
