@@ -160,7 +160,7 @@ def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which: blocks, attention, compile, exactness, ...")],
 ) -> None:
-    """Run a benchmark of this checkout, with its own options behind the name."""
+    """Run a benchmark of this checkout, with its own options after the name."""
     import runpy
     import sys
 

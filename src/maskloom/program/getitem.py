@@ -87,7 +87,7 @@ def places_of(index: Any) -> tuple[Any, ...]:
 
 def _read(table: Tensor, places: tuple[Any, ...]) -> Tensor:
     """``table[places]`` where some places are scalar tensors. They act like numbers, before index tensors."""
-    places = tuple(place.long() if _is_scalar(place) else place for place in places)  # aten.index accepts no narrow integers
+    places = tuple(place.long() if _is_scalar(place) else place for place in places)  # aten.index rejects narrow ints
     if all(_is_scalar(place) or type(place) is int for place in places):
         return _gathered(table, places)
     read = _read_beside_slices(table, tuple(_one_for_each_dim(places)))

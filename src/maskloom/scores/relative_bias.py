@@ -18,9 +18,7 @@ class RelativeBias(ScoreValue):
     table: Tensor
     buckets: Tensor | None
     reach: int | Tensor
-    last: (
-        int | Tensor
-    )  # a field: a kernel cannot capture a number that is computed from a dynamic number
+    last: int | Tensor  # a field, because a kernel cannot capture a number that is computed from a dynamic one
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         column = (kv_idx - q_idx + self.reach).clamp(min=0).clamp(max=self.last)

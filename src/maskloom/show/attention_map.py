@@ -204,7 +204,9 @@ def _hide(axes: "Axes", cells: Cells, down: _Side) -> "list[Patch]":
     for place, sees_nothing in zip(down.places, cells.fully_masked.tolist(), strict=True):
         if sees_nothing:
             left, right = axes.get_xlim()
-            axes.add_patch(patches.Rectangle((left, place - 0.5), right - left, 1, **_FULLY_MASKED, linewidth=0, zorder=2.1))
+            axes.add_patch(
+                patches.Rectangle((left, place - 0.5), right - left, 1, **_FULLY_MASKED, linewidth=0, zorder=2.1)
+            )
     handles = []
     if (cells.hidden & ~cells.fully_masked[:, None]).any():
         handles.append(patches.Patch(**_HIDDEN, label="hidden"))

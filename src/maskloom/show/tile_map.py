@@ -145,7 +145,7 @@ def _panels(tiles: np.ndarray, block_mask: BlockMask, names: Sequence[str]) -> "
 def _label_tiles(axis: "Axis", name: str, block_mask: BlockMask, dim: int, room: float) -> None:
     end = block_mask.seq_lengths[dim] / block_mask.BLOCK_SIZE[dim]
     tiles = spaced(range(math.ceil(end)), room, apart=0.35)
-    label_axis(axis, name, [(tile + min(tile + 1, end)) / 2 - 0.5 for tile in tiles], tiles)  # the middle, also of a cut tile
+    label_axis(axis, name, [(tile + min(tile + 1, end)) / 2 - 0.5 for tile in tiles], tiles)  # middle of a cut tile
 
 
 def _edges(block_mask: BlockMask, dim: int, room: float) -> dict[float, int]:

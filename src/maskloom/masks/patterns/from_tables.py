@@ -165,7 +165,7 @@ def top_k_blocks(
             f"got values from {int(chosen.min())} to {int(chosen.max())}"
         )
     table = torch.zeros(*chosen.shape[:-1], columns + 1, dtype=torch.bool, device=chosen.device)
-    table = table.scatter(-1, torch.where(chosen < 0, columns, chosen), True)  # -1 selects an extra column, which is dropped
+    table = table.scatter(-1, torch.where(chosen < 0, columns, chosen), True)  # -1 selects an extra column, dropped
     return from_blocks(table[..., :columns].contiguous(), block_size)
 
 

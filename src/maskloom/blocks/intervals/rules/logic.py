@@ -69,7 +69,7 @@ def negation(op: Any, value: Interval) -> Interval | None:
 
 def _all_bits_below(most: Tensor) -> Tensor:
     """The largest number with as many bits as ``most``, which is not negative."""
-    bits = torch.frexp(most.double()).exponent.long().clamp(max=62)  # 2^62 and above: float64 may round up, which is safe here
+    bits = torch.frexp(most.double()).exponent.long().clamp(max=62)  # float64 may round up from 2^62; so may this
     return torch.where(
         most.long() >= 2**61, RANGES[torch.int64][1], torch.bitwise_left_shift(torch.ones_like(bits), bits) - 1
     )
