@@ -216,7 +216,7 @@ def _device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class _DemoResult:
-    """Output and gradients of the module, and the gradient that came in."""
+    """Output and gradients of the module, and the incoming gradient."""
 
     values: dict[str, Tensor]
     grad: Tensor

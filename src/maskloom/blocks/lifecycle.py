@@ -186,7 +186,7 @@ class BlockMaskCache:
         raise TypeError("cannot pickle a BlockMaskCache: each process makes its own")
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all block masks."""
         self._kept.clear()
 
     def get(

@@ -80,7 +80,7 @@ MOST_BYTES = 2**28
 
 
 class _Result(NamedTuple):
-    """What was computed, None too."""
+    """A cached result, which may be None."""
 
     value: Any
 

@@ -84,7 +84,7 @@ def has_floats(*held: object) -> bool:
 
 
 def holds_code(held: object) -> bool:
-    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    """Whether it holds a function, or another callable that is not a frozen dataclass, and so may read anything."""
     return facts_of(held).holds_code
 
 
@@ -97,7 +97,7 @@ def may_change(held: object) -> bool:
 
 
 def is_plain(held: object) -> bool:
-    """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
+    """Whether `structure` with numbers and the values of its tensors describe it fully: no code, no unknown object."""
     return facts_of(held).is_plain
 
 
@@ -114,7 +114,7 @@ def is_as_known(held: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
+    """Facts about an object; they do not depend on the values, shapes, dtypes, devices or gradients of its tensors.
 
     Attributes:
         tensors: each tensor once, in the order of the walk.
@@ -142,7 +142,7 @@ _all_facts: IdentityTable[Facts] = IdentityTable()
 
 
 def facts_of(held: object) -> Facts:
-    """What is known of an object: kept with one that never changes, for as long as it lives."""
+    """The facts about an object; cached with a constant object as long as it lives."""
     tracing = torch.compiler.is_dynamo_compiling()
     found = _in_trace(held) if tracing else _all_facts.get(held)
     if found is None:
@@ -153,7 +153,7 @@ def facts_of(held: object) -> Facts:
 
 
 def _in_trace(held: object) -> Facts | None:
-    """The same of values while torch traces, which cannot follow `flatten` (2.11). None where functions are held."""
+    """`facts_of` a value while torch traces, which cannot follow `flatten` (2.11). None if it holds a function."""
     leaves = _leaves_of_fields(held)
     if any(callable(leaf) for leaf in leaves):
         return None

@@ -73,7 +73,7 @@ class Holder(nn.Module, Generic[M]):
         return repr(self._made.held) if callable(self._made.held) else "BlockMask"
 
     def _registered(self, tensor: Tensor) -> "_BufferPlace":
-        """Make a tensor a buffer or a parameter; its place in the template."""
+        """Register a tensor as a buffer or a parameter; return its slot in the template."""
         name = f"tensor{len(self._names)}"
         if tensor.requires_grad and not tensor.is_leaf:
             raise ValueError(
@@ -118,7 +118,7 @@ class Holder(nn.Module, Generic[M]):
 
 
 class _BufferPlace(NamedTuple):
-    """Where a tensor of the module goes in what it holds."""
+    """The slot of a module's tensor in the template."""
 
     name: str
 
@@ -131,7 +131,7 @@ class _Made(NamedTuple, Generic[M]):
 
 
 def _traced(held: Any, holder: nn.Module) -> Any:
-    """What a template stands for, made by operations that dynamo follows: of values alone."""
+    """The object of a template, built by operations that dynamo can trace; only for values."""
     if isinstance(held, _BufferPlace):
         return getattr(holder, held.name)
     if isinstance(held, tuple):

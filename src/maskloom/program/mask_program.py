@@ -101,8 +101,8 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
 def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:
     """The indices and table sizes that a mask's answer depends on.
 
-    While torch.compile or torch.export traces no program can be recorded: only the sizes are found out then, and the answer is taken to
-    depend on every index.
+    While torch.compile or torch.export traces, no program can be recorded. Then only the sizes are found, and the answer
+    is assumed to depend on every index.
     """
     if torch.compiler.is_compiling():
         return Dependence(frozenset(INDICES), sizes_read(mask, device))

@@ -193,7 +193,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _GetitemRecorder(IndexByTensors):
-    """Reads tables as `IndexByTensors`, and tells the recorder of values that leave torch without an operation."""
+    """Indexes like `IndexByTensors`, and reports to the recorder when values leave torch without an operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ def _every_form() -> Iterator[Any]:
         yield getattr(Tensor, name)
     yield from (operator.floordiv, operator.mod, operator.ifloordiv, operator.imod)  # used by strict export
     yield torch.unravel_index
-    for name in sorted(names_of(Fact.DIVIDES) - {"div"}):  # which divides floats too, and says how by its rounding mode
+    for name in sorted(names_of(Fact.DIVIDES) - {"div"}):  # div also divides floats; see rounding_mode above
         yield getattr(torch, name)
         for form in (name, f"{name}_"):
             packet = getattr(torch.ops.aten, form)

@@ -103,14 +103,14 @@ def truth(must: Tensor, may: Tensor) -> Interval:
 
 
 def to_float(lo: Tensor, hi: Tensor, nan: Tensor | None) -> Interval:
-    """Float ends as they were computed: where one became NaN (inf - inf, 0 · inf) the value may be anything."""
+    """Float ends as computed; where an end is NaN (inf - inf, 0 · inf), the value may be anything."""
     lost = lo.isnan() | hi.isnan()
     nan = lost if nan is None else lost | nan
     return Interval(lo.masked_fill(lost, -torch.inf), hi.masked_fill(lost, torch.inf), nan)
 
 
 def to_int(lo: Tensor, hi: Tensor, dtype: torch.dtype, span: tuple[int, int], rough: tuple[Tensor, Tensor]) -> Interval:
-    """Integer ends computed in int64, for a result of ``dtype`` that may wrap around.
+    """Integer ends that were computed in int64, for a result of ``dtype`` that may wrap around.
 
     Args:
         lo, hi: int64.

@@ -1,4 +1,4 @@
-"""What was done to tensors, written down as a `ReplayPlan`: which operations an input goes into, and on what.
+"""Record tensor operations as a `ReplayPlan`: the operations that depend on an input, and their arguments.
 
 Values that depend on no input are computed once and stay in the plan as constants.
 """
@@ -31,7 +31,7 @@ def record_replay(
     *,
     may_wait: bool = False,
 ) -> tuple[Tensors, ReplayPlan | None]:
-    """What ``compute`` gives, and the plan that gives it for other inputs; without inputs, that is the results.
+    """The results of ``compute``, and a plan to compute them for other inputs; without inputs, it holds the results.
 
     The plan is None if ``compute`` writes into a tensor, asks for a value, or reads a tensor that is not an input, not
     a constant and not made in the run: a list of operations cannot repeat that.
@@ -42,8 +42,8 @@ def record_replay(
     if not inputs:
         results = compute()
         return results, ReplayPlan((), 0, results, _bytes_of(results))
-    writer = _ReplayRecorder(inputs, constants, may_wait)
-    with writer:
+    recorder = _ReplayRecorder(inputs, constants, may_wait)
+    with recorder:
         results = compute()
     return results, recorder.plan(results)
 
@@ -95,7 +95,7 @@ class _ReplayRecorder(TorchDispatchMode):
         return result
 
     def plan(self, results: Tensors) -> ReplayPlan | None:
-        """The plan of all that was written down, without what no result needs."""
+        """The plan of the recorded operations, without those that no result needs."""
         ends = tuple(self._written(results))
         if not self.possible:
             return None

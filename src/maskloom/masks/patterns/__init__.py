@@ -64,4 +64,4 @@ ROOMS = (
 __all__ = [name for room in ROOMS for name in room.__all__]
 
 OF_TENSORS = frozenset(name for room in ROOMS for name in getattr(room, "OF_TENSORS", ()))
-"""Those that are made of tensors alone, which no text can write."""
+"""The masks that need a tensor, which a text cannot hold."""

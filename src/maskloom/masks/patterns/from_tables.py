@@ -12,7 +12,7 @@ from maskloom.masks.lookups import among_first, greatest, is_empty, seen_along, 
 from maskloom.masks.padded import PaddingMask, Position, entries_of, pads_at, positions_from
 
 __all__ = ["from_dense", "from_blocks", "top_k_blocks"]
-OF_TENSORS = ("from_dense", "from_blocks")  # no text can write them
+OF_TENSORS = ("from_dense", "from_blocks")  # a text cannot hold tensors
 
 
 @mask_dataclass

@@ -15,7 +15,7 @@ from maskloom.masks.padded import PaddingMask, Position, ends, outside, pads_at
 from maskloom.masks.signed import Signed, without_negative
 
 __all__ = ["lengths", "real", "padding", "key_padding", "create_padding_mask"]
-OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # no text can write them
+OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # a text cannot hold tensors
 
 
 @mask_dataclass

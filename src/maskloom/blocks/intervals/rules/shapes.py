@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 
 def chosen_by_condition(op: Any, condition: Interval, left: Any, right: Any) -> Interval | None:
-    """``where``: both sides together, where the condition may be either."""
+    """``where``: the hull of both sides where the condition may be either."""
     if not isinstance(left, Interval) and not isinstance(right, Interval):
         return _where_numbers(condition, left, right)
     values = operands(left, right)
