@@ -176,7 +176,7 @@ class BlockMaskCache:
     """
 
     def __init__(self, size: int = 64) -> None:
-        self._kept: LRU[Hashable, BlockMask] = LRU(count("size", size, least=1, of="block masks"))
+        self._cached: LRU[Hashable, BlockMask] = LRU(count("size", size, least=1, of="block masks"))
         self._lock = fork_safe_lock()
 
     def __len__(self) -> int:
@@ -187,7 +187,7 @@ class BlockMaskCache:
 
     def clear(self) -> None:
         """Remove all block masks."""
-        self._kept.clear()
+        self._cached.clear()
 
     def get(
         self,
@@ -215,10 +215,10 @@ class BlockMaskCache:
         q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
         key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())
         with self._lock:
-            found = self._kept.get(key)
+            found = self._cached.get(key)
             if found is None:
                 found = build_block_mask(
                     mask, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size
                 )
-                self._kept.put(key, found)
+                self._cached.put(key, found)
             return found

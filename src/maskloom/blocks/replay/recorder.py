@@ -96,7 +96,7 @@ class _ReplayRecorder(TorchDispatchMode):
 
     def plan(self, results: Tensors) -> ReplayPlan | None:
         """The plan of the recorded operations, without those that no result needs."""
-        ends = tuple(self._written(results))
+        ends = tuple(self._recorded(results))
         if not self.possible:
             return None
         needed = {value.slot for value in leaves(ends, Value)}
