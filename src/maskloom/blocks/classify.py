@@ -1,8 +1,8 @@
 """Classify tiles as skipped, partial or full: by intervals, then witnesses, then all elements of open tiles.
 
-        intervals   can it be True?  can it be False?      both: the tile is open
-        witnesses   a few elements, corners first          one True and one False: partial
-        evaluation  all elements, in chunks                certain
+    intervals   can it be True?  can it be False?      both: the tile is open
+    witnesses   a few elements, corners first          one True and one False: partial
+    evaluation  all elements, in chunks                certain
 
 A tile is full if none of its elements is False and the end of the sequence does not cut it (torch's rule). It is
 skipped if no element is True, and partial otherwise.
@@ -31,8 +31,8 @@ CHUNK = 1 << 22
 
 BAND = {"cpu": 1 << 22}
 BAND_ELSEWHERE = 1 << 24
-"""Maximum number of tiles whose intervals are computed at once (at least one row of tiles). On the CPU, 32 MiB for each int64
-end, which stays near the cache; on a GPU, 128 MiB, because each band costs about forty launches."""
+"""Maximum number of tiles whose intervals are computed at once (at least one row of tiles). On the CPU, 32 MiB for each
+int64 end, which stays near the cache; on a GPU, 128 MiB, because each band costs about forty launches."""
 
 # Maximum bytes at the corners of tiles, if the corners of all tiles are evaluated. On the CPU, where nothing waits,
 # this pays for a thousand tiles; at 32k it would cost four times as much as gathering the open tiles. On an H100 both

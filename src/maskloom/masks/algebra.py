@@ -166,7 +166,7 @@ def joined_parts(mask: Mask) -> tuple[Mask, ...]:
 
 @mask_dataclass
 class And(_Joined):
-    """Visible where every part is."""
+    """Visible where every part is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "&", 3
@@ -180,7 +180,7 @@ class And(_Joined):
 
 @mask_dataclass
 class Xor(_Joined):
-    """Visible where an odd number of parts is."""
+    """Visible where an odd number of parts is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "^", 2
@@ -194,7 +194,7 @@ class Xor(_Joined):
 
 @mask_dataclass
 class Or(_Joined):
-    """Visible where at least one part is."""
+    """Visible where at least one part is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "|", 1
@@ -208,7 +208,7 @@ class Or(_Joined):
 
 @mask_dataclass
 class Not(Mask):
-    """Visible where the part is not."""
+    """Visible where the part is hidden."""
 
     part: Mask
 
@@ -296,17 +296,17 @@ def as_mask(function: MaskMod) -> Mask:
 
 
 def and_masks(*masks: MaskMod) -> Mask:
-    """Visible where every mask is: ``a & b & ...``. Without masks: `everything`."""
+    """Visible where every mask is visible: ``a & b & ...``. Without masks: `everything`."""
     return _joined(And, masks, identity=everything, absorbing=nothing)
 
 
 def or_masks(*masks: MaskMod) -> Mask:
-    """Visible where at least one mask is: ``a | b | ...``. Without masks: `nothing`."""
+    """Visible where at least one mask is visible: ``a | b | ...``. Without masks: `nothing`."""
     return _joined(Or, masks, identity=nothing, absorbing=everything)
 
 
 def xor_masks(*masks: MaskMod) -> Mask:
-    """Visible where an odd number of masks is: ``a ^ b ^ ...``. Without masks: `nothing`."""
+    """Visible where an odd number of masks is visible: ``a ^ b ^ ...``. Without masks: `nothing`."""
     return _joined(Xor, masks, identity=nothing, absorbing=None)
 
 

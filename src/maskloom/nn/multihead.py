@@ -1,4 +1,4 @@
-"""Multi-head self-attention under any mask; values in padded positions cannot affect the results."""
+"""Multi-head self-attention under any mask; values in padded positions cannot affect real positions."""
 
 from typing import Any, NamedTuple
 
