@@ -26,7 +26,7 @@ class Fact(enum.Flag):
     DIVIDES = enum.auto()  # Triton 3.6 divides negative numbers wrongly
     IN_FLASH = enum.auto()  # correct in a mask inside FlashAttention 4 (4.0.0b4, H100)
     IS_A_COUNT = enum.auto()  # its result is never negative
-    KEEPS_SIGN = enum.auto()  # its result is at least the smallest value of its first input, up to rounding
+    KEEPS_SIGN = enum.auto()  # its result is not negative if its first input is not negative
 
 
 C, A, P, K, R = Fact.COMPARES, Fact.COMPUTES, Fact.PROMOTES, Fact.KEEPS_VALUE, Fact.REDUCES
