@@ -1,6 +1,6 @@
 """Attention over batches that are not rectangles, on top of torch's FlexAttention.
 
-A mask is written once, as ``mask(b, h, q_idx, kv_idx) -> bool``, and read many ways. True means "may attend".
+A mask is written once, as ``mask(b, h, q_idx, kv_idx) -> bool``, and used in many ways. True means "may attend".
 """
 
 import importlib
@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _moved(name: str) -> str:
-    """Where a name is that stands in a namespace."""
+    """A hint for a name that is in a namespace."""
     homes = [
         space
         for space in _NAMESPACES[:-1]

@@ -38,7 +38,7 @@ def demo(
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
 ) -> None:
     """Take real sequences of unequal length to attention and its picture, and check every number on the way."""
-    from maskloom import demo as job  # torch loads here, not for --help
+    from maskloom import demo as job  # loads torch, which --help does not need
 
     console = Console()
 
@@ -152,7 +152,7 @@ _NO_BENCHMARKS = (
     "attention_cases",
     "attention_contenders",
     "blocks_contenders",
-)  # what benchmarks share
+)  # modules that benchmarks share
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -160,7 +160,7 @@ def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which: blocks, attention, compile, exactness, ...")],
 ) -> None:
-    """Run a benchmark of this checkout, with its own options behind the name."""
+    """Run a benchmark of this checkout, with its own options after the name."""
     import runpy
     import sys
 

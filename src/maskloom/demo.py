@@ -38,7 +38,7 @@ Progress = Callable[[str], contextlib.AbstractContextManager[object]]
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; the message is one line for them."""
+    """The user's input cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one result is from the float64 truth, as the largest absolute difference.
+    """The largest absolute difference between one result and its float64 reference.
 
     Attributes:
-        name: of the result: "out", or what the gradient is of.
-        ours: of maskloom.
-        plain: of the dense reference in the dtype that maskloom ran in.
+        name: "out", or the name of the input or parameter whose gradient it is.
+        ours: the difference of maskloom.
+        plain: the difference of the dense reference in the dtype that maskloom ran in.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Difference:
 
     @property
     def is_right(self) -> bool:
-        """Whether ours is no further off than twice the plain reference, plus a little for results that are all 0."""
-        return self.ours <= 2 * self.plain + 1e-6  # NaN is not
+        """Whether ours is at most twice the plain difference, plus a little for results that are all 0."""
+        return self.ours <= 2 * self.plain + 1e-6  # False for NaN
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that one run found out."""
+    """The results of one run."""
 
     batch: Batch
     mask: Mask
@@ -90,7 +90,7 @@ class Demo:
 
     @property
     def is_right(self) -> bool:
-        """Whether output and gradients are those of the dense reference."""
+        """Whether output and gradients agree with the dense reference."""
         return all(difference.is_right for difference in self.differences)
 
 
@@ -100,12 +100,12 @@ def run(text: Path | None, *, heads: int, dim: int, out: Path, device: str, prog
     Args:
         text: a file with one sequence of words in each line; None for the Zen of Python.
         heads, dim: heads of the attention and features of an embedding.
-        out: directory for the pictures; it is made if it is missing.
-        device: "auto", or what torch calls it.
-        progress: called with what is being done, gives a context for the time that it takes.
+        out: directory for the pictures; it is made if it does not exist.
+        device: "auto", or a torch device.
+        progress: called with the name of the current step; returns a context for its duration.
 
     Raises:
-        InputError: before anything is computed or written.
+        InputError: the input cannot be used. It is raised before anything is computed or written.
     """
     if heads < 1 or dim < 1 or dim % heads:
         raise InputError(f"--dim is a multiple of --heads, both at least 1; got --dim {dim} and --heads {heads}")
@@ -143,7 +143,7 @@ def zen_of_python() -> list[str]:
 
 
 def embed(sequences: list[list[str]], dim: int, device: torch.device) -> Batch:
-    """Give each word a seeded random vector, and fill each sequence up with zero vectors to the longest."""
+    """Give each word a seeded random vector, and pad each sequence with zero vectors to the longest length."""
     vocabulary = {word: index for index, word in enumerate(sorted({word for words in sequences for word in words}))}
     table = torch.randn(len(vocabulary), dim, generator=torch.Generator().manual_seed(SEED))
     rows = [table[torch.tensor([vocabulary[word] for word in words])] for words in sequences]
@@ -216,7 +216,7 @@ def _device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class _DemoResult:
-    """Output and gradients of the module, and the gradient that came in."""
+    """Output and gradients of the module, and the incoming gradient."""
 
     values: dict[str, Tensor]
     grad: Tensor
@@ -255,7 +255,7 @@ def _differences(module: MultiheadFlexAttention, batch: Batch, mask: Mask, resul
 def _dense(
     module: MultiheadFlexAttention, batch: Batch, mask: Mask, grad: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Output and gradients of the same module written out with the dense reference."""
+    """Output and gradients of the same module, computed with the dense reference."""
     plain = copy.deepcopy(module).to(dtype)
     plain.zero_grad()
     x = batch.x.to(dtype).requires_grad_()
@@ -281,7 +281,7 @@ def _largest(left: Tensor, right: Tensor) -> float:
 
 
 def _block_size(length: int, device: torch.device) -> int:
-    """Positions in a tile: 128 on a GPU, where kernels want it; less where the picture would be one tile."""
+    """Positions in a tile: 128 on a GPU, where kernels need it; fewer if the picture would be one tile."""
     if device.type != "cpu":
         return 128
     return max(1, min(128, 2 ** ((length // 4).bit_length() - 1) if length >= 4 else 1))
@@ -314,6 +314,6 @@ def _draw(module: MultiheadFlexAttention, batch: Batch, mask: Mask, blocks: Bloc
 
 
 def _drawn_sequence(batch: Batch) -> int:
-    """The sequence whose length is nearest two thirds of the longest: long enough to look at, with padding to see."""
+    """The sequence whose length is closest to two thirds of the longest: long enough to see, with visible padding."""
     lengths = [len(words) for words in batch.words]
     return min(range(len(lengths)), key=lambda row: abs(lengths[row] - 2 * max(lengths) / 3))

@@ -1,4 +1,4 @@
-"""Errors of maskloom's own. Other bad input raises ValueError or TypeError, as in torch."""
+"""maskloom's own errors. Other bad input raises ValueError or TypeError, as in torch."""
 
 
 class FallbackError(RuntimeError):
@@ -6,4 +6,4 @@ class FallbackError(RuntimeError):
 
 
 class ParseError(ValueError):
-    """A text that is no mask; the message has a mark under the place."""
+    """A text that is not a mask; the message marks the place."""

@@ -1,10 +1,10 @@
-"""The contract of a mask, as checks that any mask can be put through: ours, and your own.
+"""The contract of a mask, as checks for any mask: maskloom's, and your own.
 
     from maskloom.testing import check_mask
     check_mask(my_mask, q_len=13, kv_len=17)
 
-Each law is a function of its own, stated by `Mask.dense`, the truth. Every size is different from every other, so that a
-swapped axis cannot pass.
+Each law is a separate function, stated with `Mask.dense`, the reference. All sizes are different, so that a swapped
+axis cannot pass.
 """
 
 import copy
@@ -53,15 +53,16 @@ def check_mask(
     device: torch.device | str | None = None,
     compile_backend: str = "eager",
 ) -> None:
-    """Put a mask through every law; an AssertionError names the first that it breaks.
+    """Check a mask against every law; an AssertionError names the first law that it breaks.
 
     Args:
-        mask: a `Mask`, or a plain mask_mod. A plain function, alone or in a Mask, need not broadcast, be a value or pickle.
-        q_len, kv_len: lengths to check it at, within the tables that it reads.
-        batch, heads: B and H, where the mask's tables do not say.
-        device: where the mask's tensors are; by default it is found.
-        compile_backend: what traces is handed to: "eager" checks tracing alone (a second), "inductor" runs the kernel
-            (10 s on the CPU).
+        mask: a `Mask`, or a plain mask_mod. A plain function, alone or in a Mask, need not broadcast, be a value or
+            pickle.
+        q_len, kv_len: the lengths of the check, within the tables that the mask reads.
+        batch, heads: B and H, if the mask's tables do not have them.
+        device: the device of the mask's tensors; by default it is found.
+        compile_backend: the backend of torch.compile: "eager" checks tracing alone (a second), "inductor" also runs the
+            kernel (10 s on the CPU).
     """
     sizes = _Sizes(q_len, kv_len, batch, heads, device)
     given, mask = mask, loom.as_mask(mask)
@@ -75,7 +76,7 @@ def check_mask(
 
 
 class _Sizes:
-    """The lengths, batch and heads of one check, and the mask's truth at them."""
+    """The lengths, batch and heads of one check; `dense` gives a mask's reference table at these sizes."""
 
     def __init__(
         self, q_len: int, kv_len: int, batch: int | None, heads: int | None, device: torch.device | str | None
@@ -100,7 +101,7 @@ def check_dense(mask: Mask, sizes: _Sizes) -> None:
 
 
 def check_broadcasting(mask: Mask, sizes: _Sizes) -> None:
-    """Called with index tensors that broadcast, the mask gives what vmap over scalars gives."""
+    """A call with index tensors that broadcast gives the same as vmap over scalars."""
     table = sizes.dense(mask)
     device = table.device
     b, h, q_idx, kv_idx = (
@@ -131,7 +132,7 @@ def check_algebra(mask: Mask, sizes: _Sizes) -> None:
 
 
 def check_value(mask: Mask) -> None:
-    """Copies, by pickle too, are equal and hash alike; ``.to`` moves every tensor; a mask has no truth value."""
+    """Copies and pickles are equal and have the same hash; ``.to`` moves every tensor; a mask has no truth value."""
     for how, other in (("pickled", pickle.loads(pickle.dumps(mask))), ("copied", copy.deepcopy(mask))):
         _law(f"a {how} mask is equal", other == mask and mask == other)
         _law(f"a {how} mask hashes alike", hash(other) == hash(mask))
@@ -155,7 +156,7 @@ def check_repr(mask: Mask) -> None:
 
 
 def check_tracing(mask: MaskMod, sizes: _Sizes, compile_backend: str = "eager") -> None:
-    """The mask traces in compiled FlexAttention and in torch's create_block_mask, and both give what they give eagerly."""
+    """The mask traces in compiled FlexAttention and torch's create_block_mask; both give the same as in eager mode."""
     table = sizes.dense(loom.as_mask(mask))
     batch, heads = table.shape[:2]
     expected_blocks = torch_create_block_mask(mask, batch, heads, sizes.q_len, sizes.kv_len, device=table.device)
@@ -179,15 +180,16 @@ def check_writes(
     batch: int | None = None,
     heads: int | None = None,
 ) -> None:
-    """A mask says one thing when tensors that it was made from are written to: it follows a tensor, or it has copied it.
+    """A mask is consistent after writes to the tensors that it was made from: it follows a tensor, or has a copy.
 
     Args:
-        make: gives a mask of such tensors, ``make(*before)``.
-        before, after: what the tensors hold when it is made, and what is written into them then, in place; of equal shapes.
+        make: makes a mask from such tensors, ``make(*before)``.
+        before, after: the values of the tensors when the mask is made, and the values written in place later; of equal
+            shapes.
         q_len, kv_len, batch, heads: as for `check_mask`.
     """
     sizes = _Sizes(q_len, kv_len, batch, heads, None)
-    followed: list[Tensor] = []  # what it is as if made from
+    followed: list[Tensor] = []  # values from which an equal mask could be made
     is_told_apart = True
     for place in range(len(before)):
         values = [new if place == at else old for at, (old, new) in enumerate(zip(before, after, strict=True))]
@@ -205,7 +207,7 @@ def check_writes(
 def _after_writes(
     make: Callable[..., Mask], before: Sequence[Tensor], after: Sequence[Tensor], sizes: "_Sizes"
 ) -> Tensor:
-    """The truth about a mask whose tensors were written to, which all readings of it agree on, as they did before."""
+    """The table of a mask whose tensors were written to; all results from it must agree, before and after."""
     tensors = _copies(before)
     mask = make(*tensors)
     copied = pickle.loads(pickle.dumps(mask))
@@ -224,10 +226,10 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _agreed(mask: Mask, sizes: "_Sizes") -> Tensor:
-    """The mask's truth, which every reading of it gives."""
+    """The table of the mask, after a check that all results from it agree."""
     table = sizes.dense(mask)
     blocks = loom.block_mask(mask, sizes.q_len, sizes.kv_len, batch=sizes.batch, heads=sizes.heads, block_size=4)
-    for name, other in _readings(mask, blocks, table.shape, sizes):
+    for name, other in _results(mask, blocks, table.shape, sizes):
         _law(f"{name} says what dense says", torch.equal(other.expand_as(table), table))
     keys, queries = known_padding(mask, sizes.kv_len), known_hidden_queries(mask, sizes.q_len)
     _law("nothing sees a key that is known to be padding", keys is None or not (table & keys[:, None, None]).any())
@@ -235,19 +237,19 @@ def _agreed(mask: Mask, sizes: "_Sizes") -> Tensor:
     return table
 
 
-def _readings(mask: Mask, blocks: BlockMask, shape: Sequence[int], sizes: "_Sizes") -> Iterator[tuple[str, Tensor]]:
+def _results(mask: Mask, blocks: BlockMask, shape: Sequence[int], sizes: "_Sizes") -> Iterator[tuple[str, Tensor]]:
     yield "simplify", sizes.dense(loom.masks.simplify(mask))
     yield "a block mask's mask_mod", sizes.dense(loom.as_mask(blocks.mask_mod))
     rows, heads, *_ = shape
     yield "a block mask", dense_of(blocks, rows, heads)
     query, key = _inputs(rows, heads, sizes, blocks.kv_indices.device)
-    value = torch.eye(sizes.kv_len, device=key.device).expand(rows, heads, -1, -1)  # the output is the weights then
+    value = torch.eye(sizes.kv_len, device=key.device).expand(rows, heads, -1, -1)  # so the output is the weights
     for backend in _ON_EVERY_DEVICE:
         yield f"attend on {backend}", loom.attend(query, key, value, mask, backend=backend) > 0
 
 
 def _compiled(function: Callable[..., object], backend: str) -> Callable[..., Any]:
-    torch._dynamo.reset()  # one mask's graphs shall not use up another's
+    torch._dynamo.reset()  # so that masks do not share torch's limit of graphs
     return torch.compile(function, backend=backend, fullgraph=True)
 
 
@@ -281,7 +283,7 @@ def _law(words: str, holds: bool) -> None:
 
 
 def public_names() -> dict[str, Any]:
-    """Every public name of every namespace, as reprs write them: ``eval(repr(mask), public_names())`` is the mask again."""
+    """Every public name of every namespace, for reprs: ``eval(repr(mask), public_names())`` gives the mask again."""
     spaces = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn, loom.show)
     named = {name: getattr(loom, name) for name in loom.__all__}
     return named | {name: getattr(space, name) for space in spaces for name in space.__all__}

@@ -1,4 +1,4 @@
-"""Where the padding is: lengths, offsets, ids, positions and padding tables, each made from another."""
+"""Forms of padding: lengths, offsets and padding tables, each computed from another."""
 
 from maskloom.batches.forms import (
     lengths_from_offsets,

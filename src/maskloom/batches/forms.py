@@ -1,14 +1,14 @@
-"""Where the padding of a batch is, in the forms that people have it in.
+"""The padding of a batch in its usual forms.
 
 ==========  ==================  =============================================================
 form        shape               meaning
 ==========  ==================  =============================================================
-lengths     (B,) integers       real positions of each sequence
+lengths     (B,) integers       number of real positions of each sequence
 pads        (B, L) bool         True = padding
-offsets     (B + 1,) integers   where each sequence begins when they are packed, and the end
+offsets     (B + 1,) integers   the start of each packed sequence, and the end
 ==========  ==================  =============================================================
 
-Functions are named ``form_from_form``; pairs of them are inverse to each other.
+Functions are named ``form_from_form``; in pairs they are inverse to each other.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ def pads_from_lengths(lens: Tensor | Sequence[int], length: int | None = None, *
     """The padding of sequences that are padded on one side.
 
     Args:
-        lens: integers (B,), real positions of each sequence.
-        length: L, positions of a row; by default the longest length (reading it waits for a GPU).
-        side: where the padding is.
+        lens: integers (B,), the number of real positions of each sequence.
+        length: L, the number of positions of a row; by default the longest length (reading it waits for a GPU).
+        side: the side of the padding.
 
     Returns:
         bool (B, L), True = padding.
 
     Raises:
-        ValueError: a length above L (looked at on the CPU only).
+        ValueError: a length above L (checked on the CPU only).
     """
     lens = length_table("lens", lens)
     _one_of("side", side, Side)
@@ -48,7 +48,7 @@ def pads_from_lengths(lens: Tensor | Sequence[int], length: int | None = None, *
     positions = torch.arange(length, device=lens.device)
     if side == "right":
         return positions >= lens[:, None]
-    return positions < length - lens.long()[:, None]  # narrow types would wrap
+    return positions < length - lens.long()[:, None]  # narrow dtypes would wrap around
 
 
 def lengths_from_pads(pads: Tensor, *, side: Side = "right") -> Tensor:
@@ -56,14 +56,14 @@ def lengths_from_pads(pads: Tensor, *, side: Side = "right") -> Tensor:
 
     Args:
         pads: bool (B, L), True = padding.
-        side: where the padding is.
+        side: the side of the padding.
 
     Returns:
         int64 (B,).
 
     Raises:
-        ValueError: a row has padding elsewhere, which lengths cannot say: use ``padding(pads)`` then. (Where this can be
-            checked without waiting for a GPU.)
+        ValueError: a row has padding elsewhere, which lengths cannot describe: use ``padding(pads)`` then. (Checked
+            only where that does not wait for a GPU.)
     """
     pads = flags("pads", pads, true_means="padding")
     _one_of("side", side, Side)
@@ -81,15 +81,15 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
 
     Args:
         tokens: integers (B, L).
-        pad_id: the id that fills up.
+        pad_id: the id of padding.
         where: "right" or "left" counts only the run at that end, for vocabularies whose padding id is also a real token
-            (an end-of-sequence id, say).
+            (for example, an end-of-sequence id).
 
     Returns:
         bool (B, L), True = padding.
 
     Raises:
-        TypeError: not integers, or a pad_id that is no int. ValueError: another shape, or another ``where``.
+        TypeError: not integers, or a pad_id that is not an int. ValueError: another shape, or another ``where``.
     """
     tokens = integers("tokens", tokens)
     pad_id = integer("pad_id", pad_id, "the token id that fills up")
@@ -99,9 +99,9 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
 
 
 def pads_from_zeros(x: Tensor, *, where: Where = "anywhere") -> Tensor:
-    """The padding of embedded sequences that are filled up with zero vectors.
+    """The padding of embedded sequences that are padded with zero vectors.
 
-    All features must be zero. (``x[:, :, 0] == 0`` also finds padding, and drops real tokens whose first feature is 0.)
+    All features must be zero. (``x[:, :, 0] == 0`` finds padding too, but also real tokens whose first feature is 0.)
 
     Args:
         x: (B, L, features).
@@ -120,12 +120,12 @@ def pads_from_zeros(x: Tensor, *, where: Where = "anywhere") -> Tensor:
 
 
 def offsets_from_lengths(lens: Tensor | Sequence[int]) -> Tensor:
-    """Where each sequence begins when they are packed one behind the other, and the end: int32 (B + 1,).
+    """The start of each sequence when they are packed in order, and the end: int32 (B + 1,).
 
-    ``[2, 3]`` gives ``[0, 2, 5]``: FlashAttention's ``cu_seqlens``, and what ``documents(offsets=...)`` takes.
+    ``[2, 3]`` gives ``[0, 2, 5]``: FlashAttention's ``cu_seqlens``, and the argument of ``documents(offsets=...)``.
 
     Raises:
-        TypeError, ValueError: not integers, not (B,), a negative length (looked at on the CPU only).
+        TypeError, ValueError: not integers, not (B,), a negative length (checked on the CPU only).
     """
     lens = length_table("lens", lens)
     return torch.nn.functional.pad(lens.cumsum(0), (1, 0)).to(torch.int32)

@@ -1,7 +1,7 @@
-"""From a mask to torch's BlockMask: which tiles attention must visit.
+"""Build torch's BlockMask from a mask: classify the tiles, and write the index tables.
 
-The mask is run once on scalars (`program.record`), its program on intervals (`analyse`), and elements are looked at only
-where intervals cannot tell (`classify`). Nothing is compiled, and nothing of size Q×KV is made.
+The mask is run once on scalars (`program.record`), and its program on intervals (`analyse`). Elements are evaluated
+only where intervals cannot decide (`classify`). Nothing is compiled, and no tensor of size Q×KV is made.
 """
 
 import inspect
@@ -47,29 +47,32 @@ def block_mask(
     kv_offset: int | Tensor = 0,
     exact: bool = True,
 ) -> BlockMask:
-    """The BlockMask of a mask, with the fewest tables: one for all batch rows, or heads, that the mask treats alike.
+    """The BlockMask of a mask, with the fewest tables: one for all batch rows, or heads, if the mask is the same for them.
 
     Args:
-        mask: a Mask or a mask_mod; or a table of these queries and keys as `attend` takes it, bool (Q, K), (B, Q, K) or
+        mask: a Mask or a mask_mod; or a table for these queries and keys, as in `attend`: bool (Q, K), (B, Q, K) or
             (B, H, Q, K), True = may attend.
         q_len, kv_len: Q and K, in positions.
-        batch, heads: B and H of the tables; by default the smallest that the mask needs. A mask that reads ``b`` through
-            a table needs as many rows as the table has; one that computes with ``b`` cannot say, and needs ``batch``.
-        device: by default where the mask's tensors are, else torch's current accelerator, else the CPU.
+        batch, heads: B and H of the tables; by default the smallest that the mask needs. If the mask reads a table by
+            ``b``, B is the number of rows of that table; if it computes with ``b``, B cannot be inferred: pass
+            ``batch``.
+        device: by default the device of the mask's tensors, else torch's current accelerator, else the CPU.
         block_size: positions in a tile, an int or (Q, KV).
-        q_offset, kv_offset: the position of the first query and of the first key, ints or integer tensors without
-            dimensions, or (B,) for one in each batch row. The BlockMask then keeps ``shifted(mask, ...)``, because
-            attention itself counts from 0.
-        exact: False leaves tiles partial that intervals cannot decide. Attention is the same, since mask_mod decides
-            inside them, but may visit tiles that it could skip. Building then never waits for the device.
+        q_offset, kv_offset: the position of the first query and of the first key: ints, integer tensors without
+            dimensions, or integers (B,) with one for each batch row. The BlockMask then holds ``shifted(mask, ...)``,
+            because attention itself counts from 0.
+        exact: False makes every tile partial that intervals cannot decide. The result of attention is the same, since
+            mask_mod decides inside partial tiles, but it may visit tiles that it could skip. Building then never waits
+            for the device.
 
     Returns:
-        torch's BlockMask, its tables (B or 1, H or 1, query tiles, key tiles). It keeps the mask as `simplify` has it:
-        equal, and cheaper inside partial tiles.
+        torch's BlockMask; its tables have shape (B or 1, H or 1, query tiles, key tiles). It holds the mask after
+        `simplify`: an equal mask that is cheaper inside partial tiles.
 
     Raises:
-        TypeError: not a mask; in a DataLoader worker also a mask that cannot be pickled. ValueError: a length or block size
-            below 1, B or H that do not fit the mask's tables, an offset beside a table, or tensors on another device.
+        TypeError: not a mask; in a DataLoader worker also a mask that cannot be pickled. ValueError: a length or block
+            size below 1, B or H that do not fit the mask's tables, an offset together with a table, or tensors on
+            another device.
     """
     if isinstance(mask, Tensor):
         if not (is_zero(q_offset) and is_zero(kv_offset)):
@@ -80,21 +83,21 @@ def block_mask(
     if isinstance(mask, Mask) and not torch.compiler.is_compiling():
         mask = simplify(mask)
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
-    kept = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
+    placed = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_compiling():
-        return _traced(kept, q_len, kv_len, batch, heads, device, sizes, {})
-    refuse_mapped(kept)
-    if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask knows what lies before position 0
+        return _traced(placed, q_len, kv_len, batch, heads, device, sizes, {})
+    refuse_mapped(placed)
+    if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask handles positions before 0
         _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
         return block_mask(
-            kept, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
+            placed, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
         )
-    check_can_be_sent(kept)
+    check_can_be_sent(placed)
     source = program_of(mask, device_for(mask, device))
     grid = grid_of(source, q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
-    return to_block_mask(classify(source, grid, exact=exact), kept, grid, lasts=is_constant(source, grid))
+    return to_block_mask(classify(source, grid, exact=exact), placed, grid, lasts=is_constant(source, grid))
 
 
 def create_block_mask(
@@ -110,26 +113,26 @@ def create_block_mask(
     compute_dq_write_order: bool = False,
     dq_kv_order: bool = True,
 ) -> BlockMask:
-    """torch's ``create_block_mask``: the same arguments, the same tables, and an error where those would be wrong.
+    """torch's ``create_block_mask``: same arguments and same tables, but an error where torch's tables would be wrong.
 
     Args:
-        mask_mod: a Mask or a mask_mod; the BlockMask keeps it as it is. Or a table, as `block_mask` takes it.
-        B: batch size. None says that the mask is the same for every batch row: a ValueError if it is not (torch builds
-            the tables of row 0 for all rows then, attention-gym#98).
-        H: query heads, likewise.
+        mask_mod: a Mask or a mask_mod, which the BlockMask holds unchanged; or a table, as in `block_mask`.
+        B: batch size. None means that the mask is the same for every batch row; a ValueError if it is not (torch then
+            uses the tables of row 0 for all rows, attention-gym#98).
+        H: number of query heads; None as for B.
         Q_LEN, KV_LEN: lengths, in positions.
-        device: by default where the mask's tensors are, else torch's current accelerator, else the CPU.
+        device: by default the device of the mask's tensors, else torch's current accelerator, else the CPU.
         BLOCK_SIZE: positions in a tile, an int or (Q, KV).
-        _compile: accepted for torch's sake; there is nothing to compile.
-        separate_full_blocks: False lists full tiles among the partial ones, and has no full tables.
-        compute_dq_write_order, dq_kv_order: the order of writes for a deterministic backward, where torch has it (2.11
-            does not: a TypeError there that says so).
+        _compile: accepted for compatibility with torch; nothing is compiled.
+        separate_full_blocks: False lists full tiles together with the partial ones, and makes no full tables.
+        compute_dq_write_order, dq_kv_order: the order of writes for a deterministic backward, if this torch has it
+            (2.11 does not: a TypeError says so).
 
     Raises:
-        TypeError: not a mask_mod, in a DataLoader worker also one that cannot be pickled; or an option that this torch does
-            not have.
-        ValueError: B or H is None and the mask depends on it, or does not fit the tables that it reads; a length or
-            block size below 1; tensors on another device.
+        TypeError: not a mask_mod; in a DataLoader worker also one that cannot be pickled; or an option that this torch
+            does not have.
+        ValueError: B or H is None and the mask depends on it; B or H does not fit the tables that the mask reads; a
+            length or block size below 1; tensors on another device.
     """
     if compute_dq_write_order and "compute_dq_write_order" not in _TORCH_TAKES:
         raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
@@ -172,7 +175,7 @@ def _traced(
     sizes: tuple[int, int],
     options: dict[str, Any],
 ) -> BlockMask:
-    """Inside torch.compile and torch.export: torch's own, which traces. Programs cannot be recorded there."""
+    """torch's own function, for torch.compile and torch.export: it can be traced, while no program can be recorded."""
     if torch.compiler.is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
         raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
     batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu")
@@ -183,10 +186,10 @@ def _traced(
     return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, sizes, **options)
 
 
-def _refuse_shared_tables(reading: Dependence, batch: int | None, heads: int | None) -> None:
+def _refuse_shared_tables(dependence: Dependence, batch: int | None, heads: int | None) -> None:
     for letter, index, given, item in (("B", "b", batch, "batch row"), ("H", "h", heads, "head")):
-        if given is None and index in reading.marks:
-            sizes = sorted(reading.sizes[index])
+        if given is None and index in dependence.marks:
+            sizes = sorted(dependence.sizes[index])
             which = f"{letter}={sizes[0]}" if len(sizes) == 1 else f"{letter}= their number"
             raise ValueError(
                 f"{letter} is None, and the mask's answer can differ from one {item} to another: tables for all of them "
@@ -195,7 +198,7 @@ def _refuse_shared_tables(reading: Dependence, batch: int | None, heads: int | N
 
 
 def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
-    """Give a BlockMask torch's order of writes for a deterministic backward."""
+    """Add torch's order of writes for a deterministic backward to a BlockMask."""
     if not isinstance(dq_kv_order, bool):
         raise ValueError(f"dq_kv_order is a bool here; got {brief(dq_kv_order)}")
     orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)
@@ -204,7 +207,7 @@ def add_write_order(built: BlockMask, dq_kv_order: bool) -> None:
 
 
 def _check_ends(mask: MaskMod, device: torch.device | str | None, sides: dict[Side, tuple[int, int | Tensor]]) -> None:
-    """Raise a ValueError if positions lie behind the tables that a mask reads, as far as that is known without waiting."""
+    """Raise a ValueError if positions lie beyond the tables that a mask reads, if that is known without waiting."""
     dependence = program_of(mask, device_for(mask, device)).dependence
     for index, (length, offset) in sides.items():
         end = end_of(length, offset)

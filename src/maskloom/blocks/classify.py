@@ -1,11 +1,11 @@
-"""Which tiles are skipped, partial and full: intervals first, then witnesses, then every element of what is open.
+"""Classify tiles as skipped, partial or full: by intervals, then witnesses, then all elements of open tiles.
 
     intervals   can it be True?  can it be False?      both: the tile is open
     witnesses   a few elements, corners first          one True and one False: partial
     evaluation  all elements, in chunks                certain
 
-A tile is full if no element of it is False and the end of the sequence does not cut it (torch's rule), skipped if no
-element is True, partial otherwise.
+A tile is full if none of its elements is False and the end of the sequence does not cut it (torch's rule). It is
+skipped if no element is True, and partial otherwise.
 """
 
 import functools
@@ -27,31 +27,31 @@ from maskloom.program.mask_program import MaskProgram
 from maskloom.program.program import INDICES, Index, MaskMod, Program
 
 CHUNK = 1 << 22
-"""Elements that are evaluated at once, at most (one tile at least): 4 Mi, so 32 MiB for each int64 value."""
+"""Maximum number of elements evaluated at once (at least one tile): 4 Mi, so 32 MiB for each int64 value."""
 
 BAND = {"cpu": 1 << 22}
 BAND_ELSEWHERE = 1 << 24
-"""Tiles whose intervals are held at once, at most (one row of them at least): 32 MiB for each int64 end on the CPU, where
-that stays near the cache, and 128 MiB on a GPU, where each band costs some forty launches."""
+"""Maximum number of tiles whose intervals are computed at once (at least one row of tiles). On the CPU, 32 MiB for each
+int64 end, which stays near the cache; on a GPU, 128 MiB, because each band costs about forty launches."""
 
-# Bytes at the corners of tiles, at most, if all tiles are looked at. On the CPU, where nothing waits, that pays for a
-# thousand tiles; at 32k it would cost four times what gathering the open ones does. On an H100 both cost the same for eight
-# million tiles (100 MiB), since to gather takes the host a millisecond.
+# Maximum bytes at the corners of tiles, if the corners of all tiles are evaluated. On the CPU, where nothing waits,
+# this pays for a thousand tiles; at 32k it would cost four times as much as gathering the open tiles. On an H100 both
+# cost the same for eight million tiles (100 MiB), since a gather takes the host a millisecond.
 _AT_ALL_CORNERS = {"cpu": 1 << 15}
 _AT_ALL_CORNERS_ELSEWHERE = 1 << 25
 
 _MOST_PLANNED = 1 << 24
-"""Tiles of a grid for which operations are written down: with more of them Python is the lesser part."""
+"""Maximum number of tiles of a grid whose operations are recorded: in larger grids Python takes little of the time."""
 
-_WITNESSES = (2, 6)  # along each side of a tile: its corners, then a finer net
+_WITNESSES = (2, 6)  # elements along each side of a tile: the corners, then a finer grid
 
 
 @dataclass
 class Decided:
-    """How many tiles each way of deciding decided, of the tiles that differ (shared batch rows and heads count once)."""
+    """How many tiles each method decided. Only distinct tiles count: shared batch rows and heads count once."""
 
     total: int = 0
-    left_open: int = 0  # by intervals
+    left_open: int = 0  # not decided by intervals
     evaluation: int = 0
     unsupported_ops: tuple[str, ...] = field(default=())
 
@@ -68,12 +68,12 @@ class Decided:
 def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
-    Nobody may write into it: it may be kept for the next call.
+    Do not write into the result: it may be cached for the next call.
 
     Args:
-        exact: False takes what intervals leave open as partial. That is right for attention, where mask_mod decides
-            inside a partial tile, and does not wait for the device.
-        count: told how the tiles were decided. Counting waits for the device.
+        exact: False makes every tile partial that intervals leave open. That is right for attention, where mask_mod
+            decides inside a partial tile, and it does not wait for the device.
+        count: receives how the tiles were decided. Counting waits for the device.
     """
     if grid.batch == 0:
         return torch.zeros(grid.shape, dtype=torch.int8, device=source.device)
@@ -88,13 +88,13 @@ def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Deci
 
 
 def is_constant(source: MaskProgram, grid: Grid) -> bool:
-    """Whether states follow from numbers alone, and `classify` gives one tensor for all masks of a structure."""
+    """Whether the states depend only on numbers, so that `classify` returns one tensor for all masks of a structure."""
     offsets = isinstance(grid.q_offset, Tensor) or isinstance(grid.kv_offset, Tensor)
     return source.key is not None and not source.held and not offsets
 
 
 def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
-    """All that the operations follow from; None where they are not to be written down."""
+    """A key of everything that decides which operations run; None if they are not to be recorded."""
     batch, heads, rows, columns = grid.shape
     if source.key is None or batch * heads * rows * columns > _MOST_PLANNED or not can_cache():
         return None
@@ -118,11 +118,11 @@ def _classified(
     count: Decided | None,
     again: Callable[[Callable[[], Tensors]], Tensors],
 ) -> Tensor:
-    """See `classify`; ``again`` calls the part of the work that neither waits nor writes, or does what it did before."""
+    """See `classify`. ``again`` runs the part of the work that neither waits nor writes, or replays it."""
 
     def at_first_sight() -> Tensors:
-        """The states by intervals, open tiles as partial; if it is to be exact, also whether there are and which are tiles
-        that witnesses do not show to be that."""
+        """The states by intervals, with open tiles partial. If ``exact``, also whether there are undecided tiles (open tiles
+        that witnesses do not show to be partial), and which tiles these are."""
         found = [band_at_first_sight(band) for band in grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE))]
         states, *undecided = (
             found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
@@ -140,7 +140,8 @@ def _classified(
             count.left_open += int(is_open.sum())
         if not exact:
             return (states,)
-        # one band may be exact and another not: less is known of a table that is read before its first position
+        # one band may be exact and another not: fewer facts are known about a table that is read before its first
+        # position
         return states, is_open if analysis.answer.is_singleton else _not_witnessed(
             is_open, source.program, analysis.indices, band
         )
@@ -156,17 +157,17 @@ def _classified(
 
 
 def _over_tiles(answer: Interval, marks: frozenset[Index], grid: Grid) -> tuple[Tensor, Tensor]:
-    """Must and may, for every tile that can differ. What became unknown on the way has lost its dims: marks have not."""
+    """Must and may for every distinct tile, by the marks: an interval that became unknown has size 1 in all dims."""
     batch, heads = (size if index in marks else 1 for size, index in zip(grid.shape[:2], INDICES[:2], strict=True))
     shape = (batch, heads, *grid.shape[2:])
     return answer.lo[:batch, :heads].expand(shape), answer.hi[:batch, :heads].expand(shape)
 
 
 def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], grid: Grid) -> Tensor:
-    """The open tiles that their four corners do not show to be partial: bool like ``is_open``.
+    """The open tiles that are not proved partial by their four corners: bool like ``is_open``.
 
-    Where tiles are few, the corners of all of them are looked at before it is known which are open: to know it is to wait
-    for the device, and to gather them is more work than to broadcast.
+    If there are few tiles, the corners of all tiles are evaluated before it is known which tiles are open: to find the
+    open tiles waits for the device, and gathering them is more work than broadcasting.
     """
     batch, heads, rows, columns = grid.shape
     most = _AT_ALL_CORNERS.get(is_open.device.type, _AT_ALL_CORNERS_ELSEWHERE)
@@ -183,7 +184,7 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
 
 
 def _uncut(tiles: Tensor, grid: Grid) -> Tensor:
-    """Those of some tiles that hold no position behind the end, where nothing is visible."""
+    """These tiles, without those that hold positions beyond the end, where nothing is visible."""
     if not grid.is_cut:
         return tiles
     whole_q, whole_kv = grid.q_len // grid.q_block, grid.kv_len // grid.kv_block
@@ -192,10 +193,10 @@ def _uncut(tiles: Tensor, grid: Grid) -> Tensor:
 
 
 def _decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tuple[Tensor, int]:
-    """The states with the true ones of the open tiles, rows of (b, h, query tile, key tile).
+    """Write the true states of the open tiles, given as rows of (b, h, query tile, key tile), into the states.
 
     Returns:
-        The states, and of how many tiles all elements had to be evaluated; witnesses decided the others.
+        The states, and the number of tiles whose elements were all evaluated; witnesses decided the others.
     """
 
     def look(tiles: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -221,18 +222,18 @@ def _decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> t
 
 
 def _undecided(seen_true: Tensor, seen_false: Tensor) -> Tensor:
-    """The places of tiles of which not both was seen."""
+    """The row numbers of tiles without both a True and a False element so far."""
     undecided = ~(seen_true & seen_false)
     return undecided.nonzero()[:, 0] if undecided.any() else undecided.new_empty(0, dtype=torch.long)
 
 
 def _cut(tiles: Tensor, grid: Grid) -> Tensor:
-    """Which of the tiles, rows of (b, h, query tile, key tile), hold positions behind the end."""
+    """Which of the tiles, rows of (b, h, query tile, key tile), hold positions beyond the end."""
     return (tiles[:, 2] >= grid.q_len // grid.q_block) | (tiles[:, 3] >= grid.kv_len // grid.kv_block)
 
 
 def _elements(grid: Grid, tiles: Tensor, side: int) -> Elements:
-    """At most ``side`` positions of each tile along both axes, its ends among them; all of them from there on."""
+    """At most ``side`` positions of each tile along both axes, including its ends; all if ``side`` is that large."""
     q_idx = _spread(tiles[:, 2] * grid.q_block, min(side, grid.tile[0]), grid.q_block, grid.q_len)
     kv_idx = _spread(tiles[:, 3] * grid.kv_block, min(side, grid.tile[1]), grid.kv_block, grid.kv_len)
     q_idx, kv_idx = (
@@ -251,7 +252,7 @@ def _spread(first: Tensor, side: int, block: int, length: int) -> Tensor:
 
 
 def _look(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tensor, Tensor]:
-    """Whether some element of each tile is True, and whether some is False."""
+    """Whether each tile has a True element, and whether it has a False one."""
     tiles = len(elements.b)
     per_tile = elements.q_idx.shape[1] * elements.kv_idx.shape[1] * widest(program)
     step = max(1, CHUNK // per_tile)

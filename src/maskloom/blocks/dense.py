@@ -1,4 +1,4 @@
-"""What a mask or a BlockMask means, element by element, for all queries or for some rows of them."""
+"""Expand a mask or a BlockMask to elements, for all queries or for some rows."""
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ _ALL = slice(None)
 
 
 def dense_of(block_mask: BlockMask, batch: int, heads: int, *, queries: slice = _ALL) -> Tensor:
-    """The mask that a BlockMask means, element by element: bool (B or 1, H or 1, Q, K).
+    """The elements of a BlockMask: bool (B or 1, H or 1, Q, K).
 
     Args:
-        batch, heads: B and H of the attention. mask_mod is evaluated with these, also where the tables are shared.
-        queries: only these rows of it, ``slice(start, stop)``: bool (B or 1, H or 1, stop - start, K). No more than that
-            is ever made.
+        batch, heads: B and H of the attention. mask_mod is evaluated for all of them, even where the tables are shared.
+        queries: only these rows, ``slice(start, stop)``: bool (B or 1, H or 1, stop - start, K). Only these rows are
+            ever computed.
 
     Raises:
-        ValueError: mask_mod reads tables for another number of batch rows or heads, or there are no such queries.
+        ValueError: mask_mod reads tables for another number of batch rows or heads, or ``queries`` is out of range.
     """
     q_len, kv_len = block_mask.seq_lengths
     kv_block, device = block_mask.BLOCK_SIZE[1], block_mask.kv_num_blocks.device
@@ -44,7 +44,7 @@ def _bounds(queries: slice, q_len: int) -> tuple[int, int]:
 
 
 def _states_of_queries(block_mask: BlockMask, start: int, stop: int) -> Tensor:
-    """The states of the tiles that each of the queries from ``start`` to ``stop`` lies in: (.., queries, key tiles)."""
+    """The states of the tiles that hold each query from ``start`` to ``stop``: (.., queries, key tiles)."""
     q_block = block_mask.BLOCK_SIZE[0]
     first = start // q_block
     states = tile_states(block_mask, slice(first, -(-stop // q_block))).repeat_interleave(q_block, -2)
@@ -61,10 +61,10 @@ def rows_of(
     kv_len: int,
     device: torch.device,
 ) -> Tensor:
-    """The mask of ``count`` queries from position ``first`` on: bool, broadcastable to (B, H, count, K).
+    """The mask of ``count`` queries that start at position ``first``: bool, broadcastable to (B, H, count, K).
 
     Args:
-        mask: a BlockMask or a function, or a bool table for all queries that broadcasts to (B, H, Q, K).
+        mask: a BlockMask, a function, or a bool table for all queries that broadcasts to (B, H, Q, K).
     """
     queries = slice(first, first + count)
     if isinstance(mask, Tensor):
@@ -79,14 +79,14 @@ def rows_of(
     return table(mask, count, kv_len, batch=batch, heads=heads, device=device, q_offset=first)
 
 
-_MOST_REPLAYED = 1 << 20  # elements of a table that is made in one go, by operations that were recorded
+_MOST_REPLAYED = 1 << 20  # maximum elements of a table that is computed at once, by recorded operations
 
 
 def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tensor) -> Tensor:
-    """The table of a mask at these queries: bool (B, H, Q, K). The operations are recorded once for each kind of mask and sizes.
+    """The table of a mask at these queries: bool (B, H, Q, K). Its operations are recorded once per kind of mask and sizes.
 
     Args:
-        program: one with a key.
+        program: a MaskProgram with a key.
         q_idx: int64 (Q,).
     """
     batch, heads, q_len, kv_len = sizes
@@ -99,16 +99,16 @@ def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tens
         indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q_idx.view(-1, 1), k]
         answers = run_at(program.program, [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices], 4)
         if answers is None:
-            raise _NotLifted
+            raise _NotBatched
         return (answers.expand(sizes).contiguous(),)
 
     key = "table", program.key, sizes, layouts, stream
     try:
         with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
             return replay(key, [*held, q_idx], compute, constants=program.bare.constants)[0]
-    except _NotLifted:
+    except _NotBatched:
         return table(program.mask, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=int(q_idx[0]))
 
 
-class _NotLifted(Exception):  # noqa: N818 - a signal, not an error
-    """An operation that only torch.vmap can do for all elements at once."""
+class _NotBatched(Exception):  # noqa: N818 - a signal, not an error
+    """Signals an operation that only torch.vmap can batch."""

@@ -1,4 +1,4 @@
-"""Which queries see nothing at all, and so have output 0: exactly, where tables know only tiles."""
+"""Find the queries that attend to no key, and so have output 0. Exact, where tables only describe tiles."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from maskloom.program.mask_program import program_of
 
 @torch.no_grad()
 def fully_masked_queries(block_mask: BlockMask) -> Tensor:
-    """Which queries see no key: bool (B or 1, H or 1, Q), for the batch rows and heads of the tables.
+    """Which queries attend to no key: bool (B or 1, H or 1, Q), for the batch rows and heads of the tables.
 
-    A query with a full tile sees something; for the others mask_mod is evaluated in their partial tiles, in bounded chunks.
-    Attention gives such a query output 0. It waits for the device.
+    A query with a full tile has keys. For the other queries mask_mod is evaluated in their partial tiles, in bounded
+    chunks. Attention gives a fully masked query output 0. This waits for the device.
     """
     states, q_len = tile_states(checked_block_mask(block_mask)), block_mask.seq_lengths[0]
     has_full = (states == FULL).any(-1)
@@ -33,7 +33,7 @@ def fully_masked_queries(block_mask: BlockMask) -> Tensor:
 
 
 def _all_elements(tiles: Tensor, block_mask: BlockMask) -> Elements:
-    """Every position of tiles, rows of (b, h, query tile, key tile); in a tile that the end cuts, the last one repeatedly."""
+    """All positions of tiles (rows of b, h, query tile, key tile); a tile that the end cuts repeats its last position."""
     b, h, *places = tiles.unbind(1)
     positions = [
         (place[:, None] * block + torch.arange(min(block, length), device=tiles.device)).clamp(max=length - 1)

@@ -1,4 +1,4 @@
-"""The tiles of a BlockMask: their grid, the indices in them, and the checks of what was asked for."""
+"""The grid of tiles of a BlockMask, the indices in them, and checks of the arguments."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from maskloom.program.program import MaskMod
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a BlockMask.
+    """The grid of tiles of a BlockMask.
 
     Attributes:
         batch, heads: B and H of the tables.
@@ -53,7 +53,7 @@ class Grid:
         return bool(self.q_len % self.q_block or self.kv_len % self.kv_block)
 
     def bands(self, most: int) -> Iterator["Grid"]:
-        """The grid in bands of query tiles, each of at most ``most`` tiles, but at least one row of them."""
+        """The grid split into bands of query tiles; each has at most ``most`` tiles, but at least one row."""
         batch, heads, rows, columns = self.shape
         step = self.q_block * min(rows, max(1, most // (batch * heads * columns)))
         if step >= self.q_len:
@@ -64,7 +64,7 @@ class Grid:
             yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
 
     def indices(self, device: torch.device) -> list[Interval]:
-        """b and h exactly, q_idx and kv_idx as intervals: what the mask_mod is run on."""
+        """The inputs of the mask_mod: b and h as exact values, q_idx and kv_idx as intervals."""
         exact = [_counted(size, axis, device) for axis, size in enumerate(self.shape[:2])]
         queries = _positions(2, self.q_len, self.q_block, self.q_offset, device)
         keys = _positions(3, self.kv_len, self.kv_block, self.kv_offset, device)
@@ -91,15 +91,15 @@ def _positions(axis: int, length: int, block: int, offset: int | Tensor, device:
 
 
 def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
-    """Where a mask is built: as asked, else where its tensors are, else the current accelerator, else the CPU.
+    """The device to build on: the given one, else that of the mask's tensors, else the current accelerator, else the CPU.
 
     Raises:
-        ValueError: the mask's tensors are elsewhere, or on several devices.
+        ValueError: the mask's tensors are on another device, or on several.
     """
     held = captures.device_of(mask)
     if device is None:
         return held or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    asked = torch.empty(0, device=device).device  # "cuda" with its number
+    asked = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
     if held is not None and held != asked:
         raise ValueError(
             f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
@@ -114,7 +114,7 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     Raises:
         TypeError: ``mask`` is not a mask. ValueError: a length or a block size below 1.
     """
-    as_mask(mask)  # raises if it is none
+    as_mask(mask)  # raises if it is not a mask
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
     block_size = as_list(as_int(block_size))
@@ -137,10 +137,10 @@ def grid_of(
     q_offset: int | Tensor = 0,
     kv_offset: int | Tensor = 0,
 ) -> Grid:
-    """The tiles to decide, B and H checked or inferred.
+    """The grid of tiles to classify, with B and H checked or inferred.
 
     Raises:
-        ValueError: what is asked for does not fit the tables that the mask reads.
+        ValueError: the sizes do not fit the tables that the mask reads.
     """
     program.dependence.check_length("q_idx", q_len + (q_offset if is_int(q_offset) else 0))
     program.dependence.check_length("kv_idx", kv_len + (kv_offset if is_int(kv_offset) else 0))

@@ -1,8 +1,9 @@
-"""From the state of every tile to torch's ordered tables.
+"""Turn tile states into torch's ordered index tables.
 
-A row of a table names the tiles that attention visits, ascending, and behind them the others, ascending: torch sorts each
-row with a stable argsort, and so do we, in one pass of running counts. Tables keep their full width, and all have the same
-shape and strides in each direction: the kernels of torch 2.11 to 2.14 read all of them with one set of strides.
+A row of a table lists the tiles that attention visits, in ascending order, and then the other tiles, in ascending
+order. torch sorts each row with a stable argsort; this module gets the same order with one pass of running counts.
+Tables keep their full width, and all have the same shape and strides in each direction: the kernels of torch 2.11 to
+2.14 read them all with the strides of one.
 """
 
 import sys
@@ -17,18 +18,18 @@ from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
 from maskloom.core.cache import keep_beside
 from maskloom.program.program import MaskMod
 
-# Entries that are ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
+# Maximum entries ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
 # in the cache: 20 ms instead of 50 for the four tables of causal at 128k.
 _AT_ONCE = {"cpu": 1 << 18}
 _AT_ONCE_ELSEWHERE = 1 << 25
 
-# Entries of a table that are sorted instead, at most: then it is the number of operations that takes the time. A GPU sorts
-# rows of up to 4096 in one launch.
+# Maximum entries of a table that is sorted instead: below it, the number of operations takes the time. A GPU sorts rows
+# of up to 4096 in one launch.
 _SORTED = {"cpu": 1 << 11}
 _SORTED_ELSEWHERE = 1 << 18
 
 
-_MOST_KEPT = 1 << 14  # tiles whose finished tables are kept: 512 KiB
+_MOST_CACHED = 1 << 14  # maximum tiles whose finished tables are cached: 512 KiB
 
 
 class Ordered(NamedTuple):
@@ -56,7 +57,7 @@ def ordered(listed: Tensor) -> Ordered:
 
 
 def _sorted(listed: Tensor) -> Ordered:
-    """The same by sorting each row, as torch does it."""
+    """`ordered` by sorting each row, as torch does it."""
     columns = torch.argsort(listed.to(torch.int8), dim=-1, descending=True, stable=True)
     return Ordered(
         listed.sum(-1, dtype=torch.int32).contiguous(), columns.to(torch.int32, memory_format=torch.contiguous_format)
@@ -64,13 +65,13 @@ def _sorted(listed: Tensor) -> Ordered:
 
 
 def _order(listed: Tensor, indices: Tensor) -> Tensor:
-    """Write some rows of a table into ``indices``; their counts."""
+    """Write some rows of a table into ``indices``, and return their counts."""
     flags = listed.to(torch.int32, memory_format=torch.contiguous_format)
-    rank = flags.cumsum(-1, dtype=torch.int32)  # of listed ones, up to and with this column
+    rank = flags.cumsum(-1, dtype=torch.int32)  # number of listed columns, up to and including this one
     counts = rank[..., -1].clone(memory_format=torch.contiguous_format)
     column = torch.arange(listed.shape[-1], dtype=torch.int32, device=listed.device)
-    place = (counts[..., None] + column).sub_(rank)  # where an unlisted one goes
-    place.addcmul_(rank.sub_(1).sub_(place), flags)  # a listed one goes to rank - 1: torch.where, at half its time
+    place = (counts[..., None] + column).sub_(rank)  # the place of an unlisted column
+    place.addcmul_(rank.sub_(1).sub_(place), flags)  # a listed column goes to rank - 1; twice as fast as torch.where
     indices.scatter_(-1, place.long(), column.expand(place.shape))
     return counts
 
@@ -78,18 +79,19 @@ def _order(listed: Tensor, indices: Tensor) -> Tensor:
 def to_block_mask(
     states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True, lasts: bool = False
 ) -> BlockMask:
-    """torch's BlockMask, forward and transposed tables, from the state of every tile.
+    """torch's BlockMask, with forward and transposed tables, from the states of its tiles.
 
     Args:
         states: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
-        mask_mod: what the BlockMask keeps.
-        grid: of the states; the tables get all its B and H.
-        separate_full_blocks: False lists full tiles among the partial ones.
-        lasts: whether this very tensor of states is given for each mask of a kind: its tables are kept with it.
+        mask_mod: the mask that the BlockMask holds.
+        grid: the grid of the states; the tables get its full B and H.
+        separate_full_blocks: False lists full tiles together with the partial ones.
+        lasts: whether this same tensor of states is returned for every mask of a kind: its tables are then cached with
+            it.
     """
     by_kernel = states.device.type == "cuda" and _has_triton()
     tables = _by_kernel if by_kernel else _by_torch
-    if lasts and states.numel() <= _MOST_KEPT:
+    if lasts and states.numel() <= _MOST_CACHED:
         key = "tables", grid.batch, grid.heads, separate_full_blocks
         made = keep_beside(states, key, lambda: tables(states, grid, separate_full_blocks))
         kv, full_kv, q, full_q = (table and Ordered(table.counts.clone(), table.indices.clone()) for table in made)
@@ -115,7 +117,7 @@ _Tables = tuple[Ordered, Ordered | None, Ordered, Ordered | None]
 
 
 def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
-    """The tables of partial and of full tiles, for query tiles and for key tiles."""
+    """The tables of partial and of full tiles, by query tiles and by key tiles."""
     if not separate_full_blocks:
         listed = states != SKIPPED
         return _for_all(ordered(listed), grid), None, _for_all(ordered(listed.mT), grid), None
@@ -127,7 +129,7 @@ def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables
 
 
 def _sorted_together(states: Tensor, grid: Grid) -> _Tables:
-    """The same by sorting: partial and full tiles at once, since it is the number of operations that takes the time."""
+    """`_by_torch` by sorting partial and full tiles together, since the number of operations takes the time."""
     ((partial, full), (q_partial, q_full)), ((of_partial, of_full), (q_of_partial, q_of_full)) = _two_by_two(states)
     tables = ((of_partial, partial), (of_full, full), (q_of_partial, q_partial), (q_of_full, q_full))
     kv, full_kv, q, full_q = (_for_all(Ordered(counts, indices), grid) for counts, indices in tables)
@@ -135,12 +137,12 @@ def _sorted_together(states: Tensor, grid: Grid) -> _Tables:
 
 
 def _two_by_two(states: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Indices and counts of partial and full tiles, for query tiles and for key tiles: each a tensor of its own."""
+    """Indices and counts of partial and full tiles, by query tiles and by key tiles; each is a separate tensor."""
     listed = torch.stack((states == PARTIAL, states == FULL)).to(torch.int8)
     both = (listed, listed.mT)
     indices = [torch.argsort(part, dim=-1, descending=True, stable=True).to(torch.int32) for part in both]
     counts = [part.sum(-1, dtype=torch.int32) for part in both]
-    # cloned: torch.compile would guard the base of a view too
+    # cloned, because torch.compile would also guard the base of a view
     return (
         [[table.clone(memory_format=torch.contiguous_format) for table in part.unbind()] for part in indices],
         [[count.clone(memory_format=torch.contiguous_format) for count in part.unbind()] for part in counts],
@@ -160,12 +162,12 @@ def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Table
 
 
 def _has_triton() -> bool:
-    """Whether Triton was loaded, as compiled attention does. To load it and to compile takes seconds: not for tables alone."""
+    """Whether Triton is loaded, by compiled attention. To load it and compile takes seconds: too long for tables alone."""
     return "triton" in sys.modules
 
 
 def _for_all(table: Ordered, grid: Grid) -> Ordered:
-    """The table of one batch row or head, for all that share it: written out, as torch has it."""
+    """The table of one batch row or head, copied for all that share it, as torch's kernels need it."""
     if table.counts.shape[:2] == (grid.batch, grid.heads):
-        return table  # and not a view of it, whose base torch.compile would guard too
+        return table  # not a view, because torch.compile would also guard its base
     return Ordered(*(part.expand(grid.batch, grid.heads, *part.shape[2:]).contiguous() for part in table))

@@ -1,8 +1,8 @@
-"""All ordered tables of a BlockMask by one kernel, where there is Triton.
+"""All ordered tables of a BlockMask by one kernel, if Triton is available.
 
-A program takes some lines of a table and goes along them twice: to count what is listed, and to put every column where it
-belongs. It reads one byte for each tile and writes the table, which is the least that can be done; `ordered` does the same
-with running counts in torch, in some fifteen launches for each table.
+A program handles some lines of a table, and reads them twice: first to count the listed columns, then to put every
+column in its place. It reads one byte per tile and writes the table, which is the minimum. `ordered` does the same with
+running counts in torch, in about fifteen launches per table.
 """
 
 import torch
@@ -17,8 +17,8 @@ _LINES, _ACROSS, _WARPS = 4, 128, 2  # the fastest of fifteen on an H100, up to 
 
 @triton.jit
 def _put(listed, column, inside, counts, before, indices):  # type: ignore[no-untyped-def]
-    """Write each column's place in its line; how many are listed up to here."""
-    rank = before[:, None] + tl.cumsum(listed, 1)  # of listed ones, up to and with this column
+    """Write each column's place in its line; return the number of listed columns so far."""
+    rank = before[:, None] + tl.cumsum(listed, 1)  # number of listed columns, up to and including this one
     place = tl.where(listed == 1, rank - 1, counts[:, None] + column - rank)
     tl.store(indices + place, tl.broadcast_to(column, place.shape), mask=inside)
     return before + tl.sum(listed, 1)
@@ -46,10 +46,10 @@ def _order(  # type: ignore[no-untyped-def]
     most: tl.constexpr,
     full: tl.constexpr,
     has_full: tl.constexpr,
-    LINES: tl.constexpr,  # noqa: N803 - Triton's custom
+    LINES: tl.constexpr,  # noqa: N803 - Triton's naming
     ACROSS: tl.constexpr,  # noqa: N803
 ):
-    if tl.program_id(2) == 1:  # the other way: columns are lines
+    if tl.program_id(2) == 1:  # transposed: columns are lines
         counts, indices, full_counts, full_indices = (
             turned_counts,
             turned_indices,
@@ -58,13 +58,13 @@ def _order(  # type: ignore[no-untyped-def]
         )
         lines, across, by_line, by_column = across, lines, by_column, by_line
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    row = tl.program_id(1)  # of batch and head
+    row = tl.program_id(1)  # the batch row and head
     step = tl.arange(0, ACROSS)
     states += (row // heads).to(tl.int64) * by_batch + (row % heads).to(tl.int64) * by_head
     states += line[:, None].to(tl.int64) * by_line
     here = row.to(tl.int64) * lines + line
     is_line = line < lines
-    reach = tl.where(tl.program_id(0) * LINES < lines, across, 0)  # one way may have more lines than the other
+    reach = tl.where(tl.program_id(0) * LINES < lines, across, 0)  # one direction may have more lines than the other
 
     listed_in_line = tl.zeros((LINES,), tl.int32)
     full_in_line = tl.zeros((LINES,), tl.int32)
@@ -94,8 +94,8 @@ def _order(  # type: ignore[no-untyped-def]
 
 
 def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> list[tuple[Tensor, Tensor]]:
-    """The tables that list partial tiles, and with ``separate_full_blocks`` those that list full ones; then the same
-    the other way, for each column.
+    """The tables that list partial tiles, and with ``separate_full_blocks`` those that list full tiles; then the same tables
+    transposed, for each column.
 
     Args:
         states: int8 (B or 1, H or 1, lines, columns), with any strides.
@@ -111,7 +111,7 @@ def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool)
         _empty(batch, heads, *sizes, states.device) for sizes in ((lines, across), (across, lines)) for _ in range(ways)
     ]
     most = PARTIAL if separate_full_blocks else FULL
-    with torch.cuda.device_of(states):  # Triton launches on the current one
+    with torch.cuda.device_of(states):  # Triton launches on the current device
         _order[(triton.cdiv(max(lines, across), _LINES), batch * heads, 2)](
             states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1],
             heads, lines, across, by_batch, by_head, by_line, by_column,

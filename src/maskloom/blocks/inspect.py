@@ -1,6 +1,6 @@
-"""What a BlockMask costs and what it skips; and how a mask's tiles were decided.
+"""Numbers about a BlockMask: its cost, what it skips, and how its tiles were decided.
 
-These read tables, so they wait for the device. What is no BlockMask is a TypeError.
+These functions read tables, so they wait for the device. They raise a TypeError for anything but a BlockMask.
 """
 
 import heapq
@@ -22,10 +22,10 @@ from maskloom.program.program import MaskMod
 
 
 def density(block_mask: BlockMask) -> float:
-    """The share of (query, key) pairs that lie in a tile that attention visits, in percent.
+    """The share of (query, key) pairs that lie in tiles that attention visits, in percent.
 
-    Pairs behind the end of the sequences do not count, so it is 100 where every tile is visited, and 0 where none is. It
-    is the mean over the batch rows and heads of the tables.
+    Pairs beyond the end of the sequences do not count: it is 100 if every tile is visited, and 0 if none is. It is the
+    mean over the batch rows and heads of the tables.
     """
     q_sizes, kv_sizes = _tile_sizes(checked_block_mask(block_mask))
     visited = (tile_states(block_mask) != SKIPPED).double()
@@ -34,25 +34,25 @@ def density(block_mask: BlockMask) -> float:
 
 
 def tiles_per_row(block_mask: BlockMask) -> Tensor:
-    """How many tiles attention visits for each query tile: int64 (B or 1, H or 1, query tiles)."""
+    """The number of tiles that attention visits for each query tile: int64 (B or 1, H or 1, query tiles)."""
     return (tile_states(checked_block_mask(block_mask)) != SKIPPED).sum(-1)
 
 
 def fully_masked_rows(block_mask: BlockMask) -> Tensor:
-    """Which query tiles see no key at all, and give 0: bool (B or 1, H or 1, query tiles). `fully_masked_queries` are exact."""
+    """Which query tiles attend to no key: bool (B or 1, H or 1, query tiles); `fully_masked_queries` is by query."""
     return tiles_per_row(block_mask) == 0
 
 
 def balance(block_mask: BlockMask, workers: int) -> float:
-    """How evenly the visited tiles fall on ``workers`` that each take the next query tile when free, in percent.
+    """How evenly ``workers`` share the visited tiles, if each takes the next query tile when free, in percent.
 
-    100 where all finish together; 50 where the last takes twice the mean. A mask without a visited tile is balanced.
+    100 if all finish together; 50 if the last needs twice the mean. A mask without a visited tile has 100.
 
-    It is a model of a kernel, not a measurement: a tile is one unit of work, partial or full, and query tiles come in the
-    order of the tables, by batch row, head and position. Tables that all rows or heads share count once.
+    This is a model of a kernel, not a measurement: a tile is one unit of work, partial or full, and query tiles come in
+    the order of the tables: by batch row, head and position. Tables that all rows or heads share count once.
 
     Args:
-        workers: how many, such as the multiprocessors of a GPU.
+        workers: the number of workers, such as the multiprocessors of a GPU.
 
     Raises:
         TypeError: not an int. ValueError: fewer than 1 worker.
@@ -66,16 +66,16 @@ def balance(block_mask: BlockMask, workers: int) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """A BlockMask in numbers; ``print`` it.
+    """Numbers about a BlockMask; ``print`` it.
 
     Attributes:
         shape: (B, H, Q, KV) of the tables, in positions.
         block_size: (Q, KV) of a tile.
-        skipped, partial, full: tiles of each state.
-        density: percent, see `density`.
-        fewest, most: tiles visited for a query tile.
-        blind: query tiles that see nothing.
-        blind_queries: queries that see nothing, in those tiles and in others.
+        skipped, partial, full: the number of tiles of each state.
+        density: in percent, see `density`.
+        fewest, most: the smallest and largest number of tiles visited for a query tile.
+        fully_masked: the number of query tiles that attend to no key.
+        fully_masked_queries: the number of queries that attend to no key, in those tiles and in others.
     """
 
     shape: tuple[int, ...]
@@ -104,7 +104,7 @@ class Summary:
 
 
 def summary(block_mask: BlockMask) -> Summary:
-    """A BlockMask in numbers, for ``print``."""
+    """Numbers about a BlockMask, for ``print``."""
     states = tile_states(checked_block_mask(block_mask))
     rows = tiles_per_row(block_mask)
     skipped, partial, full = (int((states == state).sum()) for state in (SKIPPED, PARTIAL, FULL))
@@ -128,14 +128,14 @@ class TileExplanation:
 
     Attributes:
         grid: the tiles.
-        decided: how many of those that can differ each way of deciding decided.
+        decided: how many of the distinct tiles each method decided.
     """
 
     grid: Grid
     decided: Decided
 
     def share(self, way: str) -> float:
-        """The tiles that ``way`` (intervals, witnesses or evaluation) decided, in percent."""
+        """The share of tiles that a method (intervals, witnesses or evaluation) decided, in percent."""
         return 100.0 * getattr(self.decided, way) / max(1, self.decided.total)
 
     def __str__(self) -> str:
@@ -157,9 +157,9 @@ def explain_block_mask(
     device: torch.device | str | None = None,
     block_size: int | tuple[int, int] = 128,
 ) -> TileExplanation:
-    """How `block_mask` decides the tiles of a mask, and which of its operations intervals cannot follow.
+    """How `block_mask` decides the tiles of a mask, and which operations of the mask have no interval rule.
 
-    Takes and raises what `block_mask` does.
+    Takes the same arguments as `block_mask`, and raises the same errors.
     """
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
@@ -172,7 +172,7 @@ def explain_block_mask(
 
 
 def _tile_sizes(block_mask: BlockMask) -> tuple[Tensor, Tensor]:
-    """Positions in each query tile and in each key tile: the last may be cut."""
+    """The number of positions in each query tile and in each key tile: the last tile may be cut."""
     device = block_mask.kv_indices.device
     q_sizes, kv_sizes = (
         (length - torch.arange(0, length, block, device=device)).clamp(max=block)

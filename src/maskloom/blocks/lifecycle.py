@@ -1,4 +1,4 @@
-"""Block masks that are kept: moved to another device, pinned, updated in place, found again."""
+"""Operations on existing BlockMasks: move to another device, pin, update in place, cache."""
 
 import copy
 from collections.abc import Callable, Hashable
@@ -24,33 +24,33 @@ from maskloom.program.program import MaskMod
 
 
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
-    """The BlockMask on ``device`` with all its mask_mod captured; ``BlockMask.to`` leaves the captured tensors behind.
+    """The BlockMask on ``device`` with all tensors that its mask_mod captures; ``BlockMask.to`` does not move those.
 
     Args:
         non_blocking: the host does not wait for copies from pinned memory to a GPU (see `pin_memory`); work that is
-            queued behind them there does.
+            queued there later does.
 
     Raises:
-        TypeError: no BlockMask. (A mask moves with ``mask.to``.)
+        TypeError: not a BlockMask. (Move a mask with ``mask.to``.)
     """
     return _changed(block_mask, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 def pin_memory(block_mask: BlockMask) -> BlockMask:
-    """The BlockMask in page-locked memory, with all its mask_mod captured: ``to_device(.., non_blocking=True)`` is then a
-    copy that the host does not wait for.
+    """The BlockMask in page-locked memory, with all tensors that its mask_mod captures. The host then does not wait for the
+    copy in ``to_device(.., non_blocking=True)``.
 
-    ``DataLoader(pin_memory=True)`` passes a BlockMask through as it is, since it is no container that torch knows. It does
-    call the method ``pin_memory`` of a batch of one's own class, in its own thread; there this function has its place.
+    ``DataLoader(pin_memory=True)`` does not pin a BlockMask, since it is no container that torch knows. But it calls
+    the method ``pin_memory`` of a batch of your own class, in a separate thread: call this function there.
 
     Raises:
-        TypeError: no BlockMask. RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
+        TypeError: not a BlockMask. RuntimeError: torch finds no accelerator, or the tensors are not on the CPU.
     """
     return _changed(block_mask, Tensor.pin_memory)
 
 
 def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
-    """A BlockMask of changed tensors: its tables, and what its mask_mod holds."""
+    """A BlockMask with changed tensors: its tables and the tensors that its mask_mod captures."""
     changed = copy.copy(checked_block_mask(block_mask))
     for name, value in vars(block_mask).items():
         if isinstance(value, Tensor):
@@ -60,13 +60,14 @@ def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> Block
 
 
 def updatable(block_mask: BlockMask) -> BlockMask:
-    """The BlockMask with memory of its own, for its tables and for every tensor that its mask_mod holds: `update_` writes there.
+    """A copy of a BlockMask with its own memory for tables and captured tensors, into which `update_` can write.
 
-    Made before a CUDA graph is captured: the graph goes on reading the memory that it was captured with, that of the tables and,
-    inside partial tiles, that of the mask. A pickled or moved one must be made updatable again.
+    Call it before a CUDA graph is captured: the graph keeps reading the memory that it was captured with: the memory of
+    the tables and, inside partial tiles, of the mask's tensors. A BlockMask that was pickled or moved must be made
+    updatable again.
 
     Raises:
-        TypeError: no BlockMask.
+        TypeError: not a BlockMask.
     """
     own = _changed(block_mask, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
     if captures.tensors(own.mask_mod):
@@ -74,30 +75,31 @@ def updatable(block_mask: BlockMask) -> BlockMask:
     return own
 
 
-_owned: IdentityTable[bool] = IdentityTable()  # mask_mods whose tensors nobody else has
+_owned: IdentityTable[bool] = IdentityTable()  # mask_mods whose tensors belong to the BlockMask alone
 
 
 def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
-    """Write a mask's tables and tensors into a BlockMask that exists, in place: for a captured CUDA graph, which reads fixed memory.
+    """Write a mask's tables and tensors into a BlockMask in place: for a captured CUDA graph, which reads fixed memory.
 
-    Whatever attends with the BlockMask then, a captured graph too, attends as ``mask`` says. Only values may differ from the mask
-    that it has: a graph goes on computing what it was captured with, so operations, numbers and shapes stay. Numbers that
-    change are given as tensors: ``prefix([3])``, ``shifted(causal, q_offset=tensor)``. Nothing is written into a tensor of yours:
-    where the mask's tensors are to change, the BlockMask has its own, from `updatable`. ``mask`` is not kept.
+    Later attention with the BlockMask, also in a captured graph, uses ``mask``. Only values may differ from the
+    BlockMask's own mask: a graph keeps computing what was captured, so operations, numbers and shapes stay. Pass
+    numbers that change as tensors: ``prefix([3])``, ``shifted(causal, q_offset=tensor)``. Nothing is written into your
+    tensors: if the mask's tensors are to change, the BlockMask must have its own, from `updatable`. The BlockMask does
+    not hold ``mask``.
 
-    Tiles that intervals cannot decide are partial (``exact=False``), so the device is not waited for.
+    Tiles that intervals cannot decide are partial (``exact=False``), so this does not wait for the device.
 
     Args:
-        block_mask: of the lengths, block size, B and H that are meant.
-        mask: a Mask or a mask_mod like the one that it was built from.
+        block_mask: the BlockMask to write into; its lengths, block size, B and H stay.
+        mask: a Mask or a mask_mod, of the same kind as the one that it was built from.
 
     Returns:
         ``block_mask`` itself.
 
     Raises:
-        TypeError: no BlockMask. ValueError: a mask of another structure, or with other numbers or shapes; other tensors than
-            the BlockMask's, which are not its own; no full tables (``separate_full_blocks=False``); a write order by an order of
-            keys in a tensor. And what `block_mask` raises. Nothing is written then.
+        TypeError: not a BlockMask. ValueError: a mask of another structure, or with other numbers or shapes; a mask
+            with other tensors, if the BlockMask has no own copies; no full tables (``separate_full_blocks=False``); a
+            write order by an order of keys in a tensor. Also the errors of `block_mask`. Nothing is written then.
     """
     _check_tables(block_mask)
     writes = _writes_into(block_mask.mask_mod, mask)
@@ -131,10 +133,10 @@ def _check_tables(block_mask: BlockMask) -> None:
 
 
 def _writes_into(held: MaskMod, mask: MaskMod) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of a BlockMask's mask_mod that are to become those of another mask, with the new values.
+    """Pairs (tensor of a BlockMask's mask_mod, new value of it) for the tensors in which another mask differs.
 
     Raises:
-        ValueError: they are not those of one kind of mask, or not the BlockMask's own.
+        ValueError: the masks are not of one kind, or the tensors do not belong to the BlockMask.
     """
     forms = (mask, simplify(mask)) if isinstance(mask, Mask) else (mask,)
     alike = next((form for form in forms if _kind(form) == _kind(held)), None)
@@ -155,37 +157,37 @@ def _writes_into(held: MaskMod, mask: MaskMod) -> list[tuple[Tensor, Tensor]]:
 
 
 def _kind(mask: MaskMod) -> Hashable:
-    """What stays when a mask's values change."""
+    """What stays the same when a mask's values change."""
     return captures.structure(mask, numbers=True), tuple(tensor.shape for tensor in captures.tensors(mask))
 
 
 class BlockMaskCache:
-    """Block masks by mask, lengths, block size and device: made, owned and cleared by whoever calls.
+    """A cache of block masks by mask, lengths, block size and device; the caller makes, owns and clears it.
 
-    Only masks without tensors: two tensors can be told apart by their values alone, and reading those would cost more
-    than building. Threads may share a cache, and wait for each other while it builds. It does not pickle: each process
-    has its own. A plain function inside (`as_mask`) counts as itself, and must not change.
+    It accepts only masks without tensors: tensors could be compared only by their values, and reading those would cost
+    more than building. Threads may share a cache, and wait for each other while it builds. It does not pickle: each
+    process has its own. A plain function in a mask (`as_mask`) is compared by identity, and must not change.
 
     Args:
-        size: how many are kept; the one unused for longest goes first.
+        size: maximum number of block masks; the least recently used is dropped first.
 
     Raises:
         TypeError: not an int. ValueError: a size below 1.
     """
 
     def __init__(self, size: int = 64) -> None:
-        self._kept: LRU[Hashable, BlockMask] = LRU(count("size", size, least=1, of="block masks"))
+        self._cached: LRU[Hashable, BlockMask] = LRU(count("size", size, least=1, of="block masks"))
         self._lock = fork_safe_lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
     def __reduce__(self) -> Never:
         raise TypeError("cannot pickle a BlockMaskCache: each process makes its own")
 
     def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
+        """Remove all block masks."""
+        self._cached.clear()
 
     def get(
         self,
@@ -198,10 +200,10 @@ class BlockMaskCache:
         device: torch.device | str | None = None,
         block_size: int | tuple[int, int] = 128,
     ) -> BlockMask:
-        """What `block_mask` builds from the same arguments; the very object that an equal call got before.
+        """The result of `block_mask` for the same arguments; an equal call returns the same object.
 
         Raises:
-            TypeError: not a Mask. ValueError: the mask holds tensors. And what `block_mask` raises.
+            TypeError: not a Mask. ValueError: the mask holds tensors. Also the errors of `block_mask`.
         """
         if not isinstance(mask, Mask):
             raise TypeError(f"a cache keeps Masks, which have equality; got {type(mask).__name__}, wrap it in as_mask")
@@ -213,10 +215,10 @@ class BlockMaskCache:
         q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
         key = (mask, q_len, kv_len, batch, heads, str(device), pair, float_state())
         with self._lock:
-            found = self._kept.get(key)
+            found = self._cached.get(key)
             if found is None:
                 found = build_block_mask(
                     mask, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size
                 )
-                self._kept.put(key, found)
+                self._cached.put(key, found)
             return found

@@ -1,4 +1,4 @@
-"""What ``torch.load`` must know to read masks, score mods and block masks from a file without running code from it."""
+"""What ``torch.load`` needs to read masks, score mods and block masks from a file without running code from the file."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +11,10 @@ from maskloom.core.values import FrozenValue
 def safe_globals() -> list[Any]:
     """The classes of all masks and score mods of maskloom, and torch's BlockMask, for ``torch.load(weights_only=True)``.
 
-    ``torch.serialization.add_safe_globals(maskloom.blocks.safe_globals())`` lets torch read them from files from then on, or
-    ``with torch.serialization.safe_globals(maskloom.blocks.safe_globals()):`` for a while. They hold tensors and numbers, and loading
-    one runs nothing. A class of your own, or a function in a mask, is not among them: add it beside them, if you trust it.
+    After ``torch.serialization.add_safe_globals(maskloom.blocks.safe_globals())`` torch can read them from files. To
+    allow it only for a while, use ``with torch.serialization.safe_globals(maskloom.blocks.safe_globals()):``. They hold
+    tensors and numbers, and loading one runs no code. Your own classes, and functions in a mask, are not in the list:
+    add them if you trust them.
     """
     return [*_of_maskloom(FrozenValue), BlockMask, noop_mask]
 

@@ -1,6 +1,6 @@
-"""What a BlockMask's tables say, tile by tile and element by element.
+"""Tile states and counts from a BlockMask's tables.
 
-A BlockMask means: every element of its full tiles, and those elements of its partial tiles where mask_mod says True.
+A BlockMask means: every element of its full tiles, and the elements of its partial tiles where mask_mod returns True.
 Neither the tables nor mask_mod alone are the mask.
 """
 
@@ -16,17 +16,17 @@ from maskloom.core.pickling import reduced
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
 
-ForkingPickler.register(BlockMask, reduced)  # a DataLoader's worker says what cannot be pickled, whoever built it
+ForkingPickler.register(BlockMask, reduced)  # a DataLoader worker reports what cannot be pickled, wherever it was built
 
 
 _ALL = slice(None)
 
 
 def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
-    """What attention does with each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
+    """The state of each tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
     Args:
-        rows: which query tiles.
+        rows: the query tiles to return.
     """
     kv_block = block_mask.BLOCK_SIZE[1]
     key_tiles = -(-block_mask.seq_lengths[1] // kv_block)
@@ -38,7 +38,7 @@ def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
 
 
 class TileCounts(NamedTuple):
-    """How many tiles a BlockMask has of each state, over all batch rows and heads of its tables."""
+    """The number of tiles of each state in a BlockMask, over all batch rows and heads of its tables."""
 
     skipped: int
     partial: int
@@ -46,7 +46,7 @@ class TileCounts(NamedTuple):
 
 
 def tile_counts(block_mask: BlockMask) -> TileCounts:
-    """How many tiles attention skips, and how many it visits with and without asking mask_mod."""
+    """The numbers of tiles that attention skips, visits with mask_mod (partial), and visits without it (full)."""
     counts = torch.bincount(tile_states(block_mask).flatten().long(), minlength=3)
     return TileCounts(*counts.tolist())
 
@@ -54,6 +54,6 @@ def tile_counts(block_mask: BlockMask) -> TileCounts:
 def _listed(counts: Tensor, indices: Tensor, key_tiles: int) -> Tensor:
     """Which key tiles a table lists for each query tile: bool (B, H, query tiles, key tiles)."""
     position = torch.arange(indices.shape[-1], device=indices.device)
-    target = torch.where(position < counts[..., None], indices.long(), key_tiles)  # entries beyond the count: overboard
+    target = torch.where(position < counts[..., None], indices.long(), key_tiles)  # beyond the count: a dropped column
     listed = torch.zeros(*indices.shape[:-1], key_tiles + 1, dtype=torch.bool, device=indices.device)
     return listed.scatter(-1, target, True)[..., :key_tiles]

@@ -1,4 +1,4 @@
-"""torch's BlockMask as a container of parts, which differ between versions of torch."""
+"""torch's BlockMask as a container of parts; the set of parts differs between torch versions."""
 
 import inspect
 from typing import Any
@@ -11,12 +11,12 @@ _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more 
 
 
 def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
-    """A BlockMask of the same parts, but for some: also while torch compiles, where nothing can be copied."""
+    """A new BlockMask that differs in ``changes``. Works while torch compiles too, where nothing can be copied."""
     return BlockMask(**{part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS})
 
 
 def checked_block_mask(value: object) -> BlockMask:
-    """The BlockMask itself, or a TypeError that says what was given in its place."""
+    """The BlockMask itself; a TypeError names the value if it is something else."""
     if not isinstance(value, BlockMask):
         raise TypeError(
             f"a BlockMask, as block_mask(mask, q_len, kv_len) builds one; got {type(value).__name__}: {brief(value)}"

@@ -1,4 +1,4 @@
-"""Results kept beside the object that they were computed from, for as long as it lives unchanged."""
+"""Results cached beside the object that they were computed from, as long as that object lives unchanged."""
 
 import operator
 from collections import OrderedDict
@@ -21,12 +21,12 @@ R = TypeVar("R")
 
 
 class LRU(Generic[K, R]):
-    """At most so many entries; the one unused for longest goes first. Threads may share it.
+    """A cache with a maximum number of entries; it drops the least recently used first. Threads may share it.
 
     Args:
-        most: entries.
-        most_bytes: of all entries together, or the last one alone; None for any number.
-        nbytes: the bytes of an entry.
+        most: maximum number of entries.
+        most_bytes: maximum bytes of all entries together (the last entry always stays); None for no limit.
+        nbytes: returns the bytes of an entry.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class LRU(Generic[K, R]):
         self.most, self.most_bytes = most, most_bytes
         self._nbytes = nbytes
         self._entries: OrderedDict[K, R] = OrderedDict()
-        self._lock = fork_safe_lock()  # what frees an object runs at any time, and may come here
+        self._lock = fork_safe_lock()  # the garbage collector runs at any time, and may call this object
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: K) -> R | None:
-        """The entry of an equal key, now the last to go; None if there is none."""
+        """The entry of an equal key, or None. The entry becomes the most recently used."""
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
@@ -49,7 +49,7 @@ class LRU(Generic[K, R]):
             return found
 
     def put(self, key: K, entry: R) -> None:
-        """Keep an entry, in place of the one of an equal key."""
+        """Store an entry; it replaces the entry of an equal key."""
         with self._lock:
             self._entries[key] = entry
             self._entries.move_to_end(key)
@@ -62,25 +62,25 @@ class LRU(Generic[K, R]):
         return sum(map(self._nbytes, self._entries.values())) > self.most_bytes
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all entries."""
         with self._lock:
             self._entries.clear()
 
     def entries(self) -> dict[K, R]:
-        """All, from the one that goes first on."""
+        """All entries, the least recently used first."""
         with self._lock:
             return dict(self._entries)
 
 
 MOST = 32
-"""Results kept for one object, at most; the one unused for longest goes first."""
+"""Maximum number of results cached for one object; the least recently used is dropped first."""
 
 MOST_BYTES = 2**28
-"""Bytes of tables among them, at most (256 MiB), or the last one alone."""
+"""Maximum bytes of the tables among these results (256 MiB); the last result always stays."""
 
 
 class _Result(NamedTuple):
-    """What was computed, None too."""
+    """A cached result, which may be None."""
 
     value: Any
 
@@ -91,13 +91,13 @@ def _bytes_of(result: _Result) -> int:
 
 @dataclass
 class _Entry:
-    """What is kept for one object, and what it held when it was kept.
+    """The cached results of one object, and what the object held when they were computed.
 
     Attributes:
-        held: its tensors and parts. No weak references: torch swaps no tensor that has one (``torch.utils.swap_tensors``),
-            and the object holds them itself.
-        states: of the tensors; see `_states`.
-        own: of the object, where it is a tensor itself.
+        held: its tensors and parts. These are not weak references: ``torch.utils.swap_tensors`` refuses a tensor that
+            has one. The object holds them itself anyway.
+        states: the states of the tensors; see `_states`.
+        own: the state of the object itself, if it is a tensor.
     """
 
     held: tuple[Any, ...]
@@ -106,7 +106,7 @@ class _Entry:
     results: LRU[Hashable, Any] = field(default_factory=lambda: LRU(MOST, most_bytes=MOST_BYTES, nbytes=_bytes_of))
 
     def is_of(self, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
-        """Whether the object holds the same tensors and parts, none of them written to since."""
+        """Whether the object still holds the same tensors and parts, and no tensor was written to."""
         held = (*tensors, *parts)
         return (
             len(self.held) == len(held) and all(map(operator.is_, self.held, held)) and self.states == _states(tensors)
@@ -114,30 +114,30 @@ class _Entry:
 
 
 def _states(tensors: list[Tensor]) -> list[Any]:
-    """What changes with a tensor: the count of its writes, and where its values lie, which is elsewhere once it was swapped."""
+    """What changes when a tensor changes: its count of writes, and its data pointer, which differs after a swap."""
     return [*map(_written, tensors), *map(Tensor.data_ptr, tensors)]
 
 
 def _written(tensor: Tensor) -> int | bytes:
-    """What a write into a tensor changes. One of inference mode counts no writes: its values."""
+    """The version counter of a tensor. An inference-mode tensor has none: its values as bytes."""
     return tensor.numpy().tobytes() if tensor.is_inference() else tensor._version
 
 
 def _has_state(tensor: Tensor) -> bool:
-    """Whether a write into it can be noticed. To look at the values of a tensor on a GPU would wait for the GPU."""
+    """Whether a write into it can be noticed. Values on a GPU are not read, because that would wait for the GPU."""
     return not tensor.is_inference() or (tensor.device.type == "cpu" and tensor.nbytes <= _MOST_BYTES_LOOKED_AT)
 
 
-_MOST_BYTES_LOOKED_AT = 1 << 14  # of a tensor of inference mode, at each call
+_MOST_BYTES_LOOKED_AT = 1 << 14  # maximum size of an inference-mode tensor that is compared at each call
 
 
 class OwnerCache:
-    """A cache by object identity. An entry goes when its object goes, and counts only while the object is unchanged.
+    """A cache by object identity. An entry is dropped with its object, and is valid only while the object is unchanged.
 
-    Unchanged means: it holds the same tensors, and torch's version counters have seen no write to them. Tensors of inference
-    mode have no such counter: small ones on the CPU are compared by their values, beside others nothing is kept. Nor is what
-    is computed while torch traces or captures, which does not last.
-    Objects that can change otherwise (`captured.may_change`) must not be given.
+    Unchanged means: it holds the same tensors, and torch's version counters show no write to them. Inference-mode
+    tensors have no such counter: small ones on the CPU are compared by value; with others nothing is cached. Nothing is
+    cached while torch traces or captures a CUDA graph either, because those results do not last. Do not pass objects
+    that can change in another way (`captures.may_change`).
     """
 
     def __init__(self) -> None:
@@ -155,12 +155,12 @@ class OwnerCache:
         *,
         parts: tuple[object, ...] = (),
     ) -> R:
-        """``compute()``, or what it gave the last time for this very ``source`` and an equal ``key``.
+        """``compute()``, or its cached result for this very ``source`` and an equal ``key``.
 
         Args:
-            source: the object to keep the result with. The result must not hold it, or neither would ever go.
-            tensors: those that the result is computed from.
-            parts: objects that ``source`` could come to hold others in place of.
+            source: the object that owns the result. The result must not hold it, or neither would ever be freed.
+            tensors: the tensors that the result is computed from.
+            parts: objects that ``source`` holds now, and could replace by others.
         """
         if not can_cache() or (any(map(Tensor.is_inference, tensors)) and not all(map(_has_state, tensors))):
             return compute()
@@ -169,7 +169,7 @@ class OwnerCache:
             entry = _Entry((*tensors, *parts), _states(tensors))
             try:
                 self._entries.put(source, entry)
-            except TypeError:  # an object with slots and no place for weak references
+            except TypeError:  # an object with slots and without ``__weakref__``
                 return compute()
         found = entry.results.get(key)
         if found is None:
@@ -178,7 +178,7 @@ class OwnerCache:
         return cast(R, found.value)
 
     def get_beside(self, tensor: Tensor, key: Hashable, compute: Callable[[], R]) -> R:
-        """`get` for a tensor itself, which its entry must not hold."""
+        """`get` for a tensor itself; the entry must not hold that tensor."""
         if not can_cache() or not _has_state(tensor):
             return compute()
         entry, own = self._entries.get(tensor), _states([tensor])
@@ -187,7 +187,7 @@ class OwnerCache:
         return self.get(tensor, [], key, compute)
 
     def results(self, source: object) -> dict[Hashable, Any]:
-        """What is kept for an object."""
+        """The results cached for an object."""
         entry = self._entries.get(source)
         return {} if entry is None else {key: found.value for key, found in entry.results.entries().items()}
 
@@ -196,12 +196,12 @@ _kept = OwnerCache()
 
 
 def cached_with(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False) -> R:
-    """``compute()``, kept with a mask or BlockMask unless that holds what may change unseen, as functions do.
+    """``compute()``, cached with a mask or BlockMask, unless that holds objects that may change unseen (functions do).
 
     Args:
         source: what the result is computed from.
-        key: what else it is computed from, but for torch's settings for floating-point numbers.
-        functions_too: keep it also then: the result does not depend on what functions read.
+        key: the other inputs of the result, except torch's floating-point settings.
+        functions_too: cache it even then, because the result does not depend on what functions read.
     """
     if torch.compiler.is_dynamo_compiling():
         return compute()
@@ -214,22 +214,22 @@ def cached_with(source: Any, key: Hashable, compute: Callable[[], R], *, functio
 
 
 def mark_changed(*changed: Any) -> None:
-    """Say that tensors were written to where torch does not see it, so that nothing that was made of them before is used again.
+    """Report writes to tensors that torch does not see, so that no result computed from the old values is used again.
 
-    `attend` keeps with a mask what it builds from it, and builds it anew when torch's version counters show a write into a
-    tensor of the mask. These ways of writing leave the counters alone: gloo's ``broadcast``, ``all_reduce``, ``scatter`` and
-    ``recv``, replays of a CUDA graph, NumPy and DLPack arrays that share memory, ``tensor.data``, and
-    ``tensor.untyped_storage().copy_``. After one of them call this once, on each process that received:
+    `attend` caches with a mask what it builds from it, and builds it again when torch's version counters show a write
+    into a tensor of the mask. These ways of writing do not change the counters: gloo's ``broadcast``, ``all_reduce``,
+    ``scatter`` and ``recv``, replays of a CUDA graph, NumPy and DLPack arrays that share memory, ``tensor.data``, and
+    ``tensor.untyped_storage().copy_``. After one of them, call this once on each process that received values:
     ``torch.distributed.broadcast(lens, src=0)``, and then ``maskloom.masks.mark_changed(lens)``.
 
-    A mask that has copied a tensor (`documents` of offsets: its docstring says so) does not see writes at all: make it
-    anew. The tables of a BlockMask that you hold are those of the time when it was built: build or `update_` it.
+    A mask that has copied a tensor (`documents` with offsets: its docstring says so) never sees writes: make a new
+    mask. The tables of a BlockMask that you hold were computed when it was built: build it again, or `update_` it.
 
     Args:
-        changed: tensors; or masks, mask_mods, score_mods or BlockMasks, whose tensors all count as changed.
+        changed: tensors; or masks, mask_mods, score_mods or BlockMasks, whose tensors are all marked as changed.
 
     Raises:
-        TypeError: something that holds no tensor, and is no mask or score_mod.
+        TypeError: an argument that holds no tensor, and is not a mask or score_mod.
     """
     tensors = [tensor for one in changed for tensor in ([one] if isinstance(one, Tensor) else _all_held(one))]
     torch.autograd.graph.increment_version(tensors)
@@ -244,12 +244,12 @@ def _all_held(held: Any) -> list[Tensor]:
 
 
 def keep_beside(tensor: Tensor, key: Hashable, compute: Callable[[], R]) -> R:
-    """``compute()``, kept with a tensor, which it must not hold, until that is written to."""
+    """``compute()``, cached with a tensor until the tensor is written to. The result must not hold the tensor."""
     return _kept.get_beside(tensor, key, compute)
 
 
 def tensors_of(source: Any) -> list[Tensor]:
-    """The tensors that a mask, mask_mod or BlockMask holds, those of the BlockMask's tables by keys among them."""
+    """The tensors that a mask, mask_mod or BlockMask holds, and a BlockMask's tables by keys."""
     return captures.tensors(source.mask_mod if isinstance(source, BlockMask) else source) + _tables_of(source)
 
 

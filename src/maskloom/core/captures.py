@@ -1,11 +1,11 @@
-"""What a mask_mod holds: the tensors and numbers that its fields, closures and arguments reach.
+"""The captures of a mask_mod: the tensors and numbers that its fields, closures and arguments reach.
 
 A mask_mod may be a Mask, a closure, a ``functools.partial``, a bound method or any callable object, nested in any way.
-`flatten` knows what is in each kind; all here is a short walk over that. What a function reads from its module's globals is
-not captured.
+`flatten` knows the contents of each kind; everything here walks over them. What a function reads from its module's
+globals is not captured.
 
-Attention asks a mask the same questions at every call. An object that never changes, as a Mask that holds no function, is
-walked once for each; any other is walked anew every time.
+Attention asks the same questions about a mask at every call. An object that never changes (a Mask that holds no
+function) is walked once; any other object is walked again every time.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ def tensors(held: object) -> list[Tensor]:
 
 
 def device_of(held: object, what: str = "mask") -> torch.device | None:
-    """The device of the captured tensors that have a dimension, None where there is none; ``what`` is said in errors.
+    """The device of the captured tensors that have dimensions; None without any. Errors call the object ``what``.
 
     Raises:
-        TypeError: there is a DTensor among them. ValueError: they lie on more than one device.
+        TypeError: one of the tensors is a DTensor. ValueError: they lie on more than one device.
     """
     found = facts_of(held)
     if found.holds_dtensors:
@@ -48,25 +48,25 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
 
 
 def is_dtensor(held: object) -> bool:
-    """Whether it is torch's DTensor, by what only that has: its module takes a second to load."""
+    """Whether it is torch's DTensor. Checked by attributes, because its module takes a second to load."""
     return isinstance(held, Tensor) and hasattr(held, "device_mesh") and hasattr(held, "to_local")
 
 
 def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
-    """A copy of ``held`` with every captured tensor replaced by ``change(tensor)``; itself if nothing changes.
+    """A copy of ``held`` with every captured tensor replaced by ``change(tensor)``; ``held`` itself if nothing changes.
 
-    What is held twice is changed once, so that it stays one object. With another type than tensors ``of``, objects of that
-    type are replaced, those inside of others first.
+    An object that is held twice is changed once, and stays one object. If ``of`` is another type than Tensor, objects
+    of that type are replaced instead, inner ones first.
     """
     return _moved(held, change, of, {})
 
 
 def structure(*held: object, numbers: bool) -> Hashable:
-    """A key that is equal for two mask_mods (or mask_mods with score_mods) exactly if one compiled graph can serve both.
+    """A key. It is equal for two mask_mods (or mask_mods with score_mods) exactly if one compiled graph can serve both.
 
-    Tensors count by dtype, device, rank and which of their sizes are 1 (torch.compile treats those as constants), never
-    by value. Python numbers count by type, and by value too if ``numbers``. Objects that are not opened count by type:
-    what is read of them, torch.compile itself guards.
+    The key has a tensor's dtype, device, rank, requires_grad and which of its sizes are 1 (torch.compile treats those
+    as constants), never its values. It has the type of an int, and its value if ``numbers``; the value of a float; and
+    the type of an object that is not flattened: torch.compile itself guards what is read from it.
     """
     facts = [facts_of(one) for one in held]
     skeletons = [fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True)]
@@ -84,41 +84,41 @@ def has_floats(*held: object) -> bool:
 
 
 def holds_code(held: object) -> bool:
-    """Whether anything in it is a function or another callable that is no frozen dataclass, and so may read anything."""
+    """Whether it holds a function, or another callable that is not a frozen dataclass, and so may read anything."""
     return facts_of(held).holds_code
 
 
 def may_change(held: object) -> bool:
-    """Whether anything in it may come to mean something else, but by writes to tensors, while it stays the same object.
+    """Whether its behaviour can change other than by in-place writes to its tensors, while it stays the same object.
 
-    So may a function, which may read anything, a list or a dict, and any object that is not known never to change.
+    True for a function, which may read anything, for a list or a dict, and for any object not known to be constant.
     """
     return facts_of(held).may_change
 
 
 def is_plain(held: object) -> bool:
-    """Whether `structure`, numbers included, and the values of its tensors say all about it: no code, no unknown object."""
+    """Whether `structure` with numbers and the values of its tensors describe it fully: no code, no unknown object."""
     return facts_of(held).is_plain
 
 
 def is_as_known(held: object) -> bool:
-    """Whether it still holds what it held when `structure`, numbers included, was first asked for.
+    """Whether it still holds what it held when `structure` with numbers was first called on it.
 
-    An object that never changes may all the same have come to hold what was computed from it (``cached_property``).
+    A constant object may still have cached something computed from itself (``cached_property``).
     """
     return facts_of(held).skeleton(held, True) == _structure(held, True, {})
 
 
-# -- what one walk over all that is held finds -------------------------------------------------------------------------
+# -- what one walk over an object finds --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of an object; nothing of it depends on the values, shapes, dtypes, devices or gradients of tensors.
+    """Facts about an object; they do not depend on the values, shapes, dtypes, devices or gradients of its tensors.
 
     Attributes:
-        tensors: each once, in the order of the walk.
-        kinds: of all leaves.
+        tensors: each tensor once, in the order of the walk.
+        kinds: the types of all leaves.
         holds_dtensors: whether one of the tensors is distributed over devices.
     """
 
@@ -132,7 +132,7 @@ class Facts:
     _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
 
     def skeleton(self, held: object, numbers: bool) -> Hashable:
-        """What `structure` says of it, but for the state of its tensors."""
+        """Its `structure`, without the state of its tensors."""
         if numbers not in self._skeletons:
             self._skeletons[numbers] = _structure(held, numbers, {})
         return self._skeletons[numbers]
@@ -142,7 +142,7 @@ _all_facts: IdentityTable[Facts] = IdentityTable()
 
 
 def facts_of(held: object) -> Facts:
-    """What is known of an object: kept with one that never changes, for as long as it lives."""
+    """The facts about an object; cached with a constant object as long as it lives."""
     tracing = torch.compiler.is_dynamo_compiling()
     found = _in_trace(held) if tracing else _all_facts.get(held)
     if found is None:
@@ -153,7 +153,7 @@ def facts_of(held: object) -> Facts:
 
 
 def _in_trace(held: object) -> Facts | None:
-    """The same of values while torch traces, which cannot follow `flatten` (2.11). None where functions are held."""
+    """`facts_of` a value while torch traces, which cannot follow `flatten` (2.11). None if it holds a function."""
     leaves = _leaves_of_fields(held)
     if any(callable(leaf) for leaf in leaves):
         return None
@@ -191,7 +191,7 @@ def _found_in(held: object) -> Facts:
 
 
 def _tensor_keys(found: list[Tensor]) -> list[Hashable]:
-    """What `structure` says of tensors: two equal ones are not one that is held twice."""
+    """The tensors' part of `structure`: two equal tensors differ from one tensor that is held twice."""
     places = {id(tensor): place for place, tensor in reversed(list(enumerate(found)))}
     return [
         _tensor_key(tensor) if places[id(tensor)] == place else ("the same as", places[id(tensor)])
@@ -209,12 +209,12 @@ def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
 
 
 def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
-    """Everything that ``held`` reaches, itself first, each object once (a closure may hold itself), with what opens it."""
-    seen: dict[int, object] = {}  # kept alive, so that no address is used again
+    """Everything that ``held`` reaches, itself first, each once (a closure may hold itself), with its `flatten`."""
+    seen: dict[int, object] = {}  # keeps them alive, so that no id is reused
     waiting = [held]
     while waiting:
         found = waiting.pop()
-        if is_int(found):  # nothing to look into; and a number that torch traces would become a constant by its id
+        if is_int(found):  # a leaf; its id would make a constant of a number that torch traces
             yield found, None
             continue
         if id(found) in seen:
@@ -230,7 +230,7 @@ def _moved(held: Any, change: Callable[[Any], Any], of: type, done: dict[int, tu
     if id(held) in done:
         return done[id(held)][1]
     inside = flatten(held)
-    done[id(held)] = (held, held)  # what holds itself keeps its old self inside
+    done[id(held)] = (held, held)  # an object that holds itself keeps the old one inside
     new = held
     if inside is not None:
         _, values, unflatten = inside
@@ -247,7 +247,7 @@ def _structure(held: object, numbers: bool, seen: dict[int, tuple[object, int]])
     inside = flatten(held)
     if inside is None and not isinstance(held, Tensor):
         return _leaf_key(held, numbers)
-    if id(held) in seen:  # two equal tensors are not one tensor held twice
+    if id(held) in seen:  # two equal tensors differ from one tensor that is held twice
         return "the same as", seen[id(held)][1]
     seen[id(held)] = (held, len(seen))
     if isinstance(held, Tensor):
@@ -265,7 +265,7 @@ def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
 
 
 class Opaque:
-    """Base of objects that never change, hold no tensor, and are said in full by what stands beside them."""
+    """Base of objects that never change, hold no tensor, and are fully described by the other fields beside them."""
 
 
 _VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)

@@ -1,6 +1,6 @@
-"""Checks of what masks are made from. Each returns the checked value, or raises with the name and value that is wrong.
+"""Checks of the arguments of masks. Each returns the checked value, or raises an error with the wrong name and value.
 
-Values are looked at only where they lie on the CPU, and not while torch traces: a check never waits for a device.
+Values are read only on the CPU, and not while torch traces: a check never waits for a device.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from maskloom.core.words import brief
 
 
 def count(name: str, value: object, *, least: int = 0, of: str = "positions") -> int:
-    """A number of positions (or of what ``of`` says): an int, at least ``least``."""
+    """A number of positions (or of ``of``): an int, at least ``least``."""
     number = integer(name, value, f"a number of {of}")
     if known(number < least):
         raise ValueError(f"{name} is a number of {of}, at least {least}; got {number}")
@@ -25,12 +25,12 @@ def count(name: str, value: object, *, least: int = 0, of: str = "positions") ->
 
 
 def positive(name: str, value: object) -> int:
-    """A number of positions that cannot be 0: an int, at least 1."""
+    """A positive number of positions: an int, at least 1."""
     return count(name, value, least=1)
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1) -> tuple[int, ...]:
-    """A number of positions for each of ``axes`` axes; one int stands for all."""
+    """A number of positions for each of ``axes`` axes; one int is used for all axes."""
     check = positive if least else count
     value = as_list(value)
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
@@ -41,9 +41,10 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
 
 
 def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
-    """An int, which is ``what``; its size at most ``most``: kernels add positions to it in 32 bits.
+    """An int, with absolute value at most ``most``: kernels add positions to it in 32 bits. Errors call it ``what``.
 
-    A number that torch traces stays what it is (`maskloom.core.symbols`): asked for its index it would become a constant.
+    A number that torch traces is returned as it is (`maskloom.core.symbols`): ``operator.index`` would make it a
+    constant.
     """
     if not is_int(value) and not is_number(value):
         raise TypeError(f"{name} is {what}, an int; got {type(value).__name__}: {brief(value)}")
@@ -54,32 +55,32 @@ def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
 
 
 def is_number(value: object) -> TypeGuard[SupportsIndex]:
-    """Whether it is one integer, Python's or NumPy's (an array without dimensions too). A bool is none, nor is a tensor."""
+    """Whether it is one integer of Python or NumPy (also an array without dimensions). A bool or a tensor is not."""
     return isinstance(value, SupportsIndex) and not (isinstance(value, (bool, Tensor)) or _is_array(value))
 
 
 def as_int(value: Any) -> Any:
-    """A NumPy integer as an int, as torch takes it; all else as it is."""
+    """A NumPy integer as an int, for torch; everything else unchanged."""
     if value is None or is_int(value) or isinstance(value, int) or not is_number(value):
         return value
     return operator.index(value)
 
 
 def as_list(value: Any) -> Any:
-    """An array with dimensions as a list; all else as it is."""
+    """An array with dimensions as a list; everything else unchanged."""
     return value.tolist() if _is_array(value) else value
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array with dimensions, NumPy's say, and no tensor."""
-    # a number first: while torch compiles it may be a symbol, which has no attributes
+    """Whether it is an array with dimensions, such as NumPy's, and not a tensor."""
+    # numbers first: while torch compiles, the value may be a symbol, which has no attributes
     if is_int(value) or isinstance(value, (int, float, Tensor)):
         return False
     return getattr(value, "ndim", None) not in (None, 0)
 
 
 def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor:
-    """A number of positions: one int for all batch rows, or integers (B,); none negative."""
+    """A number of positions, not negative: one int for all batch rows, or integers (B,)."""
     if is_int(value):
         return count(name, value)
     rows = as_list(value)
@@ -89,9 +90,9 @@ def count_by_row(name: str, value: int | Tensor | Sequence[int]) -> int | Tensor
 
 
 def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Tensor:
-    """A position to count from: an int, an int32 or int64 tensor without dimensions, or integers (B,).
+    """The position of the first entry: an int, an int32 or int64 tensor without dimensions, or integers (B,).
 
-    A tensor of one element, in any shape, is for any batch: it comes back without dimensions, as a view.
+    A tensor of one element, in any shape, fits any batch: a view without dimensions is returned.
     """
     if isinstance(offset, (list, tuple)) or _is_array(offset):
         offset = integers(name, offset).long()
@@ -104,13 +105,13 @@ def position_offset(name: str, offset: int | Tensor | Sequence[int]) -> int | Te
 def position_offsets(
     q_offset: int | Tensor | Sequence[int], kv_offset: int | Tensor | Sequence[int]
 ) -> tuple[int | Tensor, int | Tensor]:
-    """The positions of the first query and of the first key; one object given for both stays one."""
+    """The positions of the first query and of the first key; one object given twice is returned twice."""
     first_query = position_offset("q_offset", q_offset)
     return first_query, first_query if kv_offset is q_offset else position_offset("kv_offset", kv_offset)
 
 
 def head_offset(offset: int | Tensor) -> int | Tensor:
-    """A head to count from: an int from 0 on, or an int32 or int64 tensor of one element."""
+    """The number of the first head: an int, at least 0, or an int32 or int64 tensor of one element."""
     checked = _offset("h_offset", offset, "a head")
     if isinstance(checked, Tensor):
         if checked.ndim:
@@ -137,19 +138,19 @@ def is_zero(offset: int | Tensor) -> bool:
 
 
 def may_be_negative(offset: int | Tensor) -> bool:
-    """Whether positions from an offset on may be negative, as far as that is known without reading a tensor."""
+    """Whether a position at or after an offset may be negative; True for a tensor, which is not read."""
     return isinstance(offset, Tensor) or not known(offset >= 0)
 
 
 def end_of(length: int, offset: int | Tensor) -> int | None:
-    """The position behind the last of ``length`` that begin at an offset; None where a device would have to be waited for."""
+    """The position after the last of ``length`` positions from an offset; None if that would wait for a device."""
     if not isinstance(offset, Tensor):
         return length + offset
     return length + int(offset.max()) if readable(offset) else None
 
 
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
-    """Lengths: integers (B,), none negative. An empty batch has none."""
+    """Lengths: integers (B,), none negative. For an empty batch, an empty list is allowed."""
     table = torch.zeros(0, dtype=torch.int64) if isinstance(value, list) and not value else integers(name, value)
     if table.ndim != 1:
         raise ValueError(f"{name} has one length for each batch row, shape (B,); got shape {tuple(table.shape)}")
@@ -159,7 +160,7 @@ def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
 
 
 def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False) -> Tensor:
-    """A table of yes and no: bool (B, L); with ``or_one_row`` also (L,), the same for all batch rows."""
+    """A table of flags: bool (B, L); with ``or_one_row`` also (L,), the same for all batch rows."""
     shape, ranks = ("(L,) or (B, L)", (1, 2)) if or_one_row else ("(B, L)", (2,))
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a bool tensor {shape}, True = {true_means}; got {type(value).__name__}")
@@ -180,7 +181,7 @@ def integers(name: str, value: Any) -> Tensor:
 
 @counting_writes
 def copied(name: str, value: Any, what: str) -> Tensor:
-    """A sequence of ``what`` as a tensor; a copy of an array, since a mask does not change."""
+    """A sequence of ``what`` as a tensor. An array is copied, since a mask does not change."""
     try:
         table = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -191,7 +192,7 @@ def copied(name: str, value: Any, what: str) -> Tensor:
 
 
 def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
-    """A table with an entry for each position: (L,) for all batch rows, or (B, L); ``length`` is its letter."""
+    """A table with an entry for each position: (L,) for all batch rows, or (B, L). Errors call L ``length``."""
     if table.ndim not in (1, 2) or table.shape[-1] == 0:
         raise ValueError(f"{name} has shape ({length},) or (B, {length}); got {tuple(table.shape)}")
     return table
@@ -213,19 +214,19 @@ def exactly_one(name: str, **choices: object) -> None:
 
 
 def refuse_length(length: int | None) -> None:
-    """Raise a TypeError if a length is given beside a table that has one."""
+    """Raise a TypeError if a length is given beside a table, which has its own length."""
     if length is not None:
         raise TypeError("ids and position_ids take no length=: they have one entry for each position")
 
 
 def check_ids_below(words: str, ids: Tensor, number: int, of: str) -> None:
-    """Raise a ValueError if an id is not below ``number`` (looked at on the CPU only)."""
+    """Raise a ValueError if an id is not below ``number`` (values are read on the CPU only)."""
     if readable(ids) and ids.numel() and int(ids.max()) >= number:
         raise ValueError(f"{words} {number} {of}, 0 to {number - 1}; ids go up to {int(ids.max())}")
 
 
 def checked_offsets(offsets: Tensor | Sequence[int], name: str = "offsets") -> Tensor:
-    """Offsets as a tensor (pieces + 1,): from 0, never falling (looked at on the CPU only)."""
+    """Offsets as a tensor (pieces + 1,): they start at 0 and never fall (values are read on the CPU only)."""
     table = integers(name, offsets)
     if table.ndim != 1 or table.numel() < 2:
         raise ValueError(f"{name} has shape (documents + 1,), at least 2 entries; got {tuple(table.shape)}")
@@ -240,12 +241,12 @@ def checked_offsets(offsets: Tensor | Sequence[int], name: str = "offsets") -> T
 
 
 def readable(table: Tensor) -> bool:
-    """Whether a check may look at the values of a tensor."""
+    """Whether a check may read the values of a tensor."""
     return table.device.type == "cpu" and not is_tracing()
 
 
 def required_arguments(function: Callable[..., object]) -> int | None:
-    """How many positional arguments a function must get; None where that is not known, or it takes any number."""
+    """The number of positional arguments that a function requires; None if unknown, or if it takes any number."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature

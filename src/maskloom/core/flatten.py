@@ -1,4 +1,4 @@
-"""What is in an object, and how to make it anew with other things in it: for each kind of object that holds others."""
+"""Flatten callables and containers into leaves, and rebuild them with other values."""
 
 import copy
 import dataclasses
@@ -13,9 +13,9 @@ Flattened = tuple[Hashable, tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]
 
 
 def flatten(held: Any) -> Flattened | None:
-    """The kind of ``held``, what it holds, and how to make it anew from such values; None for a leaf."""
-    opener = _opener(type(held))  # type: ignore[arg-type]
-    return None if opener is None else opener(held)
+    """The kind of ``held``, the values in it, and a function that rebuilds it from such values; None for a leaf."""
+    flattener = _flattener(type(held))  # type: ignore[arg-type]
+    return None if flattener is None else flattener(held)
 
 
 def is_frozen(held: Any) -> bool:
@@ -29,38 +29,38 @@ def _is_frozen(kind: type) -> bool:
 
 
 @functools.lru_cache(1024)
-def _opener(kind: type) -> Callable[[Any], Flattened | None] | None:
-    """What opens objects of a kind; None for leaves. Attention opens the same few kinds at every call."""
+def _flattener(kind: type) -> Callable[[Any], Flattened | None] | None:
+    """The function that flattens objects of a type; None for leaves. Cached: attention asks for the same few types."""
     if issubclass(kind, (Tensor, type, types.ModuleType)):
         return None
-    for kinds, opener in _OPENERS.items():
+    for kinds, flattener in _FLATTENERS.items():
         if issubclass(kind, kinds):
-            return opener
+            return flattener
     if dataclasses.is_dataclass(kind):
-        return _open_object
-    return _open_callable if issubclass(kind, Callable) else None  # type: ignore[arg-type]
+        return _flatten_object
+    return _flatten_callable if issubclass(kind, Callable) else None  # type: ignore[arg-type]
 
 
-def _open_sequence(held: tuple[Any, ...] | list[Any]) -> Flattened:
-    unflatten = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields one by one
+def _flatten_sequence(held: tuple[Any, ...] | list[Any]) -> Flattened:
+    unflatten = getattr(type(held), "_make", type(held))  # a NamedTuple takes its fields as separate arguments
     return (type(held), len(held)), tuple(held), unflatten
 
 
-def _open_mapping(held: MutableMapping[Any, Any]) -> Flattened:
+def _flatten_mapping(held: MutableMapping[Any, Any]) -> Flattened:
     keys = tuple(held)
-    return (type(held), keys), tuple(held.values()), functools.partial(_remade_mapping, held, keys)
+    return (type(held), keys), tuple(held.values()), functools.partial(_rebuilt_mapping, held, keys)
 
 
-def _open_partial(held: functools.partial[Any]) -> Flattened:
+def _flatten_partial(held: functools.partial[Any]) -> Flattened:
     parts = (held.func, held.args, held.keywords)
     return functools.partial, parts, lambda values: functools.partial(values[0], *values[1], **values[2])
 
 
-def _open_method(held: types.MethodType) -> Flattened:
+def _flatten_method(held: types.MethodType) -> Flattened:
     return types.MethodType, (held.__func__, held.__self__), lambda values: types.MethodType(*values)
 
 
-def _open_function(function: types.FunctionType) -> Flattened:
+def _flatten_function(function: types.FunctionType) -> Flattened:
     cells = function.__closure__ or ()
     contents = tuple(cell.cell_contents for cell in cells if not _is_empty(cell))
     values = (contents, function.__defaults__, function.__kwdefaults__)
@@ -77,21 +77,21 @@ def _open_function(function: types.FunctionType) -> Flattened:
     return (types.FunctionType, function.__code__), values, unflatten
 
 
-def _open_object(held: Any) -> Flattened:
+def _flatten_object(held: Any) -> Flattened:
     keys = _attributes(held)
-    return (type(held), keys), tuple([getattr(held, key) for key in keys]), functools.partial(_remade, held, keys)
+    return (type(held), keys), tuple([getattr(held, key) for key in keys]), functools.partial(_rebuilt, held, keys)
 
 
-def _open_callable(held: Any) -> Flattened | None:
-    return _open_object(held) if _attributes(held) else None
+def _flatten_callable(held: Any) -> Flattened | None:
+    return _flatten_object(held) if _attributes(held) else None
 
 
-_OPENERS: dict[Any, Callable[[Any], Flattened | None]] = {
-    (tuple, list): _open_sequence,
-    MutableMapping: _open_mapping,
-    functools.partial: _open_partial,
-    types.MethodType: _open_method,
-    types.FunctionType: _open_function,
+_FLATTENERS: dict[Any, Callable[[Any], Flattened | None]] = {
+    (tuple, list): _flatten_sequence,
+    MutableMapping: _flatten_mapping,
+    functools.partial: _flatten_partial,
+    types.MethodType: _flatten_method,
+    types.FunctionType: _flatten_function,
 }
 
 
@@ -104,7 +104,7 @@ def _is_empty(cell: types.CellType) -> bool:
 
 
 def _attributes(held: Any) -> tuple[str, ...]:
-    """Names of the attributes that an object stores, in ``__dict__`` or in slots."""
+    """Names of the attributes that an object stores in ``__dict__`` or in slots."""
     slots = _slots(type(held))  # type: ignore[arg-type]
     return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
 
@@ -119,14 +119,14 @@ def _listed(slots: str | Iterable[str]) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
-def _remade(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
+def _rebuilt(held: object, keys: tuple[str, ...], values: tuple[Any, ...]) -> object:
     new = _copied(held)
     for key, value in zip(keys, values, strict=True):
-        object.__setattr__(new, key, value)  # frozen dataclasses too
+        object.__setattr__(new, key, value)  # works for frozen dataclasses too
     return new
 
 
-def _remade_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+def _rebuilt_mapping(held: MutableMapping[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
     before = [held[key] for key in keys]
     new = _copied(held)
     new.update(zip(keys, values, strict=True))

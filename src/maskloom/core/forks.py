@@ -1,8 +1,9 @@
-"""What a fork would leave behind: the child has one thread, and every lock as the threads of its parent held it.
+"""Fork safety: a child process has one thread, but gets every lock in the state in which its parent's threads held it.
 
-A DataLoader forks its workers while other threads may build masks. So every lock of maskloom is made here, and is free in a
-child. What the locks guard is changed in single steps, each whole while Python runs no other thread, so a child may go on
-with it. What torch loads at first use takes a second, under locks that Python and torch do not free: a fork waits for that.
+A DataLoader forks its workers while other threads may build masks. So all locks of maskloom are made here, and are free
+in a child. Data under these locks changes in single steps, each atomic under Python's lock, so a child can continue
+with it. Modules that torch loads at first use take a second, under locks that Python and torch do not free: a fork
+waits for them.
 """
 
 import importlib
@@ -18,23 +19,23 @@ import torch
 
 T = TypeVar("T")
 
-_LONGEST_WAIT = 60  # seconds that a fork waits for what is being loaded: longer than any machine takes
+_LONGEST_WAIT = 60  # seconds that a fork waits for a module that is being loaded: longer than any machine needs
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def fork_safe_lock() -> Any:
-    """A ``threading.RLock`` that a forked child finds free.
+    """A ``threading.RLock`` that is free in a forked child.
 
-    Reentrant, because the garbage collector may run anything in the thread that holds it.
+    It is reentrant, because the garbage collector may run any code in the thread that holds it.
     """
     lock = threading.RLock()
     _locks.add(lock)
     return lock
 
 
-class computed_once(Generic[T]):  # noqa: N801 - used like property
-    """``functools.cached_property`` without the lock that it has in Python 3.11, which is the same for all objects."""
+class computed_once(Generic[T]):  # noqa: N801 - lower case, like property
+    """``functools.cached_property`` without its lock, which in Python 3.11 is shared by all objects."""
 
     def __init__(self, function: Callable[[Any], T]) -> None:
         self._function = function
@@ -50,38 +51,38 @@ class computed_once(Generic[T]):  # noqa: N801 - used like property
     def __get__(self, held: object | None, kind: type) -> Any:
         if held is None:
             return self
-        return held.__dict__.setdefault(self._name, self._function(held))  # found there from now on
+        return held.__dict__.setdefault(self._name, self._function(held))  # later reads find it in __dict__
 
 
 # -- what torch loads at first use -------------------------------------------------------------------------------------
 
 loading = fork_safe_lock()
-"""Held while modules are imported that take long: a fork waits for it."""
+"""Held while slow modules are imported: a fork waits for it."""
 
 _vmap_is_loaded = False
 
 
 def load_vmap() -> None:
-    """Load what ``torch.vmap`` and ``create_mask`` would load at their first call, while no fork can happen."""
+    """Load what ``torch.vmap`` and ``create_mask`` load at their first call, while no fork can happen."""
     global _vmap_is_loaded
     if torch.compiler.is_dynamo_compiling() or _vmap_is_loaded:
         return
     with loading:
         importlib.import_module("torch._dynamo._trace_wrapped_higher_order_op")
-        torch.vmap(torch.neg)(torch.zeros(1, device="cpu"))  # loads decompositions, under a lock of torch's own
+        torch.vmap(torch.neg)(torch.zeros(1, device="cpu"))  # loads decompositions, under torch's own lock
         _vmap_is_loaded = True
 
 
 class _Fork:
-    """What is done around a fork."""
+    """The hooks that run around a fork."""
 
-    waited = False  # whether the thread that forks holds `loading`
+    waited = False  # whether the forking thread holds `loading`
 
     @classmethod
     def before(cls) -> None:
         cls.waited = loading.acquire(timeout=_LONGEST_WAIT)
         for name in list(_half_loaded()):
-            with suppress(Exception):  # its importer is told
+            with suppress(Exception):  # the importing thread gets the error
                 importlib.import_module(name)  # waits for the thread that imports it
 
     @classmethod
@@ -92,15 +93,15 @@ class _Fork:
     @staticmethod
     def in_child() -> None:
         for lock in list(_locks):
-            lock._at_fork_reinit()  # as Python's own modules do with theirs: logging, concurrent.futures
+            lock._at_fork_reinit()  # as Python's logging and concurrent.futures do
 
 
 def _half_loaded() -> Iterator[str]:
-    """The modules of torch that are being imported, by ``torch.compile`` say: a child could never import them."""
+    """The torch modules that are being imported (by ``torch.compile``, say): a child could never import them."""
     for name, module in list(sys.modules.items()):
         if name.startswith("torch.") and getattr(getattr(module, "__spec__", None), "_initializing", False):
             yield name
 
 
-if hasattr(os, "register_at_fork"):  # where there is a fork
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_Fork.before, after_in_parent=_Fork.in_parent, after_in_child=_Fork.in_child)

@@ -1,9 +1,10 @@
-"""What a DataLoader worker can send: what pickles.
+"""What a DataLoader worker can send: objects that pickle can handle.
 
-A worker pickles its batch in a thread of its own, where an error is printed and the batch is lost: the training loop then waits
-for it for ever. So a block mask is looked at when a worker builds it, and an error there is raised in the
-worker. A mask may stay in the worker, for its table say. It is looked at when it is sent, and so is a block mask that was made
-elsewhere: in its place goes what raises the error where the batch arrives.
+A worker pickles its batch in a separate thread. An error there is only printed, the batch is lost, and the training
+loop waits for it forever. So a block mask is checked when a worker builds it, and the error is raised in the worker. A
+mask may never leave the worker (it may only give a table there), so it is checked when it is sent; so is a block mask
+that was built outside the worker. If it cannot be pickled, an object that raises the error on arrival is sent in its
+place.
 """
 
 import pickle
@@ -19,21 +20,21 @@ from torch import Tensor
 
 from maskloom.core.words import brief
 
-_FEEDER = "QueueFeederThread"  # what multiprocessing calls the thread that pickles
+_FEEDER = "QueueFeederThread"  # multiprocessing's name for the thread that pickles
 
 
 class _State(threading.local):
-    """Of a thread."""
+    """State of one thread."""
 
-    stays = False  # whether what is built now is for this process
-    probes = False  # whether it pickles only to see
+    stays = False  # whether objects built now stay in this process
+    probes = False  # whether it pickles only as a test
 
 
 _state = _State()
 
 
 def check_can_be_sent(held: object) -> None:
-    """Raise a TypeError, in a DataLoader worker, if what is to go into a batch cannot be pickled."""
+    """Raise a TypeError, in a DataLoader worker, if an object for a batch cannot be pickled."""
     if in_worker() and not _state.stays:
         words = why_not_pickled(held)
         if words is not None:
@@ -42,7 +43,7 @@ def check_can_be_sent(held: object) -> None:
 
 @contextmanager
 def stays_here() -> Iterator[None]:
-    """What is built meanwhile is not for a batch."""
+    """Objects built in this context stay in this process: they are not checked."""
     before, _state.stays = _state.stays, True
     try:
         yield
@@ -51,13 +52,13 @@ def stays_here() -> Iterator[None]:
 
 
 def in_worker() -> bool:
-    """Whether this process is a DataLoader's worker."""
+    """Whether this process is a DataLoader worker."""
     loaders = sys.modules.get("torch.utils.data")
     return loaders is not None and loaders.get_worker_info() is not None
 
 
 def why_not_pickled(held: object) -> str | None:
-    """What cannot be pickled in it, and what to write instead; None where all can. Tensors are not copied."""
+    """Which object in it cannot be pickled, and what to write instead; None if all can. Tensors are not copied."""
     probe = _Probe()
     before, _state.probes = _state.probes, True
     try:
@@ -74,7 +75,7 @@ def why_not_pickled(held: object) -> str | None:
 
 
 class _Probe(ForkingPickler):
-    """Pickles into nothing, as a worker does, and knows what it came to last."""
+    """Pickles like a worker, writes nothing, and remembers the last object that it reached."""
 
     def __init__(self) -> None:
         super().__init__(_Nowhere(), 5, True, lambda buffer: None)  # large buffers are handed out, not copied
@@ -86,7 +87,7 @@ class _Probe(ForkingPickler):
             return NotImplemented
         if held.requires_grad and not held.is_leaf:
             raise TypeError("it is part of a graph of gradients; detach it")
-        return int, ()  # else torch moves its memory to where other processes find it
+        return int, ()  # a tensor would be moved to shared memory
 
 
 class _Nowhere:
@@ -107,7 +108,7 @@ def _described(held: object) -> str:
 
 
 def stand_in(held: object) -> tuple[Any, ...] | None:
-    """For ``__reduce_ex__``: what a worker sends in place of what cannot be pickled; None to pickle it as it is."""
+    """For ``__reduce_ex__``: what a worker sends if the object cannot be pickled; None to pickle it normally."""
     if threading.current_thread().name != _FEEDER or _state.probes or not in_worker():
         return None
     words = why_not_pickled(held)
@@ -119,5 +120,5 @@ def _refuse(words: str) -> NoReturn:
 
 
 def reduced(held: object) -> Any:
-    """How other processes get an object of torch's, as a `ForkingPickler` is told."""
+    """The reduction of one of torch's objects for other processes, as `ForkingPickler` expects it."""
     return stand_in(held) or held.__reduce_ex__(pickle.DEFAULT_PROTOCOL)

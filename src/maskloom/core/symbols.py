@@ -1,11 +1,11 @@
-"""The ints of masks and score mods while torch traces, where one that changes from call to call has no value.
+"""The ints of masks and score mods while torch traces: an int that changes between calls is a symbol without value.
 
-torch.compile and torch.export hold such an int as a symbol: under dynamo it looks like an int, in a trace that is not strict
-it is a SymInt. What asks for its value (``int(n)``, ``operator.index(n)``, a use as key of a dict) makes a constant of it, and
-a graph for each value. Comparisons keep it a symbol, and guard the graph by what they found.
+Under dynamo a symbol looks like an int; in a trace that is not strict it is a SymInt. Code that asks for its value
+(``int(n)``, ``operator.index(n)``, ``n`` as key of a dict) makes it a constant, and torch then needs one graph per
+value. Comparisons keep it a symbol, and guard the graph by their result.
 
-A kernel cannot hold a symbol: what `flex_attention` captures becomes a tensor where it is called, by
-`maskloom.core.values.numbers_as_tensors`, and nowhere else. Elsewhere a symbol serves as the int that it stands for.
+A kernel cannot hold a symbol. So `maskloom.core.values.numbers_as_tensors`, and nothing else, turns the symbols that
+`flex_attention` captures into tensors, just before the call. Everywhere else a symbol is used like an int.
 """
 
 from typing import TypeGuard
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Whether it is an int, or a symbol for one; a bool is none."""
+    """Whether it is an int or a symbol for an int; False for a bool."""
     return type(value) is int or isinstance(value, torch.SymInt)
 
 
 def known(condition: bool) -> bool:
-    """Whether it is so; False of a number that torch knows nothing of while it traces, one from ``tensor.item()``."""
+    """Whether it is known to be true; False for a number that a trace knows nothing about (from ``tensor.item()``)."""
     if torch.compiler.is_dynamo_compiling() or isinstance(condition, torch.SymBool):
         from torch.fx.experimental.symbolic_shapes import guard_or_false
 
@@ -29,7 +29,7 @@ def known(condition: bool) -> bool:
 
 
 def is_dynamic(number: int) -> bool:
-    """Whether torch traces and holds the number as a symbol that is not known to have one value."""
+    """Whether torch traces, and the number is a symbol without one known value."""
     if torch.compiler.is_dynamo_compiling() or isinstance(number, torch.SymInt):
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
@@ -38,5 +38,5 @@ def is_dynamic(number: int) -> bool:
 
 
 def as_tensor(number: int | Tensor, device: torch.device | str | None = None) -> Tensor:
-    """A number as an int64 tensor without dimensions, which a trace holds by its symbol; a tensor as it is."""
+    """A number as an int64 tensor without dimensions, which keeps the symbol in a trace; a tensor unchanged."""
     return number if isinstance(number, Tensor) else torch.full((), number, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Whether what is computed now may be kept for later, and how to keep torch's compiler out of it."""
+"""Torch's current state: whether results may be cached, and how to keep the compiler out of code."""
 
 import functools
 import sys
@@ -13,40 +13,40 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def can_cache() -> bool:
-    """Whether operations give plain tensors that hold their values from now on.
+    """Whether operations give plain tensors whose values stay.
 
-    They do not while torch traces, nor while a CUDA graph is captured, whose memory is written at each replay.
+    They do not while torch traces, nor while a CUDA graph is captured, whose memory is rewritten at each replay.
     """
     return not (is_tracing() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()))
 
 
 def is_tracing() -> bool:
-    """Whether operations may give something else than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
+    """Whether operations may give other than plain tensors: under dynamo, export, a fake mode, vmap or grad."""
     if torch.compiler.is_dynamo_compiling():
         return True
-    # an export that is not strict has dispatch modes; the second question is `inside_transform`, a call less
+    # a non-strict export has dispatch modes; the second check is `inside_transform`, inlined to save a call
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def inside_transform() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp and so on) is being applied, around a function that is compiled too."""
+    """Whether code runs inside a torch.func transform (grad, vmap, jvp ...); also in a compiled function inside one."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def inside_vmap() -> bool:
-    """Whether torch.vmap is among them."""
+    """Whether one of these transforms is torch.vmap."""
     levels = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
-# dynamo asks them itself, with the transforms that it is tracing, and takes the answer for a constant. It cannot trace what
-# they ask: of `peek_interpreter_stack` it makes an object, which is never None
+# dynamo calls them itself, under the transforms that it is tracing, and uses the results as constants. It cannot trace
+# their bodies: for `peek_interpreter_stack` it makes an object, which is never None
 for _asked in (inside_transform, inside_vmap):
-    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result`, not loading it
+    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result` without loading it
 
 
 def is_transformed() -> bool:
-    """Whether such a transform, or forward-mode differentiation, is at work: both want plain operations."""
+    """Whether code runs inside such a transform or forward-mode differentiation: both need plain operations."""
     return inside_transform() or forward_ad._current_level >= 0
 
 
@@ -62,7 +62,7 @@ def is_in_operator() -> bool:
 
 
 def in_nested_trace() -> bool:
-    """Whether dynamo traces the body of an operator, `torch.utils.checkpoint` say, where no function mode can be entered."""
+    """Whether dynamo traces the body of an operator (`torch.utils.checkpoint`), where no function mode can be entered."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     return InstructionTranslator.current_tx().output.current_tracer.parent is not None
@@ -72,11 +72,11 @@ in_nested_trace._dynamo_marked_constant = True  # type: ignore[attr-defined] # a
 
 
 def autocast_to(device: torch.device) -> torch.dtype | None:
-    """What autocast casts to on a device, None where it is off: under it a mask may do other operations."""
+    """The dtype that autocast casts to on a device; None if it is off. With it a mask may run other operations."""
     if not torch._C._is_any_autocast_enabled():
         return None
     kind = device.type
-    # torch 2.11 cannot trace the first question
+    # torch 2.11 cannot trace is_autocast_available
     there = torch.compiler.is_dynamo_compiling() or torch.amp.is_autocast_available(kind)
     on = there and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
@@ -86,9 +86,9 @@ _AUTOCAST = tuple(map(torch.device, ("cpu", "cuda", "mps", "xpu")))
 
 
 def float_state() -> Hashable:
-    """What torch's settings make of floating-point numbers: with others a mask may answer otherwise.
+    """The torch settings that can change floating-point results, and so the answer of a mask.
 
-    They are the dtype of Python's numbers, autocast's, and how exact and how repeatable products and sums are.
+    They are the default dtype, autocast's dtypes, the matmul precision and whether algorithms are deterministic.
     """
     return (
         torch.get_default_dtype(),
@@ -105,7 +105,7 @@ def max_autotune() -> bool:
 
 
 def counting_writes(function: F) -> F:
-    """The function, which makes ordinary tensors in inference mode too: writes into those can be noticed."""
+    """Wrap a function so that it makes ordinary tensors in inference mode too: writes into those are counted."""
 
     @functools.wraps(function)
     def made(*args: Any, **kwargs: Any) -> Any:
@@ -118,12 +118,12 @@ def counting_writes(function: F) -> F:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """For what runs a recorded program: the casts of autocast are written down in it, and are no one else's business."""
+    """A context to run a recorded program in. Autocast is off: the program has recorded its casts already."""
     return nullcontext() if autocast_to(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def uncompiled(function: F) -> F:
-    """The function, which torch's compiler, where it is loaded, does not compile."""
+    """The function, excluded from torch's compiler if the compiler is loaded."""
     return _disabled(function) if "torch._dynamo" in sys.modules else function
 
 

@@ -1,4 +1,4 @@
-"""What masks and score mods have in common: they are values, that can be compared, printed, moved and pickled."""
+"""The base of masks and score mods: values that can be compared, printed, moved and pickled."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ C = TypeVar("C", bound=type)
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def value(cls: C) -> C:
-    """Make a subclass of Value a frozen dataclass that keeps Value's equality, hash and repr: torch traces through them."""
+    """Make a subclass of FrozenValue a frozen dataclass; it keeps equality, hash and repr, which torch can trace."""
     made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
     made.numbers = tuple(field.name for field in dataclasses.fields(made) if "Tensor" in str(field.type))
     return made
 
 
 class FrozenValue:
-    """An immutable value. Tensors in its fields are compared by what they hold, and printed by dtype and shape."""
+    """An immutable value. Tensors in its fields are compared by their values, and printed by dtype and shape."""
 
     name: ClassVar[str]
-    """The name of the public function that makes such a value, as `repr` writes it; by default the class's own."""
+    """The name that `repr` prints: the public function that makes such a value; by default the name of the class."""
     numbers: ClassVar[tuple[str, ...]] = ()
-    """The fields whose types say that they may hold tensors: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
+    """The fields whose type annotation contains Tensor: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
 
     is_ours: ClassVar[bool] = False
-    """Whether its class is one of maskloom's own, which are known to broadcast: a law that no one holds others to."""
+    """Whether its class is one of maskloom's own. These are known to broadcast; other classes need not."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__)
@@ -58,12 +58,12 @@ class FrozenValue:
         return stand_in(self) or super().__reduce_ex__(protocol)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same value with its tensors on ``device``; itself if they are there already."""
+        """The same value with its tensors on ``device``; the value itself if they are there already."""
         return captures.moved(self, lambda tensor: tensor.to(device))
 
 
 def shown(field: Any) -> str:
-    """A field as repr writes it; a tensor by dtype and shape, so that its device is not waited for."""
+    """A field as repr prints it; a tensor by dtype and shape, so that repr does not wait for a device."""
     if isinstance(field, Tensor):
         return f"{str(field.dtype).removeprefix('torch.')}{list(field.shape)}"
     return repr(field)
@@ -73,17 +73,17 @@ V = TypeVar("V")
 
 
 def numbers_as_tensors(held: V, device: torch.device | str) -> V:
-    """A mask or score_mod as a kernel can capture it while torch traces: symbols become tensors without dimensions.
+    """A mask or score_mod that a kernel can capture while torch traces: symbols become tensors without dimensions.
 
-    They do in fields typed ``int | Tensor`` (or a tuple of such), in values that values hold too. An int that is constant in the
-    trace stays an int, and so does one in a field typed ``int``; what functions hold is not seen. This is the one place where
-    an int becomes a tensor; `maskloom.core.symbols` says what a symbol is.
+    This holds for fields typed ``int | Tensor`` (or a tuple of those), also in nested values. An int that is constant
+    in the trace stays an int, and so does an int in a field typed ``int``; what functions hold is not changed. This is
+    the only place where an int becomes a tensor; `maskloom.core.symbols` explains symbols.
     """
     return _with_tensors(held, True, device) if _holds_symbols(held, True) else held
 
 
 def holds_function(held: Any) -> bool:
-    """Whether it is a function or a class of somebody else's, or holds one: it takes scalars. Ours take tensors that broadcast, too."""
+    """Whether it is or holds a function or a user's class: these take scalars. Our classes also take tensors."""
     if isinstance(held, tuple):
         return any(holds_function(item) for item in held)
     if isinstance(held, FrozenValue):
@@ -112,7 +112,7 @@ def _names(held: Any) -> list[str]:
 
 
 def _fields(held: Any) -> list[Any]:
-    # torch 2.11 hashes values that are made inside a compiled region, before their fields are set
+    # torch 2.11 hashes values that are made in a compiled region before their fields are set
     if not dataclasses.is_dataclass(held):
         raise TypeError(f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.mask_value")
     return [getattr(held, field.name, None) for field in dataclasses.fields(held)]
@@ -128,7 +128,7 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _hashable(field: Any) -> Any:
-    # equal tensors have equal dtypes and shapes; their values stay unread, so that hashing never waits for a device
+    # equal tensors have equal dtypes and shapes; values are not read, so that hashing never waits for a device
     if isinstance(field, Tensor):
         return field.dtype, field.shape
     return field if type(field).__hash__ is not None else type(field)

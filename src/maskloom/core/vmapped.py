@@ -1,4 +1,4 @@
-"""Masks under torch.vmap, whose tensors hold many examples: what one example of such a mask is."""
+"""Masks under torch.vmap, whose tensors hold many examples: how to get one example of such a mask."""
 
 from typing import Any, TypeVar
 
@@ -13,12 +13,12 @@ M = TypeVar("M")
 
 
 def one_example(mask_mod: M) -> M:
-    """The mask with plain tensors, those of the first example: what it does, and of which sizes, is the same for all."""
+    """The mask with plain tensors, those of the first example. Operations and sizes are the same for all."""
     return captures.moved(mask_mod, _plain) if inside_transform() else mask_mod
 
 
 def is_mapped(held: Any) -> bool:
-    """Whether torch.vmap maps over a tensor in it: its values differ from example to example."""
+    """Whether torch.vmap maps over a tensor in it, so that the tensor's values differ between examples."""
     return inside_transform() and any(map(_is_mapped, captures.tensors(held)))
 
 
@@ -31,7 +31,7 @@ def _is_mapped(tensor: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    axes = []  # of the examples, those of the innermost vmap first
+    axes = []  # batch axes, of the innermost vmap first
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
             axes.append(_functorch.maybe_get_bdim(tensor))

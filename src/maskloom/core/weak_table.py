@@ -1,4 +1,4 @@
-"""Entries kept beside objects, found by identity, gone with them."""
+"""Entries stored beside objects, found by identity, and freed with them."""
 
 import weakref
 from collections.abc import Callable
@@ -8,10 +8,10 @@ E = TypeVar("E")
 
 
 class IdentityTable(Generic[E]):
-    """One entry for each object, for as long as the object lives. Threads may share a table.
+    """One entry for each object, as long as the object lives. Threads may share a table.
 
-    An entry must not hold its object, or neither would ever go. There is no lock, since objects are freed at any time: each
-    step is whole by itself, and at worst an entry is lost, which is then computed again.
+    An entry must not hold its object, or neither would ever be freed. There is no lock, since objects are freed at any
+    time: each step is atomic. At worst an entry is lost, and is computed again.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class IdentityTable(Generic[E]):
         return found[1] if found is not None and found[0]() is source else None
 
     def put(self, source: object, entry: E) -> None:
-        """Keep ``entry`` for ``source``, in place of the one that it had.
+        """Store ``entry`` for ``source``; it replaces the entry that was there.
 
         Raises:
-            TypeError: an object with slots and no place for weak references.
+            TypeError: an object with slots and without ``__weakref__``.
         """
         reference = weakref.ref(source, self._forget(id(source)))
         self._entries[id(source)] = reference, entry
@@ -39,7 +39,7 @@ class IdentityTable(Generic[E]):
 
         def forget(reference: weakref.ref[object]) -> None:
             found = entries.get(address)
-            if found is not None and found[0] is reference:  # another object may have the address by now
+            if found is not None and found[0] is reference:  # another object may have the same id by now
                 entries.pop(address, None)
 
         return forget

@@ -1,4 +1,4 @@
-"""How errors show what they were given: a few words, whatever it is."""
+"""Short descriptions of values for error messages."""
 
 import reprlib
 from typing import Any
@@ -9,18 +9,18 @@ _MOST = 200  # characters
 
 
 def brief(value: object) -> str:
-    """A value in few characters. Of tensors and arrays dtype and shape: their values are not read."""
+    """A value in few characters; tensors and arrays by dtype and shape, because their values are not read."""
     return _BRIEF.repr(value)
 
 
 def brief_name(function: object) -> str:
-    """What a function or mask is called, as short."""
+    """The name of a function or mask, as short as `brief`."""
     name = getattr(function, "__name__", None)
     return brief(function) if not isinstance(name, str) or len(name) > _MOST else name
 
 
 def what_it_is(value: object) -> str:
-    """The name of a value's type; of tensors and arrays dtype and shape too."""
+    """The name of a value's type; for tensors and arrays also dtype and shape."""
     kind = type(value).__name__
     return f"{kind} {_BRIEF.repr(value)}" if is_array(value) else kind
 

@@ -1,9 +1,9 @@
-"""What a mask is, and how masks combine.
+"""The Mask class, and how masks combine.
 
-A mask is an immutable value and a scalar function: ``mask(b, h, q_idx, kv_idx)`` takes four integer tensors and answers
+A mask is an immutable value and a scalar function: ``mask(b, h, q_idx, kv_idx)`` takes four integer tensors and returns
 whether query ``q_idx`` of head ``h`` in batch row ``b`` may attend to key ``kv_idx``. True means "may attend".
 
-Letters for sizes, everywhere in maskloom: B batch, H query heads, Q query length, K key length, D head dim, E value dim.
+Size letters everywhere in maskloom: B batch, H query heads, Q query length, K key length, D head dim, E value dim.
 """
 
 import functools
@@ -33,15 +33,16 @@ C = TypeVar("C", bound=type)
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def mask_dataclass(cls: C) -> C:
-    """Make a subclass of Mask a frozen dataclass that keeps Mask's own equality, hash and repr: torch traces through them."""
+    """Make a subclass of Mask a frozen dataclass that keeps Mask's equality, hash and repr; torch can trace those."""
     return value(cls)
 
 
 class _CallSignature:
-    """``__signature__`` of masks. Their classes have none of it: a class is called with the fields.
+    """``__signature__`` of mask instances. A mask class has none, because calling the class takes the fields.
 
-    torch's ``create_block_mask`` asks a mask_mod for its signature, and traces the question. From Python 3.12.3 on dynamo cannot
-    follow how inspect finds the ``__call__`` of an object ("Unexpected type in sourceless builder"); this, inspect reads first.
+    torch's ``create_block_mask`` asks for a mask_mod's signature while it traces. From Python 3.12.3 on, dynamo cannot
+    follow how inspect finds the ``__call__`` of an object ("Unexpected type in sourceless builder"); inspect reads
+    ``__signature__`` first.
     """
 
     signature = inspect.Signature(
@@ -57,37 +58,38 @@ class _CallSignature:
 class Mask(FrozenValue, ABC):
     """Which query may attend to which key: a value that can be called, combined, compared, printed, moved and pickled.
 
-    Laws, enforced by `maskloom.testing.check_mask` (``dense`` is the truth that they are stated in):
+    Laws, checked by `maskloom.testing.check_mask` (they are stated with ``dense``, the reference):
 
-    - calling it with tensors that broadcast gives what ``torch.vmap`` over scalars gives;
-    - ``(m & n).dense == m.dense & n.dense``, and so for ``|``, ``^`` and ``~``;
+    - a call with tensors that broadcast gives the same as ``torch.vmap`` over scalars;
+    - ``(m & n).dense == m.dense & n.dense``; the same holds for ``|``, ``^`` and ``~``;
     - equality, hash, pickle and ``.to(device)`` treat it as a value; ``repr`` reads like the code that made it;
-    - it traces, alone and combined, in ``torch.compile(flex_attention)`` and in torch's ``create_block_mask``.
+    - it can be traced, alone and combined, in ``torch.compile(flex_attention)`` and in torch's ``create_block_mask``.
 
-    Inside a function that torch.compile traces, write ``mask ^ everything`` for ``~mask``: dynamo has no ``~`` for objects.
+    Inside a function that torch.compile traces, write ``mask ^ everything`` for ``~mask``: dynamo does not support
+    ``~`` on objects.
 
-    A mask knows no query or key length and no batch size beyond the tables that it reads.
+    A mask has no query length, key length or batch size, except those of the tables that it reads.
     """
 
     __signature__ = _CallSignature()
-    __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask, which says what to write
+    __array_ufunc__ = None  # makes NumPy leave `array & mask` to the mask, whose error says what to write
 
     @abstractmethod
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Whether the query may attend to the key: bool, from integer tensors on one device."""
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-        """The same where positions may be negative, as under `shifted`: padding is there, or nothing. By default the same.
+        """The answer where positions may be negative, as under `shifted`; only padding is there. By default the same.
 
-        A mask that hides padding, or reads a table by position, answers otherwise: see `Tabled`. One that asks other masks at its
-        own positions asks them for this.
+        Masks that hide padding, or read a table by position, override this: see `Tabled`. Masks that call other masks
+        at their own positions pass it on to them.
         """
         return ask(self, b, h, q_idx, kv_idx)
 
     # -- algebra ---------------------------------------------------------------------------------------------------
 
     def beside_causal(self) -> "Mask":
-        """An equal mask that is cheaper where it stands beside `causal`, joined by ``&``; see `maskloom.masks.simplify`."""
+        """An equal mask that is cheaper if it is combined with `causal` by ``&``; see `maskloom.masks.simplify`."""
         return self
 
     def __and__(self, other: MaskMod) -> "Mask":
@@ -112,15 +114,15 @@ class Mask(FrozenValue, ABC):
         return _inverted(self)
 
     def __bool__(self) -> bool:
-        # torch 2.11's dynamo asks every object that it is about to call for its truth (`if inner_fn and ...` in
-        # symbolic_convert.call_function), from ordinary Python: an error here would be an error of its own.
+        # torch 2.11's dynamo evaluates the truth of every object before it calls it (`if inner_fn and ...` in
+        # symbolic_convert.call_function), in ordinary Python: an error here would look like an error of dynamo.
         if not torch.compiler.is_dynamo_compiling() and torch._guards.TracingContext.try_get() is not None:
             return True
         raise TypeError(
             f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {brief(self)})"
         )
 
-    # -- the truth -------------------------------------------------------------------------------------------------
+    # -- expansion to elements -------------------------------------------------------------------------------------
 
     def dense(
         self,
@@ -132,12 +134,12 @@ class Mask(FrozenValue, ABC):
         device: torch.device | str | None = None,
         q_offset: int | Tensor = 0,
     ) -> Tensor:
-        """The mask as a table, element by element: bool (B or 1, H or 1, Q, K). See `maskloom.masks.dense.dense`."""
+        """The mask as a table of elements: bool (B or 1, H or 1, Q, K). See `maskloom.masks.dense.dense`."""
         return dense(self, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
 
 class Tabled(Mask):
-    """A mask that reads tables by position. There is no entry before position 0: what lies there sees nothing and is not seen."""
+    """A mask that reads tables by position. Tables have no entry before position 0: a query or key there is masked."""
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return read_from_zero(self, b, h, q_idx, kv_idx, signed)
@@ -147,7 +149,7 @@ class Tabled(Mask):
 
 
 class _Joined(Mask):
-    """Several masks under one operator; flat, so that ``(a & b) & c`` and ``a & (b & c)`` are equal."""
+    """Several masks joined by one operator; flat, so that ``(a & b) & c`` and ``a & (b & c)`` are equal."""
 
     parts: tuple[Mask, ...]
     symbol: ClassVar[str]
@@ -158,13 +160,13 @@ class _Joined(Mask):
 
 
 def joined_parts(mask: Mask) -> tuple[Mask, ...]:
-    """The parts of masks that an operator joins; none of another mask."""
+    """The parts of a mask that is joined by an operator; empty for other masks."""
     return mask.parts if isinstance(mask, _Joined) else ()
 
 
 @mask_dataclass
 class And(_Joined):
-    """Visible where every part says so."""
+    """Visible where every part is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "&", 3
@@ -178,7 +180,7 @@ class And(_Joined):
 
 @mask_dataclass
 class Xor(_Joined):
-    """Visible where an odd number of parts says so."""
+    """Visible where an odd number of parts is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "^", 2
@@ -192,7 +194,7 @@ class Xor(_Joined):
 
 @mask_dataclass
 class Or(_Joined):
-    """Visible where at least one part says so."""
+    """Visible where at least one part is visible."""
 
     parts: tuple[Mask, ...]
     symbol, binds = "|", 1
@@ -206,7 +208,7 @@ class Or(_Joined):
 
 @mask_dataclass
 class Not(Mask):
-    """Visible where the part is not."""
+    """Visible where the part is hidden."""
 
     part: Mask
 
@@ -263,10 +265,10 @@ nothing = Nothing()
 
 
 def as_mask(function: MaskMod) -> Mask:
-    """A `Mask` from any mask_mod; a Mask comes back as it is, and torch's ``and_masks(a, b)`` as ``a & b``.
+    """A `Mask` from any mask_mod. A Mask is returned unchanged; torch's ``and_masks(a, b)`` becomes ``a & b``.
 
     Args:
-        function: ``(b, h, q_idx, kv_idx) -> bool``, a scalar function as torch's ``create_block_mask`` takes it.
+        function: ``(b, h, q_idx, kv_idx) -> bool``, a scalar function as for torch's ``create_block_mask``.
 
     Raises:
         TypeError: it cannot be called with four positional arguments, or takes five like a score_mod.
@@ -294,17 +296,17 @@ def as_mask(function: MaskMod) -> Mask:
 
 
 def and_masks(*masks: MaskMod) -> Mask:
-    """Visible where every mask says so: ``a & b & ...``. Without masks: `everything`."""
+    """Visible where every mask is visible: ``a & b & ...``. Without masks: `everything`."""
     return _joined(And, masks, identity=everything, absorbing=nothing)
 
 
 def or_masks(*masks: MaskMod) -> Mask:
-    """Visible where at least one mask says so: ``a | b | ...``. Without masks: `nothing`."""
+    """Visible where at least one mask is visible: ``a | b | ...``. Without masks: `nothing`."""
     return _joined(Or, masks, identity=nothing, absorbing=everything)
 
 
 def xor_masks(*masks: MaskMod) -> Mask:
-    """Visible where an odd number of masks says so: ``a ^ b ^ ...``. Without masks: `nothing`."""
+    """Visible where an odd number of masks is visible: ``a ^ b ^ ...``. Without masks: `nothing`."""
     return _joined(Xor, masks, identity=nothing, absorbing=None)
 
 
@@ -346,7 +348,7 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
 
 
 def _is_operand(other: object) -> bool:
-    """Whether it is for `as_mask` to take or, with words of its own, to refuse."""
+    """Whether `as_mask` handles it: it makes a mask of it, or raises an error that explains."""
     return callable(other) or is_array(other)
 
 

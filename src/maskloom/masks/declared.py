@@ -1,4 +1,4 @@
-"""How long the rows of a batch are by what their mask declares: by lengths, by tables of padding, by documents."""
+"""The row lengths of a batch that a mask declares: by lengths, by padding tables, or by documents."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from maskloom.program.program import MaskMod
 
 
 class LongestRow(NamedTuple):
-    """The longest row that a mask declares: real positions, those of padding between them included.
+    """The longest row that a mask declares: its real positions, and the padding between them.
 
     Attributes:
-        length: of the row.
-        row: the batch row; None where the mask says it of all.
-        said_by: the part of the mask that says it, as its repr writes it.
+        length: the length of the row.
+        row: the batch row; None if the mask declares it for all rows.
+        said_by: the repr of the part of the mask that declares it.
     """
 
     length: int
@@ -25,16 +25,16 @@ class LongestRow(NamedTuple):
 
 
 def longest_row(mask: MaskMod) -> LongestRow | None:
-    """The longest row that a mask declares on the CPU, None where it declares none there.
+    """The longest row that a mask declares in tensors on the CPU; None if there is none.
 
-    Under `shifted`, `within` and layouts positions are others than those of the row: what stands there is not asked.
+    Parts under `shifted`, `within` and layouts are ignored, because their positions are not the positions of the row.
     """
     found = [row for part in _paddings(mask) for row in _longest_of(part)]
     return max(found, key=lambda row: row.length, default=None)
 
 
 def _paddings(mask: MaskMod) -> Iterator[PaddingMask]:
-    """The padding masks in a mask that count positions as the row does."""
+    """The padding masks in a mask that use the positions of the row itself."""
     if isinstance(mask, PaddingMask):
         yield mask
     elif isinstance(mask, PerHead):

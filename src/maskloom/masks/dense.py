@@ -1,6 +1,6 @@
-"""The truth about a mask: its answer for every query and key, as a table.
+"""Expand a mask to a table of its answers for every query and key.
 
-Everything else that maskloom makes from a mask is tested against this.
+This is the reference: everything else that maskloom makes from a mask is tested against it.
 """
 
 import torch
@@ -30,21 +30,21 @@ def dense(
     device: torch.device | str | None = None,
     q_offset: int | Tensor = 0,
 ) -> Tensor:
-    """A mask_mod as a table, each element evaluated as a scalar under ``torch.vmap``.
+    """A mask_mod as a table; each element is evaluated as a scalar under ``torch.vmap``.
 
     Args:
         mask_mod: a `Mask` or any ``(b, h, q_idx, kv_idx) -> bool``.
         q_len, kv_len: Q and K, in positions.
-        batch, heads: B and H; by default the smallest that the mask needs, 1 where its answer is the same for all.
-        device: where to build it; by default where the mask's tensors are, else the CPU.
+        batch, heads: B and H; by default the smallest that the mask needs, 1 if its answer is the same for all.
+        device: the device of the table; by default the device of the mask's tensors, else the CPU.
         q_offset: the position of the first query, an int or an integer tensor without dimensions.
 
     Returns:
         bool, (B or 1, H or 1, Q, K), True = may attend.
 
     Raises:
-        ValueError: a length below 1, a batch or head count that does not fit the tables that the mask reads, or none
-            given where the mask computes with the index instead of reading a table.
+        ValueError: a length below 1; a batch size or head count that does not fit the tables that the mask reads, or
+            that is missing although the mask computes with the index instead of reading a table.
     """
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     checked_length("q_len", q_len)
@@ -63,7 +63,7 @@ def dense(
     signed = getattr(mask_mod, "signed", None) if isinstance(q_offset, Tensor) else None
 
     def from_offset(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        if signed is not None:  # the offset of a tensor is not looked at, and may be negative
+        if signed is not None:  # a tensor's value is not read, and may be negative
             return signed(b, h, q_idx + q_offset, kv_idx, Signed(True, False))
         return mask_mod(b, h, q_idx + q_offset, kv_idx)
 
@@ -77,9 +77,9 @@ def dense(
 
 
 def _traced(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.device, *, broadcasts: bool) -> Tensor:
-    """The table while torch traces. A Mask broadcasts, which needs no vmap; a plain function is lifted.
+    """The table while torch traces. A Mask broadcasts, and needs no vmap; a plain function is batched by vmap.
 
-    Exported, torch's own ``create_mask`` reads no table by an index: a strict export hides the reading from it.
+    torch's own ``create_mask`` cannot index tables under export: a strict export hides the indexing from it.
     """
     indices = [torch.arange(size, device=device) for size in sizes]
     if broadcasts:
@@ -87,11 +87,11 @@ def _traced(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.d
         return ask(mask_mod, *shaped).expand(sizes)
     if is_in_operator():
         raise TypeError(NOT_LIFTED)
-    lifted: MaskMod = mask_mod
+    batched: MaskMod = mask_mod
     for axis in (3, 2, 1, 0):
-        lifted = torch.vmap(lifted, in_dims=tuple(0 if dim == axis else None for dim in range(4)))
+        batched = torch.vmap(batched, in_dims=tuple(0 if dim == axis else None for dim in range(4)))
     with IndexByTensors():
-        return ask(lifted, *indices)
+        return ask(batched, *indices)
 
 
 def table_sizes(
@@ -104,23 +104,23 @@ def table_sizes(
     device: torch.device | str,
     q_offset: int | Tensor = 0,
 ) -> tuple[int, int]:
-    """B and H of a table that holds every answer of a mask: as asked for, or the smallest that it needs.
+    """B and H of a table that holds every answer of a mask: the given sizes, or the smallest that it needs.
 
     While torch compiles, B and H must be given.
 
     Raises:
-        ValueError: what is asked for does not fit the tables that the mask reads.
+        ValueError: the given sizes do not fit the tables that the mask reads.
     """
     if torch.compiler.is_compiling() and (batch is None or heads is None):
         raise ValueError(
             "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
         )
-    reading = dependence_on(mask_mod, device)
+    dependence = dependence_on(mask_mod, device)
     end = end_of(q_len, q_offset)
     if end is not None:
-        reading.check_length("q_idx", end)
-    reading.check_length("kv_idx", kv_len)
-    return reading.size("b", batch), reading.size("h", heads)
+        dependence.check_length("q_idx", end)
+    dependence.check_length("kv_idx", kv_len)
+    return dependence.size("b", batch), dependence.size("h", heads)
 
 
 def needed_sizes(
@@ -128,7 +128,7 @@ def needed_sizes(
 ) -> tuple[int, int]:
     """The smallest B and H with which a table of the mask broadcasts to ``batch`` rows and ``heads`` heads.
 
-    While torch compiles, which it depends on is not known, and that is ``batch`` and ``heads``.
+    While torch compiles, the dependence is unknown, and the result is ``batch`` and ``heads``.
     """
     table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)
     if torch.compiler.is_compiling():
@@ -147,8 +147,8 @@ def table(
     device: torch.device,
     q_offset: int | Tensor = 0,
 ) -> Tensor:
-    """What `dense` gives, made from the mask's program where nothing traces: without running the mask again."""
-    if is_tracing() or isinstance(q_offset, Tensor) or batch == 0:  # a tensor may be negative, and is not looked at
+    """The table of `dense`, computed by the mask's recorded program unless torch traces."""
+    if is_tracing() or isinstance(q_offset, Tensor) or batch == 0:  # a tensor's value is not read, and may be negative
         return dense(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
     table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
     return table_of(program_of(mask_mod, device), (batch, heads, q_len, kv_len), q_offset)

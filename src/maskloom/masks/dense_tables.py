@@ -1,4 +1,4 @@
-"""Tables of queries and keys as people have them: bool, or floats that are added to scores."""
+"""Tables of queries and keys from users: bool tables, or float tables that are added to scores."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def bool_table(name: str, value: Tensor | Sequence[object], *, additive: bool = False) -> Tensor:
-    """A table of yes and no, True = may attend; with ``additive`` also one that is added to scores, as `from_dense` has it.
+    """A bool table, True = may attend; with ``additive`` also from a float table of scores, as in `from_dense`.
 
     Raises:
-        TypeError: neither, or no plain tensor.
+        TypeError: another dtype, or not a plain tensor.
     """
     table = value if isinstance(value, Tensor) else copied(name, value, "bools")
     check_kind(name, table, additive=additive)
@@ -41,10 +41,10 @@ def check_kind(name: str, table: Tensor, *, additive: bool) -> None:
 
 
 def what_may(name: str, table: Tensor) -> Tensor:
-    """A table that `check_kind` passed, as bool, True = may attend.
+    """A table that passed `check_kind`, as bool, True = may attend.
 
     Raises:
-        TypeError: it is added to scores, and does more than to hide.
+        TypeError: a float table with values that do more than hide.
     """
     return table if table.dtype == torch.bool else _from_additive(name, table)
 
@@ -61,20 +61,20 @@ def _hint(table: Tensor) -> str:
 
 
 def _from_additive(name: str, table: Tensor) -> Tensor:
-    """What may attend where a table of 0 and minus infinity, or the least number of a dtype, is added to scores."""
-    wide = table.float() if table.dtype.itemsize == 1 else table  # torch compares no float8
+    """A bool table from an additive one: True at 0, False at minus infinity or at the lowest number of a dtype."""
+    wide = table.float() if table.dtype.itemsize == 1 else table  # torch cannot compare float8
     may = wide == 0
     known = may | (wide == -math.inf)
     least = torch.finfo(table.dtype).min
     for number in {least, *(torch.finfo(dtype).min for dtype in _FLOATS)}:
-        if number >= least:  # a mask may have been made in a narrower dtype
+        if number >= least:  # the table may have been made in a narrower dtype
             known |= wide == number
     _check_all_known(name, wide, known)
     return may
 
 
 def _check_all_known(name: str, table: Tensor, known: Tensor) -> None:
-    """Read once whether a table holds other values; where that cannot be, leave it to the kernels that run later."""
+    """Check by one read that a table has no other values; if it cannot be read, the device checks it later."""
     words = (
         f"{name} is a float table, which shows by 0 and hides by -inf, or the least number of its dtype. Other values are added "
         f"to scores by a score_mod: {_AS_SCORE}; a table of 0 and 1 is table.bool()"
@@ -91,7 +91,7 @@ _AS_SCORE = "score_mod=lambda s, b, h, q, k: s + table[q, k]"
 
 
 def not_a_mask(value: object) -> str:
-    """What to say of a tensor or array where a mask is combined with another."""
+    """The error text if a tensor or array is combined with a mask."""
     return (
         f"what a tensor means must be said; got {what_it_is(value)}. Of positions (B, L) write padding(t) or key_padding(t), True = "
         "padding, or real(t), True or 1 = a real token; of queries and keys from_dense(t), True = may attend"

@@ -1,4 +1,4 @@
-"""A tensor that is given in place of a mask: a table of just these queries and keys, as scaled_dot_product_attention has it."""
+"""A tensor in place of a mask: a table for exactly these queries and keys, as in scaled_dot_product_attention."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ _NAME = "the mask"
 
 
 class Sizes(NamedTuple):
-    """Sizes that a table must have; B or H of None may be any."""
+    """The sizes that a table must have; B or H is None if any size is allowed."""
 
     batch: int | None
     heads: int | None
@@ -27,12 +27,12 @@ class Sizes(NamedTuple):
 
 
 def mask_of_table(table: Tensor, sizes: Sizes) -> FromDense:
-    """The mask of a table (Q, K), (B, Q, K) or (B, H, Q, K), bool or additive as `from_dense` takes it.
+    """The mask of a table (Q, K), (B, Q, K) or (B, H, Q, K), bool or additive as in `from_dense`.
 
-    B and H of 1 are for all, and beside them Q or K of 1, as torch broadcasts.
+    B or H of size 1 is for all. With a batch dimension, Q or K of size 1 is for all too, as torch broadcasts.
 
     Raises:
-        TypeError: what `from_dense` raises. ValueError: a table for other sizes, or without values.
+        TypeError: the errors of `from_dense`. ValueError: a table for other sizes, or without values.
     """
     check_kind(_NAME, table, additive=True)
     if table.device.type == "meta":
@@ -40,7 +40,7 @@ def mask_of_table(table: Tensor, sizes: Sizes) -> FromDense:
     _check_shape(table, sizes)
     checked = what_may(_NAME, table)
     letters = _letters(table.ndim)
-    if checked.shape[-2:] == (1, 1):  # one dimension stays
+    if checked.shape[-2:] == (1, 1):  # keeps one dimension
         checked = checked.expand(*checked.shape[:-1], sizes.kv_len)
     for_all = "bh" + ("q" if sizes.q_len != 1 else "") + ("k" if sizes.kv_len != 1 else "")
     ones = [axis for axis, size in enumerate(checked.shape) if size == 1 and letters[axis] in for_all]
@@ -55,7 +55,7 @@ def _letters(dimensions: int) -> str:
 def _check_shape(table: Tensor, sizes: Sizes) -> None:
     if 2 <= table.ndim <= 4:
         needed = [sizes["bhqk".index(letter)] for letter in _letters(table.ndim)]
-        broadcasts = table.ndim > 2  # (1, K) may as well be the padding of one batch row
+        broadcasts = table.ndim > 2  # (1, K) could be the padding of one batch row instead
         pairs = zip(table.shape, needed, strict=True)
         fits = [need is None or size == need or (size == 1 and broadcasts) for size, need in pairs]
         if all(fits):
@@ -67,7 +67,7 @@ def _check_shape(table: Tensor, sizes: Sizes) -> None:
 
 
 def _hint(shape: tuple[int, ...], sizes: Sizes) -> str:
-    """What a table of another shape may be, and how to say so."""
+    """A hint what a table of another shape may be, and what to write for it."""
     batch, heads, q_len, kv_len = sizes
     if len(shape) == 1 or (len(shape) == 2 and shape[1] in (q_len, kv_len) and shape[0] in (1, batch)):
         return (
@@ -86,17 +86,17 @@ def _hint(shape: tuple[int, ...], sizes: Sizes) -> str:
 
 
 def as_mask_of(table: Tensor, sizes: Sizes) -> Mask:
-    """The mask of a tensor that is given in place of one. It is kept with the tensor, and what is built from it with the mask.
+    """The mask of a tensor in place of a mask; cached with the tensor, as the results from a mask are with the mask.
 
-    A view, ``table[..., :kv_len]`` in each layer, finds what the same view of its tensor got before.
+    An equal view (``table[..., :kv_len]`` in each layer) of the same tensor gets the same mask.
 
     Raises:
-        TypeError, ValueError: a tensor that is no mask, or one for other sizes.
+        TypeError, ValueError: a tensor that is not a mask, or a table for other sizes.
     """
     if torch.compiler.is_dynamo_compiling() or not can_cache():
         return mask_of_table(table, sizes)
     check_kind("the mask", table, additive=True)
     owner = table if table._base is None else table._base
     place = table.dtype, table.storage_offset(), table.shape, table.stride(), sizes
-    # detached: what is kept with a tensor must not hold it
+    # detached: a result that is cached with a tensor must not hold it
     return keep_beside(owner, place, lambda: mask_of_table(table.detach(), sizes))

@@ -1,4 +1,4 @@
-"""Which keys and queries a mask is known to hide: by the padding masks at its top."""
+"""The keys and queries that a mask is known to hide, by the padding masks at its top level."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,17 +16,18 @@ from maskloom.program.program import MaskMod
 def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = False) -> Tensor | None:
     """Which key positions a mask is known to hide from every query: bool (B or 1, KV), True = hidden; None if unknown.
 
-    Padding is known where a padding mask is the mask or a conjunct at its top, also inside torch's ``and_masks`` and under
-    `shifted`, which says at which positions the keys lie. Under ``|`` or ``~`` it proves nothing.
+    Padding is known if a padding mask is the mask itself or a conjunct at the top level, also inside torch's
+    ``and_masks``, and under `shifted`, which changes the key positions. Under ``|`` or ``~`` nothing is known.
 
     Args:
-        of_one_sequence: queries and keys are one sequence, and what is hidden as key alone is a real query (``lengths(lens,
-            kv_lens)`` of different sides): then what is hidden as both. A mask that says nothing of queries (`key_padding`)
-            speaks for both, unless it is shifted so that queries begin elsewhere than keys.
+        of_one_sequence: queries and keys are one sequence. A position that is hidden only as a key is then a real query
+            (``lengths(lens, kv_lens)`` with different lengths), so only positions hidden as both count. A mask without
+            information about queries (`key_padding`) counts for both, unless `shifted` gives queries and keys different
+            offsets.
 
     Raises:
-        ValueError: two paddings that are for other sizes; torch compiles, and the mask is a composition of torch's, which
-            cannot be looked into then.
+        ValueError: two padding masks for different sizes; or torch compiles, and the mask is a composition of torch's,
+            whose parts cannot be read then.
     """
     placed = _paddings(mask_mod)
     keys = _all_of([part.hidden_keys(kv_len) for part in placed])
@@ -42,16 +43,16 @@ def known_padding(mask_mod: MaskMod, kv_len: int, *, of_one_sequence: bool = Fal
 
 
 def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
-    """Which queries a mask is known to let see nothing: bool (B or 1, Q), True = hidden; None if unknown.
+    """Which queries a mask is known to mask fully: bool (B or 1, Q), True = hidden; None if unknown.
 
-    Known by the same rule as `known_padding`, with the same error.
+    It follows the rule of `known_padding`, with the same error.
     """
     found = [part.hidden_queries(q_len) for part in _paddings(mask_mod)]
     return _all_of([hidden for hidden in found if hidden is not None])
 
 
 def _all_of(hidden: Sequence[Tensor]) -> Tensor | None:
-    """What any of them hides; None of none."""
+    """The positions that any of the tables hides; None if there is no table."""
     known: Tensor | None = None
     for found in hidden:
         known = found if known is None else torch.logical_or(*_of_one_batch(known, found))
@@ -59,7 +60,7 @@ def _all_of(hidden: Sequence[Tensor]) -> Tensor | None:
 
 
 def _of_one_batch(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The two, of one batch and length."""
+    """The two tables, after a check that they are for one batch and length."""
     pairs = tuple(zip(first.shape, second.shape, strict=True))
     if pairs[1][0] != pairs[1][1] or (pairs[0][0] != pairs[0][1] and 1 not in pairs[0]):
         raise ValueError(
@@ -69,7 +70,7 @@ def _of_one_batch(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Placed(NamedTuple):
-    """A padding mask, and the positions of the first query and the first key in it."""
+    """A padding mask, with the positions of the first query and the first key in it."""
 
     mask: PaddingMask
     first_query: Position
@@ -77,23 +78,23 @@ class _Placed(NamedTuple):
 
     @property
     def begins_together(self) -> bool:
-        """Whether the first query and the first key are known to be at one position."""
+        """Whether the first query and the first key are known to have the same position."""
         query, key = self.first_query, self.first_key
         return query is key or (isinstance(query, int) and isinstance(key, int) and query == key)
 
     def hidden_keys(self, kv_len: int) -> Tensor:
-        """Which of the keys from the first on the mask hides: bool (B or 1, KV)."""
+        """Which keys, from the first one on, the mask hides: bool (B or 1, KV)."""
         first = self.first_key
         return self.mask.hidden_keys(kv_len) if is_zero(first) else self.mask.hidden_keys(kv_len, first)
 
     def hidden_queries(self, q_len: int) -> Tensor | None:
-        """Which of the queries from the first on see nothing, as far as the mask knows: bool (B or 1, Q), or None."""
+        """Which queries, from the first one on, the mask is known to mask fully: bool (B or 1, Q), or None."""
         first = self.first_query
         return self.mask.hidden_queries(q_len) if is_zero(first) else self.mask.hidden_queries(q_len, first)
 
 
 def _paddings(mask_mod: MaskMod) -> list[_Placed]:
-    """The padding masks that are conjuncts at the top of a mask."""
+    """The padding masks that are conjuncts at the top level of a mask."""
     if torch.compiler.is_dynamo_compiling() and is_torch_and(mask_mod):
         # dynamo cannot call a closure once it has read a cell of it (assertion in side_effects.load_cell; 2.11, 2.13)
         raise ValueError(
@@ -104,8 +105,8 @@ def _paddings(mask_mod: MaskMod) -> list[_Placed]:
 
 
 def _placed(mask: Mask, first_query: Position, first_key: Position) -> list[_Placed]:
-    if isinstance(mask, Shifted):  # padding is the same for every head
-        together = first_key is first_query and mask.kv_offset is mask.q_offset  # then they stay one tensor
+    if isinstance(mask, Shifted):  # head offsets do not matter: padding is the same for every head
+        together = first_key is first_query and mask.kv_offset is mask.q_offset  # keeps them one tensor
         first_query = _sum(first_query, mask.q_offset)
         first_key = first_query if together else _sum(first_key, mask.kv_offset)
         return _placed(mask.mask, first_query, first_key)

@@ -1,4 +1,4 @@
-"""Masks that know which positions they hide, and how tables and lengths say it."""
+"""Masks that know which positions they hide, and helpers for padding tables and lengths."""
 
 from abc import abstractmethod
 
@@ -10,24 +10,24 @@ from maskloom.masks.algebra import Mask
 from maskloom.masks.signed import Signed, read_from_zero
 
 Position = int | Tensor
-"""A position: an int, or integers without dimensions, or (B,), one for each batch row."""
+"""A position: an int, integers without dimensions, or (B,), one for each batch row."""
 
 
 def positions_from(first: Position, length: int, device: torch.device) -> Tensor:
-    """So many positions: integers (length,), or (B, length) where each batch row has its own first one."""
+    """``length`` positions from ``first`` on: integers (length,), or (B, length) for ``first`` by batch row."""
     positions = torch.arange(length, device=device)
     return positions if is_zero(first) else positions + (first[..., None] if isinstance(first, Tensor) else first)
 
 
 def outside(lens: Tensor, first: Position, length: int) -> Tensor:
-    """Which of ``length`` positions lie behind a length (B,), or before position 0: bool (B, length)."""
+    """Which of ``length`` positions lie beyond a length (B,), or before position 0: bool (B, length)."""
     positions = positions_from(first, length, lens.device)
     beyond_length = positions >= lens[:, None]
     return beyond_length | (positions < 0) if may_be_negative(first) else beyond_length
 
 
 def pads_at(pads: Tensor, first: Position, length: int) -> Tensor:
-    """Which of ``length`` positions are padding, by a table (B or 1, L) of it: bool (B or 1, length). Before position 0 is padding."""
+    """Which of ``length`` positions are padding in a table (B or 1, L), or before 0: bool (B or 1, length)."""
     if not may_be_negative(first):
         return pads[:, first : first + length]
     positions = positions_from(first, length, pads.device)
@@ -35,31 +35,31 @@ def pads_at(pads: Tensor, first: Position, length: int) -> Tensor:
 
 
 def entries_of(table: Tensor, at: Tensor) -> Tensor:
-    """Entries of a table (B or 1, L) at positions (length,), or (B, length), of each batch row's own."""
+    """Entries of a table (B or 1, L) at positions (length,) for all batch rows, or (B, length) by row."""
     return table[:, at] if at.ndim == 1 else table.expand(len(at), -1).gather(1, at)
 
 
 def ends(is_real: Tensor) -> Tensor:
-    """The position behind the last real one in each row of a table bool (B or 1, L): int64 (B or 1,)."""
+    """The position after the last real one in each row of a bool table (B or 1, L): int64 (B or 1,)."""
     return (is_real * torch.arange(1, is_real.shape[1] + 1, device=is_real.device)).amax(1)
 
 
 class PaddingMask(Mask):
-    """A mask that hides certain keys from every query, and knows which."""
+    """A mask that hides certain keys from every query, and knows which keys these are."""
 
     @abstractmethod
     def hidden_keys(self, kv_len: int, first: Position = 0) -> Tensor:
         """Which of ``kv_len`` keys from position ``first`` on are hidden: bool (B or 1, KV).
 
-        ``first`` is given for masks that are `shifted`, and only then. Keys before position 0 are hidden.
+        ``first`` is passed only for masks under `shifted`. Keys before position 0 are hidden.
         """
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor | None:
-        """Which of ``q_len`` queries from ``first`` on see nothing because they are padding: bool (B or 1, Q); None: not known."""
+        """Which of ``q_len`` queries from ``first`` on are hidden as padding: bool (B or 1, Q); None if unknown."""
         return None
 
     def row_ends(self) -> Tensor | None:
-        """The position behind the last real one, query or key, in each row: integers (B or 1,); None: it does not say."""
+        """The position after the last real one, query or key, in each row: integers (B or 1,); None if unknown."""
         return None
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:

@@ -1,8 +1,8 @@
-"""Masks from text, for command lines and configuration files: ``parse("causal & window(back=127) | sinks(4)")``.
+"""Parse masks from text, for command lines and configuration files: ``parse("causal & window(back=127) | sinks(4)")``.
 
-The language is what the repr of a mask writes: names of masks, calls of the functions that make them, ``& ^ | ~`` with
-Python's precedence, brackets, and as arguments numbers, True, False, None, lists and masks. Python's own parser reads it
-(`ast`); nothing is evaluated but what stands in `VOCABULARY`.
+The language is the repr of masks: names of masks, calls of the functions that make them, ``& ^ | ~`` with Python's
+precedence, brackets, and as arguments numbers, True, False, None, lists and masks. Python's own parser (`ast`) reads
+it; only the names in `VOCABULARY` are evaluated.
 """
 
 import ast
@@ -23,22 +23,22 @@ VOCABULARY: dict[str, Mask | Callable[..., Any]] = {
     "everything": everything,
     "nothing": nothing,
 }
-"""What a name means: a mask, or a function that makes one."""
+"""The meaning of each name: a mask, or a function that makes one."""
 
-LONGEST = 10_000  # characters; Python's parser takes time and stack for more
+LONGEST = 10_000  # characters; Python's parser needs much time and stack for more
 _OPERATORS = {ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor}
 
 
 def parse(text: str, names: Mapping[str, Mask | Callable[..., Any]] | None = None) -> Mask:
-    """The mask that ``text`` writes. ``parse(str(mask)) == mask`` for masks without tensors.
+    """The mask that ``text`` describes. ``parse(str(mask)) == mask`` for masks without tensors.
 
     Args:
         text: an expression, ``~(causal & window(back=3, ahead=1)) | sinks(4)``. Tables are lists: ``lengths([5, 3])``.
-        names: further names, or other meanings of names; a name may be a mask that holds tensors.
+        names: more names, or other meanings of known names; a name may stand for a mask that holds tensors.
 
     Raises:
-        ParseError: it cannot be read, with a mark under the place; wrong arguments too, and one that is given twice. A word
-            that other libraries have for a mask (``sliding_window``) is told the one that it has here.
+        ParseError: a syntax error, marked in the text; also wrong arguments, and an argument that is given twice. For
+            the word of another library (``sliding_window``) the error suggests maskloom's word.
         TypeError: not a string.
     """
     if not isinstance(text, str):
@@ -47,7 +47,7 @@ def parse(text: str, names: Mapping[str, Mask | Callable[..., Any]] | None = Non
 
 
 class _Reader:
-    """Walks Python's syntax tree of one text."""
+    """Reads the mask from the syntax tree of one text."""
 
     def __init__(self, text: str, names: Mapping[str, Mask | Callable[..., Any]]) -> None:
         self.text = " ".join(text.split())
@@ -62,7 +62,7 @@ class _Reader:
             tree = ast.parse(self.text, mode="eval").body
             return self._mask(tree)
         except SyntaxError as error:
-            start = error.offset - 1 if error.offset else len(self.text)  # 0: it ends too early
+            start = error.offset - 1 if error.offset else len(self.text)  # 0: the text ends too early
             raise self._error(f"this cannot be read: {error.msg}", start, start + 1) from None
         except (RecursionError, MemoryError):
             raise ParseError("the expression is nested too deeply") from None
@@ -108,7 +108,7 @@ class _Reader:
             raise self._at(node, f"{error}{takes}") from None
 
     def _options(self, node: ast.Call, by_position: Sequence[str]) -> dict[str, Any]:
-        """The arguments by name, each of which is given once."""
+        """The keyword arguments; an error if one is given twice."""
         options: dict[str, Any] = {}
         for keyword in node.keywords:
             if keyword.arg is None:
@@ -143,7 +143,7 @@ class _Reader:
 
 
 def _parameters(make: Callable[..., Any], *, by_name: bool = True) -> list[str]:
-    """The names of the arguments that it takes, in order, with those that only a name gives; none where that is not known."""
+    """The names of the arguments of a function, in order; with ``by_name`` also keyword-only ones; empty if unknown."""
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
@@ -154,5 +154,5 @@ def _parameters(make: Callable[..., Any], *, by_name: bool = True) -> list[str]:
 
 
 def _column(text: str, byte_offset: int) -> int:
-    """ast counts bytes of UTF-8; a mark under the text counts characters."""
+    """The column in characters; ast counts bytes of UTF-8."""
     return len(text.encode()[:byte_offset].decode(errors="ignore"))

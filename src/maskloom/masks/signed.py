@@ -1,7 +1,8 @@
-"""Positions before 0: where padding stands on the left, and a shift brings the first real token to position 0.
+"""Negative positions: with padding on the left, a shift moves the first real token to position 0.
 
-Nothing is there. Masks that hide padding hide it too, and a table has no entry for it: a negative index would read the table
-from its end. Only what is `shifted` can ask for such positions, so only there does a mask look out for them (`Mask.signed`).
+Nothing is there: masks that hide padding hide these positions, and a table has no entry for them (a negative index
+would read the table from its end). Only `shifted` can produce such positions, so masks check for them only under it
+(`Mask.signed`).
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ class Signed(NamedTuple):
 
 
 def from_zero(idx: Tensor) -> Tensor:
-    """The position, 0 in place of a negative one. (FlashAttention 4 takes no clamp.)"""
+    """The position, with 0 for a negative one. (Not clamp, which FlashAttention 4 does not support.)"""
     return idx * (idx >= 0).to(idx.dtype)
 
 
 def without_negative(answer: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-    """An answer, False where a position that may be negative is."""
+    """An answer, changed to False where a position that may be negative is negative."""
     if signed.q:
         answer = answer & (q_idx >= 0)
     return answer & (kv_idx >= 0) if signed.kv else answer
@@ -37,6 +38,6 @@ def read_from_zero(
     kv_idx: Tensor,
     signed: Signed,
 ) -> Tensor:
-    """What a mask that reads tables answers, False where a position that may be negative is."""
+    """The answer of a mask that reads tables; False where a position that may be negative is negative."""
     q_entry, kv_entry = from_zero(q_idx) if signed.q else q_idx, from_zero(kv_idx) if signed.kv else kv_idx
     return without_negative(mask(b, h, q_entry, kv_entry), q_idx, kv_idx, signed)

@@ -1,7 +1,7 @@
-"""Equal masks that kernels run faster, found from declared structure alone.
+"""Rewrite masks to equal masks that kernels run faster, by structure alone.
 
-`simplify` looks at which masks are combined, never at the values of their tensors: every batch gets the same structure,
-and with it the same compiled kernel. A rewrite gives an exactly equal mask, or is not made:
+`simplify` looks at how masks are combined, never at the values of their tensors: every batch gets the same structure,
+and so the same compiled kernel. A rewrite always gives an exactly equal mask:
 
 =====================================  ============================================================================
 ``causal & window(back=b, ahead=a)``   ``window(back=b, ahead=0)``: one band
@@ -11,7 +11,8 @@ and with it the same compiled kernel. A rewrite gives an exactly equal mask, or 
 ``m & m``, ``m | m`` (one object)      ``m``
 =====================================  ============================================================================
 
-``causal`` may also be a window that looks back only. Constants and double negation go when masks are combined already.
+``causal`` may also be a window that only looks back. Constants and double negation are removed earlier, when masks are
+combined.
 """
 
 from collections.abc import Sequence
@@ -33,10 +34,10 @@ from maskloom.masks.patterns.shift import Shifted
 
 
 def simplify(mask: Mask) -> Mask:
-    """An equal mask that is cheaper for a kernel, or the mask itself where nothing is known to be cheaper.
+    """An equal mask that is cheaper for a kernel; the mask itself if no cheaper one is known.
 
-    Equal means equal at every b, h, q_idx and kv_idx, under `shifted` also before position 0, with the same checks of lengths,
-    batch rows and heads. Nothing waits for a device. docs/notes/backends.md has what becomes of what.
+    Equal means: the same at every b, h, q_idx and kv_idx (under `shifted` also before position 0), with the same checks
+    of lengths, batch rows and heads. It never waits for a device. docs/notes/backends.md lists all rewrites.
     """
     if isinstance(mask, And):
         parts = _conjunction([simplify(part) for part in mask.parts])
@@ -57,7 +58,7 @@ def simplify(mask: Mask) -> Mask:
 
 
 def describe(mask: Mask) -> str:
-    """A mask as a reader wants to see it: what `simplify` made is written out, where its repr names what it came from."""
+    """A mask as text for readers: it writes out parts made by `simplify`, whose repr names the original mask."""
     if isinstance(mask, And):
         return " & ".join(
             f"({part.description})" if hasattr(part, "description") else repr(part) for part in mask.parts
@@ -81,7 +82,7 @@ def _once(parts: list[Mask]) -> list[Mask]:
 
 
 def _one_band(parts: list[Mask]) -> list[Mask]:
-    """All windows, and causal with them, as one window; where the first of them stood."""
+    """Join all windows, and causal, to one window, at the place of the first of them."""
     windows = [part for part in parts if isinstance(part, Window)]
     is_causal = any(isinstance(part, Causal) for part in parts)
     if not windows or len(windows) + is_causal == 1:

@@ -1,4 +1,4 @@
-"""Words for masks in other libraries and papers, and what they are here: `parse` suggests it where such a word is written."""
+"""Names of masks in other libraries and papers, and maskloom's names; `parse` suggests them for unknown words."""
 
 import difflib
 import re
@@ -69,25 +69,25 @@ _WORDS = {
     "~a": "complement inverse invert not",
 }
 SYNONYMS: dict[str, str] = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
-"""A word in snake case, without "mask" or "attention" behind it, and what to write for it."""
+"""A word in snake case, without the ending "mask" or "attention", and the text to write for it."""
 
 _SCORE_MODS = """
     alibi alibi_bias bias compose logit_softcap logit_soft_capping relative_bias relative_position relative_positional rel_bias
     rel_pos score_mod shifted_score soft_cap softcap softcapping t5_bias t5_buckets tanh_softcap
 """
 SCORE_MODS = frozenset(_SCORE_MODS.split())
-"""Words for what changes scores, and hides nothing."""
+"""Words for score mods, which change scores and hide nothing."""
 
 _OF_TENSORS = """
     as_mask attn_mask bool_mask create_padding_mask dense_mask from_blocks from_dense from_edges key_padding key_padding_mask
     padding padding_mask real table
 """
 OF_TENSORS = frozenset(_OF_TENSORS.split())
-"""Masks that are made of a tensor or a function, which a text cannot hold."""
+"""Masks that need a tensor or a function, which a text cannot hold."""
 
 
 def suggestion(word: str, names: Iterable[str]) -> str | None:
-    """What may be meant by a word that is no mask's name, as the end of an error message; None if nothing is near."""
+    """A suggestion for an unknown word, as the end of an error message; None if nothing is close."""
     plain = _plain(word)
     if {word, plain} & SCORE_MODS:
         return f"{word} changes scores and hides nothing: it goes to score_mod="
@@ -107,7 +107,7 @@ def suggestion(word: str, names: Iterable[str]) -> str | None:
 
 
 def _plain(word: str) -> str:
-    """A word in snake case, without what other libraries put around it."""
+    """A word in snake case, without the prefixes and suffixes of other libraries."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).lower().strip("_")
     before, behind = (
         r"^(?:generate|create|make|get|build)_",

@@ -1,4 +1,4 @@
-"""Modules."""
+"""Modules: multi-head attention, and a holder for masks."""
 
 from maskloom.nn.holder import Holder
 from maskloom.nn.multihead import MultiheadFlexAttention

@@ -1,4 +1,4 @@
-"""A place for a mask in a module: its tensors become buffers and parameters, and go where the module goes."""
+"""A holder for a mask in a module: the mask's tensors become buffers and parameters, and move with the module."""
 
 import copy
 import dataclasses
@@ -17,10 +17,10 @@ M = TypeVar("M")
 
 
 class Holder(nn.Module, Generic[M]):
-    """Holds a mask, a score_mod or a BlockMask in a module; call it for what it holds.
+    """Holds a mask, a score_mod or a BlockMask in a module; calling it returns that object.
 
-    A mask is a value: as a plain attribute of a module it stays where it is when the module moves. In a Holder its tensors are
-    buffers, and those that learn are parameters::
+    A mask is a value: as a plain attribute it does not move with its module. In a Holder its tensors are buffers, and
+    those that learn are parameters::
 
         class Layer(torch.nn.Module):
             def __init__(self, offsets):
@@ -31,21 +31,22 @@ class Holder(nn.Module, Generic[M]):
             def forward(self, q, k, v):
                 return loom.attend(q, k, v, self.mask(), score_mod=self.bias())
 
-    The call gives one object until a tensor is replaced, so that what `attend` keeps with a mask stays. ``.to(device)`` moves all
-    tensors. ``.half()`` and ``.to(dtype)`` convert parameters alone: a mask says the same in every dtype, and tables of numbers
-    that nobody learns (slopes, thresholds) keep theirs. DistributedDataParallel sends the buffers of its first process to the
-    others, as those of any module: hold what is the same for all, and make the masks of a batch in ``forward``.
+    A call returns the same object until a tensor is replaced, so that what `attend` caches with a mask stays valid.
+    ``.to(device)`` moves all tensors. ``.half()`` and ``.to(dtype)`` convert only parameters: a mask is the same in
+    every dtype, and tables that do not learn (slopes, thresholds) keep their dtype. DistributedDataParallel copies
+    buffers from its first process to the others, as for any module: hold what is the same for all, and make the masks
+    of a batch in ``forward``.
 
     Args:
-        held: a Mask, a mask_mod, a score_mod or a BlockMask. A Parameter in it is a parameter of the Holder too, and a leaf tensor
-            that requires a gradient becomes one; all other tensors become buffers.
-        persistent: whether the buffers are part of ``state_dict``. By default they are not: the code that makes the module makes
-            its mask, and checkpoints with and without one fit each other. A module that is made on the meta device needs it:
-            nothing else gives its buffers their values.
+        held: a Mask, a mask_mod, a score_mod or a BlockMask. A Parameter in it becomes a parameter of the Holder, and
+            so does a leaf tensor that requires a gradient; all other tensors become buffers.
+        persistent: whether the buffers are part of ``state_dict``. By default they are not: the code that makes the
+            module also makes its mask, so checkpoints with and without a Holder are compatible. A module on the meta
+            device needs persistent=True: nothing else gives its buffers their values.
 
     Raises:
-        TypeError: something that is none of these. ValueError: a tensor that was computed from what learns, which no optimiser
-            would see.
+        TypeError: an object of another kind. ValueError: a tensor that was computed from a tensor that learns: no
+            optimiser would see it.
     """
 
     def __init__(self, held: M, *, persistent: bool = False) -> None:
@@ -58,21 +59,21 @@ class Holder(nn.Module, Generic[M]):
         self._make()
 
     def forward(self, *indices: Any) -> M:
-        """What it holds, with its tensors as they are now."""
+        """The held object, with its current tensors."""
         if indices:
             raise TypeError("a Holder is no mask or score_mod: give what holder() returns")
         if not all(map(operator.is_, self._tensors(), self._made.tensors)):
-            if torch.compiler.is_dynamo_compiling():  # torch.func.functional_call, say
+            if torch.compiler.is_dynamo_compiling():  # for example in torch.func.functional_call
                 return _traced(self._template, self)
             self._make()
         return self._made.held
 
     def extra_repr(self) -> str:
-        """What it holds, as ``print(module)`` shows it."""
+        """The held object, as ``print(module)`` shows it."""
         return repr(self._made.held) if callable(self._made.held) else "BlockMask"
 
     def _registered(self, tensor: Tensor) -> "_BufferPlace":
-        """Make a tensor a buffer or a parameter; its place in the template."""
+        """Register a tensor as a buffer or a parameter; return its slot in the template."""
         name = f"tensor{len(self._names)}"
         if tensor.requires_grad and not tensor.is_leaf:
             raise ValueError(
@@ -106,7 +107,7 @@ class Holder(nn.Module, Generic[M]):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._make()  # load_state_dict(assign=True) puts other tensors in their places
+        self._make()  # load_state_dict(assign=True) replaces the tensors
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_made"}
@@ -117,20 +118,20 @@ class Holder(nn.Module, Generic[M]):
 
 
 class _BufferPlace(NamedTuple):
-    """Where a tensor of the module goes in what it holds."""
+    """The slot of a module's tensor in the template."""
 
     name: str
 
 
 class _Made(NamedTuple, Generic[M]):
-    """What a Holder holds, made of these tensors."""
+    """The held object, and the tensors that it was made from."""
 
     tensors: list[Tensor]
     held: M
 
 
 def _traced(held: Any, holder: nn.Module) -> Any:
-    """What a template stands for, made by operations that dynamo follows: of values alone."""
+    """The object of a template, built by operations that dynamo can trace; only for values."""
     if isinstance(held, _BufferPlace):
         return getattr(holder, held.name)
     if isinstance(held, tuple):
@@ -146,7 +147,7 @@ def _traced(held: Any, holder: nn.Module) -> Any:
 
 
 def _replaced(held: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """A mask, score_mod or BlockMask with other things in place of those of a ``kind``."""
+    """A mask, score_mod or BlockMask in which every object of type ``kind`` is replaced."""
     if not isinstance(held, BlockMask):
         return captures.moved(held, change, of=kind)
     new = copy.copy(held)

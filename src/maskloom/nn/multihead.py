@@ -1,4 +1,4 @@
-"""Multi-head self-attention under any mask, safe against whatever lies in padded positions."""
+"""Multi-head self-attention under any mask; values in padded positions cannot affect real positions."""
 
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from maskloom.program.program import MaskMod
 
 
 class MultiheadOutput(NamedTuple):
-    """What `MultiheadFlexAttention` returns; it unpacks into ``out, queries, keys``.
+    """The result of `MultiheadFlexAttention`; it unpacks into ``out, queries, keys``.
 
     Attributes:
         out: (B, L, d_out).
-        queries, keys: (B, n_heads, L, d_out / n_heads), to be drawn by `maskloom.visualize_attention_scores`.
+        queries, keys: (B, n_heads, L, d_out / n_heads), for `maskloom.visualize_attention_scores`.
     """
 
     out: Tensor
@@ -34,15 +34,15 @@ class MultiheadOutput(NamedTuple):
 class MultiheadFlexAttention(nn.Module):
     """Multi-head self-attention: one projection to queries, keys and values, `maskloom.attend`, one projection back.
 
-    What lies in padded positions, NaN and infinity too, changes no output and no gradient at real positions: where the
-    mask is known to hide a key from every query (a padding mask at the top of a conjunction), x is set to zero there. Of a
-    BlockMask its mask_mod says what is padding; a hand-made one must not list tiles of padding as full.
-    A gradient that comes in at padded outputs counts like any other, NaN too, unless ``clean_padding=True`` says not.
-    A query that sees nothing gets zero from attention, so its output is the bias of ``out_proj``.
+    Values in padded positions, even NaN and infinity, change no output and no gradient at real positions: where the
+    mask is known to hide a key from every query (a padding mask at the top level of a conjunction), x is set to zero.
+    For a BlockMask, its mask_mod defines the padding; a hand-made BlockMask must not list tiles of padding as full. An
+    incoming gradient at padded outputs counts like any other, even NaN, unless ``clean_padding=True``. Attention
+    returns zero for a fully masked query, so its output is the bias of ``out_proj``.
 
     Args:
-        d_in: features of x.
-        d_out: features of the output, a multiple of ``n_heads``.
+        d_in: number of features of x.
+        d_out: number of features of the output, a multiple of ``n_heads``.
         n_heads: number of heads, each ``d_out / n_heads`` wide.
         bias: whether ``in_proj`` has a bias; ``out_proj`` always has one.
         device, dtype: of the parameters.
@@ -75,14 +75,15 @@ class MultiheadFlexAttention(nn.Module):
     def forward(
         self, x: Tensor, block_mask: BlockMask | MaskMod | Tensor | None = None, **attend_options: Any
     ) -> MultiheadOutput:
-        """Attend from each position of x to those that the mask lets it see.
+        """Attend from each position of x to the positions that the mask shows it.
 
         Args:
             x: (B, L, d_in).
-            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys; or a table as `attend`
-                takes it, (L, L), (B, L, L) or (B, H, L, L), True = may attend: in nn.MultiheadAttention True hides.
-            attend_options: for `maskloom.attend`, all but return_aux. ``clean_padding=True`` is for the incoming gradient: at
-                padded positions it becomes 0, whatever it was.
+            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys; or a table
+                as in `attend`: (L, L), (B, L, L) or (B, H, L, L), True = may attend (in nn.MultiheadAttention True
+                hides).
+            attend_options: options of `maskloom.attend`, except return_aux. ``clean_padding=True`` sets the incoming
+                gradient at padded positions to 0, whatever it was.
 
         Raises:
             TypeError: return_aux. ValueError: x of another width or rank; a mask for another length or batch size.
@@ -125,7 +126,7 @@ def _check_rows_fit(mask: BlockMask | MaskMod | None, length: int) -> None:
 
 
 def _moved(mask: BlockMask | MaskMod | None, options: dict[str, Any]) -> BlockMask | MaskMod | None:
-    """The mask as `attend` has it with these options; of a BlockMask offsets are part."""
+    """The mask that `attend` uses with these options; a BlockMask has its offsets already."""
     q_offset, h_offset = options.get("q_offset"), options.get("h_offset")
     if mask is None or isinstance(mask, BlockMask) or (q_offset is None and h_offset is None):
         return mask
@@ -133,7 +134,7 @@ def _moved(mask: BlockMask | MaskMod | None, options: dict[str, Any]) -> BlockMa
 
 
 def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    """Where x is known to be padding: bool (B or 1, L, 1); None where that is not known. x: (B, L, d_in)."""
+    """Where x is known to be padding: bool (B or 1, L, 1); None if unknown. x: (B, L, d_in)."""
     if mask is None:
         return None
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask

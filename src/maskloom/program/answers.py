@@ -1,6 +1,6 @@
-"""Whether a mask_mod answered with one bool: the same error wherever it is run, while torch compiles too.
+"""Checks that a mask_mod returned one bool: the same error everywhere, also while torch compiles.
 
-Types, dtypes and ranks are constants of a trace, so nothing of this check is left in a graph.
+Types, dtypes and ranks are constants of a trace, so this check adds nothing to a graph.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from maskloom.core.words import brief, brief_name
 
 
 def check_answer(mask_mod: Any, answer: object) -> None:
-    """Raise a TypeError if a mask_mod, run on scalars, gave something else than one bool."""
+    """Raise a TypeError if a mask_mod, run on scalars, returned anything else than one bool."""
     if not isinstance(answer, Tensor) or answer.dtype != torch.bool or answer.ndim:
         raise _no_bool(mask_mod, answer)
 
 
 def ask(part: Any, *indices: Tensor) -> Tensor:
-    """The answer of a part of a mask, or a TypeError if that is no bool: numbers join bit by bit, or not at all.
+    """The result of one part of a mask. A TypeError if it is not bool: ``&`` and ``|`` would join numbers bit by bit.
 
-    On tensors that broadcast it has dims. A bool of Python's own joins, as in torch's ``and_masks``.
+    For indices that broadcast, the result is a tensor with dims. A Python bool is allowed, as in torch's ``and_masks``.
     """
     answer = part(*indices)
     if not (answer.dtype == torch.bool if isinstance(answer, Tensor) else isinstance(answer, bool)):

@@ -1,8 +1,9 @@
 """One aten operation of a scalar program, run for many indices at once.
 
-A value that the scalar function sees as ``own`` is held as ``lead + own``: the leading dims are the batch (tiles, or the
-elements of tiles), 1 where the value does not vary along them, and the own dims are those that the mask_mod sees. This
-is what torch.vmap does, with the batch dims in front and factored: what depends on the query alone stays a column.
+A value of shape ``own`` in the scalar function is stored as ``lead + own``. The leading dims are the batch dims (tiles,
+or elements of tiles), with size 1 where the value does not vary. The event dims (``own``) are the dims that the
+mask_mod sees. torch.vmap does the same; here the batch dims come first and stay factored: a value of the query alone
+stays a column.
 """
 
 import functools
@@ -26,11 +27,11 @@ _REDUCTIONS = having(Fact.REDUCES)
 
 
 def batched(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> Any:
-    """``op`` for a batch of values; a tuple if it has several results, None if it cannot be lifted here.
+    """Run ``op`` for a batch of values: a tensor, a tuple of several results, or None if it cannot be batched here.
 
     Args:
         op: an aten overload.
-        args, kwargs: as the scalar program has them, every tensor ``lead + own``.
+        args, kwargs: as in the scalar program; every tensor has shape ``lead + own``.
         lead: number of leading dims.
     """
     packet = op.overloadpacket
@@ -46,11 +47,11 @@ def batched(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> Any:
 
 
 def ambiguous(step: Op, program: Program) -> bool:
-    """Whether dtypes meet that torch.vmap does not promote as the scalar function does, in a way not known here.
+    """Whether torch.vmap promotes its dtypes differently from the scalar function, in a way that is not known here.
 
-    vmap's comparisons promote an index to its full dtype (``uint8_table[b] <= q_idx`` does not wrap q_idx around, as the
-    scalar function would), but not a constant without dims. Its arithmetic promotes as scalars do. Of the others nothing
-    is assumed.
+    vmap's comparisons promote by the full dtype of an index (``uint8_table[b] <= q_idx`` does not wrap q_idx around, as
+    the scalar function would), but not by that of a constant without dims. Its arithmetic promotes like scalars. For
+    other operations nothing is assumed.
     """
     packet = step.op.overloadpacket
     if packet not in _PROMOTING or packet in _ARITHMETIC:
@@ -68,13 +69,13 @@ def ambiguous(step: Op, program: Program) -> bool:
 
 
 def aligned(tensors: list[Tensor], lead: int) -> list[Tensor]:
-    """The same tensors with own dims of size 1 in front, so that all have as many and broadcast like the own ones."""
+    """The same tensors with event dims of size 1 put in front, so that all ranks are equal and they broadcast."""
     rank = max(tensor.ndim for tensor in tensors)
     return [padded(tensor, rank, lead) for tensor in tensors]
 
 
 def common_dtype(tensors: list[Tensor], lead: int, *numbers: Any, wide: bool = False) -> torch.dtype:
-    """What torch promotes these values to in the scalar function: values without own dims do not widen the others.
+    """The dtype that the scalar function promotes these values to: values without event dims do not widen the others.
 
     With ``wide`` they do, as in vmap's comparisons.
     """
@@ -102,7 +103,7 @@ def _widest(tensors: list[Tensor]) -> torch.dtype:
 
 
 def padded(tensor: Tensor, rank: int, lead: int) -> Tensor:
-    """The tensor with as many dims as ``rank``: own dims of size 1 in front of its own ones."""
+    """The tensor with ``rank`` dims: event dims of size 1 are put in front of its event dims."""
     if tensor.ndim == rank:
         return tensor
     return tensor.reshape(*tensor.shape[:lead], *(1,) * (rank - tensor.ndim), *tensor.shape[lead:])
@@ -125,7 +126,7 @@ def _pointwise(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> T
     return op(*new, **kwargs)
 
 
-# -- reductions over own dims ------------------------------------------------------------------------------------------
+# -- reductions over event dims ----------------------------------------------------------------------------------------
 
 
 def _reduced(op: Any, lead: int, value: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Any:
@@ -142,7 +143,7 @@ def _reduced(op: Any, lead: int, value: Tensor, dim: Any = None, *rest: Any, **k
 
 
 def _whole(op: Any, flat: Tensor, **kwargs: Any) -> Tensor | None:
-    """The reduction of all own dims, held as the last one."""
+    """The reduction over all event dims, which are flattened into the last dim."""
     name = op.overloadpacket.__name__
     if name in ("max", "min"):
         return getattr(torch, f"a{name}")(flat, -1)
@@ -181,7 +182,7 @@ def _squeeze(lead: int, value: Tensor, dims: Any = None) -> Tensor:
 
 
 def _view(lead: int, value: Tensor, shape: Any) -> Tensor | None:
-    if not isinstance(shape, (list, tuple)):  # as another dtype
+    if not isinstance(shape, (list, tuple)):  # view(dtype)
         return None
     return value.reshape(*value.shape[:lead], *shape)
 
@@ -243,9 +244,9 @@ SHAPES = frozenset(_SHAPES)
 
 
 def batched_index(table: Tensor, indices: list[Tensor | None], lead: int) -> Tensor | None:
-    """``table[i, j, ...]`` for integer indices, a None for a dim that is kept whole; every tensor ``lead + own``.
+    """``table[i, j, ...]`` for integer indices, None for an unindexed dim; every tensor has shape ``lead + own``.
 
-    The table may itself vary along leading dims: those are read with their own position.
+    The table may vary along leading dims: each batch element then reads its own entry.
     """
     own = table.ndim - lead
     indices = [*indices, *[None] * (own - len(indices))]
@@ -255,9 +256,9 @@ def batched_index(table: Tensor, indices: list[Tensor | None], lead: int) -> Ten
     given = aligned(given, lead)
     rank = given[0].ndim
     where_varies = [_positions(table, dim, rank) for dim in range(lead)]
-    kept = [dim for dim, index in enumerate(indices) if index is None]
+    unindexed = [dim for dim, index in enumerate(indices) if index is None]
     read = [dim for dim, index in enumerate(indices) if index is not None]
-    order = [*range(lead), *(lead + dim for dim in read), *(lead + dim for dim in kept)]
+    order = [*range(lead), *(lead + dim for dim in read), *(lead + dim for dim in unindexed)]
     out = table.permute(order)[(*where_varies, *given)]
     return _placed(out, read, rank, lead)
 
@@ -269,7 +270,7 @@ def _positions(table: Tensor, dim: int, rank: int) -> Tensor | int:
 
 
 def _placed(out: Tensor, read: list[int], rank: int, lead: int) -> Tensor:
-    """Move the kept dims that stood before the indexed ones back to the front, as advanced indexing has it."""
+    """Move the unindexed dims that came before the indexed dims back to the front, as advanced indexing does."""
     before = read[0] if read == list(range(read[0], read[-1] + 1)) else 0
     if before == 0 or rank == lead:
         return out

@@ -1,13 +1,14 @@
-"""Which of its four indices a mask depends on, and through tables of which size.
+"""Which of its four indices a mask depends on, and the sizes of the tables that it reads.
 
-`dependence_of` follows marks through the recorded program of a mask_mod. A value is marked with the indices that can change
-it: an operation's result with all marks of its inputs, except that
+`dependence_of` propagates marks through the recorded program of a mask_mod. A value is marked with the indices that can
+change it. The result of an operation gets all marks of its inputs, with two exceptions:
 
-- reading a table whose indexed dimension has size 1 depends on nothing (there is one thing to read), and
-- an operation that looks only at a tensor's dtype or shape (``b.new_ones(())``) reads no value.
+- an index into a table dimension of size 1 adds no mark (there is only one entry), and
+- an operation that uses only a tensor's dtype or shape (``b.new_ones(())``) adds no mark.
 
-So a mark may be there without need and is never missing. Where an index itself (not something computed from it) reads
-a dimension of a table, that dimension's size is kept: it says how many batch rows, heads or positions the mask is for.
+So a mark may be superfluous, but is never missing. Where an index itself (not a value computed from it) reads a
+dimension of a table, the size of that dimension is stored: it is the number of batch rows, heads or positions that the
+mask is made for.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,7 +33,7 @@ _KEEPS_VALUE = having(Fact.KEEPS_VALUE)
 
 @dataclass(frozen=True)
 class Dependence:
-    """What a mask's answer depends on.
+    """The indices that a mask's answer depends on, and the sizes of the tables that they read.
 
     Attributes:
         marks: the indices that can change the answer.
@@ -43,12 +44,12 @@ class Dependence:
     sizes: Mapping[Index, Collection[int]]
 
     def size(self, index: Literal["b", "h"], asked: int | None) -> int:
-        """B or H of a table that holds every answer of the mask.
+        """The size B or H of a table that holds every answer of the mask.
 
         Args:
-            index: which of the two.
-            asked: what the caller wants, checked against the tables; None for the smallest that the mask needs. 1 always
-                fits a mask that is the same for all, whatever tables it reads on the way.
+            index: "b" or "h".
+            asked: the caller's size, checked against the tables; None for the smallest size that the mask needs. 1
+                always fits a mask that is the same for all, whatever tables it reads.
         """
         argument, item, letter = _WORDS[index]
         sizes, asked = list(self.sizes[index]), as_int(asked)
@@ -76,7 +77,7 @@ class Dependence:
         return asked
 
     def check_length(self, index: Literal["q_idx", "kv_idx"], length: int) -> None:
-        """Raise a ValueError if positions up to ``length`` lie beyond a table that the index reads."""
+        """Raise a ValueError if a table that the index reads has fewer than ``length`` positions."""
         if any(known(size < length) for size in self.sizes[index]):
             side = "queries" if index == "q_idx" else "keys"
             shortest = min(self.sizes[index])
@@ -84,14 +85,14 @@ class Dependence:
 
 
 def _of_each_head(index: str, size: int, asked: int) -> str:
-    """A table as nn.MultiheadAttention takes it has B·H rows."""
+    """A hint for tables in the form of nn.MultiheadAttention, which have B·H rows."""
     if index != "b" or not asked or size % asked:
         return ""
     return f" (of B·H rows, one for each head: table.view({asked}, {size // asked}, Q, K))"
 
 
 def dependence_of(program: Program) -> Dependence:
-    """What the answer of a recorded mask_mod depends on."""
+    """The indices and table sizes that the answer of a recorded mask_mod depends on."""
     walk = _Walk()
     for step in program.steps:
         walk.follow(step, program)
@@ -100,7 +101,7 @@ def dependence_of(program: Program) -> Dependence:
 
 
 class _Walk:
-    """Follows marks from value to value."""
+    """Propagates marks from value to value."""
 
     def __init__(self) -> None:
         self.sizes: dict[Index, set[int]] = {index: set() for index in INDICES}
@@ -108,7 +109,7 @@ class _Walk:
         self._marks: dict[Value, frozenset[Index]] = {Value(i): frozenset({index}) for i, index in enumerate(INDICES)}
         self._is_index: dict[Value, Index] = {
             Value(i): index for i, index in enumerate(INDICES)
-        }  # an index's own value
+        }  # values that equal an index
 
     def follow(self, step: Op, program: Program) -> None:
         operation = step.op.overloadpacket

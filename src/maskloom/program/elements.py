@@ -1,4 +1,4 @@
-"""A mask_mod at chosen elements of chosen tiles: its recorded program run on exact indices, or torch.vmap itself."""
+"""A mask_mod evaluated at chosen elements of chosen tiles: by its program on exact indices, or by torch.vmap."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from maskloom.core.torch_state import without_autocast
 from maskloom.program.batched import ambiguous, batched
 from maskloom.program.program import INDICES, MaskMod, Op, Program, Value, mapped, results_in
 
-_LEAD = 3  # dims in front of a value's own dims: tiles, elements of a tile along Q, elements along K
+_LEAD = 3  # batch dims before a value's event dims: tiles, elements of a tile along Q, elements along K
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Elements:
 
 
 def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
-    """The mask_mod's answers: bool (T, n, m), or with a dim 1 where they do not vary."""
+    """The mask_mod's answers: bool (T, n, m), with size 1 in a dim where they do not vary."""
     b, h = elements.b[:, None, None], elements.h[:, None, None]
     with without_autocast(b.device):
         answers = run_at(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
@@ -45,12 +45,12 @@ def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
 
 
 def widest(program: Program) -> int:
-    """The most numbers that a value holds for one element; memory is counted by it."""
+    """The largest number of entries of one value for one element; used to bound memory."""
     return max(math.prod(meta.shape) for meta in program.metas)
 
 
 def size_of(program: Program, sizes: tuple[int, int, int, int]) -> int:
-    """Bytes of all values of the program, run for that many of each index, and all combinations of them."""
+    """Bytes of all values of the program, when it runs for all combinations of that many values of each index."""
     reads = {Value(slot): frozenset({slot}) for slot in range(len(INDICES))}
     found = 0
     for step in program.steps:
@@ -63,7 +63,7 @@ def size_of(program: Program, sizes: tuple[int, int, int, int]) -> int:
 
 
 def run_at(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
-    """The program on exact indices; None if it, or an operation of it, cannot be lifted.
+    """Run the program on exact indices; None if the program, or an operation of it, cannot be batched.
 
     Args:
         indices: int64 b, h, q_idx and kv_idx, each with ``lead`` dims that broadcast to one batch of elements.
@@ -87,7 +87,7 @@ def run_at(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
 
 
 def _fits(result: Tensor, program: Program, ref: Value, lead: int) -> bool:
-    """Whether the batch of results has the dtype and shape that the scalar program saw."""
+    """Whether the batched result has the dtype and shape of the scalar program."""
     meta = program.metas[ref.slot]
     return result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
 
@@ -104,8 +104,8 @@ def _arguments(
 
 
 def _vmapped(mask_mod: MaskMod, elements: Elements) -> Tensor:
-    """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
-    load_vmap()  # and with it torch's compiler, which `import maskloom` shall not
+    """Each element alone under torch.vmap, as torch's ``create_mask`` does it."""
+    load_vmap()  # loads torch's compiler too, so not done at `import maskloom`
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
     over_keys: Callable[..., Tensor] = torch.vmap(mask_mod, in_dims=(None, None, None, 0))

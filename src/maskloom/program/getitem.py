@@ -1,7 +1,7 @@
-"""How scalar indices read a table where they have no value: while a mask_mod is recorded, and under `torch.vmap`.
+"""How ``table[index]`` works for scalar tensors without a value: while a mask_mod is recorded, and under `torch.vmap`.
 
-torch reads ``table[q_idx]`` at a tensor without dimensions by asking for its value. These modes read it by one lookup,
-`aten.index`, in its place.
+For ``table[q_idx]`` with a tensor without dimensions, torch asks for the tensor's value. These modes use one gather
+instead, `aten.index`.
 """
 
 import operator
@@ -16,19 +16,19 @@ from torch.overrides import TorchFunctionMode
 from maskloom.program.program import leaves
 
 _aten = torch.ops.aten
-GETITEM = (Tensor.__getitem__, operator.getitem)  # a strict export passes the second to modes, all else the first
+GETITEM = (Tensor.__getitem__, operator.getitem)  # modes get the second under strict export, the first elsewhere
 _POSITIONS = (torch.int64, torch.int32, torch.int16, torch.int8)
-_MOST_IN_A_LIST = 31  # items of a list that torch takes as a tuple of indices, at most
+_MOST_IN_A_LIST = 31  # maximum length of a list that torch takes as a tuple of indices
 
 
 class IndexByTensors(TorchFunctionMode):
-    """``table[b, 3]`` as one lookup, as torch reads it in a mask_mod (its TransformGetItemToIndex, without autograd)."""
+    """``table[b, 3]`` as one gather, as torch does in a mask_mod (its TransformGetItemToIndex, without autograd)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in GETITEM:
             table, items = args[0], list(leaves(args[1], object))
             if all(isinstance(leaf, (Tensor, int)) for leaf in items):
-                return _looked_up(table, items)
+                return _gathered(table, items)
             places = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(map(_is_scalar, places)) and all(map(_keeps_order, places)):
                 return _read_beside_slices(table, places)
@@ -36,10 +36,10 @@ class IndexByTensors(TorchFunctionMode):
 
 
 class IndexByScalars(TorchFunctionMode):
-    """``table[..., q_idx]`` as plain torch reads it at a number, with the gradients of that; all else is left to torch.
+    """``table[..., q_idx]`` as plain torch reads it at a number, with the same gradients; torch does everything else.
 
-    Its lookup is an operation like any other, also of a table that vmap has batched. torch's TransformGetItemToIndex, which
-    makes operators for a kernel, gives such tables wrong gradients (2.11 to 2.15).
+    The gather is an ordinary operation, also for a table that vmap has batched. torch's TransformGetItemToIndex, which
+    makes operators for a kernel, gives wrong gradients for such tables (2.11 to 2.15).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,8 +57,8 @@ class IndexByScalars(TorchFunctionMode):
 
 
 def _embedded(input: Tensor, weight: Tensor, *options: Any, scale_grad_by_freq: bool = False, **named: Any) -> Tensor:
-    """`F.embedding`, whose gradient would be scaled by how often an index is in the whole batch: alone, each is there once."""
-    frequency = 3  # where scale_grad_by_freq stands among the options
+    """`F.embedding`. scale_grad_by_freq would count an index over the whole batch; a scalar call has each index once."""
+    frequency = 3  # position of scale_grad_by_freq in the options
     if scale_grad_by_freq or any(options[frequency : frequency + 1]):
         if input.ndim:
             raise TypeError(
@@ -69,14 +69,14 @@ def _embedded(input: Tensor, weight: Tensor, *options: Any, scale_grad_by_freq: 
 
 
 def _selected(select: Any, input: Tensor, dim: int, index: Any) -> Tensor:
-    """``torch.select``, by an index that may be a scalar without a value."""
+    """``torch.select`` by an index that may be a scalar tensor without a value."""
     if not _is_scalar(index):
         return select(input, dim, index)
     return _read(input, (slice(None),) * (dim % input.ndim) + (index,))
 
 
 def places_of(index: Any) -> tuple[Any, ...]:
-    """What an index consists of. A list that holds more than numbers is a tuple of indices, as torch has it."""
+    """The parts of an index. A list that holds more than numbers is a tuple of indices, as in torch."""
     if isinstance(index, list) and len(index) <= _MOST_IN_A_LIST:
         several = any(
             item is None or item is Ellipsis or isinstance(item, (Tensor, slice, list, tuple)) for item in index
@@ -86,10 +86,10 @@ def places_of(index: Any) -> tuple[Any, ...]:
 
 
 def _read(table: Tensor, places: tuple[Any, ...]) -> Tensor:
-    """``table[places]``, of which some are scalars; these take part as numbers do, before index tensors."""
-    places = tuple(place.long() if _is_scalar(place) else place for place in places)  # aten.index takes no narrow ones
+    """``table[places]`` where some places are scalar tensors. They act like numbers, before index tensors."""
+    places = tuple(place.long() if _is_scalar(place) else place for place in places)  # aten.index rejects narrow ints
     if all(_is_scalar(place) or type(place) is int for place in places):
-        return _looked_up(table, places)
+        return _gathered(table, places)
     read = _read_beside_slices(table, tuple(_one_for_each_dim(places)))
     if all(map(_keeps_order, places)):
         return read
@@ -98,7 +98,7 @@ def _read(table: Tensor, places: tuple[Any, ...]) -> Tensor:
 
 
 def _one_for_each_dim(places: tuple[Any, ...]) -> Iterator[Any]:
-    """The places, each for one dimension of the table or for none. A table of bools is for as many as it has."""
+    """The places, each for one dimension of the table or for none. A bool tensor is for as many dimensions as it has."""
     for place in places:
         table = None if _keeps_order(place) else torch.as_tensor(place)
         if table is not None and table.dtype == torch.bool:
@@ -107,7 +107,7 @@ def _one_for_each_dim(places: tuple[Any, ...]) -> Iterator[Any]:
             yield place if table is None else slice(None)
 
 
-def _looked_up(table: Tensor, indices: Any) -> Tensor:
+def _gathered(table: Tensor, indices: Any) -> Tensor:
     device = table.device
     return _aten.index(table, [i if isinstance(i, Tensor) else torch.tensor(int(i), device=device) for i in indices])
 
@@ -117,12 +117,12 @@ def _is_scalar(place: Any) -> bool:
 
 
 def _keeps_order(place: Any) -> bool:
-    """Whether what an index leaves of a table lies in the order of the table."""
+    """Whether the dimensions that remain after this part of an index keep the order of the table."""
     return place is None or place is Ellipsis or type(place) in (int, slice) or _is_scalar(place)
 
 
 def _read_beside_slices(table: Tensor, places: tuple[Any, ...]) -> Tensor:
-    """``table[:, kv_idx]``: a view by all else, of which the dimensions that scalars read come first, and one lookup."""
+    """``table[:, kv_idx]``: a view by all other places, the dimensions of scalars moved first, then one gather."""
     axis, read = 0, []
     rest = table.ndim - sum(place is not None and place is not Ellipsis for place in places)
     for place in places:

@@ -1,4 +1,4 @@
-"""The door: a mask is run once on scalars, and whatever is made of it is read from its program."""
+"""The entry point: run a mask once on scalars; everything else uses its recorded program."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from maskloom.program.under_compile import sizes_read
 
 
 class _Run(NamedTuple):
-    """What one run of a mask on scalars shows."""
+    """The result of one run of a mask on scalars."""
 
     bare: Program
     dependence: Dependence
@@ -29,14 +29,14 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskProgram:
-    """A mask that was run once: what it does, what it depends on, and where its tensors are.
+    """A mask that was run once: its program, its dependence on the indices, and its tensors.
 
     Attributes:
         held: its tensors.
-        bare: its program, with slots for those.
+        bare: its program, with slots for those tensors.
         dependence: which indices can change its answer, and the sizes of the tables that they read.
-        device: of the indices that it was run on.
-        key: equal for all masks that have this program; None where it is not known which have.
+        device: the device of the indices in that run.
+        key: equal for all masks with this program; None if it is not known which masks share it.
     """
 
     mask: MaskMod
@@ -48,25 +48,25 @@ class MaskProgram:
 
     @computed_once
     def program(self) -> Program:
-        """The program, with the tensors in it."""
+        """The program with the tensors in its slots."""
         return self.bare.holding(self.held)
 
 
 _programs: LRU[Hashable, _Run | Literal["of values"]] = LRU(256)
-"""By the structure of their masks; or that a program depends on the values of tensors too, and is kept with each mask."""
+"""Runs by the structure of their masks; "of values" if a program depends on tensor values, and is cached per mask."""
 
 
 def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
-    """Run a mask on scalars, once: every later call finds the program of that run. This is the only way into a mask.
+    """Run a mask on scalars once; later calls return the program of that run. This is the only way into a mask.
 
-    A Mask's program follows from its structure, its numbers and the shapes of its tensors: from all but their values. A
-    training step has a new mask of the same structure, and need not run it again. Where a program was computed from the
-    values of tensors, it is kept with the very mask, for as long as nobody writes into them. Functions may read anything, and
-    are run each time.
+    A Mask's program depends on its structure, its numbers and the shapes of its tensors, but not on their values. A
+    training step has a new mask of the same structure, and need not run it again. If a program was computed from the
+    values of tensors, it is cached with that very mask, until someone writes into them. Functions may read anything, so
+    they are run every time.
 
     Args:
         mask: a Mask or a mask_mod.
-        device: of the indices that it is run on; where the mask's tensors are.
+        device: the device of the indices, where the mask's tensors are.
 
     Raises:
         TypeError, ValueError: see `maskloom.program.record.record`.
@@ -76,7 +76,7 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
         return MaskProgram(mask, [], *_run(mask, device, None), device, None)
     held = captures.tensors(mask)
     shapes = tuple([tensor.shape for tensor in held])
-    world = device, float_state()  # what else it depends on
+    world = device, float_state()  # the other inputs of the program
     key = (captures.structure(mask, numbers=True), shapes, *world)
     found = _programs.get(key)
     if isinstance(found, _Run):
@@ -92,17 +92,17 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
             return MaskProgram(mask, held, *found, device, None)
         if can_cache():
             _programs.put(key, "of values")
-        kept = cached_with(mask, ("program", *world), lambda: found)
+        cached = cached_with(mask, ("program", *world), lambda: found)
     else:
-        kept = cached_with(mask, ("program", *world), lambda: _run(mask, device, held))
-    return MaskProgram(mask, held, *kept, device, None)
+        cached = cached_with(mask, ("program", *world), lambda: _run(mask, device, held))
+    return MaskProgram(mask, held, *cached, device, None)
 
 
 def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:
-    """What a mask's answer depends on.
+    """The indices and table sizes that a mask's answer depends on.
 
-    While torch.compile or torch.export traces no program can be recorded: only the sizes are found out then, and the answer is taken to
-    depend on every index.
+    While torch.compile or torch.export traces, no program can be recorded. Then only the sizes are found, and the answer
+    is assumed to depend on every index.
     """
     if torch.compiler.is_compiling():
         return Dependence(frozenset(INDICES), sizes_read(mask, device))
@@ -110,21 +110,21 @@ def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:
 
 
 def _run(mask: MaskMod, device: torch.device, held: list[Tensor] | None) -> _Run:
-    """The program of a mask, with slots for the tensors that it holds, and what it depends on."""
-    with torch.inference_mode(False):  # or its constants could not be used elsewhere
+    """The program of a mask, with slots for the tensors that it holds, and its dependence."""
+    with torch.inference_mode(False):  # else its constants would be inference tensors, unusable elsewhere
         program = record(one_example(mask), device, held or ())
     return _Run(program if held is None else program.without(held), dependence_of(program))
 
 
 def _is_of_structure(run: _Run, mask: MaskMod) -> bool:
     """Whether every mask of this structure has the same program."""
-    # what the mask made on a device was made on this stream, and another could read it too early
+    # a constant that the mask made on a device was made on this stream; another stream could read it too early
     made_there = any(tensor.device.type != "cpu" for tensor in run.bare.constants)
     return run.bare.of_structure and not made_there and captures.is_as_known(mask)
 
 
 def refuse_mapped(mask: MaskMod) -> None:
-    """Raise a ValueError if torch.vmap maps over the mask's tensors: one block mask does not serve all examples."""
+    """Raise a ValueError if torch.vmap maps over the mask's tensors: one block mask does not fit all examples."""
     if is_mapped(mask):
         raise ValueError(
             "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
@@ -132,11 +132,11 @@ def refuse_mapped(mask: MaskMod) -> None:
         )
 
 
-_MOST_BYTES = 1 << 19  # of all values at one time, for a table
+_MOST_BYTES = 1 << 19  # maximum bytes of all values at one time while a table is computed
 
 
 def table_of(source: MaskProgram, sizes: tuple[int, int, int, int], q_offset: int | Tensor = 0) -> Tensor:
-    """The mask as a table: bool (B, H, Q, K) for ``sizes`` of these, from the program, some rows of queries at a time.
+    """The mask as a table: bool (B, H, Q, K) of shape ``sizes``, computed by the program, some query rows at a time.
 
     Args:
         q_offset: the position of the first query.
@@ -159,10 +159,10 @@ def table_of(source: MaskProgram, sizes: tuple[int, int, int, int], q_offset: in
 
 
 def _vmapped_table(mask_mod: MaskMod, indices: list[Tensor]) -> Tensor:
-    """Every element by itself under torch.vmap, as torch's ``create_mask`` does it."""
+    """Each element alone under torch.vmap, as torch's ``create_mask`` does it."""
     load_vmap()
-    lifted: Any = mask_mod
+    batched: Any = mask_mod
     for axis in (3, 2, 1, 0):
-        lifted = torch.vmap(lifted, in_dims=tuple(0 if at == axis else None for at in range(4)))
+        batched = torch.vmap(batched, in_dims=tuple(0 if at == axis else None for at in range(4)))
     with torch.no_grad(), IndexByTensors():
-        return lifted(*indices)
+        return batched(*indices)

@@ -1,8 +1,8 @@
-"""What is known of aten's operations: one table, of which each reader takes the facts that it needs.
+"""Facts about aten's operations: one table; each reader takes the facts that it needs.
 
-An operation that stands nowhere here is still right: its result is unknown, and what depends on it is evaluated element by
-element. Two kinds of knowledge are code and not facts: how an operation with batch dims runs (`program.batched`), and what it
-does to intervals (`blocks.intervals.rules`).
+Results are right for an operation without an entry too: its result is unknown, and what depends on it is evaluated element
+by element. Two kinds of knowledge are code and not facts: how to run an operation with batch dims (`program.batched`), and
+its interval rule (`blocks.intervals.rules`).
 """
 
 import enum
@@ -14,19 +14,19 @@ _aten = torch.ops.aten
 
 
 class Fact(enum.Flag):
-    """One thing that is known of an operation."""
+    """One fact about an operation."""
 
-    COMPARES = enum.auto()  # gives a bool for two numbers
-    COMPUTES = enum.auto()  # arithmetic: torch.vmap promotes its dtypes as the scalar function does
-    PROMOTES = enum.auto()  # brings its tensors to one dtype
-    KEEPS_VALUE = enum.auto()  # gives the values that it gets, perhaps in another dtype
-    REDUCES = enum.auto()  # over event dims
-    READS_NO_VALUE = enum.auto()  # of a tensor it asks the shape and the dtype alone
-    ASKS_PYTHON = enum.auto()  # what it gives depends on values in a way that no recorded program can say
+    COMPARES = enum.auto()  # compares two numbers and returns a bool
+    COMPUTES = enum.auto()  # arithmetic: torch.vmap promotes dtypes like the scalar function
+    PROMOTES = enum.auto()  # promotes its tensors to one dtype
+    KEEPS_VALUE = enum.auto()  # returns its input values, perhaps in another dtype
+    REDUCES = enum.auto()  # reduces over event dims
+    READS_NO_VALUE = enum.auto()  # uses only the shape and dtype of a tensor
+    ASKS_PYTHON = enum.auto()  # depends on values in a way that no recorded program can express
     DIVIDES = enum.auto()  # Triton 3.6 divides negative numbers wrongly
-    IN_FLASH = enum.auto()  # right in a mask inside FlashAttention 4 (4.0.0b4, H100)
+    IN_FLASH = enum.auto()  # correct in a mask inside FlashAttention 4 (4.0.0b4, H100)
     IS_A_COUNT = enum.auto()  # its result is never negative
-    KEEPS_SIGN = enum.auto()  # its result is no smaller than the least that goes in first, or is one of that
+    KEEPS_SIGN = enum.auto()  # its result is not negative if its first input is not negative
 
 
 C, A, P, K, R = Fact.COMPARES, Fact.COMPUTES, Fact.PROMOTES, Fact.KEEPS_VALUE, Fact.REDUCES
@@ -46,7 +46,7 @@ _TABLE: dict[str, Fact] = {
     **dict.fromkeys(("bitwise_right_shift", "__rshift__"), A | P | S),
     "clamp": P, "where": P | F,
     **dict.fromkeys(("floor", "ceil", "round", "trunc"), S),
-    # values as they are
+    # values unchanged
     "_to_copy": K | S | F,
     **dict.fromkeys(("clone", "alias", "detach", "lift_fresh"), K | S),
     # shapes
@@ -60,25 +60,25 @@ _TABLE: dict[str, Fact] = {
     **dict.fromkeys(("amin", "amax"), R | S),
     **dict.fromkeys(("argmax", "argmin"), R | N),
     **dict.fromkeys(("searchsorted", "bucketize", "count_nonzero"), N),
-    # of shapes and dtypes alone
+    # use only shapes and dtypes
     **dict.fromkeys(("new_ones", "new_zeros"), Fact.READS_NO_VALUE | F), **dict.fromkeys(("ones", "zeros"), F),
     **dict.fromkeys(
         ("new_full", "new_empty", "new_empty_strided", "ones_like", "zeros_like", "full_like", "empty_like"),
         Fact.READS_NO_VALUE,
     ),
-    # questions of Python
+    # ask for values in Python
     **dict.fromkeys(("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select"), Fact.ASKS_PYTHON),
 }  # fmt: skip
-"""The name of an operation, an overload packet of ``torch.ops.aten``, and what is known of it."""
+"""The name of an operation (an overload packet of ``torch.ops.aten``), and the facts about it."""
 
 
 def names_of(fact: Fact) -> frozenset[str]:
-    """The names of all operations of which a fact holds."""
+    """The names of all operations with a fact."""
     return frozenset(name for name, facts in _TABLE.items() if fact in facts)
 
 
 def having(fact: Fact) -> frozenset[Any]:
-    """All operations of which a fact holds, as overload packets."""
+    """All operations with a fact, as overload packets."""
     return frozenset(getattr(_aten, name) for name in names_of(fact) if hasattr(_aten, name))
 
 
@@ -87,4 +87,4 @@ OUT_OF_PLACE = {
     for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "add", "sub", "mul")
     for overload in ("Tensor", "Scalar")
 }
-"""Operations that write into their first tensor, and those that give the same in a new one."""
+"""In-place operations, and the operations that return the same result in a new tensor."""

@@ -1,8 +1,8 @@
-"""A mask_mod as a straight-line program: every operation that it does for one query and one key, written down.
+"""A mask_mod as a straight-line program: all operations that it runs for one query and one key, recorded.
 
-torch lifts a mask_mod by vmap, and vmap sees a scalar function: no branch on data, the same operations for every
-element. So one run on scalars (`program.record`) shows all that the mask can ever do, and whoever reads the program (`reading`,
-and the builder of block masks) reads the mask itself, not a second definition of it.
+torch batches a mask_mod by vmap, and vmap sees a scalar function: no branch on data, the same operations for every
+element. So one run on scalars (`program.record`) shows everything that the mask can do. `dependence` and the builder of
+block masks read this program, which is the mask itself and not a second definition of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,20 +21,20 @@ INDICES: tuple[Index, ...] = ("b", "h", "q_idx", "kv_idx")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value that depends on what goes in: the first slots are that itself (of a mask the four indices), the others results."""
+    """A value slot: inputs first (for a mask the four indices), then results."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureSlot:
-    """The place of a captured tensor in a program that was taken off its mask: its number among `captured.tensors`."""
+    """The slot of a captured tensor in a program without tensors; ``place`` is its number in `captures.tensors`."""
 
     place: int
 
 
 class TensorMeta(NamedTuple):
-    """dtype and shape of a value, as the scalar function sees it; an index has shape ()."""
+    """dtype and shape of a value in the scalar function; an index has shape ()."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -42,9 +42,9 @@ class TensorMeta(NamedTuple):
 
 @dataclass(frozen=True)
 class Op:
-    """One aten operation. Arguments are Refs, captured or constant tensors, and Python values, lists of them too.
+    """One aten operation. Arguments are Values, captured or constant tensors, Python values, and lists of these.
 
-    Results are all tensors that it gives, in order: of a tuple, a list, a list in a tuple.
+    The results are all tensors that it returns, in order; tuples and lists are flattened.
     """
 
     op: OpOverload
@@ -60,19 +60,21 @@ class Op:
 
 @dataclass(frozen=True)
 class Program:
-    """What a mask_mod does, step by step.
+    """The operations of a mask_mod, in order.
 
     Attributes:
         steps: the operations whose result depends on an index, in order.
-        answer: the bool that the mask_mod returned; a tensor if it depends on nothing.
-        metas: of every slot.
-        obstacle: why the steps cannot be followed (a write into a shared tensor), None where they can.
-        of_structure: whether another mask of the same structure has the same program, but for the tensors it holds: no
-            captured tensor was computed with alone, or asked for its values, and none was read that it does not hold.
-        reads_uncaptured: whether it reads a tensor that the mask does not hold, a global one, say.
-        reads_scalar_tensor: whether it reads a tensor without dimensions that was there before: one that it holds, or a global one.
-        uses_unindexed_capture: whether such a tensor of any dimensions goes into an operation that no index goes into, or a tensor with
-            dimensions is read that it makes itself.
+        answer: the bool that the mask_mod returned; a tensor if it depends on no index.
+        metas: dtype and shape of every slot.
+        unsupported_reason: why the steps cannot be replayed (a write into a shared tensor, for example); None if they
+            can.
+        of_structure: whether another mask of the same structure has the same program, except for the tensors it holds.
+            So no captured tensor was used without an index or asked for its values, and no tensor was read that the
+            mask does not hold.
+        reads_uncaptured: whether it reads a tensor that the mask does not hold, such as a global one.
+        reads_scalar_tensor: whether it reads a tensor without dimensions that existed before the run, held or global.
+        uses_unindexed_capture: whether a tensor that existed before the run is used by an operation without an index,
+            or whether it reads a tensor with dimensions that it makes itself.
     """
 
     steps: tuple[Op, ...]
@@ -90,7 +92,7 @@ class Program:
 
     @property
     def constants(self) -> Iterator[Tensor]:
-        """The tensors in it: those that the mask holds, and those that it made on the way."""
+        """The tensors in the program: those that the mask holds, and those that it made in the run."""
         for step in self.steps:
             yield from leaves((step.args, *step.kwargs.values()), Tensor)
         yield from leaves(self.answer, Tensor)
@@ -105,12 +107,12 @@ class Program:
         return replace(self, steps=tuple(reversed(steps)))
 
     def without(self, held: Sequence[Tensor]) -> "Program":
-        """The program with places for the tensors that its mask holds, so that it keeps none of them alive."""
-        places = {id(tensor): CaptureSlot(place) for place, tensor in enumerate(held)}
-        return self._changed(lambda value: places.get(id(value), value) if isinstance(value, Tensor) else value)
+        """The program with slots in place of the tensors that its mask holds, so that it keeps none of them alive."""
+        slots = {id(tensor): CaptureSlot(place) for place, tensor in enumerate(held)}
+        return self._changed(lambda value: slots.get(id(value), value) if isinstance(value, Tensor) else value)
 
     def holding(self, held: Sequence[Tensor]) -> "Program":
-        """The program of a mask that holds these tensors, from one `without` any."""
+        """The program of a mask that holds these tensors; the inverse of `without`."""
         return self._changed(lambda value: held[value.place] if isinstance(value, CaptureSlot) else value)
 
     def _changed(self, change: Callable[[Any], Any]) -> "Program":
@@ -127,7 +129,7 @@ class Program:
 
 
 def leaves(arguments: Any, kind: type[T]) -> Iterator[T]:
-    """What an argument is or holds, lists and tuples in it opened: those of one kind."""
+    """All values of one type in an argument, nested lists and tuples included."""
     if isinstance(arguments, (list, tuple)):
         for item in arguments:
             yield from leaves(item, kind)
@@ -138,7 +140,7 @@ def leaves(arguments: Any, kind: type[T]) -> Iterator[T]:
 def mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
     """The argument with ``change(leaf)`` for each leaf; tuples become lists.
 
-    (No closure calls itself: that would be a circle of references, which keeps tensors until Python looks for circles.)
+    (This is no recursive closure: its reference cycle would keep tensors alive until the garbage collector runs.)
     """
     if isinstance(arguments, (list, tuple)):
         return [mapped(item, change) for item in arguments]

@@ -1,4 +1,4 @@
-"""Running a mask_mod once on scalars without dimensions, and writing down what it does.
+"""Run a mask_mod once on scalar tensors, and record its operations.
 
 `pads[b][kv_idx]`, ``torch.stack([...]).any(0)`` and ``(starts[b] <= q_idx).any()`` are recorded as vmap sees them.
 """
@@ -28,25 +28,25 @@ _ASKS_PYTHON = having(Fact.ASKS_PYTHON)
 def record(
     mask_mod: Any, device: torch.device | str, held: Sequence[Tensor] = (), index_dtype: torch.dtype = torch.int64
 ) -> Program:
-    """Run ``mask_mod`` once on scalars and write down what it does.
+    """Run ``mask_mod`` once on scalars and record its operations.
 
     Args:
         mask_mod: ``(b, h, q_idx, kv_idx) -> bool``, with plain tensors: under torch.vmap, `one_example` of it.
         device: where the mask's tensors are.
-        held: all tensors that it holds, if the program is to say whether it is `of_structure`.
-        index_dtype: of the four indices.
+        held: all tensors that the mask holds; needed if `Program.of_structure` is used.
+        index_dtype: dtype of the four indices.
 
     Raises:
-        TypeError: it does not answer with one bool, or decides in Python on an index's value.
+        TypeError: it does not return one bool, or Python code branches on an index's value.
         ValueError: it reads a table on another device.
-        What it raises itself comes through, with a note.
+        An exception of the mask_mod itself passes through, with a note.
     """
     return uncompiled(_record)(mask_mod, device, held, index_dtype)
 
 
 def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], index_dtype: torch.dtype) -> Program:
     recorder = _Recorder(held=frozenset(map(id, held)))
-    with torch.no_grad(), torch._C._DisableFuncTorch():  # inside torch.func.grad too, scalars are plain tensors
+    with torch.no_grad(), torch._C._DisableFuncTorch():  # so scalars are plain tensors inside torch.func.grad too
         scalars = [torch.zeros((), dtype=index_dtype, device=device) for _ in INDICES]
         for scalar in scalars:
             recorder.name(scalar)
@@ -69,30 +69,30 @@ def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], i
 
 @dataclass
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation on a value that depends on an index. Tensors are known by identity, and kept alive."""
+    """Records every operation on a value that depends on an index. Tensors are identified by id, and kept alive."""
 
     steps: list[Op] = field(default_factory=list)
     metas: list[TensorMeta] = field(default_factory=list)
     unsupported_reason: str | None = None
-    held: frozenset[int] = frozenset()  # identities of the tensors that the mask holds
-    used_alone: bool = False  # whether a tensor that was there before went into an operation that no index goes into
-    used_others: bool = False  # whether such a tensor was read that is none of `held`: a global one, say
-    used_made: bool = False  # whether a tensor with dimensions was read that it made itself
-    read_numbers: bool = False  # whether a tensor without dimensions was read that was there before
+    held: frozenset[int] = frozenset()  # ids of the tensors that the mask holds
+    used_alone: bool = False  # an operation without an index used a tensor that existed before
+    used_others: bool = False  # such a tensor was read that is not in `held`, such as a global one
+    used_made: bool = False  # a tensor with dimensions was read that the mask_mod made itself
+    read_numbers: bool = False  # a tensor without dimensions was read that existed before
     _refs: dict[int, Value] = field(default_factory=dict)
-    _storages: dict[int, int] = field(default_factory=dict)  # of values: how many tensors look at each
+    _storages: dict[int, int] = field(default_factory=dict)  # how many tensors share the storage of a value
     _alive: list[Tensor] = field(default_factory=list)
-    _made: dict[int, Any] = field(default_factory=dict)  # what it made itself, and no index goes into
+    _made: dict[int, Any] = field(default_factory=dict)  # tensors that the mask_mod made without an index
 
     def __post_init__(self) -> None:
         super().__init__()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch loads its compiler at the first operation, which takes a second; see `record`
+        return False  # True would load torch's compiler at the first operation, which takes a second; see `record`
 
     def name(self, tensor: Tensor) -> Value:
-        """Make a tensor the program's next value."""
+        """Assign a tensor to the program's next slot."""
         ref = Value(len(self.metas))
         self.metas.append(TensorMeta(tensor.dtype, tuple(tensor.shape)))
         if id(tensor) not in self._refs:
@@ -103,7 +103,7 @@ class _Recorder(TorchDispatchMode):
         return ref
 
     def value(self, argument: Any) -> Any:
-        """An argument with each tensor that depends on an index replaced by its Ref."""
+        """An argument with each tensor that depends on an index replaced by its Value."""
         return mapped(argument, lambda leaf: self._value_of(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def _value_of(self, tensor: Tensor) -> Value | Tensor:
@@ -121,7 +121,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket is _aten.lift_fresh:  # torch.tensor(numbers): a new one, seen here first
+        if func.overloadpacket is _aten.lift_fresh:  # torch.tensor(numbers): a new tensor, seen here first
             self._made |= {id(tensor): tensor for tensor in args}
         values = tuple(map(self.value, args))
         options = {name: self.value(item) for name, item in kwargs.items()}
@@ -146,14 +146,14 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def leaves(self, name: str, arguments: Any) -> None:
-        """Python is told the values of the tensors among arguments."""
+        """Python reads the values of the tensors in the arguments: an error if one depends on an index."""
         for tensor in leaves(arguments, Tensor):
             if id(tensor) in self._refs:
                 raise _asked(name)
             self.used_alone |= id(tensor) not in self._made
 
     def _check_devices(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a table that is elsewhere: a global one, of which nobody knew before. torch indexes by what is on the CPU."""
+        """Refuse a table on another device, such as a global one. Index tensors may be on the CPU, as in torch."""
         here = {tensor.device for tensor in leaves((args, *kwargs.values()), Tensor) if id(tensor) in self._refs}
         for tensor in leaves(args[:1] if op is _aten.index.Tensor else (args, *kwargs.values()), Tensor):
             if tensor.ndim and tensor.device not in here:
@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
                 )
 
     def _record(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """One more step. Of its results, shapes and Python numbers that follow from values are not those of other indices."""
+        """Add an operation. A result whose shape, or Python number, depends on index values is unsupported."""
         if self._has_sizes_of_values(op, args):
             self.unsupported_reason = f"{op.overloadpacket.__name__}, which gives as many numbers as the values say"
         elif any(isinstance(found, (bool, int, float)) for found in (out if isinstance(out, tuple) else (out,))):
@@ -178,7 +178,7 @@ class _Recorder(TorchDispatchMode):
         return any(self.metas[ref.slot].dtype in (torch.bool, torch.uint8) for ref in leaves(args[1], Value))
 
     def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """``x &= y``: as ``x = x & y`` where nothing else looks at x's memory; else the program has an obstacle."""
+        """``x &= y``: recorded as ``x = x & y`` if no other tensor shares x's memory; else unsupported."""
         target = args[0] if args else None
         replaces = op in OUT_OF_PLACE and isinstance(target, Value) and self._storages[_storage(out)] == 1
         if replaces and self._dtypes(args) == {out.dtype}:
@@ -193,7 +193,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _GetitemRecorder(IndexByTensors):
-    """Reads tables as `IndexByTensors`, and tells the recorder of values that leave torch without an operation."""
+    """Indexes like `IndexByTensors`, and reports to the recorder when values leave torch without an operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ _LEAVES_TORCH = {
     Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage,
 }  # fmt: skip
 _MAKES_TENSORS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
-"""Of lists, of which each item is asked."""
+"""Functions that make a tensor of a list, and so ask each item for its value."""
 
 
 def _asked(name: str) -> TypeError:
@@ -226,14 +226,14 @@ def _asked(name: str) -> TypeError:
 
 
 def _with_rows(op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments, with rows of zeros in a table that has none, as those of an empty batch: there is nothing to read."""
+    """The arguments, with rows of zeros if the table has none (empty batch), so that an index can be read."""
     if op is not _aten.index.Tensor or args[0].numel():
         return args
     return args[0].new_zeros([max(1, size) for size in args[0].shape]), *args[1:]
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """torch's, which looks at the values first; under vmap it does not, and must be given the number."""
+    """torch's one_hot. torch reads the values first; under vmap it cannot, and needs ``num_classes``."""
     if num_classes < 1:
         raise ValueError(f"in a mask_mod one_hot is given num_classes, at least 1; got {num_classes}")
     return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()

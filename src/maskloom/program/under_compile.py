@@ -1,6 +1,7 @@
-"""What a mask_mod or a score_mod does with its indices, found out while torch traces: no program can be recorded then.
+"""How a mask_mod or a score_mod uses its indices, found while torch traces: no program can be recorded then.
 
-It is run once on scalars, inside the graph that is being traced; nothing comes of that, so the compiler drops it.
+The function is run once on scalars, in the graph that is being traced. The results are not used, so the compiler drops
+them.
 """
 
 import operator
@@ -19,9 +20,10 @@ from maskloom.program.program import INDICES, Index
 
 
 def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[int]]:
-    """For each index, the sizes of the table dimensions that it reads directly, as often as it does.
+    """For each index, the sizes of the table dimensions that it reads directly, one entry per read.
 
-    A read by something computed from an index, a cast of it too, is not seen, and nothing is where nobody may watch.
+    Reads by a value computed from an index (also by a cast) are not found; no reads are found where no mode can be
+    entered.
     """
     if is_in_operator():
         return {index: [] for index in INDICES}
@@ -33,10 +35,10 @@ def sizes_read(mask_mod: Any, device: torch.device | str) -> dict[Index, list[in
 
 
 def divides(function: Any, *scalars: Tensor, check: Callable[[Any, object], None] | None = None) -> bool:
-    """Whether it divides, or takes a remainder, when it is called with these. Where nobody may watch, it may.
+    """Whether the function divides or takes a remainder on these scalars; True where no mode can be entered.
 
     Args:
-        check: is given the function and its answer, and raises if that is none.
+        check: called with the function and its answer; it raises if the answer is not valid.
     """
     if is_in_operator():
         return True
@@ -49,7 +51,7 @@ def divides(function: Any, *scalars: Tensor, check: Callable[[Any, object], None
 
 
 class _Divisions(TorchFunctionMode):
-    """Notes whether there is one."""
+    """Notes whether a division happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,19 +65,19 @@ class _Divisions(TorchFunctionMode):
 
 
 def _every_form() -> Iterator[Any]:
-    """Of dividing: operators, methods and functions, in place or not, and aten's with their overloads."""
+    """All forms of division: operators, methods and functions, in place or not, and aten's overloads."""
     for name in ("__floordiv__", "__rfloordiv__", "__ifloordiv__", "__mod__", "__rmod__", "__imod__"):
         yield getattr(Tensor, name)
-    yield from (operator.floordiv, operator.mod, operator.ifloordiv, operator.imod)  # as a strict export has them
+    yield from (operator.floordiv, operator.mod, operator.ifloordiv, operator.imod)  # used by strict export
     yield torch.unravel_index
-    for name in sorted(names_of(Fact.DIVIDES) - {"div"}):  # which divides floats too, and says how by its rounding mode
+    for name in sorted(names_of(Fact.DIVIDES) - {"div"}):  # div also divides floats; see rounding_mode above
         yield getattr(torch, name)
         for form in (name, f"{name}_"):
             packet = getattr(torch.ops.aten, form)
             yield from (getattr(Tensor, form), packet, *(getattr(packet, overload) for overload in packet.overloads()))
 
 
-_DIVISIONS = tuple(_every_form())  # no names: torch.compile knows functions, and not what they are called
+_DIVISIONS = tuple(_every_form())  # functions and not names: torch.compile can compare functions
 
 
 class _SizesRead(TorchFunctionMode):
@@ -101,7 +103,7 @@ class _SizesRead(TorchFunctionMode):
 
 
 def _first_entry(table: Tensor, given: Any) -> Tensor:
-    """What is read at 0 in place of every number, which no trace knows, of zeros: it has the right shape.
+    """The entry at 0 for every scalar index, from a table of zeros: a trace has no values, and only the shape matters.
 
     In inference mode a graph may not view a tensor that was made outside.
     """
@@ -110,7 +112,7 @@ def _first_entry(table: Tensor, given: Any) -> Tensor:
 
 
 def _places(given: Any) -> list[Any]:
-    """What an index consists of. torch takes a list of numbers, ``table[[b, kv_idx]]``, as a tuple of them."""
+    """The parts of an index. torch takes a list of numbers, ``table[[b, kv_idx]]``, as a tuple."""
     places = given if isinstance(given, (tuple, list)) else (given,)
     inner = [place for item in places for place in (item if isinstance(item, (tuple, list)) else (item,))]
     others = [place for place in inner if not isinstance(place, (Tensor, int))]
@@ -118,7 +120,7 @@ def _places(given: Any) -> list[Any]:
 
 
 def _axes(place: Any) -> int:
-    """How many dimensions of a table this reads; an ellipsis takes those that are left."""
+    """The number of table dimensions that this part indexes; 0 for an ellipsis, which takes the remaining ones."""
     if place is None or place is Ellipsis or isinstance(place, bool):
         return 0
     return place.ndim if isinstance(place, Tensor) and place.dtype == torch.bool else 1

@@ -1,4 +1,4 @@
-"""Score mods: how a score is changed before the softmax."""
+"""Score mods: functions that change a score before the softmax."""
 
 from maskloom.scores.alibi import alibi
 from maskloom.scores.compose import compose

@@ -1,4 +1,4 @@
-"""Attention with linear biases."""
+"""Attention with linear biases (ALiBi)."""
 
 import math
 
@@ -29,7 +29,7 @@ class Alibi(ScoreValue):
 
 
 def alibi(n_heads: int, *, symmetric: bool = False) -> Alibi:
-    """A penalty that grows with the distance to the key, at a rate of each head's own: ``score + slope[h] * (kv_idx - q_idx)``.
+    """A penalty that grows with the distance, at a rate per head: ``score + slope[h] * (kv_idx - q_idx)``.
 
     ::
 
@@ -38,19 +38,21 @@ def alibi(n_heads: int, *, symmetric: bool = False) -> Alibi:
                        q1 -1/2    0    1/2   1                                q1 -1/2    0   -1/2  -1
                        q2  -1   -1/2    0   1/2                               q2  -1   -1/2    0   -1/2
 
-    Keys before the query are penalised, and keys after it rewarded: it belongs to a causal mask. For encoders it is
+    Keys before the query are penalised, and keys after it rewarded: use it with a causal mask. For encoders use
     ``symmetric``: ``score - slope[h] * abs(kv_idx - q_idx)``.
 
-    The slopes of 8 heads are 1/2, 1/4, ..., 1/256. H heads, a power of two, have ``2 ** (-8 / H)``, its square, its cube and
-    so on. Another number of heads has those of the power of two below it, and then every other one of the power of two
-    above, from the first on: the rule of the paper's code, and of Bloom's and MPT's.
+    The slopes of 8 heads are 1/2, 1/4, ..., 1/256. If the number of heads H is a power of two, they are ``2 ** (-8 /
+    H)``, its square, its cube and so on. Another number of heads has the slopes of the next lower power of two, and
+    then every other slope of the next higher one, starting with the first: the rule of the paper's code, and of Bloom's
+    and MPT's.
 
     It holds a table (H,): for a GPU, move it with ``.to``. Source: Press et al. 2022 (arXiv 2108.12409), section 3, and
     its code's ``get_slopes``; symmetric in MosaicBERT (Portes et al. 2023) and in Jina's encoders.
 
     Args:
-        n_heads: H, query heads of the whole layer, at least 1. For some of them, `shifted_score` with ``h_offset``.
-        symmetric: whether keys after the query are penalised as those before it are.
+        n_heads: H, the number of query heads of the whole layer, at least 1. For some of them, `shifted_score` with
+            ``h_offset``.
+        symmetric: whether keys after the query are penalised like those before it.
 
     Raises:
         TypeError: not an int. ValueError: below 1.

@@ -1,7 +1,7 @@
-"""What a score mod is: like a mask, a scalar function, and in maskloom a value.
+"""The base of score mods: like a mask, a score mod is a scalar function, and in maskloom a value.
 
-``score_mod(score, b, h, q_idx, kv_idx)`` takes one scaled score and the four integers that say whose it is, and gives the
-score that goes into the softmax. The mask is applied after it.
+``score_mod(score, b, h, q_idx, kv_idx)`` takes one scaled score and its four indices, and returns the score for the
+softmax. The mask is applied after it.
 """
 
 from abc import ABC, abstractmethod
@@ -23,24 +23,25 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def score_dataclass(cls: C) -> C:
-    """Make a subclass of ScoreValue a frozen dataclass that keeps its equality, hash and repr: torch traces through them."""
+    """Make a subclass of ScoreValue a frozen dataclass that keeps its equality, hash and repr; torch can trace those."""
     return value(cls)
 
 
 class ScoreValue(FrozenValue, ABC):
-    """A score_mod that can be compared, printed, moved and pickled; called with tensors that broadcast, it gives what
-    ``torch.vmap`` over scalars gives.
+    """A score_mod that can be compared, printed, moved and pickled. A call with tensors that broadcast gives the same as
+    ``torch.vmap`` over scalars.
 
-    It computes in the dtype that torch promotes score and tables to: a kernel keeps scores in float32, whatever the query is.
+    It computes in the dtype that torch promotes score and tables to: kernels have scores in float32, whatever the
+        query's dtype.
     """
 
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """The score, bent: floating point, from a score and integer tensors on one device."""
+        """The changed score: floating point, from a score and integer tensors on one device."""
 
     @property
     def heads(self) -> int | None:
-        """How many query heads it has entries for; None if it treats any number alike."""
+        """The number of query heads that it has entries for; None if it is the same for any number."""
         return None
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
@@ -70,9 +71,10 @@ def checked_score_mod(function: ScoreMod) -> ScoreMod:
 
 
 def answering(score_mod: ScoreMod) -> ScoreMod:
-    """The score_mod, with a TypeError where it gives no score. It looks at type, dtype and shape, which a trace folds away.
+    """The score_mod, with a TypeError if it returns no score. Type, dtype and shape are constants in a trace.
 
-    Compiled by torch (2.13), a function that forgets to return runs, and so does one that returns many elements.
+    Without this check, a compiled function without a return value, or with many elements, runs without an error (torch
+    2.13).
     """
 
     def answered(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ NO_SCORE = "a score_mod answers with the score, a tensor without dimensions,"
 
 
 def _no_score(answer: object) -> str | None:
-    """What a score_mod gave in place of a score. An integer tensor is one, as torch has it."""
+    """What a score_mod returned instead of a score; None for a score. An integer tensor is a score, as in torch."""
     if not isinstance(answer, Tensor):
         return "None" if answer is None else type(answer).__name__
     if answer.dtype == torch.bool or answer.is_complex() or answer.ndim:
@@ -99,5 +101,5 @@ def _no_score(answer: object) -> str | None:
 
 
 def name_of(function: ScoreMod) -> str:
-    """A score_mod as repr writes it: a value as the code that made it, a plain function by its name."""
+    """A score_mod as repr writes it: a value as the code that makes it, a plain function by its name."""
     return getattr(function, "__name__", type(function).__name__)

@@ -1,4 +1,4 @@
-"""Several score mods, one after the other."""
+"""Several score mods in sequence."""
 
 from torch import Tensor
 
@@ -36,10 +36,11 @@ def compose(*score_mods: ScoreMod) -> ScoreMod:
     It is flat: ``compose(f, compose(g, h))`` equals ``compose(f, g, h)``, and ``compose(f)`` is f.
 
     Args:
-        score_mods: one or more, ours or plain functions. With a plain function it pickles if the function does.
+        score_mods: one or more, maskloom's or plain functions. A composition with a plain function pickles if the
+            function does.
 
     Raises:
-        TypeError: something that cannot be called with five arguments. ValueError: none given.
+        TypeError: an argument that cannot be called with five arguments. ValueError: no arguments.
     """
     if not score_mods:
         raise ValueError("compose takes one or more score_mods; got none")

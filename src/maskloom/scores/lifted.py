@@ -1,4 +1,4 @@
-"""A score_mod on a whole table of scores: the scalar function, lifted by `torch.vmap`."""
+"""Apply a score_mod to a whole table of scores: the scalar function, batched by `torch.vmap`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,38 +14,38 @@ from maskloom.scores.shift import ShiftedScore
 
 
 def modified(scores: Tensor, score_mod: ScoreMod, first: int = 0) -> Tensor:
-    """What score_mod makes of each score, in the dtype of scores, with the gradients of the scalar function.
+    """The result of score_mod for each score, in the dtype of scores, with the gradients of the scalar function.
 
     Args:
         scores: (B, H, Q, K).
         first: the position of the first query.
 
     Raises:
-        TypeError: it gives no score, or does what a function for all scores at once cannot do.
-        What it raises itself comes through, with a note.
+        TypeError: it returns no score, or does something that cannot be batched.
+        An exception of the score_mod itself passes through, with a note.
     """
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
     indices[2] = indices[2] + first
-    if torch.compiler.is_compiling():  # exported, ours need no vmap
+    if torch.compiler.is_compiling():  # in an export, maskloom's own need no vmap
         by_shape = is_in_operator() or (torch.compiler.is_exporting() and _broadcasts(score_mod))
-        made = (_broadcast if by_shape else _lifted)(score_mod, scores, indices)
+        made = (_broadcast if by_shape else _batched)(score_mod, scores, indices)
     else:
-        with _told(score_mod):
-            made = _lifted(score_mod, scores, indices)
-    return made.to(scores.dtype)  # a float64 table makes float64 scores of float32 ones
+        with _naming_errors(score_mod):
+            made = _batched(score_mod, scores, indices)
+    return made.to(scores.dtype)  # with a float64 table, float32 scores become float64
 
 
-def _lifted(score_mod: ScoreMod, scores: Tensor, indices: list[Tensor]) -> Tensor:
-    lifted = answering(score_mod)
+def _batched(score_mod: ScoreMod, scores: Tensor, indices: list[Tensor]) -> Tensor:
+    batched = answering(score_mod)
     for index in (3, 2, 1, 0):
         dims = [0] + [0 if index == at else None for at in range(4)]
-        lifted = torch.vmap(lifted, in_dims=tuple(dims))
+        batched = torch.vmap(batched, in_dims=tuple(dims))
     with IndexByScalars():
-        return lifted(scores, *indices)
+        return batched(scores, *indices)
 
 
 def _broadcast(score_mod: ScoreMod, scores: Tensor, indices: list[Tensor]) -> Tensor:
-    """One of ours, which broadcasts: torch's vmap reads no table where no function mode can be entered."""
+    """For maskloom's own, which broadcast: torch's vmap cannot index tables where no function mode can be entered."""
     if not _broadcasts(score_mod):
         raise TypeError(
             "inside torch.utils.checkpoint, while torch.compile traces, torch cannot lift a plain score_mod to a table of "
@@ -56,7 +56,7 @@ def _broadcast(score_mod: ScoreMod, scores: Tensor, indices: list[Tensor]) -> Te
 
 
 def _broadcasts(score_mod: ScoreMod) -> bool:
-    """Whether it is one of ours all through: a plain function inside of one is a scalar function still."""
+    """Whether it and all its parts are maskloom's own: a plain function as a part is still a scalar function."""
     if isinstance(score_mod, ShiftedScore):
         return _broadcasts(score_mod.score_mod)
     if isinstance(score_mod, Composed):
@@ -68,8 +68,8 @@ _WORDS_OF_VMAP = ("vmap", "functorch", "Batching rule", "doesn't have storage")
 
 
 @contextmanager
-def _told(score_mod: ScoreMod) -> Iterator[None]:
-    """Errors that say which score_mod raised them, and of torch.vmap's also what to write instead."""
+def _naming_errors(score_mod: ScoreMod) -> Iterator[None]:
+    """Add the name of the score_mod to errors; for errors of torch.vmap, also say what to write instead."""
     try:
         yield
     except RuntimeError as error:

@@ -13,14 +13,12 @@ from maskloom.scores.base import ScoreValue, score_dataclass
 
 @score_dataclass
 class RelativeBias(ScoreValue):
-    """See `relative_bias`. ``reach`` is the distance from which on all keys are alike, ``last`` its entry, ``2 * reach``."""
+    """See `relative_bias`. From the distance ``reach`` on all keys share an entry; ``last`` is its column, ``2 * reach``."""
 
     table: Tensor
     buckets: Tensor | None
     reach: int | Tensor
-    last: (
-        int | Tensor
-    )  # a field: what is computed from a number that torch holds dynamic is nothing that a kernel can capture
+    last: int | Tensor  # a field, because a kernel cannot capture a number that is computed from a dynamic one
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         column = (kv_idx - q_idx + self.reach).clamp(min=0).clamp(max=self.last)
@@ -45,23 +43,24 @@ def relative_bias(table: Tensor, *, buckets: Tensor | Sequence[int] | None = Non
                                                          q1   6    7    8    9
                                                          q2   5    6    7    8
 
-    Here ``max_distance`` is 2: distances further than that have its bias. With ``buckets`` several distances share a column:
-    the bias is ``table[h, buckets[kv_idx - q_idx + max_distance]]``. `t5_buckets` makes T5's.
+    Here ``max_distance`` is 2; larger distances have the bias of ``max_distance``. With ``buckets`` several distances
+    share a column: the bias is ``table[h, buckets[kv_idx - q_idx + max_distance]]``. `t5_buckets` makes T5's buckets.
 
-    It holds the table itself, so that gradients reach it, and what an optimiser writes into it is used. Made from a
-    Parameter once, it stays right; from what is computed of one (``embedding.weight.T``), make it in every forward.
+    It holds the table itself, so that the table gets gradients, and updates by an optimiser are seen. Made from a
+    Parameter, it stays valid; if the table is computed from a Parameter (``embedding.weight.T``), make it in every
+    forward.
 
-    Source: Shaw et al. 2018 (arXiv 1803.02155), section 3.2, for the clipping; Raffel et al. 2020 (arXiv 1910.10683), section
-    2.1, for one scalar for each head.
+    Source: Shaw et al. 2018 (arXiv 1803.02155), section 3.2, for the clipping; Raffel et al. 2020 (arXiv 1910.10683),
+    section 2.1, for one scalar per head.
 
     Args:
         table: floating point (H, 2 * max_distance + 1); with ``buckets`` (H, number of buckets).
-        buckets: the column for each distance from ``-max_distance`` to ``max_distance``: integers (2 * max_distance + 1,),
-            best on the table's device, where they are moved to otherwise.
+        buckets: the column for each distance from ``-max_distance`` to ``max_distance``: integers (2 * max_distance +
+            1,); they are moved to the table's device.
 
     Raises:
-        TypeError: a table that is no floating-point tensor; buckets that are no integers. ValueError: other shapes, a
-            bucket that the table does not have.
+        TypeError: a table that is not a floating-point tensor; buckets that are not integers. ValueError: other shapes,
+            a bucket that the table does not have.
     """
     if not isinstance(table, Tensor) or not table.is_floating_point():
         got = table.dtype if isinstance(table, Tensor) else type(table).__name__
@@ -80,7 +79,7 @@ def relative_bias(table: Tensor, *, buckets: Tensor | Sequence[int] | None = Non
 
 
 def t5_buckets(number: int, *, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
-    """T5's buckets of distances, for `relative_bias`: near ones have one each, further ones share, on a logarithmic scale.
+    """T5's buckets of distances, for `relative_bias`: one per small distance; large ones share, on a log scale.
 
     ::
 
@@ -88,23 +87,25 @@ def t5_buckets(number: int, *, max_distance: int = 128, bidirectional: bool = Tr
         t5_buckets(8, max_distance=8)                                   3  3  3  3  3  2  2  1  0  5  6  6  7  7  7  7  7
         t5_buckets(8, max_distance=8, bidirectional=False)              7  7  6  5  4  3  2  1  0  0  0  0  0  0  0  0  0
 
-    Half of the buckets of one direction are for one distance each; the other half for ranges that grow, up to
-    ``max_distance``, from which on all distances share the last. Bidirectional, the first half is for keys up to the
-    query, the second for keys after it; else keys after the query share bucket 0 with the query itself.
+    Half of the buckets of one direction are for one distance each; the other half are for growing ranges, up to
+    ``max_distance``; all larger distances share the last bucket. If bidirectional, the first half is for keys up to the
+    query, and the second half for keys after it; otherwise keys after the query share bucket 0 with the query itself.
 
-    T5 does not scale its scores: ``attend(..., scale=1.0)``. Source: Raffel et al. 2020 (arXiv 1910.10683), section 2.1, and
-    its code's ``_relative_position_bucket``; computed in float32 as there, so that trained tables keep their meaning.
+    T5 does not scale its scores: ``attend(..., scale=1.0)``. Source: Raffel et al. 2020 (arXiv 1910.10683), section
+    2.1, and its code's ``_relative_position_bucket``; computed in float32 like there, so that trained tables stay
+    valid.
 
     Args:
-        number: of buckets, columns of the table: at least 2, or even and at least 4 if bidirectional. T5 has 32.
-        max_distance: in positions, more than the distances that have a bucket each.
-        bidirectional: as in T5's encoder; False as in its decoder.
+        number: number of buckets (columns of the table): at least 2, or even and at least 4 if bidirectional. T5 has
+            32.
+        max_distance: in positions, more than the largest distance with its own bucket.
+        bidirectional: True as in T5's encoder; False as in its decoder.
 
     Returns:
         int64 (2 * max_distance + 1,), for distances from ``-max_distance`` to ``max_distance``.
 
     Raises:
-        TypeError, ValueError: numbers that are none of these.
+        TypeError, ValueError: other numbers.
     """
     number = count("number", number, least=4 if bidirectional else 2, of="buckets")
     if bidirectional and number % 2:

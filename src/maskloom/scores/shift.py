@@ -1,4 +1,4 @@
-"""Score mods of other positions and heads: the same score mod, looked at from elsewhere."""
+"""Score mods at other positions and heads: a score mod with offsets."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def shifted_score(
     kv_offset: int | Tensor | Sequence[int] = 0,
     h_offset: int | Tensor | None = None,
 ) -> ScoreMod:
-    """The score mod as queries, keys and heads see it that begin elsewhere than at 0; what `shifted` is for masks.
+    """The score mod for queries, keys and heads that do not start at 0, as `shifted` is for masks.
 
     ::
 
@@ -53,23 +53,23 @@ def shifted_score(
                                                   q0  -1   -1/2    0   1/2
                                                   q1 -3/2   -1   -1/2   0
 
-    For decoding and prefill in chunks, where query 0 is not the first position, and for a tensor-parallel rank that holds
-    heads 4 to 7 of 8: ``shifted_score(alibi(8), h_offset=4)``. A mask beside it is shifted by itself.
+    For decoding and prefill in chunks, where query 0 is not the first position, and for a tensor-parallel rank that
+    holds heads 4 to 7 of 8: ``shifted_score(alibi(8), h_offset=4)``. The mask must be shifted separately.
 
     Args:
-        score_mod: ours or a plain function.
+        score_mod: maskloom's or a plain function.
         q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
-            (B,), one for each batch row. A tensor may change from step to step without a compilation.
-        kv_offset: the position of the first key, likewise.
-        h_offset: the first head, an int from 0 on (0 too: there may be more heads than these), or an int32 or int64 tensor
-            without dimensions. None: these heads are all.
+            (B,), one for each batch row. A tensor may change between steps without recompilation.
+        kv_offset: the position of the first key, in the same forms.
+        h_offset: the first head, an int from 0 on, or an int32 or int64 tensor without dimensions. None: these are all
+            heads. (0 says that there may be more heads than these.)
 
     Raises:
-        TypeError, ValueError: an offset that is none of these, or something that is no score_mod.
+        TypeError, ValueError: an offset of another type or shape, or an object that is not a score_mod.
     """
     checked_score_mod(score_mod)
     offsets = position_offsets(q_offset, kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)
-    if isinstance(score_mod, SoftCap):  # it is the same everywhere
+    if isinstance(score_mod, SoftCap):  # it does not depend on indices
         return score_mod
     return score_mod if heads is None and all(map(is_zero, offsets)) else ShiftedScore(score_mod, *offsets, heads)

@@ -1,4 +1,4 @@
-"""Scores held inside a range."""
+"""Scores limited to a range."""
 
 import math
 from numbers import Real
@@ -12,10 +12,11 @@ from maskloom.scores.base import ScoreValue, score_dataclass
 
 @score_dataclass
 class SoftCap(ScoreValue):
-    """See `softcap`. ``text`` is the cap as Python writes it.
+    """See `softcap`. ``text`` is the cap as Python prints it.
 
-    Text, because torch.compile makes a float an input of its graph sooner or later (at once with ``dynamic=True``), and
-    flex_attention takes none: its score_mod captures tensors and ints (torch 2.11 and 2.13). Text is a constant.
+    It is text because torch.compile at some point makes a float an input of its graph (at once with ``dynamic=True``),
+    and flex_attention does not accept that: its score_mod captures tensors and ints (torch 2.11 and 2.13). Text is a
+    constant.
     """
 
     text: str
@@ -29,7 +30,7 @@ class SoftCap(ScoreValue):
 
 
 def softcap(cap: float) -> SoftCap:
-    """Scores between ``-cap`` and ``cap``: ``cap * tanh(score / cap)``, nearly the score itself where that is small.
+    """Scores between ``-cap`` and ``cap``: ``cap * tanh(score / cap)``, close to the score itself where it is small.
 
     Source: Gemma 2 (arXiv 2408.00118), section 2, with a cap of 50 in its attention; Bello et al. 2016 (arXiv 1611.09940).
 

@@ -1,4 +1,4 @@
-"""`plot_attention`: the attention of one head, hidden cells drawn as hidden."""
+"""`plot_attention`: the attention of one head, with hidden cells hatched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 POSITIONS_SHOWN = 128
-"""Positions drawn along an axis; of a longer one, the first and last 64."""
+"""Maximum number of positions drawn along an axis; of a longer axis, the first and last 64 are drawn."""
 
-_GAP = 4  # cells that stand for those left out
+_GAP = 4  # cells drawn in place of the omitted ones
 _HIDDEN = {"facecolor": "#ececec", "edgecolor": "#c4c4c4", "hatch": "////"}
-_BLIND = {"facecolor": "#ffffff", "edgecolor": "#9a9a9a", "hatch": "xxx"}
+_FULLY_MASKED = {"facecolor": "#ffffff", "edgecolor": "#9a9a9a", "hatch": "xxx"}
 _NOT_FINITE = {"facecolor": "#d81b60"}
 
 
@@ -53,21 +53,21 @@ def plot_attention(
 ) -> "Figure":
     """The attention of one head as a picture, queries down and keys across.
 
-    Hidden cells are hatched in grey, outside the colour scale; the row of a query that sees nothing is cross-hatched;
-    values that are not finite have a colour of their own. Of more than `POSITIONS_SHOWN` positions the middle is left
-    out, and the picture says which part. What is drawn is exact: probabilities are over all keys, drawn or not.
+    Hidden cells are hatched in grey, outside the colour scale; the row of a fully masked query is cross-hatched; values
+    that are not finite have a separate colour. With more than `POSITIONS_SHOWN` positions the middle is omitted, and
+    the axis label says which part. The drawn values are exact: probabilities are over all keys, drawn or not.
 
     Args:
         query: (B, H, Q, D), floating point, on any device; half precision is computed in float32.
         key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
-        mask: a Mask, a mask_mod, a table as `attend` takes it, a BlockMask (the mask that its tables and mask_mod mean together), or None.
-        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask. Where it gives -inf, the cell is
-            hidden.
+        mask: a Mask, a mask_mod, a table as in `attend`, a BlockMask (its tables and its mask_mod together), or None.
+        score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask. Where it returns -inf, the cell
+            is hidden.
         scale: by default ``1 / sqrt(D)``.
-        probabilities: draw them, after the softmax; or the scores before it.
-        batch_idx, head_idx: which batch row and which query head.
-        tokens: Q labels of the queries; of the keys too where Q = K. Labels longer than 16 characters are cut.
-        key_tokens: K labels of the keys, where they differ.
+        probabilities: whether to draw probabilities, after the softmax, or scores, before it.
+        batch_idx, head_idx: the batch row and the query head.
+        tokens: Q labels of the queries; also of the keys if Q = K. Labels longer than 16 characters are cut.
+        key_tokens: K labels of the keys, if they differ.
         title: by default the batch row and head.
 
     Returns:
@@ -112,7 +112,7 @@ def plot_attention(
 
 @dataclass(frozen=True)
 class _Side:
-    """The positions along an axis, and where each is drawn: position i at place i, or nearer behind a gap."""
+    """The positions along an axis, and where each is drawn: position i at place i, or before it after a gap."""
 
     length: int
 
@@ -122,12 +122,12 @@ class _Side:
 
     @property
     def drawn(self) -> int:
-        """Places along the axis, those of the gap included."""
+        """The number of places along the axis, with the places of the gap."""
         return POSITIONS_SHOWN + _GAP if self.abbreviated else self.length
 
     @property
     def left_out(self) -> range:
-        """The positions of the gap."""
+        """The omitted positions."""
         half = POSITIONS_SHOWN // 2
         return range(half, self.length - half) if self.abbreviated else range(0)
 
@@ -145,7 +145,7 @@ class _Side:
 
 
 def _size(tensor: Tensor) -> int:
-    # what is not (B, H, length, D) gets its error from attention_cells, before anything is drawn
+    # attention_cells raises for tensors of another shape than (B, H, length, D), before anything is drawn
     return tensor.shape[2] if isinstance(tensor, Tensor) and tensor.ndim == 4 else 0
 
 
@@ -160,7 +160,7 @@ def _labels(name: str, tokens: Sequence[str] | None, side: _Side) -> list[str] |
 
 
 def _room(labels: list[str] | None) -> float:
-    """About how many inches labels take beside the cells."""
+    """The approximate size of labels beside the cells, in inches."""
     return 0.2 + 0.075 * max(map(len, labels)) if labels else 0.3
 
 
@@ -198,18 +198,20 @@ def _draw_values(axes: "Axes", cells: Cells, down: _Side, across: _Side, name: s
 
 
 def _hide(axes: "Axes", cells: Cells, down: _Side) -> "list[Patch]":
-    """Hatch what is hidden: the background shows wherever no value is drawn. Returns the legend's handles."""
+    """Hatch hidden cells: the background shows wherever no value is drawn. Returns the legend's handles."""
     patches = load_matplotlib().patches
     axes.patch.set(**_HIDDEN, linewidth=0)
     for place, sees_nothing in zip(down.places, cells.fully_masked.tolist(), strict=True):
         if sees_nothing:
             left, right = axes.get_xlim()
-            axes.add_patch(patches.Rectangle((left, place - 0.5), right - left, 1, **_BLIND, linewidth=0, zorder=2.1))
+            axes.add_patch(
+                patches.Rectangle((left, place - 0.5), right - left, 1, **_FULLY_MASKED, linewidth=0, zorder=2.1)
+            )
     handles = []
     if (cells.hidden & ~cells.fully_masked[:, None]).any():
         handles.append(patches.Patch(**_HIDDEN, label="hidden"))
     if cells.fully_masked.any():
-        handles.append(patches.Patch(**_BLIND, label="query sees nothing"))
+        handles.append(patches.Patch(**_FULLY_MASKED, label="query sees nothing"))
     return handles
 
 
@@ -226,8 +228,8 @@ def _mark_not_finite(axes: "Axes", cells: Cells, down: _Side, across: _Side) -> 
 
 def _laid_out(
     values: np.ndarray, shown: Tensor, down: _Side, across: _Side
-) -> "np.ma.MaskedArray":  # a string: numpy loads this part when it is asked for
-    """Cells at the places where they are drawn, masked where they are not ``shown`` and in gaps."""
+) -> "np.ma.MaskedArray":  # a string, because numpy loads this module on demand
+    """Cells at the places where they are drawn; masked where they are not ``shown``, and in gaps."""
     cells = np.ix_(down.places, across.places)
     table = np.zeros((down.drawn, across.drawn))
     mask = np.ones_like(table, dtype=bool)
@@ -237,7 +239,7 @@ def _laid_out(
 
 
 def _leave_gaps(axes: "Axes", down: _Side, across: _Side) -> None:
-    """Blank the places that stand for positions left out, with dots in them."""
+    """Draw blanks with dots over the places of omitted positions."""
     rectangle = load_matplotlib().patches.Rectangle
     start = POSITIONS_SHOWN // 2
     blank = {"facecolor": axes.figure.get_facecolor(), "linewidth": 0, "zorder": 4}

@@ -1,7 +1,7 @@
-"""The numbers behind a picture of attention: one head of one batch row, for the cells that are drawn.
+"""The numbers of a picture of attention: one head of one batch row, for the cells that are drawn.
 
-Only the queries that are drawn are computed, each against every key, so that a picture of a long sequence costs
-rows × K and not Q × K, and its probabilities are still those over all keys.
+Only the queries that are drawn are computed, each against every key. So a picture of a long sequence costs rows × K and
+not Q × K, and its probabilities are still over all keys.
 """
 
 import math
@@ -31,7 +31,7 @@ class Cells:
     Attributes:
         values: (rows, columns), float32 or float64; meaningless where ``hidden``.
         hidden: bool (rows, columns), True where the query may not attend to the key, by the mask or by a score of -inf.
-        blind: bool (rows,), True where the query may attend to no key at all, in these columns or elsewhere.
+        fully_masked: bool (rows,), True where the query may attend to no key at all, in these columns or elsewhere.
     """
 
     values: Tensor
@@ -58,7 +58,7 @@ def attention_cells(
     Args:
         query: (B, H, Q, D), floating point; half precision is computed in float32.
         key: (B, Hkv, K, D) on the same device. Query head h uses key-value head ``h // (H // Hkv)``.
-        mask: a BlockMask counts as what it means: its full tiles, and what mask_mod shows of its partial ones.
+        mask: a BlockMask means its full tiles, and the elements of its partial tiles where mask_mod is True.
         rows, columns: positions of queries, below Q, and of keys, below K.
 
     Raises:
@@ -83,7 +83,7 @@ def attention_cells(
 
 
 def checked_index(name: str, index: int, size: int, items: str) -> int:
-    """``index`` as an int, if it is one of ``size`` items, counted from 0."""
+    """``index`` as an int, after a check that it is one of ``size`` items, counted from 0."""
     index = integer(name, index, f"one of {size} {items}")
     if not 0 <= index < size:
         raise ValueError(f"{name} is from 0 to {size - 1}, as there are {size} {items}; got {index}")
@@ -92,7 +92,7 @@ def checked_index(name: str, index: int, size: int, items: str) -> int:
 
 @dataclass(frozen=True)
 class _Place:
-    """The batch row, head and queries of a picture, counted from 0 again by the functions made here."""
+    """The batch row, head and queries of a picture; its functions map indices that start at 0 to these."""
 
     batch_idx: int
     head_idx: int
@@ -115,9 +115,9 @@ class _Place:
 
 
 def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at: _Place) -> Tensor:
-    """Which keys the queries of a picture may attend to: bool (rows, K), on query's device.
+    """Which keys the drawn queries may attend to: bool (rows, K), on query's device.
 
-    Of a BlockMask this is a part of what `maskloom.blocks.dense.dense_of` gives for all rows, heads and queries.
+    For a BlockMask this is a part of the result of `maskloom.blocks.dense.dense_of` for all rows, heads and queries.
     """
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[-2]))
@@ -125,7 +125,7 @@ def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at:
         return _answers(query, key, as_mask(mask), at).to(query.device)
     _check_block_mask(query, key, mask)
     q_block, kv_block = mask.BLOCK_SIZE
-    states = tile_states(mask)  # a table of one batch row or head stands for all
+    states = tile_states(mask)  # a table of one batch row or head is for all
     states = states[at.batch_idx % states.shape[0], at.head_idx % states.shape[1]]
     states = states[at.rows.to(states.device) // q_block].repeat_interleave(kv_block, -1)[:, : key.shape[-2]]
     answers = _answers(query, key, mask.mask_mod, at).to(states.device)
@@ -133,10 +133,10 @@ def _visible(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | Tensor, at:
 
 
 def _answers(query: Tensor, key: Tensor, mask_mod: MaskMod, at: _Place) -> Tensor:
-    """What mask_mod says, on the device of its tensors: bool (rows, K)."""
+    """The answers of mask_mod, computed on the device of its tensors: bool (rows, K)."""
     device = captures.device_of(mask_mod) or query.device
     (batch, heads, q_len), kv_len = query.shape[:3], key.shape[-2]
-    needed_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)  # raises where its tables do not fit
+    needed_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)  # raises if its tables do not fit
     return dense(at.mask_mod(mask_mod, device), len(at.rows), kv_len, batch=1, heads=1, device=device)[0, 0]
 
 

@@ -1,7 +1,7 @@
-"""What all pictures share: matplotlib itself, places along an axis, text that is taken literally, and saving.
+"""Shared code of all pictures: matplotlib, places along an axis, literal text, and saving.
 
 matplotlib is imported when the first picture is drawn. Figures are made directly, without pyplot, so that no backend is
-chosen and no figure is kept alive by a global list.
+chosen and no global list keeps figures alive.
 """
 
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 LABEL_LIMIT = 16
-"""Characters of a token's label; longer ones are abbreviated."""
+"""Maximum characters of a token's label; longer labels are abbreviated."""
 
-# Fonts with letters that matplotlib's own font lacks, tried in this order behind it where they are installed.
+# Fonts with letters that matplotlib's own font lacks; those installed are tried after it, in this order.
 _MORE_LETTERS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic",
     "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari",
@@ -29,7 +29,7 @@ _MORE_LETTERS = (
 
 
 def load_matplotlib() -> ModuleType:
-    """matplotlib with the modules that pictures need, pyplot not among them."""
+    """matplotlib with the modules that pictures need, without pyplot."""
     import matplotlib
     import matplotlib.colors
     import matplotlib.figure
@@ -40,10 +40,10 @@ def load_matplotlib() -> ModuleType:
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 200) -> Path:
-    """Write a figure to a file, whole or not at all: an existing file is replaced only when the new one is complete.
+    """Write a figure to a file atomically: an existing file is replaced only when the new one is complete.
 
     Args:
-        path: where to; its suffix, .png or .svg, says as what. Missing parent directories are made.
+        path: the file; its suffix, .png or .svg, is the format. Missing parent directories are made.
         dpi: pixels per inch of a PNG, and of the images in an SVG.
 
     Returns:
@@ -57,7 +57,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"a figure is saved as {' or '.join(SUFFIXES)}; got suffix {path.suffix!r} in {str(path)!r}")
-    metadata = {"Date": None} if suffix == ".svg" else None  # no time of day in the file
+    metadata = {"Date": None} if suffix == ".svg" else None  # no date in the file
 
     def write(unfinished: Path) -> None:
         with open(unfinished, "xb") as file:
@@ -72,7 +72,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    # not tempfile: its files are readable by their owner alone, and so would be the picture
+    # not tempfile: only the owner could read its files, and so the picture
     unfinished = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         write(unfinished)
@@ -85,17 +85,17 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def panel_size(rows: float, columns: float, *, cell: float, longest: float, least: float) -> tuple[float, float]:
-    """Width and height in inches for ``rows`` × ``columns`` cells: square where both sides come out at ``least``."""
+    """Width and height in inches for ``rows`` × ``columns`` cells; both are at least ``least``."""
     cell = min(cell, longest / max(rows, columns))
     return max(cell * columns, least), max(cell * rows, least)
 
 
 def spaced(places: Sequence[int], room: float, *, apart: float) -> list[int]:
-    """Those of ``places`` to label: multiples of 1, 2 or 5 times a power of ten, and the last.
+    """The ``places`` to label: multiples of 1, 2 or 5 times a power of ten, and the last place.
 
     Args:
-        places: whole numbers in rising order, drawn evenly (but for a gap) over ``room`` inches.
-        apart: the least distance of two labels, in inches.
+        places: integers in ascending order, drawn evenly (except for a gap) over ``room`` inches.
+        apart: the minimum distance between two labels, in inches.
     """
     steps = (digit * 10**power for power in range(19) for digit in (1, 2, 5))
     step = next(step for step in steps if step * room >= apart * len(places))
@@ -106,7 +106,7 @@ def spaced(places: Sequence[int], room: float, *, apart: float) -> list[int]:
 
 
 def literal(texts: "Iterable[Text]") -> None:
-    """Draw texts as they are written: ``$`` is a dollar, and letters come from every suitable font installed."""
+    """Draw texts literally: ``$`` is a dollar, and all suitable installed fonts are used."""
     matplotlib = load_matplotlib()
     texts = list(texts)
     if all(text.get_text().isascii() for text in texts):
@@ -122,7 +122,7 @@ def literal(texts: "Iterable[Text]") -> None:
 
 
 def token_label(token: str) -> str:
-    """A token as an axis label: unprintable characters escaped, blanks made visible at the ends, the end cut if long."""
+    """A token as an axis label: unprintable characters escaped, blanks at the ends made visible, cut if long."""
     inner = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token).strip(" ")
     blanks = len(token) - len(token.lstrip(" ")), len(token) - len(token.rstrip(" "))
     label = "␣" * blanks[0] + (inner + "␣" * blanks[1] if inner else "")
@@ -130,7 +130,7 @@ def token_label(token: str) -> str:
 
 
 def label_axis(axis: "Axis", name: str, ticks: Sequence[float], labels: Sequence[object], *, size: float = 9) -> None:
-    """Name an axis and label the places ``ticks`` on it."""
+    """Name an axis, and label the places ``ticks`` on it."""
     axis.set_ticks(ticks, labels=[str(label) for label in labels])
     literal(axis.get_ticklabels())
     axis.set_tick_params(labelsize=size, length=2.5, color="0.5")
@@ -138,18 +138,18 @@ def label_axis(axis: "Axis", name: str, ticks: Sequence[float], labels: Sequence
 
 
 def keys_on_top(axes: "Axes") -> None:
-    """Keys along the top and queries down the side, as masks are drawn in the docstrings; no frame."""
+    """Keys along the top and queries down the side, as in the drawings of docstrings; no frame."""
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.spines[:].set_visible(False)
 
 
 def part_cells(axes: "Axes", rows: int, columns: int, cell: float) -> None:
-    """Fine lines between cells, ``cell`` inches wide, where they are large enough to be told apart by them."""
+    """Thin lines between cells, if the cells, ``cell`` inches wide, are large enough for them."""
     if cell < 0.1:
         return
     axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
-    axes.set_axisbelow(False)  # the lines lie over images too
+    axes.set_axisbelow(False)  # draws the lines over images too
     axes.grid(which="minor", color="white", linewidth=min(1.2, 6 * cell))
     axes.tick_params(which="minor", length=0)

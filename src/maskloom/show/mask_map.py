@@ -1,4 +1,4 @@
-"""`plot_mask`: what a mask shows and hides, element by element."""
+"""`plot_mask`: the elements of a mask, visible or hidden."""
 
 from typing import TYPE_CHECKING
 
@@ -31,18 +31,18 @@ def plot_mask(
     """A mask as a picture, queries down and keys across, visible cells dark.
 
     Args:
-        mask: a Mask or a mask_mod, or a table as `attend` takes it.
+        mask: a Mask or a mask_mod, or a table as in `attend`.
         q_len, kv_len: Q and K, in positions.
-        batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
-        batch, heads: B and H, where the mask's tables do not say.
-        title: by default the mask's repr; an empty one is left out.
-        longest: the longer side of the drawing, in inches, at most.
+        batch_idx, head_idx: the batch row and head; any, if the mask is the same for all.
+        batch, heads: B and H, if the mask's tables do not have them.
+        title: by default the mask's repr; an empty string for no title.
+        longest: maximum length of the longer side of the drawing, in inches.
 
     Returns:
         A matplotlib Figure; `save_figure` writes it.
 
     Raises:
-        TypeError, ValueError: not a mask, lengths below 1, or a batch row or head that is not there.
+        TypeError, ValueError: not a mask, lengths below 1, or a batch row or head that does not exist.
     """
     table = one_table(mask, q_len, kv_len, batch_idx, head_idx, batch, heads)
     width, height = panel_size(q_len, kv_len, cell=0.24, longest=longest, least=0.9)
@@ -67,7 +67,7 @@ def plot_mask(
 def one_table(
     mask: MaskMod | Tensor, q_len: int, kv_len: int, batch_idx: int, head_idx: int, batch: int | None, heads: int | None
 ) -> list[list[bool]]:
-    """What one batch row and head of a mask shows: Q lists of K bools."""
+    """The elements of a mask for one batch row and head: Q lists of K bools."""
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
     table = dense(mask, q_len, kv_len, batch=batch, heads=heads)

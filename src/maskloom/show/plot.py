@@ -1,4 +1,4 @@
-"""Pictures of attention and of block masks, drawn with matplotlib, which is imported when the first one is drawn."""
+"""Pictures of attention and of block masks, drawn with matplotlib, which is imported with the first picture."""
 
 import os
 from pathlib import Path
@@ -27,22 +27,22 @@ def visualize_attention_scores(
     head_idx: int = 0,
     scale: float | None = None,
 ) -> Path:
-    """Write a picture of one head's scores, before the softmax, with hidden cells drawn as hidden.
+    """Write a picture of one head's scores, before the softmax, with hidden cells hatched.
 
-    The arguments are those of attention-gym's function of this name. Here score_mod and mask_mod may be given together
-    or not at all, and query heads may share key heads. `plot_attention` draws probabilities, tokens and more.
+    The arguments are those of attention-gym's function of the same name. Here score_mod and mask_mod are both optional
+    and may be combined, and query heads may share key heads. `plot_attention` draws probabilities, tokens and more.
 
     Args:
         query: (B, H, Q, D), floating point.
         key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask.
-        mask_mod: a Mask, a mask_mod, a BlockMask, or a table as `attend` takes it.
-        device: where to compute; query, key and what the two functions capture are moved there. By default they stay
-            where they are.
-        name: the picture's title, with blanks for underscores, and the default file's name.
-        path: the file to write, .png or .svg; without a suffix it is a .png. If it is a directory, ``name``.png in it;
-            by default in the working directory. Missing directories are made.
-        batch_idx, head_idx: which batch row and which query head.
+        mask_mod: a Mask, a mask_mod, a BlockMask, or a table as in `attend`.
+        device: the device to compute on; query, key and the captured tensors of the two functions are moved there. By
+            default they are not moved.
+        name: the title of the picture, with blanks for underscores, and the name of the default file.
+        path: the file to write, .png or .svg; without a suffix, .png is added. In a directory, the file is
+            ``name``.png; by default it is in the working directory. Missing directories are made.
+        batch_idx, head_idx: the batch row and the query head.
         scale: by default ``1 / sqrt(D)``.
 
     Returns:
@@ -66,7 +66,7 @@ def visualize_attention_scores(
 
 
 def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
-    """The file to write; ``name`` may have dots in it, which start no suffix."""
+    """The file to write; dots in ``name`` do not start a suffix."""
     path = Path() if path is None else Path(path)
     if path.is_dir():
         return path / f"{name}.png"

@@ -1,8 +1,8 @@
 """Masks as text, for a terminal.
 
-- short ones: one character for each query and key, ``x`` where the query may attend to the key;
-- longer ones: two queries in each line, by half blocks ``▀ ▄ █``;
-- those wider than the terminal: one character for each tile, ``█`` all of it visible, ``▒`` some of it, ``·`` none.
+- short masks: one character for each query and key, ``x`` where the query may attend to the key;
+- longer masks: two queries in each line, by half blocks ``▀ ▄ █``;
+- masks wider than the terminal: one character for each tile, ``█`` all visible, ``▒`` partly visible, ``·`` hidden.
 """
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from maskloom.program.program import MaskMod
 from maskloom.show.mask_map import one_table
 
 DETAILED = 32
-"""Queries up to which every query has a line of its own."""
+"""Maximum number of queries for which every query has its own line."""
 
 _HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
 
@@ -32,14 +32,14 @@ def picture(
     """A mask drawn with characters: queries down, keys across.
 
     Args:
-        mask: a Mask or a mask_mod, or a table as `attend` takes it.
+        mask: a Mask or a mask_mod, or a table as in `attend`.
         q_len, kv_len: Q and K, in positions.
-        batch_idx, head_idx: which batch row and head; any, where the mask treats them alike.
-        batch, heads: B and H, where the mask's tables do not say.
-        width: characters in a line, at most. A wider mask is drawn in tiles.
+        batch_idx, head_idx: the batch row and head; any, if the mask is the same for all.
+        batch, heads: B and H, if the mask's tables do not have them.
+        width: maximum number of characters in a line. A wider mask is drawn in tiles.
 
     Raises:
-        TypeError, ValueError: not a mask, lengths below 1, a batch row or head that is not there, a width below 8.
+        TypeError, ValueError: not a mask, lengths below 1, a batch row or head that does not exist, a width below 8.
     """
     if width < 8:
         raise ValueError(f"width is a number of characters, at least 8; got {width}")

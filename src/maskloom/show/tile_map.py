@@ -1,4 +1,4 @@
-"""`plot_tiles`: which tiles of a BlockMask attention skips, masks and takes whole."""
+"""`plot_tiles`: the tiles of a BlockMask that attention skips, visits with mask_mod, and visits without it."""
 
 import math
 import operator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Light, middle and dark, so that they differ in grey too; and by blue against orange for every kind of colour vision.
+# Light, medium and dark, so that they differ in grey too; blue and orange differ for every kind of colour vision.
 FILLS = {SKIPPED: "#e9edf0", PARTIAL: "#f0a630", FULL: "#17406d"}
 _WORDS = {SKIPPED: "skipped", PARTIAL: "partial", FULL: "full"}
 
@@ -34,15 +34,15 @@ def plot_tiles(
 ) -> "Figure":
     """The tiles of a BlockMask as a picture, query tiles down and key tiles across.
 
-    A tile is skipped, partial (visited, and mask_mod asked for each of its elements) or full (visited, and mask_mod not
-    asked). The legend counts the tiles that are drawn. A tile that the end of the sequence cuts is drawn cut.
+    A tile is skipped, partial (visited; mask_mod is evaluated for each of its elements) or full (visited without
+    mask_mod). The legend counts the drawn tiles. A tile that the end of the sequence cuts is drawn smaller.
 
     Args:
-        block_mask: its tables are (B or 1, H or 1, query tiles, key tiles); one batch row or head stands for all.
-        batch_idx: the batch row to draw; None for all that the tables have, side by side.
+        block_mask: its tables are (B or 1, H or 1, query tiles, key tiles); one batch row or head is for all.
+        batch_idx: the batch row to draw; None for all batch rows of the tables, side by side.
         head_idx: the query head.
-        max_rows: batch rows drawn side by side; below the title stands how many more there are.
-        title: by default the head, and the batch row where one is drawn.
+        max_rows: maximum number of batch rows side by side; the text below the title says how many more there are.
+        title: by default the head, and the batch row if only one is drawn.
         names: a name for each batch row of the tables.
 
     Returns:
@@ -82,7 +82,7 @@ def _drawn_rows(batch: int, batch_idx: int | None, max_rows: int) -> list[int]:
 
 
 def _table_index(name: str, index: int, size: int, items: str) -> int:
-    """The place of a batch row or head in the tables, where one stands for any number of them."""
+    """The index of a batch row or head in the tables, where one entry may be for all."""
     if size == 1 and is_number(index) and operator.index(index) > 0:
         return 0
     return checked_index(name, index, size, items)
@@ -101,7 +101,7 @@ def _names(batch: int, names: Sequence[str] | None) -> list[str]:
 
 
 def _one_panel(tiles: np.ndarray, block_mask: BlockMask) -> "Figure":
-    """One batch row, with tiles counted at the top and left, and positions at the bottom and right."""
+    """One batch row, with tile numbers at the top and left, and positions at the bottom and right."""
     width, height = _panel_size(block_mask, longest=5.5)
     figure = load_matplotlib().figure.Figure(figsize=(width + 1.8, height + 2.4), layout="constrained")
     axes = figure.add_subplot()
@@ -118,7 +118,7 @@ def _one_panel(tiles: np.ndarray, block_mask: BlockMask) -> "Figure":
 
 
 def _panels(tiles: np.ndarray, block_mask: BlockMask, names: Sequence[str]) -> "Figure":
-    """Several batch rows side by side, in lines of about as many."""
+    """Several batch rows side by side, in lines of about equal length."""
     width, height = _panel_size(block_mask, longest=1.9)
     columns = math.ceil(len(tiles) / math.ceil(len(tiles) / 4))
     lines = math.ceil(len(tiles) / columns)
@@ -145,14 +145,14 @@ def _panels(tiles: np.ndarray, block_mask: BlockMask, names: Sequence[str]) -> "
 def _label_tiles(axis: "Axis", name: str, block_mask: BlockMask, dim: int, room: float) -> None:
     end = block_mask.seq_lengths[dim] / block_mask.BLOCK_SIZE[dim]
     tiles = spaced(range(math.ceil(end)), room, apart=0.35)
-    label_axis(axis, name, [(tile + min(tile + 1, end)) / 2 - 0.5 for tile in tiles], tiles)  # a cut tile's own middle
+    label_axis(axis, name, [(tile + min(tile + 1, end)) / 2 - 0.5 for tile in tiles], tiles)  # middle of a cut tile
 
 
 def _edges(block_mask: BlockMask, dim: int, room: float) -> dict[float, int]:
-    """Where tiles begin that are labelled, and where the sequence ends: place on the axis to position."""
+    """The starts of labelled tiles, and the end of the sequence: place on the axis → position."""
     length, block = block_mask.seq_lengths[dim], block_mask.BLOCK_SIZE[dim]
     starts = spaced(range(math.ceil(length / block)), room, apart=0.35)
-    clear = length * (1 - 0.4 / room)  # a label nearer to the end would lie under the end's own
+    clear = length * (1 - 0.4 / room)  # a label closer to the end would overlap the label of the end
     positions = [tile * block for tile in starts if tile * block <= clear] + [length]
     return {position / block - 0.5: position for position in positions}
 
@@ -164,7 +164,7 @@ def _panel_size(block_mask: BlockMask, *, longest: float) -> tuple[float, float]
 def _draw_tiles(axes: "Axes", tiles: np.ndarray, block_mask: BlockMask, width: float, height: float) -> None:
     tall, wide = (length / block for length, block in zip(block_mask.seq_lengths, block_mask.BLOCK_SIZE, strict=True))
     colours = load_matplotlib().colors.ListedColormap([FILLS[state] for state in (SKIPPED, PARTIAL, FULL)])
-    # where tiles are smaller than pixels, mix their colours: a mixture of states would be a third state
+    # where tiles are smaller than pixels, mix their colours: mixing the state numbers would give a third state
     axes.imshow(
         tiles, cmap=colours, vmin=SKIPPED, vmax=FULL, interpolation="antialiased", interpolation_stage="rgba"
     )  # fmt: skip

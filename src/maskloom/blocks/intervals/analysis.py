@@ -1,4 +1,4 @@
-"""Run a recorded mask_mod on intervals: what it can answer over each tile."""
+"""Run a recorded mask_mod on intervals, to find which answers it can give in each tile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from maskloom.blocks.intervals.rules import RULES, Rule
 from maskloom.program.batched import ambiguous, batched
 from maskloom.program.program import Op, Program, Value, leaves, mapped, results_in
 
-_READ = torch.ops.aten.index  # knows positions and batch rows in their order, which need not be gathered
+_READ = torch.ops.aten.index  # its rule handles positions and batch rows in order, without a gather
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What intervals say.
+    """The result of running a mask on intervals.
 
     Attributes:
-        answer: three-valued truth over tiles, its four dims 1 where the answer does not vary.
-        without_rule: names of operations that could not be followed, sorted.
-        indices: b, h, q_idx and kv_idx of the tiles, which the mask was run on.
+        answer: three-valued truth for each tile; its four dims have size 1 where the answer does not vary.
+        unsupported_ops: names of operations without a usable rule, sorted.
+        indices: the intervals of b, h, q_idx and kv_idx of the tiles: the inputs of the mask.
     """
 
     answer: Interval
@@ -32,9 +32,9 @@ class Analysis:
 
 
 def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[Any, Rule] = RULES) -> Analysis:
-    """What a mask can answer over each tile.
+    """The answers that a mask can give in each tile.
 
-    Law: where an element of a tile is True, ``answer.hi`` is True; where one is False, ``answer.lo`` is False.
+    Law: if an element of a tile is True, ``answer.hi`` is True; if one is False, ``answer.lo`` is False.
     """
     indices = grid.indices(device)
     if program.unsupported_reason is not None:
@@ -75,7 +75,7 @@ def _step(
 
 
 def _exactly(step: Op, args: Any, kwargs: dict[str, Any]) -> tuple[Interval | None, ...] | None:
-    """An operation on values that are exact: itself."""
+    """Run an operation whose inputs are all exact: the operation itself, batched."""
     out = batched(
         step.op, mapped(args, _low_end), {name: mapped(item, _low_end) for name, item in kwargs.items()}, LEAD
     )

@@ -1,9 +1,9 @@
-"""All values that something can take over a tile: an interval, or three-valued truth.
+"""Intervals: the range of values that a program value can take in a tile. For bools, three-valued truth.
 
-A bool is an interval too, with False < True: ``lo`` says that it must be True, ``hi`` that it can be True.
+A bool is an interval too, with False < True: ``lo`` says whether it must be True, ``hi`` whether it can be True.
 
-The law of every function here: each element's value lies in the interval that comes out if its inputs lay in those that
-went in. An interval may be wider than it must be, never narrower.
+The law of every function here: if the inputs of each element lie in the given intervals, its result lies in the
+returned interval. An interval may be wider than necessary, never narrower.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LEAD = 4
-"""Tile dims in front of a value's own dims: batch rows, heads, query tiles, key tiles; 1 where it does not vary."""
+"""Tile dims before a value's event dims: batch rows, heads, query tiles, key tiles; size 1 where it does not vary."""
 
 RANGES = {
     dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
@@ -21,12 +21,12 @@ RANGES = {
 }
 _INT64 = RANGES[torch.int64]
 ORDERED = frozenset({torch.bool, torch.float64, torch.float32, torch.float16, torch.bfloat16, *RANGES})
-"""The dtypes that have intervals: torch finds a least and a greatest of them. Not complex, uint16 to uint64, float8."""
+"""The dtypes that have intervals: torch has their minimum and maximum. Not complex, uint16 to uint64, float8."""
 
 
 @dataclass(frozen=True)
 class PositionRange:
-    """Raw positions: tile t holds ``start + t * block`` to ``start + min((t + 1) * block, total) - 1``."""
+    """A range of positions: tile t holds ``start + t * block`` to ``start + min((t + 1) * block, total) - 1``."""
 
     axis: int
     start: int
@@ -40,14 +40,15 @@ class PositionRange:
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Everything between two ends, for every tile.
+    """All values between two ends, for every tile.
 
     Attributes:
-        lo, hi: the ends, in the value's own dtype, tile dims + own dims. One and the same tensor where the value is exact.
-        nan: float values that are not exact: whether NaN is possible. The ends then speak of the other values, and
-            cross (lo = inf, hi = -inf) where there is no other. None: it is not possible.
-        span: ends that hold for all tiles and are known without looking at a tensor; integers only.
-        run: set if these are the positions of a tile's queries or keys.
+        lo, hi: the ends, in the value's own dtype, tile dims + event dims. The same tensor object if the value is
+            exact.
+        nan: for float values that are not exact: where NaN is possible. The ends then describe the other values, and
+            cross (lo = inf, hi = -inf) if there is no other value. None: NaN is not possible.
+        span: ends that hold for all tiles and are known without reading a tensor; integers only.
+        run: set if the values are the positions of a tile's queries or keys.
     """
 
     lo: Tensor
@@ -58,7 +59,7 @@ class Interval:
 
     @classmethod
     def wrap(cls, value: Tensor, span: tuple[int, int] | None = None) -> "Interval":
-        """A value that is the same for all elements of a tile."""
+        """An exact value: it is the same for all elements of a tile."""
         return cls(value, value, span=span)
 
     @property
@@ -71,11 +72,11 @@ class Interval:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Ends for all tiles, as Python ints."""
+        """The ends for all tiles, as Python ints."""
         return self.span if self.span is not None else (0, 1) if self.dtype == torch.bool else RANGES[self.dtype]
 
     def loose(self) -> "Interval":
-        """The same with NaN said by ``nan``, not by the ends."""
+        """The same interval with NaN stored in ``nan``, not in the ends."""
         if not (self.is_singleton and self.dtype.is_floating_point):
             return self
         nan = self.lo.isnan()
@@ -97,24 +98,24 @@ def unknown(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) ->
 
 
 def truth(must: Tensor, may: Tensor) -> Interval:
-    """A bool that must be True where ``must``, and can be where ``may``."""
+    """A bool that must be True where ``must``, and can be True where ``may``."""
     return Interval(must, may)
 
 
 def to_float(lo: Tensor, hi: Tensor, nan: Tensor | None) -> Interval:
-    """Float ends as they were computed: where one became NaN (inf - inf, 0 · inf) the value may be anything."""
+    """Float ends as computed; where an end is NaN (inf - inf, 0 · inf), the value may be anything."""
     lost = lo.isnan() | hi.isnan()
     nan = lost if nan is None else lost | nan
     return Interval(lo.masked_fill(lost, -torch.inf), hi.masked_fill(lost, torch.inf), nan)
 
 
 def to_int(lo: Tensor, hi: Tensor, dtype: torch.dtype, span: tuple[int, int], rough: tuple[Tensor, Tensor]) -> Interval:
-    """Integer ends computed in int64, for a result of ``dtype`` that may wrap around.
+    """Integer ends that were computed in int64, for a result of ``dtype`` that may wrap around.
 
     Args:
         lo, hi: int64.
         span: ends for all tiles, computed without overflow.
-        rough: the same ends computed in float64, looked at where int64 itself may have overflowed.
+        rough: the same ends computed in float64; used where int64 itself may have overflowed.
     """
     least, most = RANGES[dtype]
     if least <= span[0] and span[1] <= most:
@@ -126,11 +127,11 @@ def to_int(lo: Tensor, hi: Tensor, dtype: torch.dtype, span: tuple[int, int], ro
     return Interval(lo.masked_fill(wraps, least).to(dtype), hi.masked_fill(wraps, most).to(dtype))
 
 
-_NEARLY = 1 - 2.0**-40  # float64 rounds: what comes near the end of the range counts as past it
+_NEARLY = 1 - 2.0**-40  # float64 rounds, so a value near the end of the range counts as beyond it
 
 
 def cast(value: Interval, dtype: torch.dtype) -> Interval | None:
-    """The interval of ``value.to(dtype)``; None where it has none."""
+    """The interval of ``value.to(dtype)``; None if there is none."""
     if value.dtype == dtype:
         return value
     if value.is_singleton and dtype in ORDERED:

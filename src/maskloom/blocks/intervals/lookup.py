@@ -1,8 +1,9 @@
-"""Reading a captured table at an interval: the least and the greatest entry that the indices can reach.
+"""Index a captured table by intervals: the smallest and largest entries that the indices can reach.
 
-An index that is a tile's own run of positions reads the block-wise least and greatest entries of the table, at the
-tile's number. Any other interval is covered by two overlapping powers of two (a sparse table: Bender and Farach-Colton,
-"The LCA Problem Revisited", 2000, section 3). Either way the interval read becomes exact reads of a reduced table.
+An index that is the position range of a tile reads the block-wise minimum and maximum of the table, at the number of
+the tile. Any other interval is covered by two overlapping blocks whose length is a power of two (a sparse table: Bender
+and Farach-Colton, "The LCA Problem Revisited", 2000, section 3). Both ways turn a read by an interval into exact reads
+of a reduced table.
 """
 
 import functools
@@ -15,12 +16,12 @@ from torch import Tensor
 from maskloom.blocks.intervals.interval import LEAD, ORDERED, Interval, PositionRange
 from maskloom.program.batched import batched_index
 
-_MOST_ENTRIES = 1 << 24  # of a sparse table; a larger one is not made, and the interval taken to be the whole dim
+_MOST_ENTRIES = 1 << 24  # maximum size of a sparse table; for a larger one the whole dim is used as the interval
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Tables of the least and the greatest entries, and the exact indices, one list per read, that reach them."""
+    """Tables of the smallest and largest entries, and the exact indices to read them at, one tuple per read."""
 
     least: Tensor
     most: Tensor
@@ -33,12 +34,12 @@ class _Read:
 
 
 def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
-    """``table[i, j, ...]``; None if an index is no integer index, or the table's entries have no order and many are read.
+    """``table[i, j, ...]``; None for an index of bool or uint8, or if many entries are read of a dtype without order.
 
-    Out-of-range ends are moved into the table: an element that truly read there would raise in torch.
+    Ends outside the table are clamped into it: an element that really read there would raise in torch.
 
     Raises:
-        ValueError: positions themselves, or positions plus a number, that run past the table.
+        ValueError: positions, or positions plus a number, reach beyond the table.
     """
     if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
         return None
@@ -62,7 +63,7 @@ def look_up(table: Interval, indices: list[Interval | None]) -> Interval | None:
 
 
 def _counted_off(table: Interval, indices: list[Interval | None]) -> bool:
-    """Whether every index goes along the tiles of an axis of its own: then nothing has to be gathered."""
+    """Whether every index is a position range along a tile axis of its own: then nothing has to be gathered."""
     given = [(index, size) for index, size in zip(indices, table.lo.shape[LEAD:], strict=True) if index is not None]
     runs = [index.run for index, size in given if index.run is not None and index.run.start + index.run.total <= size]
     axes = {run.axis for run in runs}
@@ -70,7 +71,7 @@ def _counted_off(table: Interval, indices: list[Interval | None]) -> bool:
 
 
 def _read_in_order(table: Interval, indices: list[Interval | None]) -> Interval:
-    """Such a read: block by block the least and the greatest entries, moved from their own dims to those of tiles."""
+    """Such a read without a gather: block-wise minimum and maximum, with the event dims moved to the tile dims."""
     runs = [(LEAD + dim, index.run) for dim, index in enumerate(indices) if index is not None and index.run is not None]
 
     def moved(part: Tensor) -> Tensor:
@@ -102,13 +103,13 @@ def _gathered(read: _Read) -> Interval | None:
 
 
 def _inside(index: Interval, size: int) -> Interval:
-    """The index with negative ends counted from the table's end, and held inside the table."""
+    """The index with negative ends wrapped around, and clamped into the table."""
     least, most = index.bounds
-    if index.run is not None and not index.is_singleton and most >= size:  # a run holds every position between its ends
+    if index.run is not None and not index.is_singleton and most >= size:  # it has all positions between its ends
         raise ValueError(f"the mask reads position {most} of a table with {size} positions")
     if least >= 0 and most < size:
         return index
-    if index.is_singleton:  # torch wraps it around itself, or raises
+    if index.is_singleton:  # torch itself wraps it around, or raises
         return index
     lo, hi = index.lo, index.hi
     if least < 0:
@@ -138,7 +139,7 @@ def _at_run(read: _Read, dim: int, run: PositionRange) -> _Read:
 
 
 def _block_ends(least: Tensor, most: Tensor, axis: int, run: PositionRange) -> tuple[Tensor, Tensor]:
-    """The least of one table and the greatest of another over each block of the run; the last block may be shorter."""
+    """The minimum of one table and the maximum of another over each block of the range; the last block may be shorter."""
     if run.block == 1:
         low = least.narrow(axis, run.start, run.total)
         return low, low if least is most else most.narrow(axis, run.start, run.total)
@@ -154,7 +155,7 @@ def _block_ends(least: Tensor, most: Tensor, axis: int, run: PositionRange) -> t
 
 
 def _blocks(table: Tensor, axis: int, run: PositionRange) -> list[Tensor]:
-    """The run's whole blocks, and the rest as a block of its own, as dims ``axis`` and ``axis + 1``."""
+    """The whole blocks of the range, and the rest as a separate block, as dims ``axis`` and ``axis + 1``."""
     whole, rest = divmod(run.total, run.block)
     parts = []
     if whole:
@@ -172,7 +173,7 @@ def _at_any(read: _Read, dim: int) -> _Read:
 
 
 def _at_powers(read: _Read, dim: int, index: Interval) -> _Read:
-    """Level k of the sparse table holds the ends of ``[i, i + 2^k)``; it is stacked before ``dim``, flattened into it."""
+    """Level k of the sparse table holds the ends of ``[i, i + 2^k)``. The levels are flattened into ``dim``, level first."""
     axis, size = LEAD + dim, read.least.shape[LEAD + dim]
     least, most = _sparse_table(read.least, axis, torch.minimum), _sparse_table(read.most, axis, torch.maximum)
     nan = None if read.nan is None else _sparse_table(read.nan, axis, torch.logical_or)

@@ -1,8 +1,8 @@
-"""What tiles are decided by, written down once and done again from the list.
+"""Record the operations that classify tiles once, and replay them.
 
-To decide tiles takes some dozen small operations, and on short sequences Python spends longer on choosing them than
-torch on running them. Which they are follows from the mask's structure, its numbers and all shapes: with an equal key the
-same list is run on the new tensors.
+Classifying tiles takes some dozens of small operations, and on short sequences Python needs more time to choose them
+than torch to run them. The operations depend on the mask's structure, its numbers and all shapes: for an equal key the
+recorded list is run on the new tensors.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -16,10 +16,10 @@ from maskloom.core.cache import LRU
 from maskloom.core.torch_state import uncompiled
 
 MOST_BYTES = 1 << 26
-"""Bytes of constants in all plans that are kept, at most: 64 MiB; the plan unused for longest goes first."""
+"""Maximum bytes of constants in all cached plans: 64 MiB; the least recently used plan is dropped first."""
 
 MOST_BYTES_EACH = 1 << 22
-"""Bytes of constants in one plan: 4 MiB, the states of all tiles of a sequence of 256 Ki positions."""
+"""Maximum bytes of constants in one plan: 4 MiB, the states of all tiles of a sequence of 256 Ki positions."""
 
 _Known = ReplayPlan | Literal["second time", "no plan"]
 
@@ -39,13 +39,13 @@ def replay(
     constants: Iterable[Tensor] = (),
     may_wait: bool = False,
 ) -> Tensors:
-    """``compute()``; from the third time with an equal key on by the plan that the second one wrote down.
+    """``compute()``. The second call with an equal key records a plan; later calls replay it.
 
     Args:
-        key: says everything that ``compute`` depends on but the values in ``inputs``: shapes, strides and dtypes of
-            those, devices and the stream, numbers.
+        key: everything that ``compute`` depends on, except the values in ``inputs``: their shapes, strides and dtypes,
+            the devices and the stream, numbers.
         compute: a function of the inputs.
-        constants: tensors that it reads as well, which never change.
+        constants: other tensors that it reads, which never change.
         may_wait: see `record_replay`.
     """
     plan = _plans.get(key)

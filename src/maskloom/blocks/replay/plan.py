@@ -1,4 +1,4 @@
-"""A list of what is done to tensors, to do it again without the Python that chose it."""
+"""A recorded list of tensor operations, to replay them without the Python that chose them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Tensors = tuple[Tensor, ...]
 
 _aten = torch.ops.aten
 
-# torch's functions that are the operation of aten of their name, and quicker to call
+# torch functions that run the aten operation of the same name, and are faster to call
 _QUICKER = {
     getattr(_aten, name): getattr(torch, name)
     for name in (
@@ -22,13 +22,12 @@ _QUICKER = {
         "minimum", "maximum", "amin", "amax", "aminmax", "any", "where",
     )
 }  # fmt: skip
-_FACTOR_LAST = {_aten.add.Scalar, _aten.sub.Scalar}  # a third argument, which those functions take by name only
+_FACTOR_LAST = {_aten.add.Scalar, _aten.sub.Scalar}  # the torch functions take their third argument by name only
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operation; ``over`` are the places of values that nothing reads after it, ``is_one`` says that it gives a tensor and
-    not a list of them."""
+    """One operation. ``over``: slots that nothing reads after it; ``is_one``: it returns one tensor, not a list."""
 
     op: Any
     args: list[Any]
@@ -43,9 +42,9 @@ class ReplayPlan:
     """A straight list of operations on some inputs.
 
     Attributes:
-        inputs: how many there are; they are the first values.
-        results: of the whole; a tensor where it depends on no input.
-        nbytes: of the tensors that the plan holds.
+        inputs: the number of inputs; they are the first values.
+        results: the results of the plan; a tensor where a result depends on no input.
+        nbytes: bytes of the tensors that the plan holds.
     """
 
     calls: tuple[Call, ...]
@@ -54,34 +53,34 @@ class ReplayPlan:
     nbytes: int
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
-        """Everything again, for other inputs of the same shapes, strides and dtypes."""
+        """Replay all operations on other inputs of the same shapes, strides and dtypes."""
         return self._function(*inputs)
 
     @computed_once
     def _function(self) -> Callable[..., Tensors]:
-        """The list as a function of Python, a line for each operation: the interpreter has nothing else to do."""
+        """The list as a Python function, one line per operation: the interpreter has nothing else to do."""
         constants: dict[str, Any] = {}
 
         lines = [f"def run({', '.join(f'v{place}' for place in range(self.inputs))}):"]
         for call in self.calls:
             arguments = [
-                *(_said(item, constants) for item in call.args),
-                *(f"{name}={_said(item, constants)}" for name, item in call.kwargs.items()),
+                *(_source_of(item, constants) for item in call.args),
+                *(f"{name}={_source_of(item, constants)}" for name, item in call.kwargs.items()),
             ]
             results = ", ".join(f"v{place}" for place in call.results) + "," * (not call.is_one)
             quicker = None if call.op in _FACTOR_LAST else _QUICKER.get(getattr(call.op, "overloadpacket", None))
-            lines.append(f" {results} = {_said(quicker or call.op, constants)}({', '.join(arguments)})")
+            lines.append(f" {results} = {_source_of(quicker or call.op, constants)}({', '.join(arguments)})")
             lines += [f" del v{place}" for place in call.over]
-        lines.append(f" return ({''.join(_said(result, constants) + ', ' for result in self.results)})")
+        lines.append(f" return ({''.join(_source_of(result, constants) + ', ' for result in self.results)})")
         exec("\n".join(lines), constants)
         return cast(Callable[..., Tensors], constants["run"])
 
 
-def _said(argument: Any, constants: dict[str, Any]) -> str:
-    """An argument as the function's text has it; what is no value gets a name among the constants."""
+def _source_of(argument: Any, constants: dict[str, Any]) -> str:
+    """The source text of an argument; anything but a Value gets a name among the constants."""
     if isinstance(argument, Value):
         return f"v{argument.slot}"
     if isinstance(argument, (list, tuple)) and any(leaves(argument, Value)):
-        return f"[{', '.join(_said(item, constants) for item in argument)}]"
+        return f"[{', '.join(_source_of(item, constants) for item in argument)}]"
     constants[f"c{len(constants)}"] = argument
     return f"c{len(constants) - 1}"

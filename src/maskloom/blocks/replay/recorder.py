@@ -1,6 +1,6 @@
-"""What was done to tensors, written down as a `ReplayPlan`: which operations an input goes into, and on what.
+"""Record tensor operations as a `ReplayPlan`: the operations that depend on an input, and their arguments.
 
-What no input goes into is computed once and stays in the plan.
+Values that depend on no input are computed once and stay in the plan as constants.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from maskloom.blocks.replay.plan import Call, ReplayPlan, Tensors
 from maskloom.program.ops import Fact, having
 from maskloom.program.program import Value, leaves, mapped
 
-_MOST_LOOKED_AT = 1 << 22  # entries of a table, or places that are read of it, to find out whether the read is a view
+_MOST_LOOKED_AT = 1 << 22  # maximum entries of a table, or of a read from it, in the check whether the read is a view
 
 _INDICES = {torch.int64, torch.int32, torch.int16, torch.int8}
 
@@ -31,25 +31,25 @@ def record_replay(
     *,
     may_wait: bool = False,
 ) -> tuple[Tensors, ReplayPlan | None]:
-    """What ``compute`` gives, and the plan that gives it for other inputs; without inputs, that is the results.
+    """The results of ``compute``, and a plan to compute them for other inputs; without inputs, it holds the results.
 
-    There is none where it writes into a tensor, asks for a value, or reads a tensor that is no input, no constant and not
-    made on the way: such a thing cannot be done again by a list.
+    The plan is None if ``compute`` writes into a tensor, asks for a value, or reads a tensor that is not an input, not
+    a constant and not made in the run: a list of operations cannot repeat that.
 
     Args:
-        may_wait: for the device, to look at constant indices: what is read at equal steps becomes a view.
+        may_wait: whether to wait for the device to read constant indices: a gather at equal steps then becomes a view.
     """
     if not inputs:
         results = compute()
         return results, ReplayPlan((), 0, results, _bytes_of(results))
-    writer = _ReplayRecorder(inputs, constants, may_wait)
-    with writer:
+    recorder = _ReplayRecorder(inputs, constants, may_wait)
+    with recorder:
         results = compute()
-    return results, writer.plan(results)
+    return results, recorder.plan(results)
 
 
 class _ReplayRecorder(TorchDispatchMode):
-    """Writes down each operation that an input goes into. Tensors are known by identity, and kept alive."""
+    """Records each operation that depends on an input. Tensors are identified by id, and kept alive."""
 
     def __init__(self, inputs: Sequence[Tensor], constants: Iterable[Tensor], may_wait: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _ReplayRecorder(TorchDispatchMode):
         self._calls: list[Call] = []
         self._values: list[Tensor] = []
         self._places: dict[int, int] = {}
-        self._owners: dict[int, int] = {}  # of a value that is a view: the value that it is a view of
+        self._owners: dict[int, int] = {}  # view → the value that owns its memory
         self._done: dict[Hashable, tuple[int, ...]] = {}
         self._again: list[Tensor] = []
         self._constants = {id(tensor): tensor for tensor in constants}
@@ -68,11 +68,11 @@ class _ReplayRecorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch loads its compiler at the first operation; `replay` keeps dynamo out instead
+        return False  # True would load torch's compiler at the first operation; `replay` keeps dynamo out instead
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written, options = self._written(args), {name: self._written(item) for name, item in kwargs.items()}
+        recorded, options = self._recorded(args), {name: self._recorded(item) for name, item in kwargs.items()}
         read = [tensor for tensor in leaves(args, Tensor) if id(tensor) in self._places]
         result = self._view_of_read(args) if self._may_wait and func is _aten.index.Tensor else None
         result = func(*args, **kwargs) if result is None else result
@@ -87,16 +87,16 @@ class _ReplayRecorder(TorchDispatchMode):
             self.possible = False
         elif read and all(_memory(out) == _memory(read[0]) and out.dtype == read[0].dtype for out in outs):
             for view in outs:
-                self._write_view(view, self._places[id(read[0])])
+                self._record_view(view, self._places[id(read[0])])
         elif read:
-            self._write(func, written, options, result)
+            self._record(func, recorded, options, result)
         else:
             self._constants |= {id(out): out for out in outs}
         return result
 
     def plan(self, results: Tensors) -> ReplayPlan | None:
-        """The plan of all that was written down, without what no result needs."""
-        ends = tuple(self._written(results))
+        """The plan of the recorded operations, without those that no result needs."""
+        ends = tuple(self._recorded(results))
         if not self.possible:
             return None
         needed = {value.slot for value in leaves(ends, Value)}
@@ -111,7 +111,7 @@ class _ReplayRecorder(TorchDispatchMode):
         return ReplayPlan(tuple(reversed(calls)), self._inputs, ends, _bytes_of(held.values()))
 
     def _view_of_read(self, args: Any) -> Tensor | None:
-        """What a read of a value at constant places gives, as a view, where those lie at equal steps: the ends of tiles do."""
+        """A gather at constant indices, as a view, if the indices have equal steps (the ends of tiles have)."""
         table, indices = args
         constant = all(index is None or (id(index) in self._constants and index.dtype in _INDICES) for index in indices)
         if id(table) not in self._places or not constant:
@@ -119,52 +119,52 @@ class _ReplayRecorder(TorchDispatchMode):
         steps = equal_steps(table, indices)
         return None if steps is None else table.as_strided(*steps)
 
-    def _write_view(self, view: Tensor, place: int) -> None:
-        """A view, of views too, as one step from the value that owns the memory."""
+    def _record_view(self, view: Tensor, place: int) -> None:
+        """Record a view (also of views) as one step from the value that owns the memory."""
         owner = self._owners.get(place, place)
         if _layout(view) == _layout(self._values[owner]):
-            self._known_as(view, owner)
+            self._alias(view, owner)
             return
         args = [Value(owner), *_layout(view)]
-        self._write(torch.as_strided, args, {}, view)  # which is quicker than the operation of aten
+        self._record(torch.as_strided, args, {}, view)  # faster than the aten operation
         self._owners[self._places[id(view)]] = owner
 
-    def _write(self, op: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor | Sequence[Tensor]) -> None:
-        """One more operation, unless the very same was done before: a mask may read one table for queries and keys."""
+    def _record(self, op: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor | Sequence[Tensor]) -> None:
+        """Record an operation, unless the same one was recorded before: a mask may read one table for queries and keys."""
         outs = (result,) if isinstance(result, Tensor) else result
         same = op, _hashable(args), _hashable(list(kwargs.items()))
         if same in self._done:
             for out, place in zip(outs, self._done[same], strict=True):
-                self._known_as(out, place)
+                self._alias(out, place)
         else:
             self._done[same] = tuple(map(self._named, outs))
             self._calls.append(Call(op, args, kwargs, self._done[same], isinstance(result, Tensor)))
 
-    def _known_as(self, tensor: Tensor, place: int) -> None:
+    def _alias(self, tensor: Tensor, place: int) -> None:
         self._places[id(tensor)] = place
-        self._again.append(tensor)  # kept alive, as all that is known by identity
+        self._again.append(tensor)  # kept alive, because it is identified by id
 
     def _named(self, tensor: Tensor) -> int:
-        self.possible &= id(tensor) not in self._places  # one tensor twice: which of the two would it be?
+        self.possible &= id(tensor) not in self._places  # one tensor as two values would be ambiguous
         self._places[id(tensor)] = len(self._values)
         self._values.append(tensor)
         return len(self._values) - 1
 
-    def _written(self, argument: Any) -> Any:
+    def _recorded(self, argument: Any) -> Any:
         return mapped(argument, self._value_of)
 
     def _value_of(self, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             if id(leaf) in self._places:
                 return Value(self._places[id(leaf)])
-            self.possible &= id(leaf) in self._constants  # or it may have been computed from an input before
+            self.possible &= id(leaf) in self._constants  # else it may have been computed from an input before
         return leaf
 
 
 def equal_steps(table: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[int], list[int], int] | None:
-    """The shape, strides and offset of a view that is ``table[indices]``; None where there is none.
+    """The shape, strides and offset of a view that equals ``table[indices]``; None if there is none.
 
-    Looks at the values of the indices, and so waits for the device.
+    It reads the values of the indices, and so waits for the device.
     """
     reach = 1 + sum((size - 1) * step for size, step in zip(table.shape, table.stride(), strict=True))
     if reach > _MOST_LOOKED_AT or not table.numel():
@@ -185,7 +185,7 @@ def equal_steps(table: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[i
 
 
 def _hashable(arguments: Any) -> Hashable:
-    """Equal for the same arguments: tensors by identity, numbers by type too (1, 1.0 and True are equal) and by sign."""
+    """A key that is equal for the same arguments: tensors by id, numbers by type (1, 1.0 and True are equal) and sign."""
     if isinstance(arguments, (list, tuple)):
         return tuple(_hashable(argument) for argument in arguments)
     if isinstance(arguments, Tensor):

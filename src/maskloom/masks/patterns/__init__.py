@@ -1,4 +1,4 @@
-"""Every pattern: a room each, that can be read alone. A room lists its public names in `__all__`."""
+"""All patterns, one module for each kind; each module can be read alone, and lists its public names in `__all__`."""
 
 from maskloom.masks.patterns import (
     blockwise,
@@ -59,9 +59,9 @@ ROOMS = (
     from_tables,
     graphs,
 )
-"""In the order of the docs."""
+"""The modules in the order of the docs."""
 
 __all__ = [name for room in ROOMS for name in room.__all__]
 
 OF_TENSORS = frozenset(name for room in ROOMS for name in getattr(room, "OF_TENSORS", ()))
-"""Those that are made of tensors alone, which no text can write."""
+"""The masks that need a tensor, which a text cannot hold."""

@@ -1,4 +1,4 @@
-"""Masks of distance and block together: the factorised patterns of the Sparse Transformer, and chunks."""
+"""Masks of distances and blocks: the factorised patterns of the Sparse Transformer, and chunks."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ __all__ = ["strided", "fixed", "chunked"]
 
 
 class _Factored(Mask):
-    """A causal mask that is split into two: one head sees what is near, another what is far; or one head sees both."""
+    """A causal mask that can be split into two factors, near keys and far keys; a head sees one factor, or both."""
 
     factor: int | None
 
@@ -57,13 +57,13 @@ def strided(stride: int, *, factor: int | None = None) -> Strided:
     ``per_head([strided(n, factor=1), strided(n, factor=2)])`` gives each head one of the two. For data with a period, such
     as rows of an image. Source: Sparse Transformer, Child et al. 2019, section 4.3 (strided attention).
 
-    The near keys are counted in two ways: in the paper ``stride`` before the own one, as here, and in its code (``local``
-    with ``local_attn_ctx=stride``) ``stride`` with the own one. Those are ``window_counting_itself(stride)``, in place of
-    factor 1. Both factors together are the same mask either way.
+    The paper and its code count the near keys in two ways. In the paper, as here, they are ``stride`` keys before the
+    own key. In its code (``local`` with ``local_attn_ctx=stride``) they are ``stride`` keys including the own key:
+    write ``window_counting_itself(stride)`` in place of factor 1. Both factors together are the same mask in both ways.
 
     Args:
         stride: in positions, at least 1.
-        factor: 1 for the near keys alone, 2 for every ``stride``-th alone; by default both.
+        factor: 1 for the near keys alone, 2 for every ``stride``-th key alone; by default both.
 
     Raises:
         TypeError: not an int. ValueError: a stride below 1, another factor.
@@ -93,7 +93,7 @@ class Fixed(_Factored):
 
 
 def fixed(stride: int, *, summary: int = 1, factor: int | None = None, part: int | Tensor | Sequence[int] = 0) -> Fixed:
-    """A query sees the keys of its own block of ``stride``, up to itself, and the last ``summary`` keys of each block before.
+    """A query sees the keys of its own block of ``stride``, up to itself, and the last ``summary`` keys of earlier blocks.
 
     ::
 
@@ -108,8 +108,8 @@ def fixed(stride: int, *, summary: int = 1, factor: int | None = None, part: int
     ``per_head([fixed(n, factor=1), fixed(n, factor=2)])`` gives each head one of the two. For data without a period, such as
     text. Source: Sparse Transformer, Child et al. 2019, section 4.3 (fixed attention; ``summary`` is its c).
 
-    Heads do better there with a part of the block each, counted from its end, ``part=torch.arange(heads) % parts``, as
-    in the paper's code (``num_verts``) and in DeepSpeed (``num_different_global_patterns``)::
+    Several heads do better if each has its own part of the blocks, counted from the end: ``part=torch.arange(heads) %
+    parts``, as in the paper's code (``num_verts``) and in DeepSpeed (``num_different_global_patterns``)::
 
         fixed(3, part=[0, 1])   head 0   k0 k1 k2 k3 k4 k5        head 1   k0 k1 k2 k3 k4 k5
                                      q0   x                            q0   x
@@ -121,14 +121,14 @@ def fixed(stride: int, *, summary: int = 1, factor: int | None = None, part: int
 
     Args:
         stride: positions of a block, at least 1.
-        summary: positions at the end of each block that all later queries see, 1 to ``stride``.
+        summary: the number of positions at the end of each block that all later queries see, 1 to ``stride``.
         factor: 1 for the own block alone, 2 for the ends of blocks alone; by default both.
-        part: which ``summary`` positions of a block these are, counted from its end: 0 the last, 1 those before them, and
-            so on; an int, or integers (H,), one for each query head.
+        part: which ``summary`` positions of a block all later queries see, counted from its end: 0 for the last ones, 1
+            for the ones before those, and so on; an int, or integers (H,), one for each query head.
 
     Raises:
-        TypeError: not an int. ValueError: a stride or summary below 1, a summary above the stride, another factor, a part
-            that the block does not have (of a tensor looked at on the CPU only).
+        TypeError: not an int. ValueError: a stride or summary below 1, a summary above the stride, another factor, a
+            part that the block does not have (tensors are checked on the CPU only).
     """
     stride, summary = count("stride", stride, least=1), count("summary", summary, least=1)
     if known(summary > stride):
@@ -181,13 +181,13 @@ def chunked(size: int) -> Chunked:
                     q3         x  x                             q3         x  x
                     q4               x                          q4               x
 
-    ``causal | chunked(n)`` sees all chunks up to its own: frames of video made chunk by chunk (CausVid, Yin et al. 2025;
-    Self-Forcing, Huang et al. 2025).
+    ``causal | chunked(n)`` sees its own chunk and all chunks before it: video frames that are generated chunk by chunk
+    (CausVid, Yin et al. 2025; Self-Forcing, Huang et al. 2025).
 
-    Chunks are counted from position 0. In rows with padding on the left, ``causal & chunked(n) & real(...)`` counts them from
-    the padding, and in packed rows from the first document. Where they begin with the text, write ``shifted(causal &
-    chunked(n), q_offset=-left, kv_offset=-left) & real(...)`` for ``left`` positions of padding, integers (B,), or
-    ``within(documents(...), causal & chunked(n))``.
+    Chunks are counted from position 0. So in rows with padding on the left, ``causal & chunked(n) & real(...)`` counts
+    them from the start of the padding, and in packed rows from the first document. To count from the text, write
+    ``shifted(causal & chunked(n), q_offset=-left, kv_offset=-left) & real(...)``, where ``left``, integers (B,), is the
+    padding of each row, or ``within(documents(...), causal & chunked(n))``.
 
     Source: Llama 4's ``attention_chunk_size``, and the local attention of Liu et al. 2018 (arXiv 1801.10198).
 

@@ -1,4 +1,4 @@
-"""Masks of a row that branches or takes turns: one prompt with many continuations, conversations."""
+"""Masks of rows with branches or turns: one prompt with many continuations, conversations."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def shared_prefix(
     ids: Tensor | Sequence[int] | None = None,
     length: int | None = None,
 ) -> SharedPrefix:
-    """One prompt, then many continuations, one after the other. Each sees the prompt and itself, causally.
+    """One prompt, then many continuations in sequence. Each continuation sees the prompt and itself, causally.
 
     ::
 
@@ -55,11 +55,12 @@ def shared_prefix(
                                q3   x  x  x  x
                                q4   x  x        x
 
-    So the prompt of a group of rollouts is computed once. Positions for rotary embeddings go on from the prompt's end in each
-    continuation. Several groups in one row are ``documents(groups) & shared_prefix(ids=ids)``. Source: Prefix Grouper, Liu et
-    al. 2025 (arXiv 2506.05433); attention-gym's ``generate_shared_prefix_mask_mod``.
+    So the prompt of a group of rollouts is computed once. Positions for rotary embeddings continue from the prompt's
+    end in each continuation. Several groups in one row are ``documents(groups) & shared_prefix(ids=ids)``. Source:
+    Prefix Grouper, Liu et al. 2025 (arXiv 2506.05433); attention-gym's ``generate_shared_prefix_mask_mod``.
 
-    Ids are held as they are, and writes into them are followed. Lengths are read once: a later write into them changes nothing.
+    The mask holds the ids themselves, and follows writes into them. Lengths are read once: later writes into them have
+    no effect.
 
     Give either the lengths or ids:
 
@@ -67,12 +68,12 @@ def shared_prefix(
         prefix_length: positions of the prompt, at least 0: one int for all rows, or integers (B,).
         continuation_lengths: integers (continuations,), or (B, continuations); 0 where a row has fewer.
         ids: integers (L,) or (B, L): 0 for the prompt, another number for each continuation; negative is padding.
-        length: with lengths, the positions of a row, if there are more than are filled; the rest sees nothing. By default
-            what the longest row fills, which is read from the tensor (on a GPU that waits for it).
+        length: with lengths, the number of positions of a row, if it has more than the lengths fill; the rest is fully
+            masked. By default the length of the longest row, which is read from the tensor (this waits for a GPU).
 
     Raises:
-        TypeError, ValueError: both or neither, not integers, a negative length (looked at on the CPU only), a length below
-            what is filled.
+        TypeError, ValueError: both or neither, not integers, a negative length (checked on the CPU only), a ``length``
+            that is too small.
     """
     exactly_one("shared_prefix", continuation_lengths=continuation_lengths, ids=ids)
     if (prefix_length is None) != (continuation_lengths is None):
@@ -129,22 +130,23 @@ def turns(
                                                 q3   x  x     x  x
                                                 q4   x  x     x  x
 
-    Here the last turn does not see the one before: a model's thoughts, say, that later turns go without. ``causal & turns(...)``
-    adds the order inside turns. For a rule by kind of turn, let ``ids`` name kinds: system, user, assistant, tool. Source:
-    chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one row in training.
+    Here the last turn does not see the turn before it: the thoughts of a model, for example, which later turns must not
+    see. ``causal & turns(...)`` adds the order inside turns. For rules by kind of turn, let ``ids`` be kinds: system,
+    user, assistant, tool. Source: chat templates that drop earlier reasoning (Qwen3, DeepSeek-R1), as one row in
+    training.
 
-    All that is given is copied: a later write into it changes nothing.
+    All arguments are copied: later writes into them have no effect.
 
     Args:
-        ids: integers (L,) or (B, L), the turn of each position, 0 to T - 1. A negative id is padding: it sees nothing and nothing
-            sees it.
-        offsets: instead of ids, integers (T + 1,), where each turn begins, and the end.
-        visible: bool (T, T): ``visible[i][j]`` is True where turn i may see turn j. Its own turn too must be said.
+        ids: integers (L,) or (B, L), the turn of each position, 0 to T - 1. A negative id is padding: it sees nothing,
+            and nothing sees it.
+        offsets: instead of ids, integers (T + 1,), the start of each turn, and the end.
+        visible: bool (T, T): ``visible[i][j]`` is True where turn i may see turn j, also for i = j.
         length: as for `documents`.
 
     Raises:
-        TypeError, ValueError: ids and offsets or neither, a table that is not bool or not square, a turn that it does not
-            have (looked at on the CPU only).
+        TypeError, ValueError: ids and offsets or neither, a table that is not bool or not square, a turn that the table
+            does not have (checked on the CPU only).
     """
     exactly_one("turns", ids=ids, offsets=offsets)
     if offsets is None:
@@ -158,4 +160,4 @@ def turns(
     if rule.ndim != 2 or rule.shape[0] != rule.shape[1] or rule.numel() == 0:
         raise ValueError(f"visible has shape (T, T), turn by turn; got {tuple(rule.shape)}")
     check_ids_below("visible has a rule for", table, len(rule), "turns")
-    return Turns(table.to(torch.int32, copy=True), rule)  # torch takes uint8 indices for bools
+    return Turns(table.to(torch.int32, copy=True), rule)  # torch treats uint8 indices as bools

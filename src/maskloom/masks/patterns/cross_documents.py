@@ -14,7 +14,7 @@ __all__ = ["documents_lower_right"]
 
 
 class CrossSegmented(Tabled, PaddingMask):
-    """Queries have ids, and keys have theirs; what has a negative id is padding, and hidden."""
+    """Queries and keys have their own ids; a negative id is padding, and hidden."""
 
     ids: Tensor
     kv_ids: Tensor
@@ -43,7 +43,7 @@ class CrossDocuments(CrossSegmented):
 
 @mask_dataclass
 class PackedCrossDocuments(CrossSegmented):
-    """Documents that lie one behind the other, among queries and among keys. The ids follow from the offsets. See `documents`."""
+    """Consecutive documents, by offsets of queries and of keys; the ids are computed from them. See `documents`."""
 
     offsets: Tensor
     kv_offsets: Tensor
@@ -76,7 +76,7 @@ def packed_cross_documents(
 
 
 def both_offsets(offsets: Tensor | Sequence[int], kv_offsets: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Copies of offsets of the same documents, among queries and among keys."""
+    """Copies of the offsets of the same documents, for queries and for keys."""
     starts, kv_starts = checked_offsets(offsets).clone(), checked_offsets(kv_offsets, "kv_offsets").clone()
     if len(starts) != len(kv_starts):
         raise ValueError(
@@ -121,28 +121,30 @@ def documents_lower_right(
                                                   q1   x  x  x
                                                   q2            x  x
 
-    For new queries of several sequences, packed, behind the caches of their keys, packed too. With as many queries as keys in each
-    document it is ``causal & documents(offsets=offsets)``. A document may have no queries, or no keys: its queries see nothing. Where
-    it has fewer keys than queries the first ones see nothing. Aligned windows and other masks: ``within(documents(offsets=..,
-    kv_offsets=..), window(back=w), lower_right=True)``. The offsets are copied: a later write into them changes nothing.
+    For new packed queries of several sequences whose cached keys are packed too. If each document has as many queries
+    as keys, it is ``causal & documents(offsets=offsets)``. A document may have no queries, or no keys: its queries are
+    fully masked. If it has fewer keys than queries, its first queries are fully masked. For windows and other masks
+    with this alignment: ``within(documents(offsets=.., kv_offsets=..), window(back=w), lower_right=True)``. The offsets
+    are copied: later writes into them have no effect.
 
     Source: xformers' ``BlockDiagonalCausalFromBottomRightMask``; FlashAttention's causal with ``cu_seqlens_q`` and ``cu_seqlens_k``
     from version 2.1 on; `causal_lower_right` is the same for one document.
 
     Args:
-        offsets: integers (documents + 1,), where the queries of each document begin, and the end (``cu_seqlens_q``).
-        kv_offsets: integers (documents + 1,), where its keys begin, and the end (``cu_seqlens_k``). What lies behind is hidden.
-        length: queries in a row, if there are more than the documents fill; the rest sees nothing. By default the last offset,
-            which is read from the tensor (on a GPU that waits for it).
+        offsets: integers (documents + 1,), the start of each document's queries, and the end (``cu_seqlens_q``).
+        kv_offsets: integers (documents + 1,), the start of its keys, and the end (``cu_seqlens_k``). Later keys are
+            hidden.
+        length: the number of queries in a row, if there are more than the documents fill; the rest is fully masked. By
+            default the last offset, which is read from the tensor (this waits for a GPU).
 
     Raises:
-        TypeError, ValueError: not integers, offsets that do not start at 0 or that fall (looked at on the CPU only), different
-            numbers of documents, a length below the last offset.
+        TypeError, ValueError: not integers, offsets that do not start at 0 or that fall (checked on the CPU only),
+            different numbers of documents, a length below the last offset.
     """
     starts, kv_starts = both_offsets(offsets, kv_offsets)
     ids = ids_from_offsets(starts, length)
     document = ids.clamp(min=0).long()
-    behind = kv_starts[1:].long() - starts[1:].long()  # how far a document's last key is behind its last query
+    behind = kv_starts[1:].long() - starts[1:].long()  # from a document's last query to its last key
     last = torch.arange(len(ids), device=ids.device) + behind[document]
     first = kv_starts[:-1].long()[document]
     return DocumentsLowerRight(starts, kv_starts, first.to(torch.int32), last.masked_fill(ids < 0, -1).to(torch.int32))

@@ -1,4 +1,4 @@
-"""Masks of block diffusion: a noised sequence and its clean one, of one document or of several packed ones."""
+"""Masks of block diffusion: a noised sequence and the clean one, for one document or for several packed documents."""
 
 import torch
 from torch import Tensor
@@ -28,9 +28,9 @@ class BlockDiffusion(Mask):
 
 @mask_dataclass
 class PackedBlockDiffusion(Segmented):
-    """Block diffusion inside documents. For each position, noised or clean: its document, its block there, and which it is.
+    """Block diffusion inside documents: the document of each position, its block in it, and whether it is noised.
 
-    All tables are (2 * L,), or (B, 2 * L) where documents differ from row to row. See `block_diffusion`.
+    All tables are (2 * L,), or (B, 2 * L) if documents differ between rows. See `block_diffusion`.
     """
 
     block_size: int
@@ -60,7 +60,7 @@ def block_diffusion(
     documents: AnyDocuments | None = None,
     paired: bool = False,
 ) -> BlockDiffusion | PackedBlockDiffusion:
-    """The training mask of block diffusion, over the noised sequence followed by the clean one.
+    """The training mask of block diffusion, for the noised sequence followed by the clean one.
 
     ::
 
@@ -74,14 +74,14 @@ def block_diffusion(
                             q6               x  x  x  x
                             q7               x  x  x  x
 
-    A noised token sees its own noised block, and the clean blocks before that one; a clean token sees the clean blocks
-    up to its own. Positions behind both sequences see nothing. A last block that is not full is cut.
+    A noised token sees its own noised block, and the clean blocks before that block; a clean token sees the clean
+    blocks up to its own. Positions after both sequences see nothing. An incomplete last block is shorter.
 
-    Packed documents are given by ``documents``: blocks begin anew in each, and none sees another document. (``&
-    documents(...)`` would leave blocks that reach from one document into the next.) Padding among them sees nothing: rows
-    of different lengths have one document each, with ids of -1 behind it.
-    The noised documents come first and then the clean ones; or, ``paired``, each noised document with its clean one
-    behind it, as packed sequences of both are::
+    Pass packed documents as ``documents``: blocks start anew in each, and none sees another document. (With ``&
+    documents(...)`` blocks would reach from one document into the next.) Padding between documents sees nothing: for
+    rows of different lengths, use one document per row, with ids of -1 after it. All noised documents come first, and
+    then all clean ones. With ``paired`` each noised document is followed by its clean one, as in packed sequences of
+    such pairs::
 
         block_diffusion(block_size=2, documents=documents(offsets=[0, 1, 4]))   k0 k1 k2 k3 k4 k5 k6 k7
                                                           noised document 0 q0   x
@@ -93,20 +93,20 @@ def block_diffusion(
                                                                             q6                  x  x
                                                                             q7                  x  x  x
 
-    Source: Arriola et al. 2025 (BD3-LM); the three parts bear its names in the code. Paired documents, each masked alone, as
-    in the training of SDAR (Cheng et al. 2025).
+    Source: Arriola et al. 2025 (BD3-LM); the three parts have its names in the code. Paired documents, each masked
+    alone, as in the training of SDAR (Cheng et al. 2025).
 
     Args:
-        length: L, positions of the clean sequence, at least 1; the mask is for twice as many. With ``documents`` it may be
-            left out.
+        length: L, the number of positions of the clean sequence, at least 1; the mask has twice as many. Optional with
+            ``documents``.
         block_size: positions of a block, at least 1.
-        documents: made by `documents`, contiguous ones, for the L positions of the clean sequence. Tables of 2 * L positions
-            are made from them: what is written into their tensors later does not change the mask.
-        paired: whether the noised and the clean tokens of a document lie side by side.
+        documents: contiguous documents made by `documents`, for the L positions of the clean sequence. Tables of 2 * L
+            positions are computed from them: later writes into their tensors do not change the mask.
+        paired: whether each noised document is followed by its clean one.
 
     Raises:
-        TypeError: not an int, neither length nor documents, no block size, documents of another kind. ValueError: below 1,
-            a length that is not that of the documents, documents in several pieces (looked at on the CPU only).
+        TypeError: not an int, neither length nor documents, no block size, documents of another kind. ValueError: below
+            1, a length that differs from that of the documents, documents in several pieces (checked on the CPU only).
     """
     if block_size is None or (length is None and documents is None):
         missing = "block_size" if block_size is None else "length or documents"
@@ -132,18 +132,18 @@ def _sees(q_noised: Tensor, kv_noised: Tensor, q_block: Tensor, kv_block: Tensor
 
 
 def _halves(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of L positions each of 2 * L is, and whether it is noised: all noised ones, then all clean ones."""
+    """For 2 * L positions, the source among L positions, and whether it is noised: all noised ones come first."""
     places = torch.arange(2 * ids.shape[-1], device=ids.device).expand(*ids.shape[:-1], -1)
     return places % ids.shape[-1], places < ids.shape[-1]
 
 
 def _pairs(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The same: the noised ones of the first document, its clean ones, then the next document, padding alike."""
+    """`_halves` for pairs: the noised ones of a document, its clean ones, then the next document; also for padding."""
     inside = positions_from_ids(ids).long()
     runs = (inside == 0).cumsum(-1) - 1
     lengths = torch.zeros_like(runs).scatter_add(-1, runs, torch.ones_like(runs)).gather(-1, runs)
     positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
-    noised = 2 * positions - inside  # twice as much lies before the run; behind its first, as much as in it
+    noised = 2 * positions - inside  # 2 * (start of the run) + position in the run
     both = torch.cat([positions, positions], -1)
     source = both.scatter(-1, torch.cat([noised, noised + lengths], -1), both)
     return source, torch.zeros_like(source, dtype=torch.bool).scatter(-1, noised, True)

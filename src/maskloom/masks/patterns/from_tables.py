@@ -1,4 +1,4 @@
-"""Masks that are given as tables: of elements, of blocks, or of the blocks that each query selected."""
+"""Masks from tables: of elements, of blocks, or of the blocks that each query selected."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from maskloom.masks.lookups import among_first, greatest, is_empty, seen_along, 
 from maskloom.masks.padded import PaddingMask, Position, entries_of, pads_at, positions_from
 
 __all__ = ["from_dense", "from_blocks", "top_k_blocks"]
-OF_TENSORS = ("from_dense", "from_blocks")  # no text can write them
+OF_TENSORS = ("from_dense", "from_blocks")  # a text cannot hold tensors
 
 
 @mask_dataclass
 class FromDense(Tabled, PaddingMask):
-    """See `from_dense`. ``axes`` says by which indices the table is read, one letter of "bhqk" for each dimension."""
+    """See `from_dense`. ``axes`` names the indices that the table is read by: a letter of "bhqk" for each dimension."""
 
     table: Tensor
     axes: str
@@ -44,12 +44,12 @@ class FromDense(Tabled, PaddingMask):
 
 @mask_dataclass
 class FromBlocks(PaddingMask):
-    """See `from_blocks`. ``axes`` as `FromDense` has it."""
+    """See `from_blocks`. ``axes`` as in `FromDense`."""
 
     tiles: Tensor
     axes: str
     block_size: tuple[int | Tensor, int | Tensor]
-    signed = Mask.signed  # it looks out for negative positions itself
+    signed = Mask.signed  # __call__ itself handles negative positions
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         rows, columns = self.tiles.shape[-2:]
@@ -82,18 +82,20 @@ def from_dense(table: Tensor | Sequence[Sequence[bool]]) -> FromDense:
                                                         q0   x     x
                                                         q1      x  x
 
-    A bool table is held as it is, one byte for each pair, and writes into it are followed. Queries and keys are as many as it has, or fewer; before position 0
-    nothing is seen. ``from_dense(~table)`` is what ``nn.MultiheadAttention`` calls a bool ``attn_mask``: there True hides.
-    One of shape (B·H, Q, K), which it takes too, is ``from_dense(table.view(B, H, Q, K))``.
+    The mask holds a bool table itself, one byte for each pair, and follows writes into it. There may be fewer queries
+    and keys than the table has, but not more; before position 0 nothing is seen. For a bool ``attn_mask`` of
+    ``nn.MultiheadAttention``, where True hides, write ``from_dense(~table)``; for its shape (B·H, Q, K),
+    ``from_dense(table.view(B, H, Q, K))``.
 
     Args:
-        table: (Q, K), (B, Q, K) or (B, H, Q, K); B and H of 1 are for all. Bool, True = may attend. Or a float mask that torch
-            adds to scores, which becomes a bool table: 0 = may attend, -inf or the least number of its dtype (or of a narrower
-            one) = hidden. (A query whose keys are all hidden has output 0 here; by torch's least number it has their mean.)
+        table: (Q, K), (B, Q, K) or (B, H, Q, K); B and H of 1 are for all. Bool, True = may attend. Or a float mask
+            that torch adds to scores, which becomes a bool table: 0 = may attend, -inf or the lowest number of its
+            dtype (or of a narrower one) = hidden. (A query whose keys are all hidden has output 0 here; with torch's
+            lowest number it has the mean of their values.)
 
     Raises:
-        TypeError: neither; sparse, nested or quantized; floats with other values, which are for a score_mod. That is looked at
-            once, here: a GPU is waited for, a compiled graph or a captured one raises where it runs.
+        TypeError: another dtype; sparse, nested or quantized; floats with other values, which need a score_mod. Values
+            are checked once, here: this waits for a GPU; a compiled or captured graph raises when it runs.
         ValueError: another number of dimensions, or empty.
     """
     return FromDense(*without_ones(_table("table", table, "(Q, K)", additive=True)))
@@ -110,9 +112,8 @@ def from_blocks(tiles: Tensor | Sequence[Sequence[bool]], block_size: int | Sequ
                                                       q2   x  x  x  x
                                                       q3   x  x  x  x
 
-    Positions behind the last block see nothing, and nothing sees them. Tiles are held as they are, and writes into them are
-    followed. With the block size of the block mask, or
-    multiples of it, no tile is partial.
+    Positions after the last block see nothing, and nothing sees them. The mask holds the tiles themselves, and follows
+    writes into them. If the block size is a multiple of the block mask's block size, no tile is partial.
 
     Args:
         tiles: bool (query blocks, key blocks), (B, query blocks, key blocks) or (B, H, query blocks, key blocks),
@@ -137,23 +138,22 @@ def top_k_blocks(
                                               q0   x  x
                                               q1   x  x        x  x
 
-    ``causal & top_k_blocks(...)`` hides what lies ahead within a selected block. The result is `from_blocks` of a
-    table, bool (..., query blocks, key blocks), which is made on the indices' device: a later write into the indices changes
-    nothing.
+    ``causal & top_k_blocks(...)`` hides later keys inside a selected block. The result is `from_blocks` of a table,
+    bool (..., query blocks, key blocks), which is made on the indices' device: later writes into the indices have no
+    effect.
 
     Source: Yuan et al. 2025 (Native Sparse Attention), section 3.3; Lu et al. 2025 (Mixture of Block Attention).
 
     Args:
         indices: integers (query blocks, k), (B, query blocks, k) or (B, H, query blocks, k): the numbers of the
-            selected blocks of keys, in any order, also more than once; -1 is none. B and H of 1 are for all.
-        block_size: positions of a block; (queries, keys) if they differ. Where each query selects for itself:
-            (1, keys).
-        key_blocks: number of blocks of keys. By default the greatest index and 1, which is read from the tensor (on a
-            GPU that waits for it).
+            selected blocks of keys, in any order, repeats allowed; -1 for none. B and H of 1 are for all.
+        block_size: positions of a block; (queries, keys) if they differ. If each query selects for itself: (1, keys).
+        key_blocks: number of blocks of keys. By default the largest index plus 1, which is read from the tensor (this
+            waits for a GPU).
 
     Raises:
         TypeError: not integers. ValueError: another number of dimensions, an index below -1 or beyond ``key_blocks``
-            (looked at on the CPU only).
+            (checked on the CPU only).
     """
     chosen = integers("indices", indices).long()
     if not 2 <= chosen.ndim <= 4 or is_empty(chosen):
@@ -165,7 +165,7 @@ def top_k_blocks(
             f"got values from {int(chosen.min())} to {int(chosen.max())}"
         )
     table = torch.zeros(*chosen.shape[:-1], columns + 1, dtype=torch.bool, device=chosen.device)
-    table = table.scatter(-1, torch.where(chosen < 0, columns, chosen), True)  # none selects a column that is dropped
+    table = table.scatter(-1, torch.where(chosen < 0, columns, chosen), True)  # -1 selects an extra column, dropped
     return from_blocks(table[..., :columns].contiguous(), block_size)
 
 

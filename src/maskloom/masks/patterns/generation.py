@@ -1,4 +1,4 @@
-"""Masks of decoding: trees of drafts, and beams."""
+"""Masks for decoding: trees of drafts, and beams."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ class Tree(Mask):
 
 
 def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor | Sequence[int] = 0) -> Tree:
-    """A node of a tree sees itself and its ancestors, and the whole prompt in front of the tree: speculative decoding.
+    """A node of a tree sees itself, its ancestors, and the whole prompt before the tree: speculative decoding.
 
     ::
 
@@ -45,23 +45,25 @@ def tree(parents: Tensor | Sequence[int], *, prefix: int | Tensor | Sequence[int
                               node 2 q4   x  x  x     x
                               node 3 q5   x  x  x  x     x
 
-    Positions are absolute: the prompt, which is causal, and then the nodes in any order. Where only nodes are queries,
-    and the prompt is in the cache, ``shifted(tree(parents, prefix=n), q_offset=n)`` numbers the queries from the first
-    node; with n of shape (B,) each row's tree lies behind its own prompt. Positions behind the tree see nothing. The mask
-    holds a table of ancestors, bool (N, N) or (B, N, N), made on the parents' device in log2(N) steps: a later write into
-    the parents changes nothing. A prefix in a tensor is held as it is, and writes into it are followed.
+    Positions are absolute: first the prompt, which is causal, and then the nodes in any order. If only nodes are
+    queries, and the prompt is in the cache, ``shifted(tree(parents, prefix=n), q_offset=n)`` numbers the queries from
+    the first node; with n of shape (B,) the tree of each row starts after its own prompt. Positions after the tree see
+    nothing. The mask holds a table of ancestors, bool (N, N) or (B, N, N), computed on the parents' device in log2(N)
+    steps: later writes into the parents have no effect. The mask holds a prefix tensor itself, and follows writes into
+    it.
 
-    Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same.
+    Source: Miao et al. 2023 (SpecInfer), tree attention; Cai et al. 2024 (Medusa), the same mask.
 
     Args:
-        parents: integers (N,), or (B, N) with a tree of its own for each batch row: the number of each node's parent,
-            -1 for a root. There may be several roots.
-        prefix: positions of the prompt, at least 0: one int for all rows, or integers (B,), one for each batch row. A
-            tensor, also one without dimensions, may change from step to step without a compilation.
+        parents: integers (N,), or (B, N) with one tree for each batch row: the number of each node's parent, -1 for a
+            root. There may be several roots.
+        prefix: the length of the prompt, at least 0: one int for all rows, or integers (B,), one for each batch row. A
+            tensor, also one without dimensions, may change between steps without recompilation.
 
     Raises:
-        TypeError: not integers. ValueError: another shape, a parent that is no node, nodes that are their own ancestors, a
-            negative prefix (all looked at on the CPU only), a prefix for another number of rows than the parents have.
+        TypeError: not integers. ValueError: another shape, a parent that is not a node, nodes that are their own
+            ancestors, a negative prefix (all checked on the CPU only), a prefix for another number of rows than the
+            parents have.
     """
     table = by_position("parents", integers("parents", parents).long(), "N")
     nodes = table.shape[-1]
@@ -84,20 +86,20 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor | S
                                         beam 1 q4   x     x     x
                                 step 2, beam 0 q5   x     x  x     x
 
-    Tokens lie step by step, and within a step beam by beam; steps may have different numbers of beams. A token sees
-    itself, the token of the step before that its pointer names, the one that that one's pointer names, and so on, and
-    the whole prompt. It sees no other beam, also none that was given up. The result is `tree` of these tokens.
+    Tokens are ordered by step, and within a step by beam; steps may have different numbers of beams. A token sees
+    itself, the token of the previous step that its pointer names, the token that this one's pointer names, and so on,
+    and the whole prompt. It sees no other beam, not even one that was dropped. The result is `tree` of these tokens.
 
-    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) means the same. As in `tree`, parents are read
-    once, and writes into the prefix are followed.
+    A cache that is reordered at each step (Hugging Face's ``_reorder_cache``) gives the same attention. As in `tree`,
+    parents are read once, and writes into the prefix are followed.
 
     Args:
-        parents: for each step integers (beams,), or (B, beams): the beam of the step before that each beam goes on
-            from, and -1 in the first step, which goes on from the prompt.
-        prefix: positions of the prompt, as in `tree`.
+        parents: for each step integers (beams,), or (B, beams): the beam of the previous step that each beam continues;
+            -1 in the first step, which continues the prompt.
+        prefix: the length of the prompt, as in `tree`.
 
     Raises:
-        TypeError: not integers. ValueError: no step, a pointer to a beam that the step before does not have (looked at
+        TypeError: not integers. ValueError: no step, a pointer to a beam that the previous step does not have (checked
             on the CPU only).
     """
     steps = [by_position("parents", integers("parents", step).long(), "beams") for step in parents]
@@ -106,7 +108,7 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor | S
     if len({step.shape[:-1] for step in steps}) > 1:
         shapes = " and ".join(str(tuple(step.shape)) for step in steps)
         raise ValueError(f"parents has shape (beams,) in each step, or (B, beams) in each; got {shapes}")
-    nodes, first, before = [], 0, 0  # the tokens of the step before: `before` of them, from node `first` on
+    nodes, first, before = [], 0, 0  # the previous step has `before` tokens, from node `first` on
     for number, step in enumerate(steps):
         _check_pointers(step, number, before)
         nodes.append(step + first if number else step)
@@ -117,14 +119,14 @@ def beams(parents: Sequence[Tensor | Sequence[int]], *, prefix: int | Tensor | S
 def _ancestors(parents: Tensor) -> Tensor:
     """Which node is an ancestor of which, itself included: bool (..., N, N), descendant by ancestor.
 
-    Pointer jumping: what is known of a node's nearest 2^i ancestors doubles in each step.
+    Pointer jumping: each step doubles the number 2^i of nearest ancestors that are known for a node.
     """
     nodes = parents.shape[-1]
-    # one more node behind the others is the parent of roots, and of itself
+    # an extra last node is the parent of all roots, and of itself
     none = parents.new_full((*parents.shape[:-1], 1), nodes)
     jump = torch.cat([torch.where(parents < 0, nodes, parents), none], dim=-1)
     seen = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(*jump.shape, -1)
-    for _ in range(nodes.bit_length()):  # `seen` holds the nearest 2^i ancestors, `jump` names the one behind them
+    for _ in range(nodes.bit_length()):  # `seen` has the nearest 2^i ancestors, `jump` the next one
         seen = seen | seen.take_along_dim(jump[..., None], dim=-2)
         jump = jump.take_along_dim(jump, dim=-1)
     if readable(parents) and bool((jump < nodes).any()):

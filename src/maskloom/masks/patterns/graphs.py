@@ -1,4 +1,4 @@
-"""Masks of graphs: the edges alone are held, never a table of all pairs."""
+"""Masks of graphs: they hold only the edges, never a table of all pairs."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +15,7 @@ from maskloom.masks.padded import PaddingMask, Position, entries_of, positions_f
 __all__ = ["from_edges"]
 
 BLOCK = 128
-"""Queries, and keys, of a block: whether any edge lies in it is held beside the edges, so that others are skipped unseen."""
+"""Queries, and keys, of a block. The mask stores which blocks have an edge, so that empty blocks are skipped."""
 
 
 @mask_dataclass
@@ -23,10 +23,10 @@ class FromEdges(PaddingMask):
     """See `from_edges`.
 
     Attributes:
-        keys: int32 (edges,), those of each query together, rising.
-        begin, end: int32 (Q,) or (B, Q), where the keys of each query begin and end among these.
-        occupied: bool (query blocks, key blocks) or (B, query blocks, key blocks): whether there is an edge.
-        steps: that the search through the keys of one query takes.
+        keys: int32 (edges,), the keys of each query together, ascending.
+        begin, end: int32 (Q,) or (B, Q), where the keys of each query start and end in ``keys``.
+        occupied: bool (query blocks, key blocks) or (B, query blocks, key blocks): whether the block has an edge.
+        steps: the number of steps of the binary search in the keys of one query.
     """
 
     keys: Tensor
@@ -34,8 +34,8 @@ class FromEdges(PaddingMask):
     end: Tensor
     occupied: Tensor
     steps: int
-    searches: ClassVar[bool] = True  # for which Triton has no room on the chip
-    signed = Mask.signed  # it looks out for negative positions itself
+    searches: ClassVar[bool] = True  # Triton has not enough shared memory for the search
+    signed = Mask.signed  # __call__ itself handles negative positions
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self._in_occupied(b, q_idx, kv_idx) & self._is_edge(b, q_idx, kv_idx)
@@ -48,7 +48,7 @@ class FromEdges(PaddingMask):
         return inside & (self.occupied[row, column] if self.occupied.ndim == 2 else self.occupied[b, row, column])
 
     def _is_edge(self, b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """Search the query's keys by halves: ``before`` is the last place that is known to hold a smaller key."""
+        """Binary search in the query's keys: ``before`` is the last place that is known to hold a smaller key."""
         query = q_idx.clamp(0, self.begin.shape[-1] - 1)
         begin, end = at(self.begin, b, query), at(self.end, b, query)
         before, last = begin - 1, self.keys.shape[0] - 1
@@ -74,7 +74,7 @@ class FromEdges(PaddingMask):
 
 
 def _unseen(seen: Tensor, first: Position, length: int) -> Tensor:
-    """What a table bool (B or 1, L) does not say of ``length`` positions: bool (B or 1, length). It says nothing behind its end."""
+    """Which of ``length`` positions are False in a table (B or 1, L), or beyond its end: bool (B or 1, length)."""
     positions = positions_from(first, length, seen.device)
     return ~(among_first(positions, seen.shape[1]) & entries_of(seen, positions.clamp(0, seen.shape[1] - 1)))
 
@@ -95,24 +95,27 @@ def from_edges(
                                              q1   x
                                              q2      x  x
 
-    Edges may come in any order, also twice. Kept are the keys of each query, sorted, 4 bytes for each edge, and which blocks of 128 x 128
-    have any; a kernel finds a key among those of its query by halves, in log2(most keys of a query) steps. Where the table of
-    all pairs fits, `from_dense` of it is read faster. Nodes that are numbered so that neighbours lie together (by a
-    breadth-first search, say) let more tiles be skipped. Nothing given is held: a later write into it changes nothing.
+    Edges may come in any order, repeats allowed. The mask stores the keys of each query, sorted, 4 bytes per edge, and
+    which blocks of 128 x 128 have an edge. A kernel finds a key by binary search among the keys of its query, in
+    log2(most keys of a query) steps. If the table of all pairs fits into memory, `from_dense` of it is faster. If
+    neighbouring nodes have near numbers (after a breadth-first search, for example), more tiles can be skipped. The
+    arguments are copied: later writes into them have no effect.
 
-    In PyTorch Geometric's ``edge_index`` a node hears from its source: ``source, target = edge_index``, and then
-    ``from_edges(target, source)``. Add ``| window(back=0)`` for nodes that see themselves. Source: graph attention, Velickovic et al.
-    2018 (GAT); Shirzad et al. 2023 (Exphormer).
+    In PyTorch Geometric's ``edge_index`` a node gets messages from its source: ``source, target = edge_index``, and
+    then ``from_edges(target, source)``. Add ``| window(back=0)`` for nodes that see themselves. Source: graph
+    attention, Velickovic et al. 2018 (GAT); Shirzad et al. 2023 (Exphormer).
 
     Args:
-        q_idx: integers (edges,), or (B, edges) with edges of its own in each batch row, where -1 on both sides is none. Or, alone, a
-            sparse tensor (Q, K) or (B, Q, K) of any layout: its entries that are not 0 are edges.
+        q_idx: integers (edges,), or (B, edges) for separate edges in each batch row, with -1 on both sides for no edge.
+            Or, without kv_idx, a sparse tensor (Q, K) or (B, Q, K) of any layout: its nonzero entries are edges.
         kv_idx: integers of the same shape.
-        q_len, kv_len: more than the greatest numbers; by default as many as these ask for. Queries behind the last see nothing.
+        q_len, kv_len: the lengths; by default the largest number plus 1, or the size of the sparse tensor. Later
+            queries see nothing.
 
     Raises:
-        TypeError: not integers, a tensor alone that is not sparse. ValueError: shapes that differ, a negative number but for -1
-            on both sides, or one beyond a length. The edges are read, which waits for a GPU; inside torch.compile none are made.
+        TypeError: not integers, a single tensor that is not sparse. ValueError: shapes that differ, a negative number
+            except -1 on both sides, or one beyond a length. The edges are read, which waits for a GPU; torch.compile
+            cannot trace this.
     """
     edges = _of_sparse(q_idx) if kv_idx is None else _listed(q_idx, kv_idx)
     queries = _length("q_len", q_len, edges.q_idx, edges.shape[0])
@@ -132,7 +135,7 @@ def from_edges(
 
 
 class _Edges(NamedTuple):
-    """Edges, one behind the other: int64 (edges,) each. ``batch`` is None where all rows have the same; ``shape`` (Q, K) if known."""
+    """A list of edges: int64 (edges,) each. ``batch``: None if all rows have the same edges; ``shape``: (Q, K) if known."""
 
     row: Tensor
     q_idx: Tensor

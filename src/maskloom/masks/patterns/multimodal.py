@@ -1,4 +1,4 @@
-"""Masks of text with images: in one sequence, and by cross-attention."""
+"""Masks of text with images: in one sequence, and with cross-attention."""
 
 from collections.abc import Sequence
 
@@ -36,17 +36,17 @@ def mixed_modal(modality_ids: Tensor | Sequence[int]) -> MixedModal:
                                 image 1 q4   x  x  x  x  x  x
                                 image 1 q5   x  x  x  x  x  x
 
-    An unbroken run of one id is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L): a later
-    write into the ids changes nothing.
+    A run of equal ids is one image. The mask holds the last position that each query sees, int64 (L,) or (B, L): later
+    writes into the ids have no effect.
 
     Source: Zhou et al. 2024 (Transfusion); Gemma 3 in Hugging Face transformers does the same. Its sliding layers see
-    nothing before the window, not even in an image: ``mixed_modal(modality_ids) & window(back=w - 1, ahead=length)``
-    for ``sliding_window=w`` (since transformers' #46850; before it, ``window(back=w - 1) | documents(modality_ids)``).
-    In PaliGemma every token sees the whole prompt: ``causal | prefix(n)``.
+    nothing before the window, not even inside an image: ``mixed_modal(modality_ids) & window(back=w - 1,
+    ahead=length)`` for ``sliding_window=w`` (since transformers' #46850; before that, ``window(back=w - 1) |
+    documents(modality_ids)``). In PaliGemma every token sees the whole prompt: ``causal | prefix(n)``.
 
     Args:
         modality_ids: integers (L,) or (B, L): the image of each token, negative for text. A bool table, True = a token
-            of an image, will do where text stands between any two images.
+            of an image, is enough if there is text between any two images.
 
     Raises:
         TypeError: neither integers nor bool. ValueError: another shape.
@@ -100,22 +100,22 @@ def flamingo(
                                                                          a word q2   x  x
                                                                         image 1 q3   x  x  x  x
 
-    Text before the first image sees nothing. Queries are text and keys are the images' tokens, one image behind the
-    other. The mask holds the image that each query sees, int64 (Q,) or (B, Q), and a copy of media_ids: a later write into what
-    was given changes nothing.
+    Text before the first image sees nothing. Queries are text, and keys are the tokens of all images in order. The mask
+    holds the image that each query sees, int64 (Q,) or (B, Q), and a copy of media_ids: later writes into the arguments
+    have no effect.
 
-    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers as in OpenFlamingo's ``media_locations``, and
-    ``all_before`` what ``only_attend_immediate_media=False`` is there.
+    Source: Alayrac et al. 2022 (Flamingo), section 2.3; the markers are OpenFlamingo's ``media_locations``, and
+    ``all_before`` is its ``only_attend_immediate_media=False``.
 
     Args:
         media_locations: bool (Q,) or (B, Q), True where an image stands in the text.
-        tokens_per_media: tokens of an image, at least 1, if all have as many.
+        tokens_per_media: number of tokens of an image, at least 1, if it is the same for all images.
         media_ids: otherwise, integers (K,) or (B, K), the image that each key belongs to: 0 for the first; negative for
             none.
-        all_before: whether a text token sees all images before it, and not the latest alone.
+        all_before: whether a text token sees all images before it, not only the latest.
 
     Raises:
-        TypeError: not bool, not integers; both of the last two, or neither. ValueError: another shape.
+        TypeError: not bool, not integers; both tokens_per_media and media_ids, or neither. ValueError: another shape.
     """
     if (tokens_per_media is None) == (media_ids is None):
         got = "neither" if media_ids is None else "both"
@@ -132,7 +132,7 @@ def flamingo(
 
 
 def _last_of_run(ids: Tensor) -> Tensor:
-    """For each position the last of its run of equal ids, itself where the id is negative: int64."""
+    """The last position of each position's run of equal ids; the position itself where the id is negative: int64."""
     positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
     ends = (ids != neighbour(ids, 1)) | (positions == ids.shape[-1] - 1)
     next_end = torch.where(ends, positions, ids.shape[-1]).flip(-1).cummin(-1).values.flip(-1)

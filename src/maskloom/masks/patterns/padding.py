@@ -1,7 +1,7 @@
 """Masks that hide padding.
 
-A table named ``pads`` has True = padding, as ``nn.MultiheadAttention`` has it. A table where True or 1 is a real token,
-as Hugging Face's ``attention_mask`` has it, goes to `real`.
+A table named ``pads`` has True = padding, as in ``nn.MultiheadAttention``. A table with True or 1 = a real token, as in
+Hugging Face's ``attention_mask``, goes to `real`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from maskloom.masks.padded import PaddingMask, Position, ends, outside, pads_at
 from maskloom.masks.signed import Signed, without_negative
 
 __all__ = ["lengths", "real", "padding", "key_padding", "create_padding_mask"]
-OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # no text can write them
+OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # a text cannot hold tensors
 
 
 @mask_dataclass
@@ -122,11 +122,11 @@ def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None
                     q3
 
     Args:
-        lens: integers (B,), real positions of each batch row.
-        kv_lens: integers (B,), the keys' own lengths for cross-attention; by default the same.
+        lens: integers (B,), the number of real positions of each batch row.
+        kv_lens: integers (B,), the lengths of the keys for cross-attention; by default the same.
 
     Raises:
-        TypeError, ValueError: not integers, not (B,), a negative length (looked at on the CPU only).
+        TypeError, ValueError: not integers, not (B,), a negative length (checked on the CPU only).
     """
     q_lens = length_table("lens", lens)
     if kv_lens is None:
@@ -139,7 +139,7 @@ def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None
 def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
     """Positions marked True or 1 are real, anywhere; all others are hidden, as query and as key.
 
-    This is how Hugging Face tokenizers' ``attention_mask`` is meant.
+    This is the meaning of ``attention_mask`` in Hugging Face tokenizers.
 
     ::
 
@@ -148,16 +148,16 @@ def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
                                 q1
                                 q2   x     x
 
-    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``. Bools are held as they are, and writes into
-    them are followed. Of integers bools are made, and a later write into them changes nothing.
+    To hide keys alone, as Hugging Face's models do, write ``key_padding(~is_real)``. The mask holds a bool table
+    itself, and follows writes into it. An integer table is copied to bools, and later writes into it have no effect.
 
     Args:
         is_real: bool (B, L), or integers (B, L) of 0 and 1.
         kv_is_real: the same for the keys (B, KV), for cross-attention; by default the same table.
 
     Raises:
-        TypeError: neither bool nor integers. ValueError: another shape, integers other than 0 and 1 (looked at on the CPU only),
-            or two tables of different batch sizes.
+        TypeError: neither bool nor integers. ValueError: another shape, integers other than 0 and 1 (checked on the CPU
+            only), or two tables of different batch sizes.
     """
     q_real = _real_flags("is_real", is_real)
     if kv_is_real is None:
@@ -182,7 +182,7 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
 
     Args:
         pads: bool (B, L), True = padding.
-        kv_pads: bool (B, KV), the keys' own padding for cross-attention; by default the same.
+        kv_pads: bool (B, KV), the padding of the keys for cross-attention; by default the same.
 
     Raises:
         TypeError: not bool. ValueError: another shape, or two tables of different batch sizes.
@@ -196,14 +196,14 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
 
 
 create_padding_mask = padding
-"""`padding` by the name that the article on padded causal FlexAttention gives it."""
+"""`padding` under the name that the article on padded causal FlexAttention uses."""
 
 
 def key_padding(pads: Tensor) -> KeyPadding:
-    """Positions marked True are hidden as keys. Every query sees the other keys, a padded query too.
+    """Positions marked True are hidden as keys. Every query sees the other keys, even a padded query.
 
-    As ``key_padding_mask`` of ``nn.MultiheadAttention``. `MultiheadFlexAttention` sets hidden positions to zero, so there a
-    query at a hidden position is one of a zero vector.
+    It is ``key_padding_mask`` of ``nn.MultiheadAttention``. `MultiheadFlexAttention` sets hidden positions to zero, so
+    there a query at a hidden position is the query of a zero vector.
 
     ::
 
@@ -240,9 +240,10 @@ def _one_or_both(name: str, q_table: Tensor, kv_table: Tensor) -> str:
 
 @mask_dataclass
 class QueryLengths(PaddingMask):
-    """What ``lengths(lens)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+    """``lengths(lens)`` when combined with ``causal``: made by `simplify`, and only equal to it there.
 
-    Keys behind the length are hidden from every query that sees anything, so that padding stays known.
+    It still reports the keys beyond the length as hidden, since no unmasked query sees them, so the padding stays
+    known.
     """
 
     lens: Tensor

@@ -1,4 +1,4 @@
-"""Masks of where the query or the key itself stands."""
+"""Masks by the position of the query or of the key alone."""
 
 import functools
 import operator
@@ -54,16 +54,16 @@ def prefix(n: int | Tensor | Sequence[int]) -> Prefix:
     Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
 
     Args:
-        n: keys in the prefix, at least 0: one int for all, or integers (B,), one for each batch row.
+        n: number of keys in the prefix, at least 0: one int for all, or integers (B,), one for each batch row.
 
     Raises:
-        TypeError, ValueError: not integers, not (B,), a negative number (of a tensor looked at on the CPU only).
+        TypeError, ValueError: not integers, not (B,), a negative number (tensors are checked on the CPU only).
     """
     return Prefix(count_by_row("n", n))
 
 
 def sinks(n: int) -> Sinks:
-    """A query sees those of the first ``n`` keys that do not come after it. ``window(back=...) | sinks(n)`` is for streaming.
+    """A query sees the first ``n`` keys, without those after it. ``window(back=...) | sinks(n)`` is for streaming.
 
     ::
 
@@ -73,11 +73,12 @@ def sinks(n: int) -> Sinks:
                     q2   x  x                                      q2   x  x  x
                     q3   x  x                                      q3   x     x  x
 
-    Nothing ahead of the query becomes visible, so a causal window stays causal with it; `prefix` is the other kind.
+    Nothing after the query becomes visible, so a causal window stays causal with it, unlike with `prefix`.
 
-    A rolling cache of n sinks and ``recent`` keys is ``window(back=recent - 1) | sinks(n)`` if it is cut before the query's
-    own key comes in (StreamingLLM's ``evict_for_space``), and ``window(back=recent) | sinks(n)`` if after the step (its
-    ``kv_cache(past_key_values)``). Source: attention sinks, Xiao et al. 2023 (StreamingLLM), section 3.
+    A rolling cache of n sinks and ``recent`` keys is ``window(back=recent - 1) | sinks(n)`` if it is cut before the
+    query's own key is added (StreamingLLM's ``evict_for_space``), and ``window(back=recent) | sinks(n)`` if it is cut
+    after the step (its ``kv_cache(past_key_values)``). Source: attention sinks, Xiao et al. 2023 (StreamingLLM),
+    section 3.
 
     Args:
         n: number of sink keys, at least 0.
@@ -113,7 +114,7 @@ class QueryRange(Mask):
 
 
 def key_range(start: int | Tensor | Sequence[int], stop: int | Tensor | Sequence[int]) -> KeyRange:
-    """Every query sees the keys from ``start`` to before ``stop``, as Python's ``range`` counts.
+    """Every query sees the keys from ``start`` up to, but not including, ``stop``, like Python's ``range``.
 
     ::
 
@@ -123,19 +124,19 @@ def key_range(start: int | Tensor | Sequence[int], stop: int | Tensor | Sequence
                       q2      x  x
                       q3      x  x
 
-    ``~key_range(i, j)`` hides what is between.
+    ``~key_range(i, j)`` hides these keys.
 
     Args:
         start, stop: positions, at least 0: one int for all, or integers (B,), one for each batch row.
 
     Raises:
-        TypeError, ValueError: not integers, negative, a stop before its start (looked at on the CPU only).
+        TypeError, ValueError: not integers, negative, a stop before its start (checked on the CPU only).
     """
     return KeyRange(*_checked_range(start, stop))
 
 
 def query_range(start: int | Tensor | Sequence[int], stop: int | Tensor | Sequence[int]) -> QueryRange:
-    """The queries from ``start`` to before ``stop`` see every key, and no other query sees any.
+    """The queries from ``start`` up to, but not including, ``stop`` see every key; no other query sees any key.
 
     ::
 
@@ -203,7 +204,8 @@ class FirstGlobal(_Global):
 class ListedGlobal(_Global):
     """Listed positions are global. See `global_tokens`.
 
-    ``table`` says so for each position up to the last, and False behind; None where a trace does not know how long that is.
+    ``table`` has a flag for each position up to the last one, and then one False; None if a trace does not know its
+    length.
     """
 
     positions: tuple[int | Tensor, ...]
@@ -240,8 +242,8 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
                          q2      x                                                   q2   x  x  x  x
                          q3      x                                                   q3   x     x  x
 
-    Queries and keys are the same positions: a table has an entry for every query and every key. Source: Longformer, Beltagy et al.
-    2020, section 3.1 (global attention).
+    Queries and keys are the same positions: a table has an entry for every query and every key. Source: Longformer,
+    Beltagy et al. 2020, section 3.1 (global attention).
 
     Args:
         positions: an int n for the first n positions; a list of positions; or bool (L,) or (B, L), True = global.
@@ -266,7 +268,7 @@ def global_tokens(positions: int | Sequence[int] | Tensor) -> FirstGlobal | List
 
 @mask_dataclass
 class RandomBlocks(Tabled):
-    """See `random_blocks`. ``table`` says which block sees which, ``block_of`` in which block a position lies."""
+    """See `random_blocks`. ``table``: which block sees which; ``block_of``: the block of each position."""
 
     block_size: int
     blocks: int
@@ -284,7 +286,7 @@ class RandomBlocks(Tabled):
 
 
 def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> RandomBlocks:
-    """Positions lie in blocks of ``block_size``; each block of queries sees ``blocks`` blocks of keys, drawn at random.
+    """Positions are in blocks of ``block_size``; each block of queries sees ``blocks`` blocks of keys, drawn at random.
 
     ::
 
@@ -296,19 +298,19 @@ def random_blocks(*, block_size: int, blocks: int, length: int, seed: int) -> Ra
                                                               q4               x  x
                                                               q5               x  x
 
-    Drawn once, when the mask is made, from a generator of its own: the same seed gives the same blocks. Add
-    ``window_both_ways(n) | global_tokens(n)`` for BigBird's whole mask, as its paper has it. Source: BigBird, Zaheer et al.
+    The blocks are drawn once, when the mask is made, by a separate generator: the same seed gives the same blocks. Add
+    ``window_both_ways(n) | global_tokens(n)`` for the full mask of the BigBird paper. Source: BigBird, Zaheer et al.
     2020, section 2.
 
-    BigBird's code has whole blocks throughout: a band of three, the first and the last block global, and random blocks
-    that are none of these. With their numbers in a table (query blocks, 3 + blocks) it is ``top_k_blocks(band_and_random,
-    block_size) | global_tokens([*first_block, *last_block])``.
+    BigBird's code uses whole blocks everywhere: a band of three, the first and the last block global, and random blocks
+    that are none of these. With their numbers in a table (query blocks, 3 + blocks) it is
+    ``top_k_blocks(band_and_random, block_size) | global_tokens([*first_block, *last_block])``.
 
     Args:
         block_size: positions of a block, at least 1. The last block may be shorter.
-        blocks: blocks of keys for each block of queries, all different; at most as many as there are.
-        length: positions, of queries and of keys.
-        seed: of the draw.
+        blocks: number of blocks of keys for each block of queries, all different; at most as many as there are.
+        length: number of positions, of queries and of keys.
+        seed: the seed of the draw.
 
     Raises:
         TypeError, ValueError: a number that is too small, more blocks than there are.

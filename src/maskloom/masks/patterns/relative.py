@@ -22,7 +22,7 @@ __all__ = [
 
 
 class _Order(Mask):
-    """Which of query and key comes first: a mask without parameters, of which there is one instance."""
+    """A mask of which comes first, query or key. It has no parameters, and there is one instance of it."""
 
     def __call__(
         self,
@@ -57,8 +57,8 @@ class Causal(_Order):
             q2   x  x  x
             q3   x  x  x  x
 
-    Positions are absolute: for Q ≠ KV query i stands at position i (plus ``q_offset``), as in torch's FlexAttention.
-    `causal_lower_right` is the other kind.
+    Positions are absolute: for Q ≠ KV query i has position i (plus ``q_offset``), as in torch's FlexAttention.
+    `causal_lower_right` aligns the ends instead.
     """
 
     name = "causal"
@@ -118,7 +118,7 @@ def window(*, back: int, ahead: int = 0) -> Window:
                     q2      x  x                                q2      x  x  x
                     q3         x  x                             q3         x  x
 
-    There is no bare window size, because in the wild it counts three different things. Each has a name here:
+    There is no plain window size, because libraries count three different things by it. Each has a name here:
     `window_counting_itself`, `window_reaching_back` and `window_both_ways`.
 
     Args:
@@ -142,7 +142,7 @@ def window_counting_itself(size: int) -> Window:
                                 q2      x  x
                                 q3         x  x
 
-    This is what ``sliding_window`` counts in Hugging Face's transformers.
+    ``sliding_window`` in Hugging Face's transformers counts this way.
 
     Args:
         size: keys visible, at least 1.
@@ -186,8 +186,8 @@ def window_both_ways(size: int) -> Window:
                           q2      x  x  x
                           q3         x  x
 
-    Hugging Face counts so for bidirectional models (``attention_window`` of Longformer is twice ``size``). Source:
-    Longformer, Beltagy et al. 2020, section 3.1.
+    Hugging Face counts this way for bidirectional models (``attention_window`` of Longformer is twice ``size``).
+    Source: Longformer, Beltagy et al. 2020, section 3.1.
 
     Args:
         size: keys visible on each side, at least 0.
@@ -222,8 +222,8 @@ def band(low: int, high: int) -> Band:
                     q2   x  x                          q2            x
                     q3      x  x                       q3
 
-    Unlike `window` it need not hold the query's own position. Source: banded matrices, as ``numpy.tri`` and LAPACK's band
-    storage count their diagonals.
+    Unlike `window` it need not contain the query's own position. Source: banded matrices; ``numpy.tri`` and LAPACK's
+    band storage count diagonals this way.
 
     Args:
         low, high: distances in positions, both included; negative is before the query.
@@ -268,8 +268,9 @@ def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
 
     ``back`` and ``ahead`` are positions, not steps. Source: Longformer, Beltagy et al. 2020, section 3.1.
 
-    ``causal | dilated(back=0, ahead=kv_len, step=q_len)`` is the mask of EAGLE-3's training (Li et al. 2025): keys are those of
-    the sequence and, behind them, as many of each later step, of which a query sees the ones at its own place.
+    ``causal | dilated(back=0, ahead=kv_len, step=q_len)`` is the training mask of EAGLE-3 (Li et al. 2025): the keys
+    are those of the sequence, and after them the same number for each later step; a query sees in each step the key at
+    its own place.
 
     Args:
         back: how far it reaches before the query, in positions, at least 0.
@@ -295,7 +296,7 @@ class CausalLowerRight(Mask):
 
 
 def causal_lower_right(q_len: int, kv_len: int) -> CausalLowerRight:
-    """Causal, with the last query at the last key: query i stands at position ``i + kv_len - q_len``.
+    """Causal, with the last query at the last key: query i has position ``i + kv_len - q_len``.
 
     ::
 
@@ -305,9 +306,9 @@ def causal_lower_right(q_len: int, kv_len: int) -> CausalLowerRight:
                                                                              q2   x
                                                                              q3   x  x
 
-    For new queries behind a cache of keys; it is ``shifted(causal, q_offset=kv_len - q_len)``, which also takes an offset for each
-    batch row. With more queries than keys the first ones see nothing. Source: ``torch.nn.attention.bias.causal_lower_right``, and
-    FlashAttention from version 2.1 on.
+    For new queries after a cache of keys. It is ``shifted(causal, q_offset=kv_len - q_len)``, which also accepts an
+    offset for each batch row. With more queries than keys the first queries see nothing. Source:
+    ``torch.nn.attention.bias.causal_lower_right``, and FlashAttention from version 2.1 on.
 
     Args:
         q_len, kv_len: Q and K, in positions, at least 1.

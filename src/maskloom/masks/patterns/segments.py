@@ -31,7 +31,7 @@ __all__ = ["documents", "document_prefix"]
 
 
 class Segmented(Tabled, PaddingMask):
-    """Positions have ids; what has a negative id is padding, and hidden."""
+    """A mask with an id for each position; a negative id is padding, and hidden."""
 
     ids: Tensor
 
@@ -50,7 +50,7 @@ class Segmented(Tabled, PaddingMask):
 
 
 class _ByIds(Segmented):
-    """Documents: what has equal ids sees each other."""
+    """Documents: positions with equal ids see each other."""
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_id, kv_id = self.ids_at(b, q_idx, kv_idx)
@@ -59,7 +59,7 @@ class _ByIds(Segmented):
 
 @mask_dataclass
 class Documents(_ByIds):
-    """Documents by an id for each position; nothing is known about where they lie. See `documents`."""
+    """Documents by an id for each position; their layout is unknown. See `documents`."""
 
     ids: Tensor
     name = "documents"
@@ -67,7 +67,7 @@ class Documents(_ByIds):
 
 @mask_dataclass
 class PackedDocuments(_ByIds):
-    """Documents that lie one behind the other, by their offsets. ``ids`` follows from them. See `documents`."""
+    """Consecutive documents, by their offsets; ``ids`` is computed from them. See `documents`."""
 
     offsets: Tensor
     ids: Tensor
@@ -84,7 +84,7 @@ class PackedDocuments(_ByIds):
 
 @mask_dataclass
 class CountedDocuments(_ByIds):
-    """Documents that lie one behind the other, by positions that count up. ``ids`` follows from them. See `documents`."""
+    """Consecutive documents, by positions that count up; ``ids`` is computed from them. See `documents`."""
 
     position_ids: Tensor
     ids: Tensor
@@ -140,36 +140,38 @@ def documents(
                                    q3         x  x  x
                                    q4         x  x  x
 
-    For cross-attention keys have ids or offsets of their own::
+    For cross-attention, give keys their own ids or offsets::
 
         documents(offsets=[0, 2, 3], kv_offsets=[0, 1, 4])   k0 k1 k2 k3
                                                          q0   x
                                                          q1   x
                                                          q2      x  x  x
 
-    Ids are held as they are, and writes into them are followed. Offsets and position ids are copied, since ids are made from
-    them: a later write into what was given changes nothing.
+    The mask holds ids themselves, and follows writes into them. Offsets and position ids are copied, since ids are
+    computed from them: later writes into them have no effect.
 
     Give one of ids, offsets and position_ids:
 
     Args:
-        ids: integers (L,), or (B, L) with documents of their own in each batch row: positions with equal ids are one
-            document, wherever they lie. A negative id is no document: it sees nothing and nothing sees it.
-        offsets: integers (documents + 1,), where each document begins, and the end: ``[0, 2, 5]`` is one of 2 and one
-            of 5 - 2 = 3 positions (``cu_seqlens`` of FlashAttention). This says that documents are contiguous.
-        position_ids: integers (L,) or (B, L), positions that count up inside a document, as Hugging Face packs:
-            ``[0, 1, 0, 1, 2]`` is the mask drawn above. A document begins where a position is not the one before and 1.
-            This too says that documents are contiguous.
-        length: with offsets, the positions of a row, if there are more than the documents fill; the rest sees nothing.
-            By default the last offset, which is read from the tensor (on a GPU that waits for it).
-        kv_ids: with ids, those of the keys, (K,) or (B, K), and ids are those of the queries.
-        kv_offsets: with offsets, where the keys of each document begin (``cu_seqlens_k``), as many; a document may have no queries, or no
-            keys. Causal in each, aligned to its end: `documents_lower_right`; other masks inside: `within`.
-        kv_length: with kv_offsets, the keys of a row, likewise.
+        ids: integers (L,), or (B, L) with separate documents in each batch row: positions with equal ids are one
+            document, wherever they are. A negative id is not a document: it sees nothing, and nothing sees it.
+        offsets: integers (documents + 1,), the start of each document, and the end: ``[0, 2, 5]`` is one document of 2
+            and one of 5 - 2 = 3 positions (``cu_seqlens`` of FlashAttention). The documents are contiguous.
+        position_ids: integers (L,) or (B, L), positions that count up inside a document, as in Hugging Face's packing:
+            ``[0, 1, 0, 1, 2]`` is the mask drawn above. A document starts where a position is not the previous one plus
+            1. The documents are contiguous too.
+        length: with offsets, the number of positions of a row, if it has more than the documents fill; the rest is
+            fully masked. By default the last offset, which is read from the tensor (this waits for a GPU).
+        kv_ids: with ids, the ids of the keys, (K,) or (B, K); then ids are those of the queries.
+        kv_offsets: with offsets, the start of each document's keys (``cu_seqlens_k``), for the same number of
+            documents; a document may have no queries, or no keys. For causal inside, aligned to the end:
+            `documents_lower_right`; for other masks: `within`.
+        kv_length: with kv_offsets, the number of keys of a row, like length.
 
     Raises:
-        TypeError, ValueError: none or several of them, not integers, offsets that do not start at 0 or that fall (looked
-            at on the CPU only), a length below the last offset; keys' tables beside others than the queries' own, or for others.
+        TypeError, ValueError: none or several of them, not integers, offsets that do not start at 0 or that fall
+            (checked on the CPU only), a length below the last offset; tables of keys without those of queries, or of
+            another form or size.
     """
     exactly_one("documents", ids=ids, offsets=offsets, position_ids=position_ids)
     _check_beside(ids, offsets, kv_ids, kv_offsets, kv_length)
@@ -188,7 +190,7 @@ def documents(
 
 
 def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: object, kv_length: object) -> None:
-    """Raise a TypeError if tables of keys are not beside those of queries."""
+    """Raise a TypeError if tables of keys are given without the same kind of tables of queries."""
     if (kv_ids is not None and ids is None) or (kv_offsets is not None and offsets is None):
         raise TypeError("kv_ids goes with ids, and kv_offsets with offsets: queries and keys are told in one way")
     if kv_length is not None and kv_offsets is None:
@@ -197,7 +199,7 @@ def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: obje
 
 @mask_dataclass
 class DocumentPrefix(Tabled):
-    """See `document_prefix`. ``is_prefix`` (L,) or (B, L) marks the positions that lie in a prefix."""
+    """See `document_prefix`. ``is_prefix`` (L,) or (B, L) marks the positions in a prefix."""
 
     segments: AnyDocuments
     n: Tensor
@@ -222,18 +224,18 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
                                                             q3         x  x
                                                             q4         x  x
 
-    ``segments & causal | document_prefix(segments, n)`` is a prefix-LM over packed documents. Where n is the same for all, write
-    ``within(segments, prefix(n))``. Segments and n are copied, since the prefixes are marked from them: a later write into them
-    changes nothing. Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
+    ``segments & causal | document_prefix(segments, n)`` is a prefix-LM over packed documents. If n is the same for all
+    documents, write ``within(segments, prefix(n))``. Segments and n are copied, since the table of prefixes is computed
+    from them: later writes into them have no effect. Source: prefix LM, Raffel et al. 2020 (T5), section 3.2.1.
 
     Args:
-        segments: made by `documents`, of documents that are contiguous.
-        n: keys in the prefix of each document, at least 0: integers (documents,), or (B, documents) where rows have
-            documents of their own. Entry d is for the document with id d, or the d-th of offsets or position_ids.
+        segments: contiguous documents, made by `documents`.
+        n: number of keys in the prefix of each document, at least 0: integers (documents,), or (B, documents) if rows
+            have separate documents. Entry d is for the document with id d, or for the d-th of offsets or position_ids.
 
     Raises:
         TypeError, ValueError: segments of another kind or in several pieces, not integers, a negative number, fewer
-            numbers than documents (looked at on the CPU only).
+            numbers than documents (checked on the CPU only).
     """
     positions, segments = positions_inside("document_prefix", segments), copied_segments(segments)
     table = integers("n", n).to(positions.device, copy=True)
@@ -251,21 +253,21 @@ def document_prefix(segments: AnyDocuments, n: Tensor | Sequence[int] | Sequence
 
 
 def copied_segments(segments: Segments) -> Segments:
-    """The segments with tensors of their own: all but those by ids have copied already."""
+    """The segments with their own tensors; only those from ids are copied here, the others were before."""
     if not isinstance(segments, (Documents, CrossDocuments)):
         return segments
     return type(segments)(*[getattr(segments, field.name).clone() for field in dataclasses.fields(segments)])
 
 
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:
-    """How far each position is from the beginning of its document: int32 (L,) or (B, L)."""
+    """The distance of each position from the start of its document: int32 (L,) or (B, L)."""
     if not isinstance(segments, AnyDocuments):
         raise TypeError(f"{name} takes documents made by documents(...); got {brief(segments)}")
     return positions_of(name, segments.ids, isinstance(segments, Documents))
 
 
 def positions_of(name: str, ids: Tensor, by_ids: bool) -> Tensor:
-    """The same by the ids of positions; what is given ``by_ids`` may lie in pieces."""
+    """`positions_inside` from ids; documents given ``by_ids`` may be in several pieces, which is an error."""
     if by_ids and readable(ids):
         _check_contiguous(name, ids)
     return positions_from_ids(ids)
@@ -285,9 +287,9 @@ def _check_contiguous(name: str, ids: Tensor) -> None:
 
 @mask_dataclass
 class FromDocumentStart(Tabled, PaddingMask):
-    """What ``documents(offsets=...)`` comes to beside ``causal``: made by `simplify`, and only equal to it there.
+    """``documents(offsets=...)`` when combined with ``causal``: made by `simplify`, and only equal to it there.
 
-    ``start`` holds for each query the first position of its document; behind the documents, one past the end.
+    ``start`` is the first position of each query's document; the length of the table after the last document.
     """
 
     offsets: Tensor
@@ -295,7 +297,7 @@ class FromDocumentStart(Tabled, PaddingMask):
     description = "kv_idx >= start[q_idx]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        _ = self.start[kv_idx]  # said, not asked: there are no more keys than positions, as in the ids
+        _ = self.start[kv_idx]  # declares that keys read a table of this length, as ids do; the value is unused
         return kv_idx >= self.start[q_idx]
 
     def __repr__(self) -> str:

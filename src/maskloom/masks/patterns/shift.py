@@ -1,4 +1,4 @@
-"""Masks of other positions: the same mask, looked at from elsewhere."""
+"""Masks at other positions: a mask with offsets for queries, keys and heads."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class Shifted(Mask):
         return self.signed(b, h, q_idx, kv_idx, Signed(False, False))
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
-        if not is_zero(self.q_offset):  # an index plus 0 is no index any more, whose tables' sizes are checked
+        if not is_zero(self.q_offset):  # index + 0 is a computed value: its table sizes are not checked
             q_idx = q_idx + of_row(self.q_offset, b)
         if not is_zero(self.kv_offset):
             kv_idx = kv_idx + of_row(self.kv_offset, b)
@@ -46,7 +46,7 @@ def shifted(
     kv_offset: int | Tensor | Sequence[int] = 0,
     h_offset: int | Tensor | None = None,
 ) -> Mask:
-    """The mask for queries, keys or heads that do not begin at 0: for decoding, prefill in chunks, some of the heads.
+    """The mask for queries, keys or heads that do not start at 0: for decoding, prefill in chunks, some heads.
 
     ::
 
@@ -54,25 +54,25 @@ def shifted(
                     q0   x                                           q0   x  x  x
                     q1   x  x                                        q1   x  x  x  x
 
-    What lies before position 0 is padding: masks of padding and of segments hide it, and tables have no entry for it. So
-    ``shifted(mask, q_offset=-pads, kv_offset=-pads)`` is a mask for batches that are padded on the left, by ``pads`` (B,).
-    (`causal`, windows, `prefix` and `sinks` compare positions, whatever those are: join them to a mask of padding.)
+    Positions before 0 are padding: masks of padding and of segments hide them, and tables have no entry for them. So
+    ``shifted(mask, q_offset=-pads, kv_offset=-pads)`` is a mask for batches that are padded on the left, by ``pads``
+    (B,). (`causal`, windows, `prefix` and `sinks` only compare positions: combine them with a padding mask.)
 
-    Rows of a batch that stand at different positions (decoding after prompts of different lengths, padding on the left) have an
-    offset each. A tensor-parallel rank that holds heads 4 to 7 of 8 has ``h_offset=4``: its head h is head h + 4 of the mask.
-    How many heads the rank holds no table says, so `block_mask` and ``dense`` must be told where the mask differs from head
-    to head: ``block_mask(shifted(per_head(masks), h_offset=4), q_len, kv_len, heads=4)``. `attend` sees it from the query.
+    Batch rows at different positions (decoding after prompts of different lengths, padding on the left) need one offset
+    each. A tensor-parallel rank that holds heads 4 to 7 of 8 uses ``h_offset=4``: its head h is head h + 4 of the mask.
+    If the mask differs between heads, pass heads= to `block_mask` and ``dense``; it cannot be inferred here:
+    ``block_mask(shifted(per_head(masks), h_offset=4), q_len, kv_len, heads=4)``. `attend` takes it from the query.
 
     Args:
         mask: a Mask or a mask_mod.
         q_offset: the position of the first query: an int, an int32 or int64 tensor without dimensions, or integers
-            (B,), one for each batch row. A tensor may change from step to step without a compilation.
-        kv_offset: the position of the first key, likewise.
-        h_offset: the first head, an int from 0 on (0 too: there may be more heads than these), or an int32 or int64 tensor
-            without dimensions. None: these heads are all.
+            (B,), one for each batch row. A tensor may change between steps without recompilation.
+        kv_offset: the position of the first key, in the same forms.
+        h_offset: the first head, an int from 0 on, or an int32 or int64 tensor without dimensions. None: these are all
+            heads. (0 says that there may be more heads than these.)
 
     Raises:
-        TypeError, ValueError: an offset that is none of these.
+        TypeError, ValueError: an offset of another type or shape.
     """
     offsets = position_offsets(q_offset, kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)

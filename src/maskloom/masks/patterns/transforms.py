@@ -1,4 +1,4 @@
-"""Masks arranged from masks: one for each head or batch row, one for several heads, query and key swapped."""
+"""Masks made from masks: one for each head or batch row, one for several heads, query and key swapped."""
 
 import functools
 import operator
@@ -20,9 +20,9 @@ __all__ = ["transposed", "per_head", "per_batch", "repeat_heads"]
 
 
 class _Chosen(Mask):
-    """One of several masks, chosen by an index: equal ones are evaluated once.
+    """One of several masks, chosen by an index; equal masks are evaluated once.
 
-    ``parts`` are the different ones among ``masks``; ``which`` (B,) or (H,) says which of them each index has.
+    ``parts`` are the distinct masks of ``masks``; ``which`` (B,) or (H,) is the number of the part for each index.
     """
 
     masks: tuple[Mask, ...]
@@ -75,15 +75,15 @@ def per_head(masks: Sequence[MaskMod]) -> PerHead:
                                                   q1   x  x                q1      x
                                                   q2   x  x  x             q2         x
 
-    Give one for each query head; building for another number of heads raises. Heads with equal masks share the work. It
-    holds a table (H,): for a GPU, move it with ``.to``. Source: the heads of Sparse Transformer, Child et al. 2019,
-    section 4.2; local and global heads of one layer.
+    Give one mask for each query head; building for another number of heads raises an error. Heads with equal masks
+    share the work. It holds a table (H,): for a GPU, move it with ``.to``. Source: the heads of Sparse Transformer,
+    Child et al. 2019, section 4.2; local and global heads of one layer.
 
     Args:
-        masks: H Masks or mask_mods. Each is asked with the head's own number.
+        masks: H Masks or mask_mods. Each is called with the head's number in all heads.
 
     Raises:
-        TypeError: not a list, or something in it that is no mask. ValueError: none.
+        TypeError: not a list, or an item that is not a mask. ValueError: an empty list.
     """
     return PerHead(*chosen("per_head", "head", masks))
 
@@ -98,14 +98,15 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
                                                   q1   x  x               q1      x
                                                   q2   x  x  x            q2         x
 
-    Give one for each batch row; building for another number of rows raises. Rows with equal masks share the work. It holds
-    a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong et al. 2019.
+    Give one mask for each batch row; building for another number of rows raises an error. Rows with equal masks share
+    the work. It holds a table (B,): for a GPU, move it with ``.to``. Source: batches of mixed tasks, as in UniLM, Dong
+    et al. 2019.
 
     Args:
-        masks: B Masks or mask_mods. Each is asked with the row's own number: a table in it has B rows too.
+        masks: B Masks or mask_mods. Each is called with the row's number in the batch: a table in it has B rows too.
 
     Raises:
-        TypeError: not a list, or something in it that is no mask. ValueError: none.
+        TypeError: not a list, or an item that is not a mask. ValueError: an empty list.
     """
     return PerBatch(*chosen("per_batch", "batch row", masks))
 
@@ -148,7 +149,7 @@ def transposed(mask: MaskMod) -> Mask:
 
 @mask_dataclass
 class RepeatedHeads(Mask):
-    """See `repeat_heads`. ``source`` (H,) says which head of the mask each head asks."""
+    """See `repeat_heads`. ``source`` (H,) is the head of the mask for each head."""
 
     mask: Mask
     times: int
@@ -166,7 +167,7 @@ class RepeatedHeads(Mask):
 
 
 def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask:
-    """Each head of a mask, ``times`` times in a row: head h asks the mask with ``h // times``.
+    """Each head of a mask, ``times`` times in a row: head h uses head ``h // times`` of the mask.
 
     ::
 
@@ -174,37 +175,37 @@ def repeat_heads(mask: MaskMod, times: int, *, heads: int | None = None) -> Mask
                                                                        q0   x                    q0   x
                                                                        q1   x  x                 q1      x
 
-    For grouped queries: a mask for each key head becomes one for each query head, as
-    ``key.repeat_interleave(times, dim=1)`` does with keys. One key head for all (``heads=1``, multi-query attention) is repeated
-    like several. A mask that reads nothing by head comes back as it is. Source: grouped-query attention, Ainslie et al. 2023,
-    section 2.2; multi-query attention, Shazeer 2019.
+    For grouped queries: a mask for each key head becomes a mask for each query head, as ``key.repeat_interleave(times,
+    dim=1)`` does with keys. One key head for all (``heads=1``, multi-query attention) works the same way. A mask that
+    reads nothing by head is returned unchanged. Source: grouped-query attention, Ainslie et al. 2023, section 2.2;
+    multi-query attention, Shazeer 2019.
 
     Args:
         mask: a Mask or a mask_mod for ``heads`` heads.
-        times: query heads for each key head, at least 1.
-        heads: how many heads the mask is for; by default as many as its tables have.
+        times: number of query heads for each key head, at least 1.
+        heads: number of heads of the mask; by default the number in its tables.
 
     Raises:
-        TypeError, ValueError: a number that is no int or below 1; ``heads`` that is not what the tables have, or is not
-            given where they do not say.
+        TypeError, ValueError: a number that is not an int or below 1; ``heads`` that differs from the tables, or is
+            missing although no table has it.
     """
     inner, times = as_mask(mask), count("times", times, least=1, of="heads")
     device = captures.device_of(inner) or torch.device("cpu")
-    reading = dependence_on(inner, device)
-    held = reading.sizes["h"]
-    if "h" not in reading.marks and not held:
+    dependence = dependence_on(inner, device)
+    held = dependence.sizes["h"]
+    if "h" not in dependence.marks and not held:
         return inner
-    heads = reading.size("h", min(held) if heads is None and held else heads)
+    heads = dependence.size("h", min(held) if heads is None and held else heads)
     return RepeatedHeads(inner, times, heads, torch.arange(heads, device=device).repeat_interleave(times))
 
 
 def choice(which: Tensor, answers: Iterable[Tensor]) -> Tensor:
-    """The answer of one of several masks, the one that ``which`` says."""
+    """The answer of one of several masks: the one with the number ``which``."""
     return functools.reduce(operator.or_, [(which == i) & answer for i, answer in enumerate(answers)])
 
 
 def chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, ...], tuple[Mask, ...], Tensor]:
-    """All masks, the different ones among them, and which of these each is."""
+    """All masks, the distinct masks among them, and the number of the distinct mask for each."""
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"{name} takes a list with one mask for each {item}; got {brief(given)}")
     if not given:
@@ -220,5 +221,5 @@ def chosen(name: str, item: str, given: Sequence[MaskMod]) -> tuple[tuple[Mask, 
 
 
 def _known_equal(mask: Mask, other: Mask) -> bool:
-    """Whether two masks are equal, as far as that is known without reading tensors."""
+    """Whether two masks are known to be equal without reading tensors."""
     return mask is other or (not captures.tensors(mask) and mask == other)

@@ -1,4 +1,4 @@
-"""Masks inside documents: positions start anew in each, and a mask may be chosen by the document's number."""
+"""Masks inside documents: positions restart in each, and the mask may depend on the number of the document."""
 
 import types
 from collections.abc import Callable, Sequence
@@ -30,19 +30,19 @@ from maskloom.program.program import MaskMod
 __all__ = ["within", "per_document"]
 
 DocumentMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(b, h, q_idx, kv_idx, document) -> bool``: a mask_mod that is given the document's number too."""
+"""``(b, h, q_idx, kv_idx, document) -> bool``: a mask_mod that also gets the number of the document."""
 
 
 @value
 class PerDocument(FrozenValue):
-    """See `per_document`. ``parts`` are the different masks, ``which`` (documents,) says which of them each document has."""
+    """See `per_document`. ``parts`` are the distinct masks; ``which`` (documents,) is the part of each document."""
 
     masks: tuple[Mask, ...]
     parts: tuple[Mask, ...]
     which: Tensor
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, document: Tensor, signed: Signed) -> Tensor:
-        """What the document's mask answers, where positions may be negative."""
+        """The answer of the document's mask, where positions may be negative."""
         return choice(self.which[document], [part.signed(b, h, q_idx, kv_idx, signed) for part in self.parts])
 
     def __repr__(self) -> str:
@@ -51,12 +51,12 @@ class PerDocument(FrozenValue):
 
 @value
 class ByNumber(FrozenValue):
-    """A function that is given the document's number, inside `within`."""
+    """A function that also gets the number of the document, inside `within`."""
 
     function: DocumentMod
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, document: Tensor, signed: Signed) -> Tensor:
-        """What the function answers; negative positions are its own affair."""
+        """The answer of the function; it must handle negative positions itself."""
         if q_idx.ndim and torch.compiler.is_dynamo_compiling():
             raise TypeError(NOT_LIFTED)
         return ask(self.function, b, h, q_idx, kv_idx, document)
@@ -77,21 +77,21 @@ def per_document(masks: Sequence[MaskMod]) -> PerDocument:
                                                                                    q3            x
                                                                                    q4               x
 
-    Documents with equal masks share the work. What differs by a number alone is faster as a function that reads a table: see `within`.
-    It holds a table (documents,): for a GPU, move what `within` makes of it with ``.to``.
+    Documents with equal masks share the work. If masks differ only by a number, a function that reads a table is
+    faster: see `within`. It holds a table (documents,): for a GPU, move the result of `within` with ``.to``.
 
     Args:
         masks: a Mask or a mask_mod for each document.
 
     Raises:
-        TypeError: not a list, or something in it that is no mask. ValueError: none.
+        TypeError: not a list, or an item that is not a mask. ValueError: an empty list.
     """
     return PerDocument(*chosen("per_document", "document", masks))
 
 
 @mask_dataclass
 class Within(Tabled, PaddingMask):
-    """See `within`. Positions (Q,) or (B, Q), and (K,) or (B, K), are those inside each document."""
+    """See `within`. The positions, (Q,) or (B, Q), and (K,) or (B, K), are positions inside each document."""
 
     segments: AnyDocuments | CrossDocuments | PackedCrossDocuments
     mask: Mask | PerDocument | ByNumber
@@ -104,7 +104,7 @@ class Within(Tabled, PaddingMask):
         return self.segments(b, h, q_idx, kv_idx) & self._answer(b, h, *inside, q_idx)
 
     def _answer(self, b: Tensor, h: Tensor, q_position: Tensor, kv_position: Tensor, q_idx: Tensor) -> Tensor:
-        counted = isinstance(self.segments, CountedDocuments)  # what counts up may begin before 0
+        counted = isinstance(self.segments, CountedDocuments)  # position ids may start below 0
         signed = Signed(counted or self.lower_right, counted)
         if isinstance(self.mask, Mask):
             return self.mask.signed(b, h, q_position, kv_position, signed)
@@ -131,7 +131,7 @@ def within(
     *,
     lower_right: bool = False,
 ) -> Within:
-    """A mask inside each document. Positions start anew in each: at 0, or at its first position id.
+    """A mask inside each document. Positions restart in each: at 0, or at its first position id.
 
     ::
 
@@ -142,27 +142,28 @@ def within(
                                                                       q3         x  x
                                                                       q4         x     x
 
-    ``causal`` and windows mean the same with and without it; chunks, sinks and prefixes do not. ``within(segments, causal |
-    prefix(n))`` is a prefix-LM for each document; `document_prefix` has a length of its own for each. The segments are copied,
-    since positions are made from them: a later write into their ids changes nothing. Source: packed sequences whose position
-    ids restart, Krell et al. 2021 (arXiv 2107.02027).
+    ``causal`` and windows are the same with and without it; chunks, sinks and prefixes are not. ``within(segments,
+    causal | prefix(n))`` is a prefix-LM for each document; `document_prefix` has a separate length for each. The
+    segments are copied, since positions are computed from them: later writes into their ids have no effect. Source:
+    packed sequences whose position ids restart, Krell et al. 2021 (arXiv 2107.02027).
 
-    A function of five arguments is given the number of the document too, and may read a table by it: with ``back`` (documents,) a
-    window for each is ``within(segments, lambda b, h, q, k, d: (q >= k) & (q - k <= back[d]))``, and with bools ``two_way``
-    (documents,) some documents are causal in ``within(segments, lambda b, h, q, k, d: (q >= k) | two_way[d])``.
+    A function of five arguments also gets the number of the document, and may read a table by it: with ``back``
+    (documents,), ``within(segments, lambda b, h, q, k, d: (q >= k) & (q - k <= back[d]))`` has one window for each
+    document. With bools ``two_way`` (documents,), in ``within(segments, lambda b, h, q, k, d: (q >= k) | two_way[d])``
+    some documents are causal.
 
     Args:
-        segments: made by `documents`, of documents that are contiguous; their numbers are those of offsets or position ids, in
-            order, or the ids.
-        mask: a Mask or a mask_mod, asked with positions inside the document; ``b`` and ``h`` stay. Or `per_document`, or a function
-            (b, h, q_idx, kv_idx, document) -> bool.
-        lower_right: in ``documents(offsets=.., kv_offsets=..)``, count queries so that the last one of each document stands at its last
-            key, as `documents_lower_right` has it, and not the first one at the first key.
+        segments: contiguous documents, made by `documents`. Their numbers are the ids, or the order of offsets or
+            position ids.
+        mask: a Mask or a mask_mod, called with positions inside the document; ``b`` and ``h`` stay. Or `per_document`,
+            or a function (b, h, q_idx, kv_idx, document) -> bool.
+        lower_right: for ``documents(offsets=.., kv_offsets=..)``: align the last query of each document with its last
+            key, as in `documents_lower_right`, instead of the first query with the first key.
 
     Raises:
-        TypeError: segments of another kind, lower_right without offsets on both sides, a mask of other arguments.
-        ValueError: documents in several pieces, where positions cannot restart, or more documents than masks (looked at on the CPU
-            only).
+        TypeError: segments of another kind, lower_right without offsets on both sides, a mask with other arguments.
+        ValueError: documents in several pieces, where positions cannot restart, or more documents than masks (checked
+            on the CPU only).
     """
     q_positions, kv_positions = _both_positions(segments)
     held = _checked_mask(mask, segments)
@@ -183,13 +184,13 @@ def _checked_mask(
 def _takes_the_number(mask: object) -> bool:
     if isinstance(mask, Mask) or not callable(mask):
         return False
-    if torch.compiler.is_dynamo_compiling():  # which follows no signature
+    if torch.compiler.is_dynamo_compiling():  # dynamo cannot read signatures
         return isinstance(mask, types.FunctionType) and mask.__code__.co_argcount == 5
     return required_arguments(mask) == 5
 
 
 def _both_positions(segments: AnyDocuments | CrossDocuments | PackedCrossDocuments) -> tuple[Tensor, Tensor]:
-    """Of queries and of keys, how far each is from the beginning of its document."""
+    """The distance of each query, and of each key, from the start of its document."""
     if isinstance(segments, (CrossDocuments, PackedCrossDocuments)):
         by_ids = isinstance(segments, CrossDocuments)
         return positions_of("within", segments.ids, by_ids), positions_of("within", segments.kv_ids, by_ids)
@@ -200,7 +201,7 @@ def _both_positions(segments: AnyDocuments | CrossDocuments | PackedCrossDocumen
 
 
 def _further(segments: AnyDocuments | CrossDocuments | PackedCrossDocuments) -> Tensor:
-    """How many keys more than queries each query's document has: int32 (Q,)."""
+    """How many more keys than queries the document of each query has: int32 (Q,)."""
     if not isinstance(segments, PackedCrossDocuments):
         raise TypeError(f"lower_right needs documents(offsets=.., kv_offsets=..); got {brief(segments)}")
     more = segments.kv_offsets.long().diff() - segments.offsets.long().diff()

@@ -1,11 +1,11 @@
-"""What each operation does to intervals: one rule per aten operation, in `RULES`.
+"""Interval rules: one rule per aten operation, in `RULES`.
 
-A rule gets the operation and its arguments, Intervals for tensors, and answers with an Interval, or None where it
-cannot say (the result is then unknown). It must hold for every way that values inside the intervals can be chosen.
+A rule gets the operation and its arguments, with Intervals for tensors. It returns an Interval, or None if it does not
+know (the result is then unknown). It must hold for all values inside the intervals.
 
-Integers are computed in int64 and checked against the range of the result's dtype, since narrow types wrap around. Float
-ends are computed by the very operation, in the very dtype: rounding to nearest is monotone (IEEE 754-2019, section 4.3), so
-a rounded end bounds every rounded element.
+Integers are computed in int64 and checked against the range of the result's dtype, since narrow types wrap around.
+Float ends are computed by the same operation in the same dtype: rounding to nearest is monotone (IEEE 754-2019, section
+4.3), so a rounded end bounds every rounded element.
 """
 
 from typing import Any
@@ -74,4 +74,4 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(SHAPES, shapes.reshaped),
     **dict.fromkeys((_aten.clone, _aten.detach, _aten.alias, _aten.lift_fresh), shapes.identity),
 }
-"""Overload packet → rule. An operation without one makes its result unknown, and what depends on it is evaluated."""
+"""Overload packet → rule. The result of an operation without a rule is unknown; tiles that depend on it are evaluated."""

@@ -1,4 +1,4 @@
-"""Rules of arithmetic. Bools add and multiply as torch has it: as | and &."""
+"""Rules of arithmetic. Bools are added and multiplied as in torch: as | and &."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from maskloom.blocks.intervals.rules.operands import (
 
 
 def from_ends(ends: Callable[[list[Any], list[Any]], Pair], on_bools: Rule | None = None) -> Rule:
-    """A rule from a function of ends; see `computed`."""
+    """A rule from a function that computes ends; see `computed`."""
 
     def rule(op: Any, *args: Any, alpha: Any = 1) -> Interval | None:
         values = operands(*args) if alpha == 1 and len(args) <= 2 else None  # some overloads take alpha by position
@@ -35,14 +35,14 @@ def from_ends(ends: Callable[[list[Any], list[Any]], Pair], on_bools: Rule | Non
 
 
 def moving_runs(rule: Rule, sign: int) -> Rule:
-    """Positions plus a Python int are positions, and still read tables block by block."""
+    """Positions plus a Python int are still a position range, which reads tables block by block."""
 
     def moving(op: Any, left: Any, right: Any, *rest: Any, alpha: Any = 1) -> Interval | None:
         out = rule(op, left, right, *rest, alpha=alpha)
         run = getattr(left, "run", None)
         if out is None or run is None or not isinstance(right, int) or run.start + sign * right < 0:
             return out
-        if out.span is None:  # it may wrap around
+        if out.span is None:  # the result may wrap around
             return out
         return dataclasses.replace(out, run=dataclasses.replace(run, start=run.start + sign * right))
 
@@ -50,14 +50,14 @@ def moving_runs(rule: Rule, sign: int) -> Rule:
 
 
 def products(los: list[Any], his: list[Any]) -> Pair:
-    """The extremes of a product, at the corners."""
+    """The extremes of a product: they are at the corners."""
     left = [los[0]] if los[0] is his[0] else [los[0], his[0]]
     right = [los[1]] if los[1] is his[1] else [los[1], his[1]]
     return extremes([a * b for a in left for b in right])
 
 
 def absolute(los: list[Any], his: list[Any]) -> Pair:
-    """The ends of an absolute value: 0 inside counts."""
+    """The ends of an absolute value; 0 if the interval contains 0."""
     lo, hi = los[0], his[0]
     if isinstance(lo, Tensor):
         return torch.maximum(torch.maximum(lo, -hi), torch.zeros_like(lo)), torch.maximum(hi, -lo)
@@ -75,7 +75,7 @@ def greater(los: list[Any], his: list[Any]) -> Pair:
 
 
 def clamp(op: Any, value: Any, least: Any = None, most: Any = None) -> Interval | None:
-    """A maximum with the least, then a minimum with the most, as torch does it."""
+    """A maximum with ``least``, then a minimum with ``most``, as in torch."""
     given = [end for end in (least, most) if end is not None]
     values = operands(value, *given)
     if values is None:
@@ -89,7 +89,7 @@ def clamp(op: Any, value: Any, least: Any = None, most: Any = None) -> Interval 
 
 
 def power(op: Any, value: Any, exponent: Any) -> Interval | None:
-    """Non-negative whole powers of integers, and squares of floats (which torch computes as a product)."""
+    """Non-negative integer powers of integers, and squares of floats (which torch computes as a product)."""
     if not isinstance(value, Interval) or not isinstance(exponent, int) or exponent < 0:
         return None
     if value.dtype == torch.bool or (value.dtype.is_floating_point and exponent != 2):

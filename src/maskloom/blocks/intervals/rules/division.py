@@ -43,7 +43,7 @@ def floor_quotient(op: Any, left: Any, right: Any) -> Interval | None:
 
 def _float_quotient(op: Any, values: list[Any], rounding_mode: str | None) -> Interval | None:
     if rounding_mode == "floor":
-        return None  # torch corrects the floor of a float division by a remainder: not monotone for certain
+        return None  # torch corrects a floored float quotient by a remainder, so it may not be monotone
     divide = functools.partial(torch.div, rounding_mode=rounding_mode)
     right = values[1]
     ends = extremes([divide(a, b) for a in tensor_ends(values[0], right) for b in ends_of(right)])
@@ -59,7 +59,7 @@ def _lost(value: Interval, where: Tensor) -> Interval:
 
 
 def _int_quotient(values: list[Any], rounding_mode: str) -> Interval | None:
-    """Corners: a quotient is monotone in each of its two parts while the divisor keeps its sign."""
+    """By corners: a quotient is monotone in each operand as long as the divisor keeps its sign."""
     left, right = values
     if not isinstance(right, Interval):
         return None if right == 0 else divided(values, rounding_mode, None)
@@ -71,9 +71,9 @@ def _int_quotient(values: list[Any], rounding_mode: str) -> Interval | None:
 
 
 def divided(values: list[Any], rounding_mode: str, zero: Tensor | None) -> Interval:
-    """An integer quotient by a divisor without a 0; anything where ``zero``."""
+    """An integer quotient by a divisor without 0; anything where ``zero``."""
     dtype = dtype_of(values)
-    lowest = RANGES[torch.int64][0]  # by -1 it has no quotient: a hardware trap
+    lowest = RANGES[torch.int64][0]  # lowest / -1 overflows: a hardware trap
     numerators = [end.clamp(min=lowest + 1) for end in in_dtype(tensor_ends(values[0], values[1]), torch.int64)]
     divisors = in_dtype(ends_of(values[1]), torch.int64)
     lo, hi = extremes([torch.div(a, b, rounding_mode=rounding_mode) for a in numerators for b in divisors])
@@ -86,7 +86,7 @@ def divided(values: list[Any], rounding_mode: str, zero: Tensor | None) -> Inter
 
 
 def remainder(op: Any, left: Any, right: Any) -> Interval | None:
-    """Python's %, for integers: exact where a tile stays between two multiples of a fixed divisor."""
+    """Python's % for integers: exact if a tile lies between two multiples of a constant divisor."""
     values = operands(left, right)
     if values is None or dtype_of(values) not in RANGES:
         return None
@@ -98,7 +98,7 @@ def remainder(op: Any, left: Any, right: Any) -> Interval | None:
 
 
 def _remainder_of_any(value: Any, divisor: Interval) -> Interval:
-    """Between 0 and the divisor, which it never reaches; the dividend itself where it is smaller."""
+    """Between 0 and the divisor, which is excluded; the dividend itself if it is smaller."""
     lo, hi = divisor.lo.long(), divisor.hi.long()
     below, above = (hi - 1).clamp(min=0), (lo + 1).clamp(max=0)
     stays = (lo_of(value) >= 0) & (hi_of(value) < lo)
@@ -109,7 +109,7 @@ def _remainder_of_any(value: Any, divisor: Interval) -> Interval:
 
 
 def shift_left(op: Any, value: Any, places: Any) -> Interval | None:
-    """A product with a power of two."""
+    """Left shift: a product with a power of two."""
     values = operands(value, places)
     if values is None or isinstance(values[1], Interval) or not isinstance(values[0], Interval):
         return None
@@ -119,7 +119,7 @@ def shift_left(op: Any, value: Any, places: Any) -> Interval | None:
 
 
 def shift_right(op: Any, value: Any, places: Any) -> Interval | None:
-    """A quotient by a power of two, rounded down."""
+    """Right shift: a quotient by a power of two, rounded down."""
     values = operands(value, places)
     if values is None or isinstance(values[1], Interval) or not isinstance(values[0], Interval):
         return None

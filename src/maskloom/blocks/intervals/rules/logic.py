@@ -1,4 +1,4 @@
-"""Rules of truth and of bits: and, or, xor, not, and comparisons."""
+"""Rules of logical and bitwise operations (and, or, xor, not), and of comparisons."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from maskloom.blocks.intervals.rules.operands import (
 
 
 def conjunction(op: Any, left: Any, right: Any) -> Interval | None:
-    """``&``, of bools and of bits."""
+    """``&`` of bools or of bits."""
     values = operands(left, right)
     if values is None:
         return None
@@ -35,7 +35,7 @@ def conjunction(op: Any, left: Any, right: Any) -> Interval | None:
 
 
 def disjunction(op: Any, left: Any, right: Any) -> Interval | None:
-    """``|``, of bools and of bits."""
+    """``|`` of bools or of bits."""
     values = operands(left, right)
     if values is None:
         return None
@@ -45,7 +45,7 @@ def disjunction(op: Any, left: Any, right: Any) -> Interval | None:
 
 
 def exclusive(op: Any, left: Any, right: Any) -> Interval | None:
-    """``^``, of bools and of bits."""
+    """``^`` of bools or of bits."""
     values = operands(left, right)
     if values is None:
         return None
@@ -61,22 +61,22 @@ def _known(value: Any) -> Any:
 
 
 def negation(op: Any, value: Interval) -> Interval | None:
-    """``~``, of bools and of bits."""
+    """``~`` of bools or of bits."""
     if value.dtype == torch.bool:
         return truth(~value.hi, ~value.lo)
     return Interval(~value.hi, ~value.lo)
 
 
 def _all_bits_below(most: Tensor) -> Tensor:
-    """The greatest number with as many bits as ``most``, a non-negative one."""
-    bits = torch.frexp(most.double()).exponent.long().clamp(max=62)  # 2^62 and above: float64 may round up, so may we
+    """The largest number with as many bits as ``most``, which is not negative."""
+    bits = torch.frexp(most.double()).exponent.long().clamp(max=62)  # float64 may round up from 2^62; so may this
     return torch.where(
         most.long() >= 2**61, RANGES[torch.int64][1], torch.bitwise_left_shift(torch.ones_like(bits), bits) - 1
     )
 
 
 def _bitwise(values: list[Any], ends: Callable[[Pair, Pair], Pair]) -> Interval | None:
-    """For numbers that are not negative; anything where one may be."""
+    """For numbers that are not negative; anything where one may be negative."""
     dtype = dtype_of(values)
     if dtype not in RANGES:
         return None
@@ -88,7 +88,7 @@ def _bitwise(values: list[Any], ends: Callable[[Pair, Pair], Pair]) -> Interval 
 
 
 def as_bools(rule: Rule) -> Rule:
-    """A ``logical_*`` operation: its bitwise twin on the truth of its arguments."""
+    """A ``logical_*`` operation: the bitwise rule on the arguments cast to bool."""
 
     def on_truth(op: Any, *args: Interval) -> Interval | None:
         casts = [cast(argument, torch.bool) for argument in args]
@@ -108,7 +108,7 @@ def less_or_equal(op: Any, left: Any, right: Any) -> Interval | None:
 
 
 def equal(op: Any, left: Any, right: Any) -> Interval | None:
-    """``==``: it must be where both are one value."""
+    """``==``: it must be True where both sides are one and the same value."""
 
     def same(a: Any, b: Any) -> Interval:
         return truth((lo_of(a) == hi_of(b)) & (hi_of(a) == lo_of(b)), (lo_of(a) <= hi_of(b)) & (hi_of(a) >= lo_of(b)))
@@ -122,22 +122,22 @@ def _compared(left: Any, right: Any, rule: Callable[[Any, Any], Interval]) -> In
         return None
     out = rule(*values)
     nan = nan_of(*values)
-    return out if nan is None else truth(out.lo & ~nan, out.hi)  # no comparison is True of NaN, != apart
+    return out if nan is None else truth(out.lo & ~nan, out.hi)  # comparisons with NaN are False, except !=
 
 
 def unequal(op: Any, left: Any, right: Any) -> Interval | None:
-    """``!=``, which NaN is to everything."""
+    """``!=``, which is True for NaN."""
     out = equal(op, left, right)
     return None if out is None else negation(op, out)
 
 
 def swapped(rule: Rule) -> Rule:
-    """The rule with its arguments exchanged: ``>`` from ``<``."""
+    """The rule with exchanged arguments: ``>`` from ``<``."""
     return lambda op, left, right: rule(op, right, left)
 
 
 def is_nan(op: Any, value: Interval) -> Interval | None:
-    """It must be NaN where there is no other value (the ends cross)."""
+    """It must be NaN where no other value is possible (the ends cross)."""
     value = value.loose()
     if value.nan is None:
         never = torch.zeros_like(value.lo, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What rules are made of: operands as torch promotes them, ends, and results that may wrap around or become NaN."""
+"""Helpers of the rules: operands promoted as in torch, ends, and results that may wrap around or become NaN."""
 
 import functools
 import math
@@ -17,14 +17,14 @@ Pair = tuple[Any, Any]
 
 
 def operands(*values: Any, to_float: bool = False, wide: bool = False) -> list[Any] | None:
-    """Values as torch promotes them, their own dims aligned; Python numbers stay. None where a cast says nothing."""
+    """Operands promoted as in torch, with aligned event dims; Python numbers stay. None if a cast has no interval."""
     intervals = [value for value in values if isinstance(value, Interval)]
     numbers = [value for value in values if not isinstance(value, Interval)]
     dtype = common_dtype([interval.lo for interval in intervals], LEAD, *numbers, wide=wide)
     if to_float and not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
     if dtype in RANGES and any(not RANGES[dtype][0] <= number <= RANGES[dtype][1] for number in numbers):
-        return None  # torch wraps such a number around
+        return None  # torch would wrap such a number around
     casts = [cast(interval, dtype) for interval in intervals]
     if any(interval is None for interval in casts):
         return None
@@ -33,7 +33,7 @@ def operands(*values: Any, to_float: bool = False, wide: bool = False) -> list[A
 
 
 def align(intervals: list[Interval]) -> list[Interval]:
-    """The intervals with own dims of size 1 in front, so that all have as many."""
+    """The intervals with event dims of size 1 put in front, so that all have equal rank."""
     if len({interval.lo.ndim for interval in intervals}) == 1:
         return intervals
     rank = max(interval.lo.ndim for interval in intervals)
@@ -49,7 +49,7 @@ def align(intervals: list[Interval]) -> list[Interval]:
 
 
 def nan_of(*values: Any) -> Tensor | None:
-    """Where NaN is possible in any of them; None where in none."""
+    """Where NaN is possible in any of them; None if nowhere."""
     nans = [value.nan for value in values if isinstance(value, Interval) and value.nan is not None]
     return functools.reduce(torch.logical_or, nans) if nans else None
 
@@ -65,24 +65,24 @@ def hi_of(value: Any) -> Any:
 
 
 def ends_of(value: Any) -> list[Any]:
-    """The ends that differ: one of an exact value."""
+    """The distinct ends: one for an exact value."""
     if not isinstance(value, Interval):
         return [value]
     return [value.lo] if value.is_singleton else [value.lo, value.hi]
 
 
 def bounds_of(value: Any) -> tuple[int, int]:
-    """Ends for all tiles, as Python ints."""
+    """The ends for all tiles, as Python ints."""
     return value.bounds if isinstance(value, Interval) else (int(value), int(value))
 
 
 def dtype_of(values: list[Any]) -> torch.dtype:
-    """The dtype that operands share."""
+    """The common dtype of the operands."""
     return next(value.dtype for value in values if isinstance(value, Interval))
 
 
 def as_interval(value: Any, like: Interval) -> Interval:
-    """A number as an exact interval, of the dtype and rank of another."""
+    """A number as an exact interval, with the dtype and rank of ``like``."""
     if isinstance(value, Interval):
         return value
     tensor = torch.full((1,) * like.lo.ndim, value, dtype=like.dtype, device=like.lo.device)
@@ -92,22 +92,22 @@ def as_interval(value: Any, like: Interval) -> Interval:
 
 
 def tensor_ends(value: Any, like: Interval | Any) -> list[Any]:
-    """`ends_of`, a number as a tensor like another."""
+    """`ends_of`, with a number as a tensor like ``like``."""
     if isinstance(value, Interval):
         return ends_of(value)
     return [torch.full((1,) * like.lo.ndim, value, dtype=like.dtype, device=like.lo.device)]
 
 
 def in_dtype(values: list[Any], dtype: torch.dtype) -> list[Any]:
-    """The tensors cast; numbers stay."""
+    """The tensors cast to a dtype; numbers stay."""
     return [value.to(dtype) if isinstance(value, Tensor) else value for value in values]
 
 
 def computed(values: list[Any], ends: Callable[[list[Any], list[Any]], Pair]) -> Interval:
     """An interval from a function that computes the ends of a result from the ends of its inputs.
 
-    It is run on tensors, and for integers on Python ints (the bounds for all tiles), so that most need no look at
-    overflow.
+    The function runs on tensors. For integers it also runs on Python ints (the bounds for all tiles), so that most
+    results need no check for overflow.
     """
     los, his = [lo_of(value) for value in values], [hi_of(value) for value in values]
     dtype = dtype_of(values)
@@ -122,7 +122,7 @@ def computed(values: list[Any], ends: Callable[[list[Any], list[Any]], Pair]) ->
 
 
 def nan_from(values: list[Any]) -> Tensor | None:
-    """Where a NaN goes in, and where infinities could meet (inf - inf, 0 · inf) between ends that show no NaN."""
+    """Where an input may be NaN, and where infinite ends could meet (inf - inf, 0 · inf) and give NaN."""
     infinite = [end.isinf() for value in values if isinstance(value, Interval) for end in ends_of(value)]
     nan = functools.reduce(torch.logical_or, infinite)
     if any(not isinstance(value, Interval) and not math.isfinite(value) for value in values):
@@ -132,14 +132,14 @@ def nan_from(values: list[Any]) -> Tensor | None:
 
 
 def extremes(candidates: list[Any]) -> Pair:
-    """The least and the greatest of candidates, tensors or numbers."""
+    """The smallest and the largest of the candidates, which are tensors or numbers."""
     if any(isinstance(candidate, Tensor) for candidate in candidates):
         return functools.reduce(torch.minimum, candidates), functools.reduce(torch.maximum, candidates)
     return min(candidates), max(candidates)
 
 
 def anything_where(value: Interval, where: Tensor) -> Interval:
-    """The interval, widened to all that its integer dtype holds where told so."""
+    """The interval, widened to the full range of its integer dtype where ``where``."""
     least, most = RANGES[value.dtype]
     return Interval(value.lo.masked_fill(where, least), value.hi.masked_fill(where, most))
 

@@ -1,4 +1,4 @@
-"""Rules of choice, casts, reductions over own dims, operations on shapes, and lookups."""
+"""Rules of ``where``, casts, reductions over event dims, operations on shapes, and indexing."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 
 def chosen_by_condition(op: Any, condition: Interval, left: Any, right: Any) -> Interval | None:
-    """``where``: both sides together, where the condition may be either."""
+    """``where``: the hull of both sides where the condition may be either."""
     if not isinstance(left, Interval) and not isinstance(right, Interval):
         return _where_numbers(condition, left, right)
     values = operands(left, right)
@@ -52,7 +52,7 @@ def identity(op: Any, value: Interval, **_: Any) -> Interval:
 
 
 def by_ends(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Interval | None:
-    """Operations that never fall when their input rises, and round exactly: floor, ceil, round, trunc, sqrt."""
+    """Monotone operations with exact rounding: floor, ceil, round, trunc, sqrt."""
     value = value.loose()
     if not value.dtype.is_floating_point and value.dtype not in RANGES:
         return None
@@ -61,22 +61,22 @@ def by_ends(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Interval | N
 
 
 def root(op: Any, value: Interval) -> Interval | None:
-    """The square root of floats; of integers it is a cast first, which has no rule here."""
+    """The square root of floats. For integers torch casts first, which has no rule here."""
     return by_ends(op, value) if value.dtype.is_floating_point else None
 
 
 def any_or_all(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Interval | None:
-    """``any`` and ``all`` over own dims."""
+    """``any`` and ``all`` over event dims."""
     flags = cast(value, torch.bool)
     return None if flags is None else each_end(op, flags, *args, **kwargs)
 
 
 def extreme(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
-    """``amin``, ``amax``, and ``min``, ``max`` without their places."""
+    """``amin`` and ``amax``; ``min`` and ``max`` without indices."""
     if args and isinstance(args[0], Interval):
         return (minimum if op.overloadpacket is _aten.min else maximum)(op, value, args[0])
     if op.overloadpacket in (_aten.max, _aten.min) and args:
-        return None  # also says where: no rule
+        return None  # it returns indices too: no rule
     value = value.loose()
     out = each_end(op, value, *args, **kwargs)
     if out is None or value.nan is None:
@@ -86,7 +86,7 @@ def extreme(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
 
 
 def total(op: Any, value: Interval, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Interval | None:
-    """Of integers and bools; the order of a float sum, and so its rounding, is not known."""
+    """The sum of integers or bools. The order and so the rounding of a float sum is unknown: no rule."""
     if value.dtype.is_floating_point or kwargs.get("dtype") not in (None, torch.int64) or (dim is None and keepdim):
         return None
     reach = max(map(abs, value.bounds)) * math.prod(value.lo.shape[LEAD:])
@@ -98,13 +98,13 @@ def total(op: Any, value: Interval, dim: Any = None, keepdim: bool = False, **kw
 
 
 def each_end(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
-    """A reduction of the lower ends, and of the upper ones."""
+    """A reduction of the lower ends, and of the upper ends."""
     ends = [batched(op, [end, *args], kwargs, LEAD) for end in (value.lo, value.hi)]
     return None if ends[0] is None or ends[1] is None else Interval(ends[0], ends[1])
 
 
 def reshaped(op: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-    """Shape operations, also of a list of values: the same on each end."""
+    """Shape operations, also on a list of values: the same operation on each end."""
     values = value if isinstance(value, list) else [value]
     dtype = common_dtype([item.lo for item in values], LEAD)
     casts = [cast(item, dtype) for item in values]

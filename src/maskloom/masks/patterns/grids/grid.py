@@ -1,10 +1,10 @@
 """Masks of grids: each position is a cell of an image, a volume or a video.
 
-Cells are numbered in row-major order, the last axis fastest, as ``tensor.flatten()`` numbers them: in a grid of shape
-(2, 3) position 4 is the cell in row 1, column 1. A position before or behind the grid is no cell: it sees nothing and
-nothing sees it. So other tokens can stand around the grid, and get their own masks by ``|`` and `shifted`.
+Cells are numbered in row-major order, the last axis fastest, as in ``tensor.flatten()``: in a grid of shape (2, 3)
+position 4 is the cell in row 1, column 1. A position before or after the grid is not a cell: it sees nothing, and
+nothing sees it. So other tokens can come before or after the grid, and get their own masks by ``|`` and `shifted`.
 
-`tiled` and `morton` are the same masks for tokens that lie in another order. Windows around each cell are in `grid_windows`.
+`tiled` and `morton` are the same masks for tokens in another order. Windows around each cell are in `windows`.
 """
 
 import functools
@@ -23,15 +23,15 @@ from maskloom.masks.lookups import among_first
 __all__ = ["axial", "shifted_windows"]
 
 Cell = list[Tensor]
-"""Where a position lies: its coordinate along each axis."""
+"""A cell: its coordinate along each axis."""
 
 Number = int | Tensor
 Numbers = tuple[Number, ...]
-"""A number for each axis: an int, or where a kernel is traced also a tensor."""
+"""A number for each axis: an int, or while a kernel is traced also a tensor."""
 
 
 class GridMask(Mask):
-    """A mask of cells: a subclass answers from coordinates, and positions become coordinates here."""
+    """A mask of cells: it turns positions into coordinates, and a subclass answers for coordinates."""
 
     shape: Numbers
 
@@ -41,7 +41,7 @@ class GridMask(Mask):
 
     @abstractmethod
     def sees(self, q: Cell, kv: Cell) -> Tensor:
-        """Whether the query's cell may attend to the key's: bool."""
+        """Whether the query's cell may attend to the key's cell: bool."""
 
     def holds(self, idx: Tensor) -> Tensor:
         """Whether a position is a cell of the grid: bool."""
@@ -71,17 +71,17 @@ def axial(shape: Sequence[int], axis: int | Sequence[int]) -> Axial:
         its row                 x Q x x        its column              . Q . .
                                 . . . .                                . x . .
 
-    In a video of (frames, rows, columns) ``axis=(1, 2)`` is the cell's own frame, and ``axis=0`` its place in all
-    frames.
+    In a video of (frames, rows, columns) ``axis=(1, 2)`` is the cell's own frame, and ``axis=0`` is the same place in
+    all frames.
 
     Source: axial attention, Ho et al. 2019; frames and places, Bertasius et al. 2021 (TimeSformer, divided attention).
 
     Args:
         shape: cells along each axis.
-        axis: the axis to look along, or several, not all; negative counts from the last.
+        axis: the axis to look along, or several axes, but not all; negative counts from the last.
 
     Raises:
-        TypeError: not ints. ValueError: an axis that the grid does not have or that comes twice, or all of them.
+        TypeError: not ints. ValueError: an axis that the grid does not have, an axis given twice, or all axes.
     """
     sizes = grid_shape(shape)
     given = list(axis) if isinstance(axis := as_list(axis), Sequence) else [axis]
@@ -117,21 +117,21 @@ def shifted_windows(
                                      c c d d                                              d e e f
                                      c c d d                                              g h h i
 
-    Swin rolls the grid by ``-shift``, cuts it into windows, and masks the parts of a window that were no neighbours
-    before. What remains visible are windows that begin at ``shift``, and their remains along the borders: this mask, on
-    the grid as it was before rolling.
+    Swin rolls the grid by ``-shift``, cuts it into windows, and masks the parts of a window that were not neighbours
+    before. What remains visible are windows that start at ``shift``, and smaller ones along the borders: this is that
+    mask, on the grid before rolling.
 
-    Where a window covers an axis there is nothing to shift to, and their code does not: in Swin no axis is shifted if
-    ``min(shape) <= window``, and windows have ``min(shape)`` cells along each; Video Swin decides by axis. Give a shift of 0
-    there: here an axis is always shifted by what is given.
+    If a window covers an axis, a shift makes no sense, and their code does not shift: Swin shifts no axis if
+    ``min(shape) <= window``, and then uses windows of ``min(shape)`` cells along each axis; Video Swin decides for each
+    axis. Pass a shift of 0 then: here every axis is shifted by the given number.
 
     Source: Liu et al. 2021 (Swin Transformer), section 3.2; three axes, Liu et al. 2022 (Video Swin).
 
     Args:
         shape: cells along each axis.
-        window: cells of a window along each axis; one int for all axes. Windows at the end of an axis that they do not
-            divide are cut.
-        shift: how far the windows are shifted along each axis, less than the window; Swin alternates 0 and half
+        window: cells of a window along each axis; one int for all axes. If the windows do not divide an axis, the
+            windows at its end are smaller.
+        shift: how far the windows are shifted along each axis, less than the window; Swin alternates between 0 and half
             the window.
 
     Raises:
@@ -146,7 +146,7 @@ def shifted_windows(
 
 
 def coordinates(idx: Tensor, shape: Numbers) -> Cell:
-    """The cell at a position, row-major. Along the first axis it lies outside the grid if the position does."""
+    """The cell at a position, row-major. If the position is outside the grid, so is the cell's first coordinate."""
     reversed_cell = []
     for size in reversed(shape[1:]):
         reversed_cell.append(idx % size)
@@ -155,17 +155,17 @@ def coordinates(idx: Tensor, shape: Numbers) -> Cell:
 
 
 def product(numbers: Numbers) -> int | Tensor:
-    """All numbers, multiplied."""
+    """The product of all numbers."""
     return functools.reduce(operator.mul, numbers)
 
 
 def every(answers: Iterable[Tensor]) -> Tensor:
-    """Whether it is so along every axis."""
+    """Whether all answers are True, one for each axis."""
     return functools.reduce(operator.and_, answers)
 
 
 def grid_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Cells along each axis: a tuple of ints, at least 1 each."""
+    """The number of cells along each axis: a tuple of ints, each at least 1."""
     cells = as_list(shape)
     if not isinstance(cells, Sequence) or isinstance(cells, str) or len(cells) == 0:
         raise ValueError(f"shape has the number of cells along each axis, (rows, columns) say; got {brief(shape)}")

@@ -1,7 +1,8 @@
-"""Grid masks for tokens that do not lie in row-major order.
+"""Grid masks for tokens that are not in row-major order.
 
 Tiles of a block mask are runs of 128 positions. In row-major order such a run is a strip of the grid; in these orders
-it is compact, so windows touch fewer tiles. Tokens must be brought into the order, and positions numbered in it.
+it is compact, so windows touch fewer tiles. The tokens must be permuted into the order, and positions are numbered in
+it.
 """
 
 import math
@@ -23,7 +24,7 @@ __all__ = ["tiled", "morton", "grid_tiles"]
 
 
 class _InOrder(Mask):
-    """A grid mask that finds the cell at a position in its own way."""
+    """A grid mask with its own map from positions to cells."""
 
     mask: GridMask
 
@@ -54,7 +55,7 @@ class Tiled(_InOrder):
 def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
     """A grid mask for tokens in tile order: all tokens of the first tile, then all of the second, and so on.
 
-    Where each position lies in the grid::
+    The position of each cell of the grid::
 
         tiled(axial((4, 6), axis=0), (2, 2))    0  1  4  5  8  9
                                                 2  3  6  7 10 11
@@ -65,8 +66,8 @@ def tiled(mask: GridMask, tile: int | Sequence[int]) -> Tiled:
     neighborhood attention with static tiling.
 
     Args:
-        mask: a mask of this package that is made from a grid's shape: `neighbourhood`, `axial`, ...
-        tile: cells of a tile along each axis, each dividing the axis; one int for all axes.
+        mask: a grid mask of this package, such as `neighbourhood` or `axial`.
+        tile: cells of a tile along each axis, a divisor of the axis; one int for all axes.
 
     Raises:
         TypeError: not a grid mask. ValueError: a tile that does not divide the grid.
@@ -91,23 +92,22 @@ class Morton(_InOrder):
 
 
 def morton(mask: GridMask) -> Morton:
-    """A grid mask for tokens in Morton order (Z order): cells by the interleaved bits of their coordinates.
+    """A grid mask for tokens in Morton order (Z order): cells sorted by the interleaved bits of their coordinates.
 
-    Where each position lies in the grid::
+    The position of each cell of the grid::
 
         morton(axial((4, 4), axis=0))    0  1  4  5        morton(axial((3, 5), axis=0))    0  1  4  5 12
                                          2  3  6  7                                         2  3  6  7 13
                                          8  9 12 13                                         8  9 10 11 14
                                         10 11 14 15
 
-    The last axis has the lowest bit. In a grid whose sides are no powers of two the cells keep that order, and there
-    are no gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves
-    it.
+    The last axis has the lowest bit. If the sides of the grid are not powers of two, the cells keep that order, without
+    gaps. The mask holds a table of the coordinates of each position, int32 (axes, cells); ``.to(device)`` moves it.
 
-    Source: Morton 1966; with neighborhood attention, in attention-gym.
+    Source: Morton 1966; combined with neighborhood attention in attention-gym.
 
     Args:
-        mask: a mask of this package that is made from a grid's shape: `neighbourhood`, `axial`, ...
+        mask: a grid mask of this package, such as `neighbourhood` or `axial`.
 
     Raises:
         TypeError: not a grid mask.
@@ -133,23 +133,23 @@ class GridTiles(Mask):
 
 
 def grid_tiles(shape: Sequence[int], tile: int | Sequence[int], window: int | Sequence[int]) -> GridTiles:
-    """Sliding tile attention: a cell sees whole tiles, those in the window around its own tile.
+    """Sliding tile attention: a cell sees whole tiles: those in the window around its own tile.
 
-    Tokens lie in tile order, as in `tiled`. The window is moved inwards at the borders, as in `neighbourhood`, so every
+    Tokens are in tile order, as in `tiled`. The window is moved inwards at the borders, as in `neighbourhood`, so every
     query sees ``prod(window)`` tiles. What the cells of tile Q see, for a grid of 2 × 5 tiles::
 
         grid_tiles((4, 10), 2, (1, 3))    Q x x . .      . x Q x .      . . . . .
                                           . . . . .      . . . . .      . . x x Q
 
-    With as many cells in a tile as a tile of the block mask has positions (128), no tile is partial.
+    If a tile has as many cells as a tile of the block mask has positions (128), no tile is partial.
 
     Source: Zhang et al. 2025 (Sliding Tile Attention). There the window is given in cells, here in tiles.
 
     Args:
         shape: cells along each axis.
-        tile: cells of a tile along each axis, each dividing the axis; one int for all axes.
-        window: tiles seen along each axis, at most those of the axis; one int for all axes. An odd window has the
-            query's tile in its middle, an even one reaches one tile further back than ahead.
+        tile: cells of a tile along each axis, a divisor of the axis; one int for all axes.
+        window: number of tiles seen along each axis, at most those of the axis; one int for all axes. An odd window has
+            the query's tile in its middle, an even one reaches one tile further back than ahead.
 
     Raises:
         TypeError: not ints. ValueError: a tile that does not divide the grid, a window that does not fit.
@@ -171,7 +171,7 @@ def _checked_tile(shape: tuple[int, ...], tile: int | Sequence[int]) -> tuple[in
 
 
 def _ints(shape: Numbers) -> tuple[int, ...]:
-    """The numbers of a mask that no kernel holds: only there some are tensors."""
+    """The numbers as ints: they are tensors only while a kernel is traced."""
     return cast("tuple[int, ...]", shape)
 
 
@@ -188,7 +188,7 @@ def _in_morton_order(shape: tuple[int, ...]) -> Tensor:
     """The coordinates of each position: int32 (axes, cells)."""
     cells = torch.stack(coordinates(torch.arange(math.prod(shape)), shape))
     codes = torch.zeros_like(cells[0])
-    # of a shape that is not known in a trace, as many bits as a code has place for
+    # if a trace does not know the shape, as many bits as a code has room for
     bits = 62 // len(shape) if any(map(is_dynamic, shape)) else max(shape).bit_length()
     for bit in range(bits):
         for axis, along in enumerate(cells.flip(0)):  # the last axis has the lowest bit

@@ -1,4 +1,4 @@
-"""Masks of the heads of video models: frames of as many tokens each, behind a prompt."""
+"""Masks for the heads of video models: a prompt, and then frames of equal size."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ __all__ = ["spatial", "temporal"]
 
 
 class _Frames(Mask):
-    """A prompt that sees everything and that everything sees, and frames."""
+    """A prompt that sees everything and is seen by everything, and then frames."""
 
     frames: int | Tensor
     frame_size: int | Tensor
@@ -62,7 +62,7 @@ class Temporal(_Frames):
 
 
 def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_frames: int = 0) -> Spatial:
-    """The spatial head of a video model: a token sees those less than ``width`` positions away.
+    """The spatial head of a video model: a token sees the tokens less than ``width`` positions away.
 
     ::
 
@@ -75,18 +75,18 @@ def spatial(frames: int, frame_size: int, *, width: int, prompt: int = 0, sink_f
                                        q5   x           x  x  x
                                        q6   x              x  x
 
-    The sequence is the prompt, which sees everything and which everything sees, and then the frames. With a ``width``
-    no less than the frame's size a token sees all of its own frame, and what is as near of the frames around it. A
-    position behind the frames sees nothing.
+    The sequence is the prompt, which sees everything and is seen by everything, and then the frames. If ``width`` is at
+    least the frame size, a token sees its whole frame, and tokens of the neighbouring frames up to the same distance. A
+    position after the frames sees nothing.
 
     Source: Xi et al. 2025 (Sparse VideoGen). There the width is given in frames, and rounded to tiles.
 
     Args:
         frames: number of frames.
         frame_size: tokens of a frame.
-        width: positions, at least 1; 1 is the token alone.
-        prompt: tokens in front of the frames.
-        sink_frames: the first frames that every token sees, at most all of them.
+        width: in positions, at least 1; 1 is the token alone.
+        prompt: number of tokens before the frames.
+        sink_frames: number of first frames that every token sees, at most all frames.
 
     Raises:
         TypeError: not ints. ValueError: a number that is too small, more sink frames than frames.
@@ -111,20 +111,20 @@ def temporal(frames: int, frame_size: int, *, width: int, prompt: int = 0) -> Te
                                         q5   x     x        x
                                         q6   x        x        x
 
-    The sequence is the prompt, which sees everything and which everything sees, and then the frames. A token's place is
-    its number within its frame. A position behind the frames sees nothing.
+    The sequence is the prompt, which sees everything and is seen by everything, and then the frames. A token's place is
+    its number within its frame. A position after the frames sees nothing.
 
-    Source: Xi et al. 2025 (Sparse VideoGen), with windows of whole places as in attention-gym. Their code sorts tokens by
-    place (all frames' first tokens, then all second ones, ...) and takes a window of positions there, which may end inside a
-    place. In that order the mask is ``spatial(frame_size, frames, width=n, prompt=...)``. For CogVideoX n is ``multiplier *
-    frame_size``, rounded down to a multiple of 128. For Wan it is rounded up, plus 1, and every query sees the first
-    ``frame_size`` keys.
+    Source: Xi et al. 2025 (Sparse VideoGen), with windows of whole places as in attention-gym. Their code sorts tokens
+    by place (the first tokens of all frames, then all second ones, ...) and takes a window of positions there, which
+    may end inside a place. In that order the mask is ``spatial(frame_size, frames, width=n, prompt=...)``. For
+    CogVideoX n is ``multiplier * frame_size``, rounded down to a multiple of 128. For Wan it is rounded up, plus 1, and
+    every query sees the first ``frame_size`` keys.
 
     Args:
         frames: number of frames.
         frame_size: tokens of a frame.
-        width: places, at least 1; 1 is the same place in every frame.
-        prompt: tokens in front of the frames.
+        width: in places, at least 1; 1 is the same place in every frame.
+        prompt: number of tokens before the frames.
 
     Raises:
         TypeError: not ints. ValueError: a number that is too small.

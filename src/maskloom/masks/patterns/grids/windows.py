@@ -1,4 +1,4 @@
-"""Windows of cells around each query's cell: neighborhood attention, moved inwards at the borders or cut there."""
+"""Windows of cells around each query's cell: neighborhood attention, moved inwards or cut at the borders."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,7 +23,7 @@ class _Windowed(GridMask):
     dilation: Numbers
     stride: Numbers
     causal: tuple[bool, ...]
-    moves: ClassVar[bool]  # whether the window is moved at the borders, or cut
+    moves: ClassVar[bool]  # whether the window is moved inwards at the borders; else it is cut
 
     def sees(self, q: Cell, kv: Cell) -> Tensor:
         axes = zip(q, kv, self.shape, self.window, self.dilation, self.stride, self.causal, strict=True)
@@ -39,7 +39,7 @@ class _Windowed(GridMask):
     def _near(
         self, q: Tensor, kv: Tensor, size: Number, window: Number, dilation: Number, stride: Number, is_causal: bool
     ) -> Tensor:
-        if not _ones((dilation,)):  # the cells of one remainder are an axis of their own
+        if not _ones((dilation,)):  # the cells with one remainder form a separate axis
             lane = q % dilation
             lane_size = (size - lane + (dilation - 1)) // dilation
             inside = self._near(q // dilation, kv // dilation, lane_size, window, 1, stride, is_causal)
@@ -83,11 +83,11 @@ def neighbourhood(
                                     x x x . .      Q x x . .      . x x x .      . . x x x
                                     x x x . .      x x x . .      . x x x .      . . x x Q
 
-    With a stride the window moves in steps: cells of a group of ``stride`` share the window of one of them::
+    With a stride the window moves in steps: the cells of a group of ``stride`` share the window of one of them::
 
         neighbourhood((9,), 5, stride=3)    Q x x x x . . . .    . . x x Q x x . .    . . . . x x x x Q
 
-    Along a causal axis (time, say) a window ends at the cell itself, and is cut at the beginning::
+    Along a causal axis (such as time) a window ends at the cell itself, and is cut at the start of the axis::
 
         neighbourhood((3, 5), (2, 3), causal=(True, False))    x x x . .      . . . . .      . . x x Q
                                                                Q x x . .      . x x x .      . . . . .
@@ -95,18 +95,20 @@ def neighbourhood(
 
     Source: neighborhood attention, Hassani et al. 2023 (NATTEN); dilated, Hassani and Shi 2022; strided, Hassani et al.
     2025 (Generalized Neighborhood Attention). NATTEN's parameters have the same names, except ``kernel_size`` and
-    ``is_causal``. `grid_window` is cut at the borders instead.
+    ``is_causal``. `grid_window` cuts windows at the borders instead.
 
     Args:
         shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
         window: cells seen along each axis, at most those of the axis; one int for all axes. An odd window has the query
             in its middle, an even one reaches one cell further back than ahead.
-        dilation: distance between neighbouring cells of the window along each axis; one int for all. With d, a cell
-            sees only cells whose coordinate divided by d leaves its own remainder; ``window * dilation`` fits the axis.
-        stride: cells of a group along each axis, at most the window; one int for all. The group has the window of its
-            middle cell, the right one of two; along a causal axis that of its last cell, and each cell sees up to
-            itself. With ``stride == window`` windows are blocks. It counts cells of one remainder where there is dilation.
-        causal: whether a cell sees none behind its own along each axis; one bool for all.
+        dilation: distance between neighbouring cells of the window along each axis; one int for all. With dilation d, a
+            cell sees only cells whose coordinates have the same remainder modulo d; ``window * dilation`` must fit the
+            axis.
+        stride: cells of a group along each axis, at most the window; one int for all. A group has the window of its
+            middle cell (of two middle cells, the right one). Along a causal axis it has the window of its last cell,
+            and each cell sees up to itself. With ``stride == window`` windows are blocks. With dilation, the cells of
+            one remainder are counted.
+        causal: for each axis, whether a cell sees no cell after its own; one bool for all.
 
     Raises:
         TypeError: not ints, not bools. ValueError: a number below 1, another number of axes, a stride above its window,
@@ -141,8 +143,8 @@ def grid_window(
 
         grid_window((8,), 4, stride=2)    Q x x . . . . .    . x x Q x . . .    . . . . . x x Q
 
-    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding looks at the same
-    cells. With halos, Vaswani et al. 2021 (HaloNet). `neighbourhood` is moved inwards at the borders instead.
+    Source: Ramachandran et al. 2019 (stand-alone self-attention); a convolution with zero padding reads the same cells.
+    With halos, Vaswani et al. 2021 (HaloNet). `neighbourhood` moves windows inwards at the borders instead.
 
     Args:
         shape: cells along each axis: (rows, columns), (frames, rows, columns), or any other number of axes.
@@ -158,12 +160,12 @@ def grid_window(
 
 
 def _leader(q: Tensor, stride: Number, place: Number) -> Tensor:
-    """The cell whose window a group of ``stride`` cells shares: the one at ``place`` in it."""
+    """The cell whose window a group of ``stride`` cells shares: the cell at ``place`` in the group."""
     return q if _ones((stride,)) else q // stride * stride + place
 
 
 def _ones(numbers: Numbers) -> bool:
-    """Whether all numbers are known to be 1: a kernel that torch traces may hold tensors in their place."""
+    """Whether all numbers are known to be 1: while torch traces a kernel, they may be tensors."""
     return all(is_int(number) and known(number == 1) for number in numbers)
 
 
