@@ -43,7 +43,7 @@ _TABLE: dict[str, Fact] = {
     **dict.fromkeys(("neg",), F), "abs": F | N, "square": N,
     **dict.fromkeys(("div", "floor_divide", "remainder", "fmod"), A | P | D),
     **dict.fromkeys(("pow", "minimum", "maximum", "bitwise_left_shift", "__lshift__"), A | P),
-    **dict.fromkeys(("bitwise_right_shift", "__rshift__"), A | P | S),
+    **dict.fromkeys(("bitwise_right_shift", "__rshift__"), A | P),
     "clamp": P, "where": P | F,
     **dict.fromkeys(("floor", "ceil", "round", "trunc"), S),
     # values unchanged

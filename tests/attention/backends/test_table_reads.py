@@ -18,6 +18,7 @@ def flags(*shape):
 
 BY_HEAD, FLAT, ORDER = flags(H, K), flags(K), torch.randperm(K, generator=torch.Generator().manual_seed(2))
 SHIFT = torch.tensor(-4)
+ONES, HALVES = torch.ones(K, dtype=torch.int64), torch.full((K,), 0.5)
 
 READS = {
     "a constant": lambda b, h, q, k: BY_HEAD[-1, k],
@@ -27,6 +28,8 @@ READS = {
     "a tensor's number": lambda b, h, q, k: FLAT[k // 2 + SHIFT],
     "clamped too low": lambda b, h, q, k: FLAT[(q - k).clamp(-3, 5)],
     "a choice": lambda b, h, q, k: FLAT[torch.where(k > q, k, q - 11)],
+    "a shift": lambda b, h, q, k: FLAT[(ONES[k] >> 1) - 1],
+    "a rounding": lambda b, h, q, k: FLAT[(HALVES[k] * 1.0).long() - 1],
     "unknown": lambda b, h, q, k: FLAT[torch.bitwise_not(k)],
 }
 

@@ -6,6 +6,7 @@ to compile a read at an int64 index ("Type mismatch, store Int64 to Tensor with 
 kernel as its recorded program, in which each read is mended.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ _NEVER_NEGATIVE = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.ui
 
 
 def _same(reads: _LeastValues, value: Any, *_: Any, **options: Any) -> float | None:
-    return reads.least(value)
+    least = reads.least(value)
+    return None if least is None else math.floor(least)  # of a float, what rounds it or makes an int of it
 
 
 def _sum(reads: _LeastValues, a: Any, b: Any, *, alpha: float = 1) -> float | None:
@@ -177,6 +179,7 @@ _LEAST: dict[str, Any] = {
     **dict.fromkeys(names_of(Fact.KEEPS_SIGN), _same),
     **dict.fromkeys(names_of(Fact.IS_A_COUNT), _never_negative),
     **dict.fromkeys(("sum", "cumsum", "prod", "sqrt"), lambda reads, value, *_, **options: _if_none_is_negative(reads, value)),
+    **dict.fromkeys(("bitwise_right_shift", "__rshift__"), lambda reads, value, *_: _if_none_is_negative(reads, value)),
     **dict.fromkeys(("floor_divide", "div"), _divided),
     **dict.fromkeys(("maximum", "clamp_min"), _greatest),
     **dict.fromkeys(("minimum", "clamp_max"), _smallest),
