@@ -12,8 +12,9 @@ from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
 from maskloom.attention.resolve import as_block_mask
-from maskloom.blocks import classify, index_tables
+from maskloom.blocks import build, classify, index_tables
 from maskloom.blocks.dense import dense_of
+from maskloom.core.cache import LRU
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
 
 
@@ -175,3 +176,40 @@ def test_integers_of_numpy():
     q_len, kv_len = sizes[2:]
     ours = loom.block_mask(loom.causal, q_len, kv_len, batch=sizes[0], heads=sizes[1], device="cpu", block_size=(4, 4))
     assert differing(ours, theirs) == []
+
+
+CONSTANT = {
+    "block_mask": lambda mask: loom.block_mask(mask, 300, 517, block_size=32, device="cpu"),
+    "create_block_mask": lambda mask: loom.create_block_mask(
+        mask, 2, None, 300, 517, BLOCK_SIZE=(32, 64), device="cpu"
+    ),
+    "partial alone": lambda mask: loom.create_block_mask(
+        mask, 2, 3, 300, 517, separate_full_blocks=False, device="cpu"
+    ),
+}
+TABLES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_block_masks_of_numbers_alone_have_tables_of_their_own(name, monkeypatch):
+    monkeypatch.setattr(build, "_constants", LRU(4))
+    build_one, mask = CONSTANT[name], loom.window(back=70) | loom.masks.sinks(3)
+    first = build_one(mask)
+    tables = {table: getattr(first, table) for table in TABLES if getattr(first, table) is not None}
+    expected = {table: held.clone() for table, held in tables.items()}
+    for held in tables.values():
+        held.zero_()
+    for again in (build_one(mask), build_one(loom.window(back=70) | loom.masks.sinks(3))):
+        for table, right in expected.items():
+            assert torch.equal(getattr(again, table), right)
+            getattr(again, table).zero_()
+        assert again.mask_mod == mask
+    assert len(build._constants) == 1
+    assert build_one(mask).mask_mod is mask
+
+
+def test_numbers_that_are_none_are_refused_each_time():
+    loom.block_mask(loom.causal, 1, 1, device="cpu")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="q_len"):
+            loom.block_mask(loom.causal, True, 1, device="cpu")

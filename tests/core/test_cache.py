@@ -351,3 +351,19 @@ def test_masks_made_in_inference_mode_are_kept_too(monkeypatch, name):
             expected, _ = loom.reference(*tensors, mask.to("cpu"))
             torch.testing.assert_close(loom.attend(*tensors, mask), expected)
             assert len(built) == 2
+
+
+def test_an_lru_keeps_to_its_bounds():
+    lru = cache.LRU(3, most_bytes=10, nbytes=len)
+    for key, entry in (("a", "1234"), ("b", "12"), ("a", "12"), ("c", "123"), ("d", "1"), ("e", "123456")):
+        lru.put(key, entry)
+    assert lru.entries() == {"c": "123", "d": "1", "e": "123456"}
+    assert lru.get("c") == "123" and lru.get("a") is None
+    lru.put("d", "12")
+    assert lru.entries() == {"c": "123", "d": "12"}
+    lru.put("f", "123456789012")
+    assert lru.entries() == {"f": "123456789012"}
+    lru.clear()
+    lru.put("g", "1234567890")
+    lru.put("h", "")
+    assert len(lru) == 2

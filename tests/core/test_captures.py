@@ -202,16 +202,16 @@ def test_a_tensor_that_two_hold_is_told_from_two_equal_ones():
 
 def test_what_is_kept_goes_with_its_object():
     gc.collect()
-    before = len(captures._all_known)
+    before = len(captures._all_facts)
     lens = LENS.clone()
     mask = loom.causal & loom.lengths(lens)
     ask_all(mask)
-    assert len(captures._all_known) == before + 1
+    assert len(captures._all_facts) == before + 1
     gone = weakref.ref(lens)
     del mask, lens
     gc.collect()
     assert gone() is None
-    assert len(captures._all_known) == before
+    assert len(captures._all_facts) == before
 
 
 def test_masks_themselves_are_left_as_they_were():
@@ -228,7 +228,7 @@ def test_masks_themselves_are_left_as_they_were():
 
 def test_threads_ask_at_once():
     gc.collect()
-    before = len(captures._all_known)
+    before = len(captures._all_facts)
 
     def ask(number):
         for length in range(40):
@@ -242,7 +242,7 @@ def test_threads_ask_at_once():
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(ask, range(16)))
     gc.collect()
-    assert len(captures._all_known) <= before + 1  # that of the shared one
+    assert len(captures._all_facts) <= before + 1  # that of the shared one
 
 
 class Shares(MutableMapping):

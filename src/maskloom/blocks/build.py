@@ -5,6 +5,7 @@ only where intervals cannot decide (`classify`). Nothing is compiled, and no ten
 """
 
 import inspect
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 import torch
@@ -12,12 +13,16 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.classify import classify, is_constant
+from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import checked_sizes, device_for, grid_of
 from maskloom.blocks.index_tables import to_block_mask
+from maskloom.core import captures
+from maskloom.core.block_masks import copied_tables
+from maskloom.core.cache import LRU
 from maskloom.core.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.symbols import is_dynamic
+from maskloom.core.torch_state import can_cache, float_state
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import table_sizes
@@ -82,22 +87,86 @@ def block_mask(
         mask = mask_of_table(mask, Sizes(as_int(batch), as_int(heads), as_int(q_len), as_int(kv_len)))
     if isinstance(mask, Mask) and not torch.compiler.is_compiling():
         mask = simplify(mask)
+    if type(q_offset) is type(kv_offset) is int and q_offset == kv_offset == 0:
+        key = _constant_key(mask, (q_len, kv_len, batch, heads), device, (block_size, exact))
+        if key is not None:
+            return _copied(
+                key, mask, lambda: _built(mask, q_len, kv_len, batch, heads, device, block_size, 0, 0, exact)
+            )
+    return _built(mask, q_len, kv_len, batch, heads, device, block_size, q_offset, kv_offset, exact)[0]
+
+
+def _built(
+    mask: MaskMod,
+    q_len: int,
+    kv_len: int,
+    batch: int | None,
+    heads: int | None,
+    device: torch.device | str | None,
+    block_size: int | tuple[int, int],
+    q_offset: int | Tensor,
+    kv_offset: int | Tensor,
+    exact: bool,
+) -> tuple[BlockMask, bool]:
+    """`block_mask` of a mask that is simplified, and whether every mask of its structure has these tables, but for tensors."""
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
     placed = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     sizes = checked_sizes(mask, q_len, kv_len, block_size)
     if torch.compiler.is_compiling():
-        return _traced(placed, q_len, kv_len, batch, heads, device, sizes, {})
+        return _traced(placed, q_len, kv_len, batch, heads, device, sizes, {}), False
     refuse_mapped(placed)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask handles positions before 0
         _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
-        return block_mask(
+        built = block_mask(
             placed, q_len, kv_len, batch=batch, heads=heads, device=device, block_size=block_size, exact=exact
         )
+        return built, False
     check_can_be_sent(placed)
     source = program_of(mask, device_for(mask, device))
     grid = grid_of(source, q_len, kv_len, batch, heads, sizes, q_offset, kv_offset)
-    return to_block_mask(classify(source, grid, exact=exact), placed, grid, lasts=is_constant(source, grid))
+    return to_block_mask(classify(source, grid, exact=exact), placed, grid), source.key is not None
+
+
+_constants: LRU[Hashable, BlockMask] = LRU(64)
+"""Block masks that follow from numbers alone."""
+
+_MOST_TILES = 1 << 14  # of such a block mask: 512 KiB of tables
+
+
+def _constant_key(mask: MaskMod, numbers: tuple[Any, ...], device: Any, options: tuple[Any, ...]) -> Hashable | None:
+    """A key that determines the block mask of a mask without tensors, on the CPU. None for any other.
+
+    Args:
+        numbers: lengths, B and H, as they were given: what is neither an int nor None is checked at each call.
+        options: the block size first.
+    """
+    sizes = options[0] if type(options[0]) is tuple else options[:1]
+    if not isinstance(mask, Mask) or not all(type(number) in _INT_OR_NONE for number in (*numbers, *sizes)):
+        return None
+    if not can_cache():
+        return None
+    facts = captures.facts_of(mask)
+    if facts.tensors or not facts.is_plain or device_for(mask, device).type != "cpu":
+        return None
+    return facts.skeleton(mask, True), numbers, options, float_state()
+
+
+_INT_OR_NONE = (int, type(None))
+
+
+def _copied(key: Hashable, mask: MaskMod, build: Callable[[], tuple[BlockMask, bool]]) -> BlockMask:
+    """The block mask of a key, with tables of its own: whoever gets it may write into them."""
+    found = _constants.get(key)
+    if found is None:
+        check_can_be_sent(mask)
+        built, of_structure = (
+            build()
+        )  # not of structure is what reads a tensor that the mask does not hold, a global one
+        if of_structure and built.kv_indices.numel() <= _MOST_TILES:
+            _constants.put(key, copied_tables(built))
+        return built
+    return copied_tables(found, mask_mod=mask)
 
 
 def create_block_mask(
@@ -139,8 +208,8 @@ def create_block_mask(
     B, H, Q_LEN, KV_LEN = map(as_int, (B, H, Q_LEN, KV_LEN))  # noqa: N806
     if isinstance(mask_mod, Tensor):
         mask_mod = mask_of_table(mask_mod, Sizes(B, H, Q_LEN, KV_LEN))
-    sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
     if torch.compiler.is_compiling():
+        sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
         wanted = {
             "separate_full_blocks": separate_full_blocks,
             "compute_dq_write_order": compute_dq_write_order,
@@ -148,18 +217,21 @@ def create_block_mask(
         }
         options = {name: value for name, value in wanted.items() if name in _TORCH_TAKES}
         return _traced(mask_mod, Q_LEN, KV_LEN, B, H, device, sizes, options)
-    refuse_mapped(mask_mod)
-    check_can_be_sent(mask_mod)
-    source = program_of(mask_mod, device_for(mask_mod, device))
-    _refuse_shared_tables(source.dependence, B, H)
-    grid = grid_of(source, Q_LEN, KV_LEN, B, H, sizes)
-    built = to_block_mask(
-        classify(source, grid),
-        mask_mod,
-        grid,
-        separate_full_blocks=separate_full_blocks,
-        lasts=is_constant(source, grid),
-    )
+
+    def build() -> tuple[BlockMask, bool]:
+        sizes = checked_sizes(mask_mod, Q_LEN, KV_LEN, BLOCK_SIZE)
+        refuse_mapped(mask_mod)
+        check_can_be_sent(mask_mod)
+        source = program_of(mask_mod, device_for(mask_mod, device))
+        _refuse_shared_tables(source.dependence, B, H)
+        grid = grid_of(source, Q_LEN, KV_LEN, B, H, sizes)
+        built = to_block_mask(classify(source, grid), mask_mod, grid, separate_full_blocks=separate_full_blocks)
+        return built, source.key is not None
+
+    key = _constant_key(mask_mod, (Q_LEN, KV_LEN, B, H), device, (BLOCK_SIZE, "as torch has it", separate_full_blocks))
+    if key is not None and not compute_dq_write_order:
+        return _copied(key, mask_mod, build)
+    built, _ = build()
     if compute_dq_write_order:
         add_write_order(built, dq_kv_order)
     return built

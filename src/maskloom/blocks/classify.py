@@ -87,12 +87,6 @@ def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Deci
     return _classified(source, grid, exact, count, again)
 
 
-def is_constant(source: MaskProgram, grid: Grid) -> bool:
-    """Whether the states depend only on numbers, so that `classify` returns one tensor for all masks of a structure."""
-    offsets = isinstance(grid.q_offset, Tensor) or isinstance(grid.kv_offset, Tensor)
-    return source.key is not None and not source.held and not offsets
-
-
 def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:
     """A key of everything that decides which operations run; None if they are not to be recorded."""
     batch, heads, rows, columns = grid.shape

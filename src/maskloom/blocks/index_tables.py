@@ -7,7 +7,7 @@ Tables keep their full width, and all have the same shape and strides in each di
 """
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Grid
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
-from maskloom.core.cache import keep_beside
 from maskloom.program.program import MaskMod
 
 # Maximum entries ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
@@ -27,9 +26,6 @@ _AT_ONCE_ELSEWHERE = 1 << 25
 # of up to 4096 in one launch.
 _SORTED = {"cpu": 1 << 11}
 _SORTED_ELSEWHERE = 1 << 18
-
-
-_MOST_CACHED = 1 << 14  # maximum tiles whose finished tables are cached: 512 KiB
 
 
 class Ordered(NamedTuple):
@@ -76,9 +72,7 @@ def _order(listed: Tensor, indices: Tensor) -> Tensor:
     return counts
 
 
-def to_block_mask(
-    states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True, lasts: bool = False
-) -> BlockMask:
+def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:
     """torch's BlockMask, with forward and transposed tables, from the states of its tiles.
 
     Args:
@@ -86,18 +80,10 @@ def to_block_mask(
         mask_mod: the mask that the BlockMask holds.
         grid: the grid of the states; the tables get its full B and H.
         separate_full_blocks: False lists full tiles together with the partial ones.
-        lasts: whether this same tensor of states is returned for every mask of a kind: its tables are then cached with
-            it.
     """
     by_kernel = states.device.type == "cuda" and _has_triton()
     tables = _by_kernel if by_kernel else _by_torch
-    if lasts and states.numel() <= _MOST_CACHED:
-        key = "tables", grid.batch, grid.heads, separate_full_blocks
-        made = keep_beside(states, key, lambda: tables(states, grid, separate_full_blocks))
-        kv, full_kv, q, full_q = (table and Ordered(table.counts.clone(), table.indices.clone()) for table in made)
-        assert kv is not None and q is not None
-    else:
-        kv, full_kv, q, full_q = tables(states, grid, separate_full_blocks)
+    kv, full_kv, q, full_q = tables(states, grid, separate_full_blocks)
     return BlockMask(
         seq_lengths=(grid.q_len, grid.kv_len),
         kv_num_blocks=kv.counts,
@@ -129,24 +115,22 @@ def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables
 
 
 def _sorted_together(states: Tensor, grid: Grid) -> _Tables:
-    """`_by_torch` by sorting partial and full tiles together, since the number of operations takes the time."""
-    ((partial, full), (q_partial, q_full)), ((of_partial, of_full), (q_of_partial, q_of_full)) = _two_by_two(states)
-    tables = ((of_partial, partial), (of_full, full), (q_of_partial, q_partial), (q_of_full, q_full))
-    kv, full_kv, q, full_q = (_for_all(Ordered(counts, indices), grid) for counts, indices in tables)
-    return kv, full_kv, q, full_q
+    """The same by sorting, in few operations: on small tables the number of operations takes the time."""
+    kinds = torch.arange(PARTIAL, FULL + 1, dtype=torch.int8, device=states.device)  # the two, which follow one another
+    listed = (states == kinds.view(2, 1, 1, 1, 1)).view(torch.int8)  # (2, B, H, query tiles, key tiles)
+    if listed.shape[-1] == listed.shape[-2]:
+        kv, full_kv, q, full_q = _sorted_each(torch.cat((listed, listed.mT)))
+    else:
+        (kv, full_kv), (q, full_q) = _sorted_each(listed), _sorted_each(listed.mT.contiguous())
+    return _for_all(kv, grid), _for_all(full_kv, grid), _for_all(q, grid), _for_all(full_q, grid)
 
 
-def _two_by_two(states: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Indices and counts of partial and full tiles, by query tiles and by key tiles; each is a separate tensor."""
-    listed = torch.stack((states == PARTIAL, states == FULL)).to(torch.int8)
-    both = (listed, listed.mT)
-    indices = [torch.argsort(part, dim=-1, descending=True, stable=True).to(torch.int32) for part in both]
-    counts = [part.sum(-1, dtype=torch.int32) for part in both]
-    # cloned, because torch.compile would also guard the base of a view
-    return (
-        [[table.clone(memory_format=torch.contiguous_format) for table in part.unbind()] for part in indices],
-        [[count.clone(memory_format=torch.contiguous_format) for count in part.unbind()] for part in counts],
-    )
+def _sorted_each(listed: Tensor) -> list[Ordered]:
+    """The table of each of (tables, B, H, rows, columns): no views, whose base torch.compile would guard too."""
+    columns = torch.argsort(listed, dim=-1, descending=True, stable=True).to(torch.int32)
+    counts = listed.sum(-1, dtype=torch.int32)
+    apart: Any = torch.unbind_copy  # torch's stubs say that it returns nothing
+    return [Ordered(*table) for table in zip(apart(counts), apart(columns), strict=True)]
 
 
 def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:

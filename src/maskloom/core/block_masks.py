@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core.words import brief
@@ -13,6 +14,13 @@ _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more 
 def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
     """A new BlockMask that differs in ``changes``. Works while torch compiles too, where nothing can be copied."""
     return BlockMask(**{part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS})
+
+
+def copied_tables(block_mask: BlockMask, **changes: Any) -> BlockMask:
+    """A new BlockMask whose tables are copies; it differs in ``changes`` too."""
+    parts = {part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS}
+    copies: dict[str, Any] = {part: held.clone() if isinstance(held, Tensor) else held for part, held in parts.items()}
+    return BlockMask(**copies)
 
 
 def checked_block_mask(value: object) -> BlockMask:

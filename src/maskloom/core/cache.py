@@ -35,6 +35,8 @@ class LRU(Generic[K, R]):
         self.most, self.most_bytes = most, most_bytes
         self._nbytes = nbytes
         self._entries: OrderedDict[K, R] = OrderedDict()
+        self._bytes = 0  # of all entries, as each was when it was stored
+        self._sizes: dict[K, int] = {}
         self._lock = fork_safe_lock()  # the garbage collector runs at any time, and may call this object
 
     def __len__(self) -> int:
@@ -50,21 +52,24 @@ class LRU(Generic[K, R]):
 
     def put(self, key: K, entry: R) -> None:
         """Store an entry; it replaces the entry of an equal key."""
+        size = self._nbytes(entry)
         with self._lock:
-            self._entries[key] = entry
+            self._bytes += size - self._sizes.get(key, 0)
+            self._entries[key], self._sizes[key] = entry, size
             self._entries.move_to_end(key)
             while len(self._entries) > self.most or (len(self._entries) > 1 and self._is_over()):
-                self._entries.popitem(last=False)
+                dropped, _ = self._entries.popitem(last=False)
+                self._bytes -= self._sizes.pop(dropped)
 
     def _is_over(self) -> bool:
-        if self.most_bytes is None:
-            return False
-        return sum(map(self._nbytes, self._entries.values())) > self.most_bytes
+        return self.most_bytes is not None and self._bytes > self.most_bytes
 
     def clear(self) -> None:
         """Remove all entries."""
         with self._lock:
             self._entries.clear()
+            self._sizes.clear()
+            self._bytes = 0
 
     def entries(self) -> dict[K, R]:
         """All entries, the least recently used first."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.blocks import classify
+from maskloom.blocks import build, classify
 from maskloom.blocks.grid import grid_of
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.replay import cached
@@ -28,7 +28,8 @@ Q, K = 200, 300
 
 @pytest.fixture(autouse=True)
 def plans(monkeypatch):
-    """Those of one test."""
+    """Those of one test; finished block masks are not kept."""
+    monkeypatch.setattr(build, "_constants", LRU(0))
     monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
     return cached._plans
 
