@@ -12,10 +12,14 @@ One base case varies along one axis at a time; tests/pairs.py lets any two meet.
 import argparse
 import csv
 import itertools
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no package that is installed
+
 from rows import append
 from torch.nn.attention.flex_attention import AuxRequest
 

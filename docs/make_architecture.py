@@ -23,9 +23,13 @@ FLOORS = ("core", "program", "batches", "masks", "blocks", "scores", "attention"
 EDGE = ("show", "integrations", "testing", "demo", "cli")
 """At the edge: they import any floor, and no floor imports them."""
 
-_SUBFOLDERS = {"masks": ("patterns",), "blocks": ("intervals", "replay"), "attention": ("backends",)}
+_SUBFOLDERS = {
+    "masks": ("patterns", "patterns/packed", "patterns/grids"),
+    "blocks": ("intervals", "intervals/rules", "replay"),
+    "attention": ("backends",),
+}
 _WIDTH = 9.0
-_COLUMNS = 112  # characters in a line of files
+_COLUMNS = 158  # characters in a line of files
 _INK, _PAPER, _ARROW = "#17406d", "#eef3f9", "#c1461f"
 
 

@@ -298,7 +298,7 @@ def reason_of(row: Row) -> str:
 def most(rows: Iterable[Row]) -> str:
     """The largest error relative to the plain reference's."""
     ratios = [float(row["error_to_plain"]) for row in rows if row["error_to_plain"]]
-    return f"{max(ratios):.2f}"
+    return f"{max(ratios):.2f}" if ratios else "–"
 
 
 def is_long(row: Row) -> bool:

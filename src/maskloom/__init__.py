@@ -14,10 +14,10 @@ from maskloom.core.forks import loading
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, nothing, or_masks
 from maskloom.masks.parse import parse
+from maskloom.masks.patterns.packed.segments import documents
 from maskloom.masks.patterns.padding import create_padding_mask, key_padding, lengths, padding, real
 from maskloom.masks.patterns.position import prefix, sinks
 from maskloom.masks.patterns.relative import causal, window
-from maskloom.masks.patterns.segments import documents
 
 if TYPE_CHECKING:  # loaded when they are first used
     from maskloom import batches, blocks, masks, nn, scores, show, testing

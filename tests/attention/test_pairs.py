@@ -6,7 +6,19 @@ import re
 import pytest
 
 import maskloom as loom
-from tests.pairs import ON_CPU, ON_GPU, check, check_choice, covering, given, pairs_of, refusals, refused_kinds
+from maskloom.attention.backends import choose
+from tests.pairs import (
+    BACKENDS,
+    ON_CPU,
+    ON_GPU,
+    check,
+    check_choice,
+    covering,
+    given,
+    pairs_of,
+    refusals,
+    refused_kinds,
+)
 
 KINDS = covering(ON_CPU, on_gpu=False)
 
@@ -40,3 +52,7 @@ def test_what_is_refused_is_refused_by_name(kind, words):
     for call in (loom.attend, loom.explain):
         with pytest.raises(ValueError, match=f"backend '{kind.backend}' cannot do this: .*{re.escape(words)}"):
             call(*tensors, mask, backend=kind.backend, **how)
+
+
+def test_every_backend_meets_every_other_choice():
+    assert set(BACKENDS) - {"auto"} == set(choose.BACKENDS)

@@ -6,12 +6,12 @@ import torch
 
 from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.blockwise import chunked
-from maskloom.masks.patterns.cross_documents import documents_lower_right
 from maskloom.masks.patterns.graphs import from_edges
+from maskloom.masks.patterns.packed.cross_documents import documents_lower_right
+from maskloom.masks.patterns.packed.segments import documents
+from maskloom.masks.patterns.packed.within import per_document, within
 from maskloom.masks.patterns.position import prefix, sinks
 from maskloom.masks.patterns.relative import causal, window
-from maskloom.masks.patterns.segments import documents
-from maskloom.masks.patterns.within import per_document, within
 from tests.catalog.sequences import IDS_BY_ROW, KV_LEN, POSITION_IDS, Q_LEN
 
 BATCH = 3

@@ -8,6 +8,8 @@ from maskloom.batches.forms import pads_from_tokens
 from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.blockwise import chunked, fixed, strided
 from maskloom.masks.patterns.conversations import shared_prefix, turns
+from maskloom.masks.patterns.packed.segments import document_prefix, documents
+from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.padding import key_padding, lengths, padding, real
 from maskloom.masks.patterns.position import global_tokens, key_range, prefix, query_range, random_blocks, sinks
 from maskloom.masks.patterns.relative import (
@@ -21,10 +23,8 @@ from maskloom.masks.patterns.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.patterns.segments import document_prefix, documents
 from maskloom.masks.patterns.shift import shifted
 from maskloom.masks.patterns.transforms import per_batch, per_head, repeat_heads, transposed
-from maskloom.masks.patterns.within import within
 
 BATCH, HEADS, Q_LEN, KV_LEN = 3, 2, 13, 17
 

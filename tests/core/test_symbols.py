@@ -19,6 +19,8 @@ from maskloom.masks.patterns.grids.layout import grid_tiles, morton, tiled
 from maskloom.masks.patterns.grids.video import spatial, temporal
 from maskloom.masks.patterns.grids.windows import grid_window, neighbourhood
 from maskloom.masks.patterns.multimodal import flamingo
+from maskloom.masks.patterns.packed.segments import document_prefix, documents
+from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.position import global_tokens, key_range, query_range, random_blocks
 from maskloom.masks.patterns.relative import (
     band,
@@ -28,9 +30,7 @@ from maskloom.masks.patterns.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.patterns.segments import document_prefix, documents
 from maskloom.masks.patterns.transforms import per_head, repeat_heads, transposed
-from maskloom.masks.patterns.within import within
 
 B, H, L, D = 2, 2, 19, 8
 PACKED = documents(offsets=torch.tensor([0, 3, L]), length=L)

@@ -7,8 +7,8 @@ from hypothesis import given
 
 import maskloom as loom
 from maskloom.masks.known_padding import known_padding
+from maskloom.masks.patterns.packed.segments import FromDocumentStart
 from maskloom.masks.patterns.padding import QueryLengths
-from maskloom.masks.patterns.segments import FromDocumentStart
 from tests.all_masks import BATCH, HEADS
 from tests.catalog import EVERY
 

@@ -288,7 +288,7 @@ def explain(*arguments: Any, **options: Any) -> Explanation:
         blocks = request.mask
         refuse_shared_tables(blocks, batch, heads)
     elif request.mask is not None:
-        table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=request.device)
+        table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=request.query.device)
     by_tiles = chosen.backend.by_tiles
     if by_tiles:
         blocks = blocks_of(_resolved(chosen.backend, request))

@@ -19,7 +19,7 @@ from maskloom.masks.patterns.grids.layout import grid_tiles, morton, tiled
 from maskloom.masks.patterns.grids.video import spatial, temporal
 from maskloom.masks.patterns.grids.windows import grid_window, neighbourhood
 from maskloom.masks.patterns.multimodal import flamingo, mixed_modal
-from maskloom.masks.patterns.segments import documents
+from maskloom.masks.patterns.packed.segments import documents
 from maskloom.testing import check_mask
 from tests.blocks.random_masks import differing
 from tests.catalog.grids import BATCH, HEADS, MASKS, flags, integers

@@ -10,6 +10,8 @@ import maskloom as loom
 from maskloom.masks.known_padding import known_padding
 from maskloom.masks.patterns.blockwise import chunked, fixed, strided
 from maskloom.masks.patterns.conversations import shared_prefix, turns
+from maskloom.masks.patterns.packed.segments import document_prefix, documents
+from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.position import global_tokens, key_range, prefix, query_range, random_blocks
 from maskloom.masks.patterns.relative import (
     anticausal,
@@ -22,9 +24,7 @@ from maskloom.masks.patterns.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.patterns.segments import document_prefix, documents
 from maskloom.masks.patterns.transforms import per_batch, per_head, repeat_heads, transposed
-from maskloom.masks.patterns.within import within
 from maskloom.testing import check_mask, public_names
 from tests.blocks.random_masks import differing
 from tests.catalog.sequences import CONTINUATIONS, IDS_BY_ROW, KV_LEN, MASKS, POSITION_IDS, Q_LEN, VISIBLE

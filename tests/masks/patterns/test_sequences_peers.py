@@ -9,6 +9,8 @@ from torch.nn.attention.flex_attention import create_mask
 import maskloom as loom
 from maskloom.masks.patterns.blockwise import chunked
 from maskloom.masks.patterns.conversations import shared_prefix
+from maskloom.masks.patterns.packed.segments import documents
+from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.position import global_tokens
 from maskloom.masks.patterns.relative import (
     causal_lower_right,
@@ -17,8 +19,6 @@ from maskloom.masks.patterns.relative import (
     window_counting_itself,
     window_reaching_back,
 )
-from maskloom.masks.patterns.segments import documents
-from maskloom.masks.patterns.within import within
 from tests.catalog.sequences import GLOBAL, POSITION_IDS_BY_ROW
 from tests.masks.hugging_face import REMAPS_PACKED, dense_of, dense_of_a_layer, masking_utils
 

@@ -16,8 +16,8 @@ from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.zeros import zeros_both_ways
 from maskloom.masks.algebra import And
+from maskloom.masks.patterns.packed.segments import PackedDocuments
 from maskloom.masks.patterns.relative import Causal, Window
-from maskloom.masks.patterns.segments import PackedDocuments
 from maskloom.program.program import MaskMod
 
 

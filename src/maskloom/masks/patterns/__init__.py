@@ -3,7 +3,6 @@
 from maskloom.masks.patterns import (
     blockwise,
     conversations,
-    cross_documents,
     diffusion,
     from_tables,
     generation,
@@ -11,15 +10,12 @@ from maskloom.masks.patterns import (
     multimodal,
     position,
     relative,
-    segments,
     shift,
     transforms,
 )
 from maskloom.masks.patterns import padding as padding_room
-from maskloom.masks.patterns import within as within_room
 from maskloom.masks.patterns.blockwise import *
 from maskloom.masks.patterns.conversations import *
-from maskloom.masks.patterns.cross_documents import *
 from maskloom.masks.patterns.diffusion import *
 from maskloom.masks.patterns.from_tables import *
 from maskloom.masks.patterns.generation import *
@@ -30,13 +26,16 @@ from maskloom.masks.patterns.grids.layout import *
 from maskloom.masks.patterns.grids.video import *
 from maskloom.masks.patterns.grids.windows import *
 from maskloom.masks.patterns.multimodal import *
+from maskloom.masks.patterns.packed import cross_documents, segments
+from maskloom.masks.patterns.packed import within as within_room
+from maskloom.masks.patterns.packed.cross_documents import *
+from maskloom.masks.patterns.packed.segments import *
+from maskloom.masks.patterns.packed.within import *
 from maskloom.masks.patterns.padding import *
 from maskloom.masks.patterns.position import *
 from maskloom.masks.patterns.relative import *
-from maskloom.masks.patterns.segments import *
 from maskloom.masks.patterns.shift import *
 from maskloom.masks.patterns.transforms import *
-from maskloom.masks.patterns.within import *
 
 ROOMS = (
     relative,
@@ -59,7 +58,7 @@ ROOMS = (
     from_tables,
     graphs,
 )
-"""The modules in the order of the docs."""
+"""All of them; the parser suggests names in this order."""
 
 __all__ = [name for room in ROOMS for name in room.__all__]
 

@@ -18,7 +18,7 @@ from maskloom.core.checks import (
 from maskloom.core.symbols import as_tensor
 from maskloom.masks.algebra import mask_dataclass, shown
 from maskloom.masks.lookups import ids_from_offsets
-from maskloom.masks.patterns.segments import Segmented
+from maskloom.masks.patterns.packed.segments import Segmented
 
 __all__ = ["shared_prefix", "turns"]
 

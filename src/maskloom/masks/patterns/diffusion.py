@@ -6,7 +6,7 @@ from torch import Tensor
 from maskloom.core.checks import positive
 from maskloom.masks.algebra import Mask, mask_dataclass
 from maskloom.masks.lookups import among_first, at, positions_from_ids
-from maskloom.masks.patterns.segments import AnyDocuments, CountedDocuments, Segmented, positions_inside
+from maskloom.masks.patterns.packed.segments import AnyDocuments, CountedDocuments, Segmented, positions_inside
 
 __all__ = ["block_diffusion"]
 

@@ -14,8 +14,8 @@ from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, as_mask, mask_dataclass
 from maskloom.masks.lookups import at
 from maskloom.masks.padded import PaddingMask, Position
-from maskloom.masks.patterns.cross_documents import CrossDocuments, PackedCrossDocuments
-from maskloom.masks.patterns.segments import (
+from maskloom.masks.patterns.packed.cross_documents import CrossDocuments, PackedCrossDocuments
+from maskloom.masks.patterns.packed.segments import (
     AnyDocuments,
     CountedDocuments,
     copied_segments,

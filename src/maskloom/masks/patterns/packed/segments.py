@@ -20,7 +20,7 @@ from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
 from maskloom.masks.lookups import at, ids_from_offsets, ids_from_positions, positions_from_ids
 from maskloom.masks.padded import PaddingMask, Position, ends, pads_at
-from maskloom.masks.patterns.cross_documents import (
+from maskloom.masks.patterns.packed.cross_documents import (
     CrossDocuments,
     PackedCrossDocuments,
     cross_documents,
