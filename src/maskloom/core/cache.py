@@ -34,9 +34,7 @@ class LRU(Generic[K, R]):
     ) -> None:
         self.most, self.most_bytes = most, most_bytes
         self._nbytes = nbytes
-        self._entries: OrderedDict[K, R] = OrderedDict()
-        self._bytes = 0  # of all entries, as each was when it was stored
-        self._sizes: dict[K, int] = {}
+        self._entries: OrderedDict[K, tuple[R, int]] = OrderedDict()  # with its bytes: a fork must find both or none
         self._lock = fork_safe_lock()  # the garbage collector runs at any time, and may call this object
 
     def __len__(self) -> int:
@@ -46,35 +44,32 @@ class LRU(Generic[K, R]):
         """The entry of an equal key, or None. The entry becomes the most recently used."""
         with self._lock:
             found = self._entries.get(key)
-            if found is not None:
-                self._entries.move_to_end(key)
-            return found
+            if found is None:
+                return None
+            self._entries.move_to_end(key)
+            return found[0]
 
     def put(self, key: K, entry: R) -> None:
         """Store an entry; it replaces the entry of an equal key."""
-        size = self._nbytes(entry)
+        stored = entry, self._nbytes(entry)
         with self._lock:
-            self._bytes += size - self._sizes.get(key, 0)
-            self._entries[key], self._sizes[key] = entry, size
+            self._entries[key] = stored
             self._entries.move_to_end(key)
             while len(self._entries) > self.most or (len(self._entries) > 1 and self._is_over()):
-                dropped, _ = self._entries.popitem(last=False)
-                self._bytes -= self._sizes.pop(dropped)
+                self._entries.popitem(last=False)
 
     def _is_over(self) -> bool:
-        return self.most_bytes is not None and self._bytes > self.most_bytes
+        return self.most_bytes is not None and sum([size for _, size in self._entries.values()]) > self.most_bytes
 
     def clear(self) -> None:
         """Remove all entries."""
         with self._lock:
             self._entries.clear()
-            self._sizes.clear()
-            self._bytes = 0
 
     def entries(self) -> dict[K, R]:
         """All entries, the least recently used first."""
         with self._lock:
-            return dict(self._entries)
+            return {key: entry for key, (entry, _) in self._entries.items()}
 
 
 MOST = 32
