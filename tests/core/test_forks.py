@@ -272,3 +272,29 @@ def test_a_fork_waits_for_what_torch_is_importing(monkeypatch):
     assert child(lambda: done == [1] or os._exit(2)) == 0
     thread.join()
     monkeypatch.delitem(sys.modules, "torch.slow")
+
+
+AFTER_THREADS = f"""
+import os, signal, sys, torch
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+import maskloom as loom
+torch.set_num_threads(2)
+torch.aminmax(torch.rand(64, 1000), dim=1)  # OpenMP's threads are there from now on
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    mask = loom.causal & loom.lengths(torch.tensor([9, 4]))
+    loom.block_mask(mask, 9, 9, block_size=4)
+    loom.block_mask(loom.documents(torch.arange(9) // 4) | mask, 9, 9, block_size=4)
+    loom.blocks.explain_block_mask(loom.window(back=2) & mask, 9, 9, block_size=4)
+    os._exit(0)  # torch's own attention uses threads however small it is, and would hang
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_child_of_a_process_that_used_threads_builds_masks():
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", AFTER_THREADS], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert ran.stdout == "0\n", ran.stderr[-2000:]

@@ -21,6 +21,7 @@ from maskloom.blocks.intervals.interval import LEAD, Interval
 from maskloom.blocks.replay.cached import replay
 from maskloom.blocks.replay.plan import Tensors
 from maskloom.core.checks import is_zero
+from maskloom.core.forks import ends_along
 from maskloom.core.torch_state import can_cache, without_autocast
 from maskloom.program.elements import Elements, evaluate, run_at, size_of, widest
 from maskloom.program.mask_program import MaskProgram
@@ -173,7 +174,7 @@ def _not_witnessed(is_open: Tensor, program: Program, indices: list[Interval], g
     answers = run_at(program, corners, LEAD + 2)
     if answers is None:
         return is_open
-    every, some = torch.aminmax(answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2), dim=-1)
+    every, some = ends_along(answers[: is_open.shape[0], : is_open.shape[1]].flatten(-2), -1)
     return is_open > (some > _uncut(every, grid))
 
 
@@ -256,5 +257,5 @@ def _look(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tens
 
 
 def _ends(answers: Tensor) -> tuple[Tensor, Tensor]:
-    every, some = torch.aminmax(answers.flatten(1), dim=-1)
+    every, some = ends_along(answers.flatten(1), -1)
     return some, ~every

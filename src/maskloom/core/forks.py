@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -52,6 +53,21 @@ class computed_once(Generic[T]):  # noqa: N801 - lower case, like property
         if held is None:
             return self
         return held.__dict__.setdefault(self._name, self._function(held))  # later reads find it in __dict__
+
+
+def ends_along(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value along a dimension, as ``torch.aminmax`` gives them.
+
+    On a CPU that, and ``max(dim)``, use OpenMP's threads however small the tensor is (torch 2.11 to 2.13), and a forked child
+    of a process that has used those threads hangs in them. Other reductions use threads from 32,768 values on.
+    """
+    if values.device.type == "cpu" and values.numel() < _FEW:
+        return values.amin(dim), values.amax(dim)
+    least, greatest = torch.aminmax(values, dim=dim)
+    return least, greatest
+
+
+_FEW = 1 << 15
 
 
 # -- what torch loads at first use -------------------------------------------------------------------------------------

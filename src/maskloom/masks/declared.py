@@ -53,5 +53,5 @@ def _longest_of(part: PaddingMask) -> Iterator[LongestRow]:
     ends = part.row_ends()
     if ends is None or not readable(ends) or not ends.numel():
         return
-    length, row = ends.max(0)
-    yield LongestRow(int(length), int(row) if len(ends) > 1 else None, repr(part))
+    row = int(ends.argmax())  # not max(0): see `ends_along`
+    yield LongestRow(int(ends[row]), row if len(ends) > 1 else None, repr(part))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.intervals.interval import LEAD, ORDERED, Interval, PositionRange
+from maskloom.core.forks import ends_along
 from maskloom.program.batched import batched_index
 
 _MOST_ENTRIES = 1 << 24  # maximum size of a sparse table; for a larger one the whole dim is used as the interval
@@ -144,9 +145,7 @@ def _block_ends(least: Tensor, most: Tensor, axis: int, run: PositionRange) -> t
         low = least.narrow(axis, run.start, run.total)
         return low, low if least is most else most.narrow(axis, run.start, run.total)
     if least is most:
-        found = [
-            (ends.min, ends.max) for ends in (torch.aminmax(part, dim=axis + 1) for part in _blocks(least, axis, run))
-        ]
+        found = [ends_along(part, axis + 1) for part in _blocks(least, axis, run)]
     else:
         parts = zip(_blocks(least, axis, run), _blocks(most, axis, run), strict=True)
         found = [(low.amin(axis + 1), high.amax(axis + 1)) for low, high in parts]
