@@ -108,7 +108,10 @@ def _built(
     kv_offset: int | Tensor,
     exact: bool,
 ) -> tuple[BlockMask, bool]:
-    """`block_mask` of a mask that is simplified, and whether every mask of its structure has these tables, but for tensors."""
+    """`block_mask` of a mask that is simplified, and whether its program follows from its structure.
+
+    It does not where the mask reads a tensor that it does not hold, a global one.
+    """
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
     placed = mask if is_zero(q_offset) and is_zero(kv_offset) else shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
@@ -160,9 +163,7 @@ def _copied(key: Hashable, mask: MaskMod, build: Callable[[], tuple[BlockMask, b
     found = _constants.get(key)
     if found is None:
         check_can_be_sent(mask)
-        built, of_structure = (
-            build()
-        )  # not of structure is what reads a tensor that the mask does not hold, a global one
+        built, of_structure = build()
         if of_structure and built.kv_indices.numel() <= _MOST_TILES:
             _constants.put(key, copied_tables(built))
         return built

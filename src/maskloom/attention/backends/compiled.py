@@ -135,9 +135,8 @@ class ScaledScore(ScoreValue):
         return f"scaled({self.scale!r}, {self.score_mod!r})"
 
 
-_first_scales: LRU[Hashable, float] = LRU(
-    256
-)  # a constant of the graph of each kind; another is a tensor in a graph of its own
+_first_scales: LRU[Hashable, float] = LRU(256)
+"""The scale that is a constant in the graph of each kind. All other scales are a tensor, in one more graph."""
 
 
 def _is_first_scale(kind: Hashable, scale: float) -> bool:
