@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 import maskloom as loom
 from maskloom.attention.backends.varlen import packed
-from maskloom.masks.lookups import ids_from_offsets
+from maskloom.batches.documents import ids_from_offsets
 from maskloom.testing import check_writes
 from tests.catalog.sources import SOURCES, K, Q
 

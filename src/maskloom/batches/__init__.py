@@ -1,13 +1,21 @@
-"""Forms of padding: lengths, offsets and padding tables, each computed from another."""
+"""Batches: forms of padding, packing, and what a DataLoader needs. Each name is loaded when it is first used."""
 
-from maskloom.batches.forms import (
-    lengths_from_offsets,
-    lengths_from_pads,
-    offsets_from_lengths,
-    pads_from_lengths,
-    pads_from_tokens,
-    pads_from_zeros,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from maskloom.core.forks import loading
+
+if TYPE_CHECKING:
+    from maskloom.batches.documents import document_ids, positions
+    from maskloom.batches.forms import (
+        lengths_from_offsets,
+        lengths_from_pads,
+        offsets_from_lengths,
+        pads_from_lengths,
+        pads_from_tokens,
+        pads_from_zeros,
+    )
+    from maskloom.batches.packed import Packed, pack, unpack
 
 __all__ = [
     "pads_from_lengths",
@@ -16,4 +24,26 @@ __all__ = [
     "lengths_from_pads",
     "offsets_from_lengths",
     "lengths_from_offsets",
+    "positions",
+    "document_ids",
+    "Packed",
+    "pack",
+    "unpack",
 ]
+
+_ROOMS = {
+    "maskloom.batches.documents": ("positions", "document_ids"),
+    "maskloom.batches.packed": ("Packed", "pack", "unpack"),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'maskloom.batches' has no attribute {name!r}")
+    with loading:  # a fork waits for it
+        return getattr(importlib.import_module(_HOMES.get(name, "maskloom.batches.forms")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,6 +22,13 @@ def is_mapped(held: Any) -> bool:
     return inside_transform() and any(map(_is_mapped, captures.tensors(held)))
 
 
+def greatest(table: Tensor, otherwise: str) -> int:
+    """The largest entry, or 0; reading it waits for a GPU. ``otherwise`` is the argument that avoids it."""
+    if is_mapped(table):
+        raise ValueError(f"torch.vmap maps over this table, and nothing can be read from it: give {otherwise}")
+    return int(table.max()) if table.numel() else 0
+
+
 def _is_mapped(tensor: Tensor) -> bool:
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):

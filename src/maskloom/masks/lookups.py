@@ -1,22 +1,6 @@
-"""Tables by position: how masks read them, shared or by batch row, and how to compute one table from another.
+"""Tables that masks read: shared by all batch rows, or by row, or by head; and their axes."""
 
-=========  =================  =====================================================
-table      shape              meaning
-=========  =================  =====================================================
-offsets    (..., pieces + 1)  the start of each piece, and the end
-ids        (..., L)           the number of the piece of each position
-positions  (..., L)           the distance of each position from its piece's start
-=========  =================  =====================================================
-"""
-
-from typing import Literal
-
-import torch
 from torch import Tensor
-
-from maskloom.core.checks import count, readable
-from maskloom.core.torch_state import counting_writes
-from maskloom.core.vmapped import is_mapped
 
 
 def of_row(value: int | Tensor, b: Tensor) -> int | Tensor:
@@ -63,55 +47,3 @@ def seen_along(table: Tensor, axes: str, side: str) -> Tensor:
 def among_first(idx: Tensor, n: int | Tensor) -> Tensor:
     """Whether a position is one of the first ``n``: bool."""
     return (idx >= 0) & (idx < n)
-
-
-def neighbour(table: Tensor, step: Literal[-1, 1]) -> Tensor:
-    """The entry before each position (step -1) or after it (step 1); at the end of the table, the position's own entry.
-
-    The size stays the same: from a table that is one shorter torch.export would conclude that no length is 2.
-    """
-    places = torch.arange(table.shape[-1], device=table.device) + step
-    return table[..., places.clamp(0, table.shape[-1] - 1)]
-
-
-def greatest(table: Tensor, otherwise: str) -> int:
-    """The largest entry, or 0; reading it waits for a GPU. ``otherwise`` is the argument that avoids it."""
-    if is_mapped(table):
-        raise ValueError(f"torch.vmap maps over this table, and nothing can be read from it: give {otherwise}")
-    return int(table.max()) if table.numel() else 0
-
-
-@counting_writes
-def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
-    """Ids of consecutive pieces, -1 after the last: int32 (..., L).
-
-    Args:
-        offsets: integers (pieces + 1,) or (B, pieces + 1).
-        length: L; by default the last offset (reading it waits for a GPU).
-    """
-    filled = offsets[..., -1:]
-    most = greatest(filled, "length=") if length is None or readable(offsets) else 0
-    if length is None and most < 1:
-        raise ValueError(f"a row has at least 1 position; got {most}")
-    length = most if length is None else count("length", length, least=1)
-    if length < most:
-        raise ValueError(f"length is {length}, and {most} positions are filled")
-    positions = torch.arange(length, device=offsets.device).expand(*offsets.shape[:-1], -1).contiguous()
-    ids = torch.searchsorted(offsets.to(torch.int64), positions, right=True) - 1
-    return torch.where(positions < filled, ids, -1).to(torch.int32)
-
-
-@counting_writes
-def ids_from_positions(positions: Tensor) -> Tensor:
-    """Ids of pieces in which positions count up by 1: int32 (..., L)."""
-    wide = positions.long()  # narrow dtypes would wrap around
-    begins = (wide - neighbour(wide, -1) != 1) & (torch.arange(wide.shape[-1], device=wide.device) > 0)
-    return begins.cumsum(-1, dtype=torch.int32)
-
-
-@counting_writes
-def positions_from_ids(ids: Tensor) -> Tensor:
-    """The distance of each position from the start of its run of equal ids: int32 (L,) or (B, L)."""
-    positions = torch.arange(ids.shape[-1], device=ids.device)
-    begins = (ids != neighbour(ids, -1)) | (positions == 0)
-    return (positions - (positions * begins).cummax(-1).values).to(torch.int32)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maskloom.batches.documents import ids_from_offsets
 from maskloom.core.checks import (
     check_ids_below,
     checked_offsets,
@@ -17,7 +18,6 @@ from maskloom.core.checks import (
 )
 from maskloom.core.symbols import as_tensor
 from maskloom.masks.algebra import mask_dataclass, shown
-from maskloom.masks.lookups import ids_from_offsets
 from maskloom.masks.patterns.packed.segments import Segmented
 
 __all__ = ["shared_prefix", "turns"]

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from maskloom.batches.documents import positions_from_ids
 from maskloom.core.checks import positive
 from maskloom.masks.algebra import Mask, mask_dataclass
-from maskloom.masks.lookups import among_first, at, positions_from_ids
+from maskloom.masks.lookups import among_first, at
 from maskloom.masks.patterns.packed.segments import AnyDocuments, CountedDocuments, Segmented, positions_inside
 
 __all__ = ["block_diffusion"]

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maskloom.batches.documents import neighbour
 from maskloom.core.checks import by_position, copied, integers, positive
 from maskloom.masks.algebra import Tabled, mask_dataclass, shown
-from maskloom.masks.lookups import at, neighbour
+from maskloom.masks.lookups import at
 
 __all__ = ["mixed_modal", "flamingo"]
 

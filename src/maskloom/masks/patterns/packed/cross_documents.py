@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maskloom.batches.documents import ids_from_offsets
 from maskloom.core.checks import checked_offsets, integers_by_position
 from maskloom.masks.algebra import Tabled, mask_dataclass, shown
-from maskloom.masks.lookups import at, ids_from_offsets
+from maskloom.masks.lookups import at
 from maskloom.masks.padded import PaddingMask, Position, pads_at, positions_from
 
 __all__ = ["documents_lower_right"]

@@ -7,6 +7,7 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor
 
+from maskloom.batches.documents import ids_from_offsets, ids_from_positions, positions_from_ids
 from maskloom.core.checks import (
     check_ids_below,
     checked_offsets,
@@ -18,7 +19,7 @@ from maskloom.core.checks import (
 )
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
-from maskloom.masks.lookups import at, ids_from_offsets, ids_from_positions, positions_from_ids
+from maskloom.masks.lookups import at
 from maskloom.masks.padded import PaddingMask, Position, ends, pads_at
 from maskloom.masks.patterns.packed.cross_documents import (
     CrossDocuments,
