@@ -2,5 +2,6 @@
 
 from maskloom.nn.holder import Holder
 from maskloom.nn.multihead import MultiheadFlexAttention
+from maskloom.nn.rotary import Rotary
 
-__all__ = ["MultiheadFlexAttention", "Holder"]
+__all__ = ["MultiheadFlexAttention", "Rotary", "Holder"]
