@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -18,3 +20,14 @@ def test_a_table_is_a_stable_descending_argsort(shape, share, transposed, by_sor
     assert torch.equal(counts, listed.sum(-1).int())
     assert indices.is_contiguous() and counts.is_contiguous()
     assert indices.dtype == counts.dtype == torch.int32
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 8, 8), (0, 1, 2, 3)])
+def test_numpy_makes_the_tables_of_torch(shape):
+    states = torch.randint(3, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    ours, theirs = module._sorted_by_numpy(states), module._sorted_together(states)
+    for mine, other in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
+        assert torch.equal(mine, other) and mine.dtype == other.dtype == torch.int32
+        assert mine.is_contiguous() and mine._base is None
+    storages = [table.untyped_storage().data_ptr() for table in itertools.chain(*ours) if table.numel()]
+    assert len(set(storages)) == len(storages)

@@ -9,12 +9,14 @@ Tables keep their full width, and all have the same shape and strides in each di
 import sys
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Grid
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
+from maskloom.core.torch_state import is_tracing
 from maskloom.program.program import MaskMod
 
 # Maximum entries ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
@@ -108,21 +110,43 @@ def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables
         listed = states != SKIPPED
         return _for_all(ordered(listed), grid), None, _for_all(ordered(listed.mT), grid), None
     if states.numel() <= _SORTED.get(states.device.type, _SORTED_ELSEWHERE) // 2:
-        return _sorted_together(states, grid)
+        by_numpy = states.device.type == "cpu" and type(states) is Tensor and not is_tracing()
+        found = _sorted_by_numpy(states) if by_numpy else _sorted_together(states)
+        kv, full_kv, q, full_q = (_for_all(table, grid) for table in found)
+        return kv, full_kv, q, full_q
     partial, full = states == PARTIAL, states == FULL
     kv, full_kv, q, full_q = (_for_all(ordered(listed), grid) for listed in (partial, full, partial.mT, full.mT))
     return kv, full_kv, q, full_q
 
 
-def _sorted_together(states: Tensor, grid: Grid) -> _Tables:
+def _sorted_together(states: Tensor) -> list[Ordered]:
     """The same by sorting, in few operations: on small tables the number of operations takes the time."""
     kinds = torch.arange(PARTIAL, FULL + 1, dtype=torch.int8, device=states.device)  # the two, which follow one another
     listed = (states == kinds.view(2, 1, 1, 1, 1)).view(torch.int8)  # (2, B, H, query tiles, key tiles)
     if listed.shape[-1] == listed.shape[-2]:
-        kv, full_kv, q, full_q = _sorted_each(torch.cat((listed, listed.mT)))
-    else:
-        (kv, full_kv), (q, full_q) = _sorted_each(listed), _sorted_each(listed.mT.contiguous())
-    return _for_all(kv, grid), _for_all(full_kv, grid), _for_all(q, grid), _for_all(full_q, grid)
+        return _sorted_each(torch.cat((listed, listed.mT)))
+    return _sorted_each(listed) + _sorted_each(listed.mT.contiguous())
+
+
+def _sorted_by_numpy(states: Tensor) -> list[Ordered]:
+    """The same on a CPU: NumPy takes a third of torch's time for an operation on few values."""
+    unlisted = states.numpy() != _KINDS
+    if unlisted.shape[-1] == unlisted.shape[-2]:
+        return _numpy_tables(np.concatenate((unlisted, unlisted.swapaxes(-1, -2))))
+    return _numpy_tables(unlisted) + _numpy_tables(unlisted.swapaxes(-1, -2))
+
+
+_KINDS = np.array([PARTIAL, FULL], np.int8).reshape(2, 1, 1, 1, 1)
+
+
+def _numpy_tables(unlisted: np.ndarray[Any, np.dtype[np.bool_]]) -> list[Ordered]:
+    """The table of each of (tables, B, H, rows, columns), each with memory of its own."""
+    columns = unlisted.argsort(-1, "stable")
+    counts = unlisted.shape[-1] - unlisted.sum(-1, dtype=np.int32)
+    return [
+        Ordered(torch.from_numpy(count.copy()), torch.from_numpy(column.astype(np.int32)))
+        for count, column in zip(counts, columns, strict=True)
+    ]
 
 
 def _sorted_each(listed: Tensor) -> list[Ordered]:

@@ -1,9 +1,10 @@
 """A recorded list of tensor operations, to replay them without the Python that chose them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class Call:
     is_one: bool
     over: tuple[int, ...] = ()
 
+    def changed(self, op: Any, args: list[Any]) -> "Call":
+        """The same step of a plan by another function, without options."""
+        return replace(self, op=op, args=args, kwargs={})
+
 
 @dataclass(frozen=True)
 class ReplayPlan:
@@ -45,35 +50,53 @@ class ReplayPlan:
         inputs: the number of inputs; they are the first values.
         results: the results of the plan; a tensor where a result depends on no input.
         nbytes: bytes of the tensors that the plan holds.
+        on_arrays: the same calls by functions of NumPy, if these give the same bits and are faster.
     """
 
     calls: tuple[Call, ...]
     inputs: int
     results: tuple[Value | Tensor, ...]
     nbytes: int
+    on_arrays: tuple[Call, ...] | None = None
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
         """Replay all operations on other inputs of the same shapes, strides and dtypes."""
-        return self._function(*inputs)
+        if self.on_arrays is None or any(type(tensor) is not Tensor for tensor in inputs):
+            return self._function(*inputs)
+        return tuple(map(_as_tensor, self._function_of_arrays(*[tensor.numpy() for tensor in inputs])))
 
     @computed_once
     def _function(self) -> Callable[..., Tensors]:
-        """The list as a Python function, one line per operation: the interpreter has nothing else to do."""
-        constants: dict[str, Any] = {}
+        return _compiled(self.calls, self.inputs, self.results)
 
-        lines = [f"def run({', '.join(f'v{place}' for place in range(self.inputs))}):"]
-        for call in self.calls:
-            arguments = [
-                *(_source_of(item, constants) for item in call.args),
-                *(f"{name}={_source_of(item, constants)}" for name, item in call.kwargs.items()),
-            ]
-            results = ", ".join(f"v{place}" for place in call.results) + "," * (not call.is_one)
-            quicker = None if call.op in _FACTOR_LAST else _QUICKER.get(getattr(call.op, "overloadpacket", None))
-            lines.append(f" {results} = {_source_of(quicker or call.op, constants)}({', '.join(arguments)})")
-            lines += [f" del v{place}" for place in call.over]
-        lines.append(f" return ({''.join(_source_of(result, constants) + ', ' for result in self.results)})")
-        exec("\n".join(lines), constants)
-        return cast(Callable[..., Tensors], constants["run"])
+    @computed_once
+    def _function_of_arrays(self) -> Callable[..., tuple[Any, ...]]:
+        return _compiled(self.on_arrays or (), self.inputs, self.results)
+
+
+def _as_tensor(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
+
+
+def _compiled(
+    calls: Sequence[Call], inputs: int, results: tuple[Value | Tensor, ...]
+) -> Callable[..., tuple[Any, ...]]:
+    """The list as a Python function, one line per operation: the interpreter has nothing else to do."""
+    constants: dict[str, Any] = {}
+
+    lines = [f"def run({', '.join(f'v{place}' for place in range(inputs))}):"]
+    for call in calls:
+        arguments = [
+            *(_source_of(item, constants) for item in call.args),
+            *(f"{name}={_source_of(item, constants)}" for name, item in call.kwargs.items()),
+        ]
+        outs = ", ".join(f"v{place}" for place in call.results) + "," * (not call.is_one)
+        quicker = None if call.op in _FACTOR_LAST else _QUICKER.get(getattr(call.op, "overloadpacket", None))
+        lines.append(f" {outs} = {_source_of(quicker or call.op, constants)}({', '.join(arguments)})")
+        lines += [f" del v{place}" for place in call.over]
+    lines.append(f" return ({''.join(_source_of(result, constants) + ', ' for result in results)})")
+    exec("\n".join(lines), constants)
+    return cast(Callable[..., tuple[Any, ...]], constants["run"])
 
 
 def _source_of(argument: Any, constants: dict[str, Any]) -> str:

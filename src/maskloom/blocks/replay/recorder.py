@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskloom.blocks.replay.on_arrays import on_arrays
 from maskloom.blocks.replay.plan import Call, ReplayPlan, Tensors
 from maskloom.program.ops import Fact, having
 from maskloom.program.program import Value, leaves, mapped
@@ -108,7 +109,8 @@ class _ReplayRecorder(TorchDispatchMode):
             calls.append(dataclasses.replace(call, over=tuple(read - needed)))
             needed |= read
         held = {id(found): found for found in leaves([ends, *(call.args for call in calls)], Tensor)}
-        return ReplayPlan(tuple(reversed(calls)), self._inputs, ends, _bytes_of(held.values()))
+        calls.reverse()
+        return ReplayPlan(tuple(calls), self._inputs, ends, _bytes_of(held.values()), on_arrays(calls, self._values))
 
     def _view_of_read(self, args: Any) -> Tensor | None:
         """A gather at constant indices, as a view, if the indices have equal steps (the ends of tiles have)."""
