@@ -145,6 +145,20 @@ class Tabled(Mask):
         return read_from_zero(self, b, h, q_idx, kv_idx, signed)
 
 
+class Placing(Mask):
+    """A mask of slots, which knows what position lies in each: ``mask & placing`` asks ``mask`` at those positions.
+
+    It is the one mask that `&` does not join element by element: the other masks speak of positions, and this one of
+    slots. With ``|``, ``^`` and ``~`` it does not combine. `maskloom.nn.KVCache` makes such masks.
+    """
+
+    mask: Mask
+
+    @abstractmethod
+    def around(self, mask: Mask) -> "Placing":
+        """The same mask of slots, with another mask joined to the one that it asks at their positions."""
+
+
 # -- combinations ------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +346,8 @@ def _inverted(mask: Mask) -> Mask:
         return mask.part
     if isinstance(mask, (Everything, Nothing)):
         return nothing if isinstance(mask, Everything) else everything
+    if isinstance(mask, Placing):
+        raise TypeError(_LAST)
     return Not(mask)
 
 
@@ -341,10 +357,24 @@ def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, abso
         flat.extend(mask.parts if isinstance(mask, _Joined) and type(mask) is kind else (mask,))
     if absorbing is not None and any(type(part) is type(absorbing) for part in flat):
         return absorbing
+    if any(isinstance(part, Placing) for part in flat):
+        return _placed(kind, flat)
     parts = tuple(part for part in flat if type(part) is not type(identity))
     if not parts:
         return identity
     return parts[0] if len(parts) == 1 else kind(parts)
+
+
+_LAST = "the mask of a cache speaks of its slots: join the others first, and it at last by &, (a | ~b) & cache_mask"
+
+
+def _placed(kind: type[Any], parts: list[Mask]) -> Mask:
+    """The conjunction of one mask of slots with masks of positions."""
+    placing = [part for part in parts if isinstance(part, Placing)]
+    if kind is not And or len(placing) > 1:
+        raise TypeError(_LAST)
+    rest = and_masks(*[part for part in parts if not isinstance(part, Placing)])
+    return placing[0] if isinstance(rest, Everything) else placing[0].around(rest)
 
 
 def _is_operand(other: object) -> bool:

@@ -18,12 +18,14 @@ combined.
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import is_
+from typing import Any, cast
 
 from maskloom.masks.algebra import (
     And,
     Mask,
     Not,
     Or,
+    Placing,
     Xor,
     and_masks,
     or_masks,
@@ -51,9 +53,9 @@ def simplify(mask: Mask) -> Mask:
     if isinstance(mask, Not):
         inner = simplify(mask.part)
         return mask if inner is mask.part else ~inner
-    if isinstance(mask, Shifted):
+    if isinstance(mask, (Shifted, Placing)):
         inner = simplify(mask.mask)
-        return mask if inner is mask.mask else replace(mask, mask=inner)
+        return mask if inner is mask.mask else replace(cast(Any, mask), mask=inner)  # each is a dataclass
     return mask
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maskloom.core.checks import head_offset, is_zero, may_be_negative, position_offsets
-from maskloom.masks.algebra import Mask, as_mask, mask_dataclass, shown
+from maskloom.masks.algebra import Mask, Placing, as_mask, mask_dataclass, shown
 from maskloom.masks.lookups import of_row
 from maskloom.masks.signed import Signed
 from maskloom.program.program import MaskMod
@@ -72,9 +72,11 @@ def shifted(
             heads. (0 says that there may be more heads than these.)
 
     Raises:
-        TypeError, ValueError: an offset of another type or shape.
+        TypeError, ValueError: an offset of another type or shape, or offsets for the mask of a cache.
     """
     offsets = position_offsets(q_offset, kv_offset)
     heads = None if h_offset is None else head_offset(h_offset)
     inner = as_mask(mask)
+    if isinstance(inner, Placing) and not all(map(is_zero, offsets)):
+        raise TypeError("the mask of a cache knows the positions of queries and keys: give no q_offset or kv_offset")
     return inner if heads is None and all(map(is_zero, offsets)) else Shifted(inner, *offsets, heads)

@@ -1,0 +1,296 @@
+"""A cache of keys and values for decoding: static, growing in buckets, or rolling under a window."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import count, length_table, readable
+from maskloom.core.torch_state import counting_writes
+from maskloom.core.words import brief
+from maskloom.masks.algebra import everything
+from maskloom.nn.slots import Slots
+from maskloom.nn.upcoming import Prompt, Upcoming, check_appended, real_tokens
+
+
+class KVCache:
+    """Keys and values of the tokens so far, for the attention of one layer.
+
+    ::
+
+        cache = loom.nn.KVCache(batch=2, n_kv_heads=4, size=1024, d_head=64, lengths=[9, 6])  # prompts padded to 9
+        keys, values, mask = cache.append(new_keys, new_values)        # (2, 4, L, 64) in
+        out = loom.attend(queries, keys, values, loom.causal & mask)   # causal speaks of true positions
+
+    Only real tokens are stored, one after another from position 0 on, in each row by itself. So rows of unequal length,
+    padded on the right or on the left, hold the same as each would alone. Padding is never written, and unwritten slots
+    are zeros: NaN in padding never comes in.
+
+    ``mask`` is a Mask that hides what is not written, and gives true positions to masks that are joined to it by ``&``:
+    the position of a query and of a key in its row. It comes last: ``(a | b) & mask``. A score mod beside it needs
+    `placed_score`. `MultiheadFlexAttention` does all this: ``attention(x, loom.causal, cache=cache)``.
+
+    Positions live on the device and are never waited for, so that a step can be captured in a CUDA graph and compiles
+    once. The host counts along only to refuse what would not fit, from ``lengths`` and ``pads`` that lie on the CPU; from
+    those on a device it takes every token for real.
+
+    Args:
+        batch: B, batch rows.
+        n_kv_heads: Hkv, key-value heads.
+        size: slots of each row: the most tokens, if the cache does not grow or roll. With ``window``, at least that;
+            each slot more saves a copy when that many more tokens are appended at once, and lets `crop` take as many
+            back.
+        d_head: D, features of a key.
+        window: a query sees the last ``window`` keys, its own among them, and older ones are overwritten
+            (``loom.window(back=window - 1)`` is the same window). A row may then be of any length.
+        lengths: integers (B,), the real tokens of each row in the first `append`, a prompt padded on the right. Without
+            it, and without ``pads`` there, all are real.
+        grow: add ``size`` slots, in a copy, whenever tokens would not fit.
+        d_value: E, features of a value; by default D.
+        device, dtype: of keys and values; by default those that torch makes tensors with.
+
+    Raises:
+        TypeError, ValueError: sizes below 1, a window that is larger than size or grows, lengths of another shape.
+    """
+
+    @counting_writes
+    def __init__(
+        self,
+        batch: int,
+        n_kv_heads: int,
+        size: int,
+        d_head: int,
+        *,
+        window: int | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        grow: bool = False,
+        d_value: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.batch = count("batch", batch, least=1, of="batch rows")
+        heads = count("n_kv_heads", n_kv_heads, least=1, of="key-value heads")
+        self.size = count("size", size, least=1, of="slots")
+        d_head = count("d_head", d_head, least=1, of="features")
+        d_value = d_head if d_value is None else count("d_value", d_value, least=1, of="features")
+        self.window = None if window is None else count("window", window, least=1, of="keys")
+        if self.window is not None and (self.window > self.size or grow):
+            what = "and a cache that grows keeps all keys" if grow else "of as many slots at least"
+            raise ValueError(f"window is {self.window} keys, {what}; got size={self.size}, grow={grow}")
+        self._bucket = self.size if grow else None
+        # one slot more, where what is not kept goes
+        made = torch.zeros(self.batch, heads, self.size + 1, d_head, device=device, dtype=dtype)
+        self._keys, self._values = made, made.new_zeros(self.batch, heads, self.size + 1, d_value)
+        self._rows = torch.arange(self.batch, device=made.device)[:, None]
+        self.lengths = torch.zeros(self.batch, dtype=torch.int64, device=made.device)
+        self._expect(lengths)
+
+    _is_fresh: bool
+    _prompt: Prompt | None
+
+    lengths: Tensor
+    """int64 (B,): the tokens of each row so far, which is the position of the next; on the device, written in place."""
+
+    longest: int
+    """The longest row that there can be, as far as the host knows."""
+
+    @property
+    def keys(self) -> Tensor:
+        """(B, Hkv, size, D); zeros where nothing is written."""
+        return self._keys[:, :, : self.size]
+
+    @property
+    def values(self) -> Tensor:
+        """(B, Hkv, size, E); zeros where nothing is written."""
+        return self._values[:, :, : self.size]
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys and values lie."""
+        return self._keys.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of keys and values."""
+        return self._keys.dtype
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def upcoming(self, length: int, pads: Tensor | None = None) -> Upcoming:
+        """The positions that the next ``length`` tokens of each row will have, for rotary embeddings say.
+
+        Args:
+            pads: bool (B, length), True = padding, anywhere in a row, as in `append`.
+        """
+        real, most = real_tokens(self._prompt if self._is_fresh else None, pads, (self.batch, length), self.device)
+        longest = self.longest + most
+        if real is None:
+            at = self.lengths[:, None] + torch.arange(length, device=self.device)
+            return Upcoming(at, is_padded=False, longest=longest)
+        at = self.lengths[:, None] + real.cumsum(1) - 1
+        return Upcoming(at.masked_fill(~real, -1), is_padded=True, longest=longest)
+
+    def append(
+        self, keys: Tensor, values: Tensor, *, pads: Tensor | None = None, upcoming: Upcoming | None = None
+    ) -> tuple[Tensor, Tensor, Slots]:
+        """Write the keys and values of the next tokens, and give what their queries attend to.
+
+        Args:
+            keys: (B, Hkv, L, D), values: (B, Hkv, L, E), in the cache's dtype (under autocast they are cast to it).
+                Gradients do not pass through a cache; where they would be needed a warning says so.
+            pads: bool (B, L), True = padding, anywhere in a row: padding on the left, chunks of prompts, rows that have
+                ended. It is not written, and as a query it sees nothing.
+            upcoming: what `upcoming` returned for these tokens, in place of ``pads``.
+
+        Returns:
+            keys (B, Hkv, K, D) and values (B, Hkv, K, E), and the mask of L queries and K slots. K is ``size``; at the
+            first append of a static or growing cache L; and where a rolling one gets more tokens than fit beside its
+            window, the slots and the new tokens.
+
+        Raises:
+            TypeError, ValueError: other shapes, dtypes or devices, or more tokens than fit.
+        """
+        check_appended(keys, values, self._keys, self._values)
+        length = keys.shape[2]
+        coming = self.upcoming(length, pads) if upcoming is None else upcoming
+        if coming.positions.shape[1] != length:
+            raise ValueError(f"upcoming is of {coming.positions.shape[1]} tokens, and there are keys of {length}")
+        self._make_room(coming.longest)
+        keys, values = (self._cleaned(tensor, coming) for tensor in (keys, values))
+        is_first, self._is_fresh = self._is_fresh, False
+        total = self.lengths + ((coming.positions >= 0).sum(1) if coming.is_padded else length)
+        if self.window is not None and length > self.size - self.window + 1:
+            found = self._beside(keys, values, coming, total, is_first)
+            self._write(keys, values, coming, total)
+        else:
+            self._write(keys, values, coming, total)
+            found = self._slots(coming, total, length if is_first and self.window is None else self.size)
+        self.longest = coming.longest
+        self.lengths.copy_(total)
+        return found
+
+    def _slots(self, coming: Upcoming, total: Tensor, stop: int) -> tuple[Tensor, Tensor, Slots]:
+        """The first ``stop`` slots."""
+        ring = None if self.window is None else self.size
+        slots = Slots(everything, coming.positions, total, None, ring, self.window)
+        return self._keys[:, :, :stop], self._values[:, :, :stop], slots
+
+    def _beside(
+        self, keys: Tensor, values: Tensor, coming: Upcoming, total: Tensor, is_first: bool
+    ) -> tuple[Tensor, Tensor, Slots]:
+        """The ring as it is, and the new tokens beside it: early ones need keys that late ones overwrite."""
+        at = coming.positions
+        if not is_first:
+            at = torch.cat([self._positions(), at], 1)
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        return keys, values, Slots(everything, coming.positions, total, at, None, self.window)
+
+    def _positions(self) -> Tensor:
+        """The position in each slot: (1 or B, size); negative, or beyond the row, where there is none."""
+        slots = torch.arange(self.size, device=self.device)[None]
+        last = self.lengths[:, None] - 1
+        return slots if self.window is None else last - (last + self.size - slots) % self.size
+
+    def _write(self, keys: Tensor, values: Tensor, coming: Upcoming, total: Tensor) -> None:
+        at = coming.positions
+        slots = at if self.window is None else at % self.size
+        if coming.is_padded or (self.window is not None and at.shape[1] > self.size):
+            kept = at >= 0 if self.window is None else (at >= 0) & (at >= total[:, None] - self.size)
+            slots = torch.where(kept, slots, self.size)
+        self._keys[self._rows, :, slots] = keys.transpose(1, 2)
+        self._values[self._rows, :, slots] = values.transpose(1, 2)
+
+    def _cleaned(self, tensor: Tensor, coming: Upcoming) -> Tensor:
+        tensor = tensor.detach().to(self.dtype)
+        return torch.where(coming.positions[:, None, :, None] >= 0, tensor, 0) if coming.is_padded else tensor
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def crop(self, length: int | Tensor) -> None:
+        """Take tokens back, from the end, so that no row has more than ``length``: drafts that were not accepted.
+
+        Args:
+            length: an int for all rows, or integers (B,). Integers on a device are not read: that they take back no more than
+                size - window tokens of a rolling cache is up to you.
+
+        Raises:
+            TypeError, ValueError: not a length; or a rolling cache that has overwritten keys which would be seen again.
+        """
+        most = length_table("length", length) if isinstance(length, Tensor) else count("length", length)
+        least = most if isinstance(most, int) else int(most.min()) if readable(most) else self.longest
+        if self.window is not None and self.longest > self.size and self.longest - least > self.size - self.window:
+            raise ValueError(
+                f"a rolling cache can take back size - window = {self.size - self.window} tokens; "
+                f"length={brief(length)} of rows of {self.longest} takes back {self.longest - least}"
+            )
+        kept = torch.minimum(self.lengths, torch.as_tensor(most, device=self.device))
+        if isinstance(most, int) and self.window is None:
+            for stored in (self._keys, self._values):
+                stored[:, :, most : self.longest].zero_()
+        else:
+            gone = (self._positions() >= kept[:, None])[:, None, :, None]
+            for stored in (self.keys, self.values):
+                stored.masked_fill_(gone, 0)
+        self.lengths.copy_(kept)
+        self.longest = min(self.longest, most) if isinstance(most, int) else self.longest
+
+    @torch.no_grad()
+    def reorder(self, rows: Tensor) -> None:
+        """Give each row the contents of another, as beam search does: row i becomes ``rows[i]``.
+
+        Args:
+            rows: integers (B,), the row that each is taken from; one may be taken several times.
+
+        Raises:
+            TypeError, ValueError: not integers, or not (B,); numbers of rows that there are not (on the CPU only).
+        """
+        taken = length_table("rows", rows).long()
+        if len(taken) != self.batch or (readable(taken) and int(taken.max()) >= self.batch):
+            raise ValueError(f"rows are {self.batch} numbers of rows, 0 to {self.batch - 1}; got {brief(rows)}")
+        taken = taken.to(self.device)
+        for stored in (self._keys, self._values, self.lengths):
+            stored.copy_(stored[taken])
+
+    @torch.no_grad()
+    def reset(self, lengths: Tensor | Sequence[int] | None = None) -> None:
+        """Empty the cache, for other rows. Its memory stays, and so do the slots that it has grown.
+
+        Args:
+            lengths: as for the class, of the next first `append`.
+        """
+        for stored in (self._keys, self._values, self.lengths):
+            stored.zero_()
+        self._expect(lengths)
+
+    def __repr__(self) -> str:
+        """Sizes and form."""
+        (batch, heads, _, d_head), device = self._keys.shape, self.device
+        form = f", window={self.window}" if self.window else ", grow=True" if self._bucket else ""
+        return f"KVCache({batch}, {heads}, {self.size}, {d_head}{form}, dtype={self.dtype}, device='{device}')"
+
+    # -- the host's part -------------------------------------------------------------------------------------------
+
+    def _expect(self, lengths: Tensor | Sequence[int] | None) -> None:
+        """An empty cache, whose first append has so many real tokens in each row."""
+        self._is_fresh, self.longest = True, 0
+        self._prompt = None if lengths is None else Prompt.of(lengths, self.batch, self.device)
+
+    def _make_room(self, longest: int) -> None:
+        if self.window is not None or longest <= self.size:
+            return
+        if self._bucket is None:
+            raise ValueError(
+                f"the cache has {self.size} slots in each row, and rows may come to {longest} tokens; make it larger, or with "
+                "grow=True or a window. (Tokens are counted on the host: of lengths and pads on a device, all)"
+            )
+        size = -(-longest // self._bucket) * self._bucket
+        self._keys, self._values = (self._grown(stored, size) for stored in (self._keys, self._values))
+        self.size = size
+
+    @counting_writes
+    def _grown(self, stored: Tensor, size: int) -> Tensor:
+        batch, heads, _, width = stored.shape
+        grown = stored.new_zeros(batch, heads, size + 1, width)
+        grown[:, :, : self.size] = stored[:, :, : self.size]
+        return grown

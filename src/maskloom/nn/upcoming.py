@@ -1,0 +1,95 @@
+"""The next tokens of a cache: which of them are real, and where they go."""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import flags, length_table, readable
+from maskloom.core.torch_state import autocast_to
+
+
+class Upcoming(NamedTuple):
+    """Where the next tokens go, known before their keys are.
+
+    Attributes:
+        positions: int64 (B, L), the position of each token in its row, -1 for padding.
+        is_padded: whether any may be padding.
+        longest: the longest row that there can be after them, as far as the host knows.
+    """
+
+    positions: Tensor
+    is_padded: bool
+    longest: int
+
+
+class Prompt(NamedTuple):
+    """The real tokens of each row among the first ones, padded on the right.
+
+    Attributes:
+        lengths: integers (B,), on the cache's device.
+        longest: the largest of them, where the host knows it.
+    """
+
+    lengths: Tensor
+    longest: int | None
+
+    @classmethod
+    def of(cls, lengths: Tensor | Sequence[int], batch: int, device: torch.device) -> "Prompt":
+        """From what a user gave, which may be written to later."""
+        table = length_table("lengths", lengths)
+        if len(table) != batch:
+            raise ValueError(f"lengths has one for each of {batch} batch rows; got {len(table)}")
+        return cls(table.to(device, copy=True), int(table.max()) if readable(table) else None)
+
+
+def real_tokens(
+    prompt: Prompt | None, pads: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> tuple[Tensor | None, int]:
+    """Which of the next tokens (B, L) are real, None for all; and how many at most in one row, as the host knows it."""
+    length = shape[1]
+    if pads is not None:
+        if prompt is not None:
+            raise ValueError("the cache was made with the lengths of its first tokens: give pads or lengths, not both")
+        real = ~_checked_pads(pads, shape)
+        return real.to(device), int(real.sum(1).max()) if readable(real) else length
+    if prompt is None:
+        return None, length
+    if prompt.longest is not None and prompt.longest > length:
+        raise ValueError(
+            f"lengths go up to {prompt.longest}, and the first append has {length} tokens; "
+            "a prompt in chunks is given pads with each, and no lengths"
+        )
+    real = torch.arange(length, device=device) < prompt.lengths[:, None]
+    return real, length if prompt.longest is None else prompt.longest
+
+
+def _checked_pads(pads: Tensor, shape: tuple[int, int]) -> Tensor:
+    table = flags("pads", pads, true_means="padding")
+    if tuple(table.shape) != shape:
+        raise ValueError(f"pads has shape (B, L) = {shape} here, True = padding; got {tuple(table.shape)}")
+    return table
+
+
+def check_appended(keys: Tensor, values: Tensor, stored_keys: Tensor, stored_values: Tensor) -> None:
+    """Raise a TypeError or ValueError if new keys and values do not fit those of a cache; warn of lost gradients."""
+    for name, tensor, stored in (("keys", keys, stored_keys), ("values", values, stored_values)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a tensor (B, Hkv, L, D); got {type(tensor).__name__}")
+        batch, heads, _, width = stored.shape
+        if tensor.ndim != 4 or tensor.shape[:2] != (batch, heads) or tensor.shape[3] != width or not tensor.shape[2]:
+            raise ValueError(f"{name} of this cache are ({batch}, {heads}, L, {width}); got {tuple(tensor.shape)}")
+        if tensor.device != stored.device:
+            raise ValueError(f"the cache is on {stored.device} and {name} on {tensor.device}; make it with device=")
+        if tensor.dtype != stored.dtype and autocast_to(stored.device) is None:
+            raise ValueError(f"the cache is {stored.dtype} and {name} {tensor.dtype}; make it with dtype=")
+    if keys.shape[2] != values.shape[2]:
+        raise ValueError(f"keys and values are of as many tokens; got {keys.shape[2]} and {values.shape[2]}")
+    if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad) and not torch.compiler.is_compiling():
+        warnings.warn(
+            "a KVCache is for inference: no gradient passes through the keys and values in it; use torch.no_grad()",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,367 @@
+"""KVCache: attention to it is attention to all tokens at once, for every form, padding and division into steps."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+import maskloom as loom
+from maskloom.nn.slots import placed_score
+
+B, H, HKV, D, E, T = 3, 4, 2, 5, 7, 17
+LENS = [11, 17, 4]
+
+
+def sample(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+Q, K, V = sample(B, H, T, D), sample(B, HKV, T, D, seed=1), sample(B, HKV, T, E, seed=2)
+
+
+def made(size=T, **options):
+    return loom.nn.KVCache(B, HKV, size, D, d_value=E, dtype=torch.float64, **options)
+
+
+FORMS = {
+    "static": {},
+    "growing": {"size": 3, "grow": True},
+    "rolling": {"size": 4, "window": 4},
+    "rolling, with room": {"size": 7, "window": 4},
+    "rolling, one key": {"size": 1, "window": 1},
+}
+
+
+def whole_of(form, user=loom.causal):
+    """Attention to all tokens at once, written out, under the window of this form."""
+    window = FORMS[form].get("window")
+    mask = user if window is None else user & loom.window(back=window - 1)
+    return loom.reference(Q, K, V, mask)[0]
+
+
+def steps_of(*counts):
+    starts = [sum(counts[:place]) for place in range(len(counts))]
+    return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+DIVISIONS = {
+    "one by one": [1] * T,
+    "prompt, then one by one": [9] + [1] * 8,
+    "chunks": [5, 1, 4, 2, 1, 4],
+    "at once": [T],
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_each_step_is_rows_of_the_whole(form, division):
+    cache, expected = made(**FORMS[form]), whole_of(form)
+    for now in steps_of(*DIVISIONS[division]):
+        keys, values, mask = cache.append(K[:, :, now], V[:, :, now])
+        out = loom.attend(Q[:, :, now], keys, values, loom.causal & mask)
+        torch.testing.assert_close(out, expected[:, :, now])
+    assert cache.lengths.tolist() == [T] * B
+    assert cache.longest == T
+
+
+def padded(pads):
+    """The tokens of each row at the places that ``pads`` leaves free, NaN at the others: queries, keys, values."""
+    found = []
+    for tensor in (Q, K, V):
+        rows = tensor.new_full((*tensor.shape[:2], pads.shape[1], tensor.shape[3]), float("nan"))
+        for b in range(B):
+            rows[b, :, ~pads[b]] = tensor[b, :, : int((~pads[b]).sum())]
+        found.append(rows)
+    return found
+
+
+def pads_of(side, width=T + 2):
+    pads = loom.batches.pads_from_lengths(torch.tensor(LENS), width)
+    if side == "left":
+        return pads.flip(1)
+    if side == "anywhere":
+        return torch.stack([row[torch.randperm(width, generator=torch.Generator().manual_seed(3))] for row in pads])
+    return pads
+
+
+@pytest.mark.parametrize("counts", [[T + 2], [3, 7, 1, 8], [1] * (T + 2)], ids=str)
+@pytest.mark.parametrize("side", ["left", "right", "anywhere"])
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_is_nowhere(form, side, counts):
+    """NaN in padding too: each row is as it is alone, in any division, and its padding sees nothing."""
+    pads = pads_of(side)
+    q, k, v = padded(pads)
+    cache, expected = made(**FORMS[form]), whole_of(form)
+    outs = []
+    for now in steps_of(*counts):
+        keys, values, mask = cache.append(k[:, :, now], v[:, :, now], pads=pads[:, now])
+        clean = q[:, :, now].masked_fill(pads[:, None, now, None], 0.0)
+        outs.append(loom.attend(clean, keys, values, loom.causal & mask))
+    out = torch.cat(outs, 2)
+    for b, length in enumerate(LENS):
+        torch.testing.assert_close(out[b, :, ~pads[b]], expected[b, :, :length])
+        assert not out[b, :, pads[b]].any()
+    assert cache.lengths.tolist() == LENS
+    assert cache.keys.isfinite().all() and cache.values.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lengths_are_those_of_a_prompt(form):
+    prompts, width = [7, 9, 2], 11
+    cache, expected = made(**FORMS[form], lengths=prompts), whole_of(form)
+    q, k, v = (tensor[:, :, :width].clone() for tensor in (Q, K, V))
+    for b, length in enumerate(prompts):
+        k[b, :, length:], v[b, :, length:] = float("nan"), float("inf")
+    keys, values, mask = cache.append(k, v)
+    out = loom.attend(q, keys, values, loom.causal & mask)
+    for b, length in enumerate(prompts):
+        torch.testing.assert_close(out[b, :, :length], expected[b, :, :length])
+        assert not out[b, :, length:].any()
+    for step in range(4):
+        at = cache.lengths.clone()
+        assert at.tolist() == [length + step for length in prompts]
+        now = [tensor[torch.arange(B), :, at][:, :, None] for tensor in (Q, K, V)]
+        keys, values, mask = cache.append(*now[1:])
+        out = loom.attend(now[0], keys, values, loom.causal & mask)
+        torch.testing.assert_close(out[:, :, 0], expected[torch.arange(B), :, at])
+    assert cache.longest == 13
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.integers(1, 5), st.integers(0, 4), st.randoms())
+def test_any_window_division_and_padding(counts, window, room, random):
+    width = sum(counts)
+    pads = torch.tensor([[random.random() < 0.3 for _ in range(width)] for _ in range(B)])
+    q, k, v = (sample(B, heads, width, size, seed=9) for heads, size in ((H, D), (HKV, D), (HKV, E)))
+    cache = made(window + room, window=window)
+    table = loom.causal.dense(width, width) & ~pads[:, None, None] & ~pads[:, None, :, None]
+    rank = (~pads).cumsum(1)
+    table &= (rank[:, None, :, None] - rank[:, None, None, :]) < window
+    expected = loom.reference(q, k, v, table)[0]
+    for now in steps_of(*counts):
+        keys, values, mask = cache.append(k[:, :, now], v[:, :, now], pads=pads[:, now])
+        out = loom.attend(q[:, :, now], keys, values, loom.causal & mask)
+        torch.testing.assert_close(out, expected[:, :, now])
+
+
+MASKS = {
+    "window": loom.window(back=3),
+    "sinks": (loom.window(back=2) | loom.sinks(2)) & loom.causal,
+    "not": ~loom.window(back=1) & loom.causal | loom.masks.chunked(4) & loom.causal,
+    "padding": loom.causal & loom.padding(torch.rand(B, T, generator=torch.Generator().manual_seed(4)) < 0.3),
+    "documents": loom.documents(torch.arange(T) // 5) & loom.causal,
+    "prefix": loom.causal | loom.prefix(torch.tensor([3, 0, 5])),
+    "per head": loom.masks.per_head([loom.causal, loom.window(back=2), loom.causal, loom.window(back=0)]),
+    "function": loom.as_mask(lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (kv_idx % 3 != h % 2)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("form", ["static", "growing", "rolling, with room"])
+def test_other_masks_speak_of_true_positions(form, name):
+    """Tables of positions too, which are shorter than the slots."""
+    cache, user = made(**FORMS[form] | ({"size": T + 6} if form == "static" else {})), MASKS[name] & loom.causal
+    expected = whole_of(form, user)
+    for now in steps_of(5, 1, 1, 6, 4):
+        keys, values, mask = cache.append(K[:, :, now], V[:, :, now])
+        out = loom.attend(Q[:, :, now], keys, values, user & mask)
+        torch.testing.assert_close(out, expected[:, :, now])
+        blocks = loom.block_mask(mask & user, now.stop - now.start, keys.shape[2], batch=B, heads=H, block_size=4)
+        torch.testing.assert_close(loom.attend(Q[:, :, now], keys, values, blocks), out)
+
+
+@pytest.mark.parametrize("form", ["static", "rolling, with room"])
+def test_a_score_mod_speaks_of_true_positions(form):
+    cache, alibi = made(**FORMS[form]), loom.scores.alibi(H)
+    window = loom.window(back=FORMS[form].get("window", T) - 1)
+    expected, _ = loom.reference(Q, K, V, window & loom.causal, score_mod=alibi)
+    for now in steps_of(5, 1, 2, 9):
+        keys, values, mask = cache.append(K[:, :, now], V[:, :, now])
+        out = loom.attend(Q[:, :, now], keys, values, loom.causal & mask, score_mod=placed_score(alibi, mask))
+        torch.testing.assert_close(out, expected[:, :, now])
+
+
+@pytest.mark.parametrize("by", ["int", "rows"])
+@pytest.mark.parametrize("form", ["static", "growing", "rolling, with room"])
+def test_tokens_taken_back_leave_no_trace(form, by):
+    """Drafts with NaN in them, of which some rows accept more than others."""
+    cache, expected = made(**FORMS[form]), whole_of(form)
+    cache.append(K[:, :, :9], V[:, :, :9])
+    draft = K[:, :, 9:12].clone(), V[:, :, 9:12].clone()
+    draft[0][:, :, 2:], draft[1][:, :, 2:] = float("nan"), float("nan")
+    cache.append(*draft)
+    accepted = [10, 10, 10] if by == "int" else [11, 9, 10]
+    cache.crop(10 if by == "int" else torch.tensor(accepted))
+    assert cache.lengths.tolist() == accepted
+    for _ in range(3):
+        at = cache.lengths.clone()
+        q, k, v = (tensor[torch.arange(B), :, at][:, :, None] for tensor in (Q, K, V))
+        keys, values, mask = cache.append(k, v)
+        out = loom.attend(q, keys, values, loom.causal & mask)
+        torch.testing.assert_close(out[:, :, 0], expected[torch.arange(B), :, at])
+
+
+def test_cropped_slots_are_zeros():
+    cache = made()
+    cache.append(K, V)
+    cache.crop(5)
+    assert not cache.keys[:, :, 5:].any() and not cache.values[:, :, 5:].any()
+    assert torch.equal(cache.keys[:, :, :5], K[:, :, :5])
+    cache.crop(torch.tensor([2, 7, 0]))
+    assert cache.lengths.tolist() == [2, 5, 0]
+    assert [int(row.any(-1).sum()) for row in cache.keys[:, 0]] == [2, 5, 0]
+
+
+@pytest.mark.parametrize("form", ["static", "rolling"])
+def test_reordered_rows_are_those_of_their_beams(form):
+    rows = torch.tensor([2, 0, 0])
+    cache, expected = made(**FORMS[form], lengths=[5, 7, 3]), whole_of(form)
+    cache.append(K[:, :, :7], V[:, :, :7])
+    cache.reorder(rows)
+    assert cache.lengths.tolist() == [3, 5, 5]
+    at = cache.lengths.clone()
+    q, k, v = (tensor[rows, :, at][:, :, None] for tensor in (Q, K, V))
+    keys, values, mask = cache.append(k, v)
+    torch.testing.assert_close(loom.attend(q, keys, values, loom.causal & mask)[:, :, 0], expected[rows, :, at])
+
+
+def test_reset_is_a_new_cache():
+    cache = made()
+    cache.append(K * float("nan"), V)
+    cache.reset(lengths=[5, 2, 3])
+    assert not cache.keys.any() and not cache.values.any()
+    cache.append(K[:, :, :5], V[:, :, :5])
+    assert cache.lengths.tolist() == [5, 2, 3]
+    assert cache.longest == 5
+    twin = copy.deepcopy(cache)
+    twin.append(K[:, :, :1], V[:, :, :1])
+    assert cache.lengths.tolist() == [5, 2, 3] != twin.lengths.tolist()
+
+
+def test_writes_into_what_was_given_are_not_seen():
+    lens, k = torch.tensor([5, 2, 3]), K[:, :, :5].clone()
+    cache = made(lengths=lens)
+    lens.fill_(1)
+    cache.append(k, V[:, :, :5])
+    k.fill_(float("nan"))
+    assert cache.lengths.tolist() == [5, 2, 3]
+    assert cache.keys.isfinite().all()
+
+
+def test_the_mask_of_a_step_stays_as_it_was():
+    cache = made()
+    *_, first = cache.append(K[:, :, :5], V[:, :, :5])
+    before = (loom.causal & first).dense(5, T, batch=B)
+    cache.append(K[:, :, 5:7], V[:, :, 5:7])
+    assert torch.equal((loom.causal & first).dense(5, T, batch=B), before)
+
+
+def test_gradients_stop_and_it_says_so():
+    k = K[:, :, :5].clone().requires_grad_()
+    with pytest.warns(UserWarning, match="a KVCache is for inference: no gradient passes"):
+        keys, *_ = made().append(k, V[:, :, :5])
+    assert not keys.requires_grad
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made().append(k, V[:, :, :5])
+
+
+def test_in_inference_mode_and_out_of_it():
+    with torch.inference_mode():
+        cache = made(size=5, grow=True)
+        cache.append(K[:, :, :7], V[:, :, :7])
+    cache.append(K[:, :, 7:9], V[:, :, 7:9])
+    with torch.inference_mode():
+        keys, values, mask = cache.append(K[:, :, 9:], V[:, :, 9:])
+        torch.testing.assert_close(
+            loom.attend(Q[:, :, 9:], keys, values, loom.causal & mask), whole_of("static")[:, :, 9:]
+        )
+
+
+def test_autocast_casts_to_the_cache():
+    cache = loom.nn.KVCache(B, HKV, T, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        keys, values, mask = cache.append(K[..., :5].bfloat16(), V[..., :5].bfloat16())
+        assert keys.dtype == torch.float32
+        assert loom.attend(Q.bfloat16(), keys, values, loom.causal & mask).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("form", ["static", "rolling, with room"])
+def test_one_graph_for_all_steps(form):
+    def step(cache, q, k, v):
+        keys, values, mask = cache.append(k, v)
+        return loom.attend(q, keys, values, loom.causal & mask)
+
+    cache, expected, counter = made(**FORMS[form]), whole_of(form), CompileCounter()
+    step(cache, Q[:, :, :3], K[:, :, :3], V[:, :, :3])
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for at in range(3, T):
+        now = slice(at, at + 1)
+        out = compiled(cache, Q[:, :, now], K[:, :, now], V[:, :, now])
+        torch.testing.assert_close(out, expected[:, :, now])
+    assert counter.frame_count <= 2  # torch makes a number dynamic at its second value
+
+
+def test_it_prints_its_sizes():
+    assert repr(made()) == "KVCache(3, 2, 17, 5, dtype=torch.float64, device='cpu')"
+    assert repr(made(window=4)) == "KVCache(3, 2, 17, 5, window=4, dtype=torch.float64, device='cpu')"
+    assert "grow=True" in repr(made(grow=True))
+
+
+def appended(cache, k=None, v=None, **options):
+    return cache.append(K[:, :, :5] if k is None else k, V[:, :, :5] if v is None else v, **options)
+
+
+def rolled():
+    cache = made(7, window=4)
+    cache.append(K, V)
+    return cache
+
+
+NO_PADS = torch.zeros(B, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: loom.nn.KVCache(0, HKV, T, D), ValueError, "batch is a number of batch rows, at least 1; got 0"),
+        (lambda: loom.nn.KVCache(B, HKV, 2.0, D), TypeError, "size is a number of slots, an int; got float: 2.0"),
+        (lambda: made(3, window=4), ValueError, "window is 4 keys, of as many slots at least; got size=3"),
+        (lambda: made(4, window=4, grow=True), ValueError, "a cache that grows keeps all keys"),
+        (lambda: made(lengths=[5, 2]), ValueError, "lengths has one for each of 3 batch rows; got 2"),
+        (lambda: made(lengths=[5, 2, -1]), ValueError, "lengths are numbers of positions, at least 0; got -1"),
+        (lambda: appended(made(), K[0]), ValueError, r"keys of this cache are \(3, 2, L, 5\); got \(2, 17, 5\)"),
+        (lambda: appended(made(), v=K[:, :, :5]), ValueError, r"values of this cache are \(3, 2, L, 7\); got \(3, 2, 5, 5\)"),
+        (lambda: appended(made(), v=V), ValueError, "keys and values are of as many tokens; got 5 and 17"),
+        (lambda: appended(made(), K[:, :, :0], V[:, :, :0]), ValueError, r"got \(3, 2, 0, 5\)"),
+        (lambda: appended(made(), K[:, :, :5].float()), ValueError, "the cache is torch.float64 and keys torch.float32"),
+        (lambda: appended(made(), "k"), TypeError, "keys is a tensor .* got str"),
+        (lambda: appended(made(4)), ValueError, "the cache has 4 slots in each row, and rows may come to 5 tokens"),
+        (lambda: appended(made(lengths=[9, 1, 1])), ValueError, "lengths go up to 9, and the first append has 5 tokens"),
+        (lambda: appended(made(lengths=[5, 1, 1]), pads=NO_PADS), ValueError, "give pads or lengths, not both"),
+        (lambda: appended(made(), pads=NO_PADS.long()), TypeError, "pads is a bool tensor, True = padding; got torch.int64"),
+        (lambda: appended(made(), pads=NO_PADS[:, :4]), ValueError, r"pads has shape \(B, L\) = \(3, 5\) .* got \(3, 4\)"),
+        (lambda: appended(made(), upcoming=made().upcoming(4)), ValueError, "upcoming is of 4 tokens, and there are keys of 5"),
+        (lambda: made().crop(-1), ValueError, "length is a number of positions, at least 0; got -1"),
+        (lambda: rolled().crop(13), ValueError, r"take back size - window = 3 tokens; length=13 of rows of 17 takes back 4"),
+        (lambda: made().reorder(torch.tensor([0, 3, 1])), ValueError, r"rows are 3 numbers of rows, 0 to 2; got int64\[3\]"),
+        (lambda: made().reorder(torch.tensor([0])), ValueError, "rows are 3 numbers of rows"),
+    ],
+)  # fmt: skip
+def test_words(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_what_does_not_fit_changes_nothing():
+    cache = made(4)
+    with pytest.raises(ValueError, match="4 slots"):
+        appended(cache)
+    assert not cache.keys.any()
+    assert cache.longest == 0
+    cache.append(K[:, :, :4], V[:, :, :4])
+    assert cache.lengths.tolist() == [4] * B
