@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.backends import compiled, flash
+from maskloom.attention.backends import compiled, flash, table_reads
 from maskloom.attention.request import Request
 from maskloom.core import captures
 from tests.attention.test_attend import inputs
@@ -112,6 +112,18 @@ def test_the_kernel_gets_the_same_blocks_until_a_tensor_is_written_to(launches):
     lens[0] = 2
     call()
     assert launches[-1][4] is not first
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+def test_a_change_of_a_mask_s_values_records_no_program(launches, monkeypatch, backend):
+    """Which reads a kernel must be spared follows from the mask's program, which is that of every mask of its kind."""
+    pads = torch.arange(L) >= LENS[:, None]
+    call = attention(mask=loom.causal & loom.padding(pads), backend=backend)
+    monkeypatch.setattr(table_reads, "record", lambda *_, **__: pytest.fail("a program was recorded again"))
+    pads[0, 2] = True
+    call()
+    attention(mask=loom.causal & loom.padding(~pads), backend=backend)
+    assert len(launches) == 3
 
 
 def test_what_a_kernel_gets_for_a_mask_equals_it_and_does_not_hold_it(launches):

@@ -1,8 +1,8 @@
 """The entry point: run a mask once on scalars; everything else uses its recorded program."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from maskloom.program.getitem import IndexByTensors
 from maskloom.program.program import INDICES, MaskMod, Program
 from maskloom.program.record import record
 from maskloom.program.under_compile import sizes_read
+
+
+R = TypeVar("R")
 
 
 class _Run(NamedTuple):
@@ -96,6 +99,25 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
     else:
         cached = cached_with(mask, ("program", *world), lambda: _run(mask, device, held))
     return MaskProgram(mask, held, *cached, device, None)
+
+
+_answers: LRU[Hashable, Any] = LRU(1024)
+
+
+def known_of(mask: MaskMod, device: torch.device | str, question: Hashable, compute: Callable[[], R]) -> R:
+    """``compute()``, what follows from a mask's program; kept for all masks that have the same.
+
+    Args:
+        question: names what is computed. The result holds no tensor of the mask, and does not depend on their values.
+    """
+    key = None if is_tracing() else program_of(mask, device).key
+    if key is None:
+        return compute()
+    found = _answers.get((question, key))
+    if found is None:
+        found = (compute(),)
+        _answers.put((question, key), found)
+    return cast(R, found[0])
 
 
 def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:

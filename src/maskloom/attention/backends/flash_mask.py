@@ -21,7 +21,7 @@ from maskloom.core import captures
 from maskloom.core.cache import cached_with
 from maskloom.masks.algebra import And, Mask, as_mask, mask_dataclass
 from maskloom.masks.patterns.shift import Shifted
-from maskloom.program.mask_program import program_of
+from maskloom.program.mask_program import known_of, program_of
 from maskloom.program.ops import Fact, names_of
 from maskloom.program.program import MaskMod, Op
 
@@ -31,12 +31,16 @@ def refused(mask: BlockMask | MaskMod | None, device: torch.device) -> str | Non
     if mask is None:
         return None
     mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    others = cached_with(mask, ("for flash",), lambda: _others(mask_mod, device))
+    others = cached_with(mask, ("for flash",), lambda: _others_of_kind(mask_mod, device))
     if not others:
         return None
     return (
         f"its masks are comparisons, logic, + - * and choices of tables read at indices; this has {', '.join(others)}"
     )
+
+
+def _others_of_kind(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:
+    return known_of(mask_mod, device, "for flash", lambda: _others(mask_mod, device))
 
 
 def _others(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:

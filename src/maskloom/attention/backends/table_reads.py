@@ -7,7 +7,7 @@ kernel as its recorded program, in which each read is mended.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from maskloom.core import captures
 from maskloom.core.cache import cached_with
 from maskloom.core.vmapped import one_example
 from maskloom.masks.algebra import Mask, as_mask, mask_dataclass
+from maskloom.program.mask_program import known_of
 from maskloom.program.ops import Fact, names_of
 from maskloom.program.program import INDICES, CaptureSlot, MaskMod, Op, Program, Value, mapped
 from maskloom.program.record import record
@@ -35,15 +36,29 @@ def with_mended_reads(mask_mod: MaskMod, device: torch.device, *, narrow: bool =
     if torch.compiler.is_dynamo_compiling():  # nothing can be recorded then
         return mask_mod
     key = "reads", narrow, device
+
     if not cached_with(mask_mod, key, lambda: _needs_mending(mask_mod, device, narrow), functions_too=True):
         return mask_mod
     return cached_with(mask_mod, ("mended", *key), lambda: _mended(mask_mod, device, narrow))
 
 
 def _needs_mending(mask_mod: MaskMod, device: torch.device, narrow: bool) -> bool:
+    verdict = known_of(mask_mod, device, ("reads", narrow), lambda: _verdict(mask_mod, device, narrow))
+    return (_verdict(mask_mod, device, narrow) if verdict.by_values else verdict).mends
+
+
+class _Verdict(NamedTuple):
+    """Whether reads of a mask are to be mended, and whether that follows from the values of its tables."""
+
+    mends: bool
+    by_values: bool
+
+
+def _verdict(mask_mod: MaskMod, device: torch.device, narrow: bool) -> _Verdict:
     program = _program_of(mask_mod, device)
     reads = _LeastValues(program, mask_mod)
-    return program.unsupported_reason is None and any(reads.to_mend(step, narrow) for step in program.steps)
+    mends = program.unsupported_reason is None and any(reads.to_mend(step, narrow) for step in program.steps)
+    return _Verdict(mends, reads.by_values)
 
 
 def _program_of(mask_mod: MaskMod, device: torch.device) -> Program:
@@ -70,6 +85,7 @@ class _LeastValues:
         self.may_change = captures.may_change(mask_mod)  # else what is found out is forgotten at a write to its tensors
         self._steps = {result.slot: step for step in program.steps for result in step.results}
         self._least: dict[int, float | None] = dict.fromkeys(range(len(INDICES)), 0)
+        self.by_values = False  # whether a table of the mask was looked into
 
     def to_mend(self, step: Op, narrow: bool) -> tuple[int, ...]:
         """Which indices of a table read must be mended, by their dimension."""
@@ -100,6 +116,8 @@ class _LeastValues:
         if table.dtype in _NEVER_NEGATIVE or not table.numel():
             return 0
         made = not table.ndim and not self.program.reads_scalar_tensor  # by the mask: it has that value for good
+        if not made:
+            self.by_values = True
         return None if self.may_change and not made else float(table.min())
 
     def _of_result(self, step: Op, result: Value) -> float | None:
