@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from maskloom.core.forks import loading
 
 if TYPE_CHECKING:
+    from maskloom.batches.bins import fill, pack_lengths, row_slices
     from maskloom.batches.documents import document_ids, positions
     from maskloom.batches.forms import (
         lengths_from_offsets,
@@ -29,9 +30,13 @@ __all__ = [
     "Packed",
     "pack",
     "unpack",
+    "pack_lengths",
+    "row_slices",
+    "fill",
 ]
 
 _ROOMS = {
+    "maskloom.batches.bins": ("pack_lengths", "row_slices", "fill"),
     "maskloom.batches.documents": ("positions", "document_ids"),
     "maskloom.batches.packed": ("Packed", "pack", "unpack"),
 }
