@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from maskloom.attention.attend import attend, explain
 from maskloom.attention.merge import merge
 from maskloom.attention.reference import reference
+from maskloom.attention.weights import attention_weights
 from maskloom.blocks.build import block_mask, create_block_mask
 from maskloom.core.forks import loading
 from maskloom.errors import FallbackError, ParseError
@@ -51,6 +52,7 @@ __all__ = [
     "explain",
     "reference",
     "merge",
+    "attention_weights",
     "MultiheadFlexAttention",
     "visualize_attention_scores",
     "FallbackError",
