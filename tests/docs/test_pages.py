@@ -57,8 +57,9 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
     assert "causal & same_speaker(int64[3, 5])" in capsys.readouterr().out
 
 
-def test_the_code_of_backends_runs(capsys):
-    code = code_of("backends.md")
+@pytest.mark.parametrize("page", ["backends.md", "decoding.md"])
+def test_the_code_of_pages_prints_what_they_say(page, capsys):
+    code = code_of(page)
     exec(code, {})
     assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)
 
