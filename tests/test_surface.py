@@ -43,12 +43,18 @@ def modules_of(path: Path, *, at_once: bool = False) -> set[str]:
     """The modules of maskloom that a file imports, anywhere in it, or at once when it is loaded."""
     found = set()
     tree = ast.parse(path.read_text())
+    if path.name == "__init__.py":  # a namespace may show names of higher floors, which it loads at their first use
+        tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and _is_for_types(node))]
     for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "maskloom":
             found |= {inner if is_module(inner := f"{node.module}.{a.name}") else node.module for a in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "maskloom"}
     return found
+
+
+def _is_for_types(node: ast.If) -> bool:
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def imports_of(path: Path) -> set[str]:
@@ -70,6 +76,8 @@ def test_the_arrow_test_sees_a_wrong_arrow(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text("from maskloom.nn.multihead import MultiheadFlexAttention\nimport maskloom.show.plot\n")
     assert imports_of(wrong) == {"nn", "show"}
+    wrong.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import maskloom.show.plot\n")
+    assert imports_of(wrong) == {"show"}  # only a namespace may name for types what stands above it
 
 
 def module_of(path: Path) -> str:

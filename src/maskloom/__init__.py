@@ -11,7 +11,7 @@ from maskloom.attention.merge import merge
 from maskloom.attention.reference import reference
 from maskloom.attention.weights import attention_weights
 from maskloom.blocks.build import block_mask, create_block_mask
-from maskloom.core.forks import loading
+from maskloom.core.forks import loading as _loading
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, nothing, or_masks
 from maskloom.masks.parse import parse
@@ -75,7 +75,7 @@ _NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "show", "testing")
 
 def __getattr__(name: str) -> Any:
     if name in _NAMESPACES or name in _LAZY:
-        with loading:  # a fork waits for it
+        with _loading:  # a fork waits for it
             module = importlib.import_module(_LAZY.get(name, f"maskloom.{name}"))
         return getattr(module, name) if name in _LAZY else module
     raise AttributeError(f"module 'maskloom' has no attribute {name!r}{_moved(name)}")

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from maskloom.core.forks import loading
+from maskloom.core.forks import loading as _loading
 
 if TYPE_CHECKING:
     from maskloom.batches.bins import fill, pack_lengths, row_slices
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         pads_from_zeros,
     )
     from maskloom.batches.packed import Packed, pack, unpack
+    from maskloom.loading.batch import Batch
+    from maskloom.loading.collate import Collator
 
 __all__ = [
     "pads_from_lengths",
@@ -33,12 +35,16 @@ __all__ = [
     "pack_lengths",
     "row_slices",
     "fill",
+    "Collator",
+    "Batch",
 ]
 
 _ROOMS = {
     "maskloom.batches.bins": ("pack_lengths", "row_slices", "fill"),
     "maskloom.batches.documents": ("positions", "document_ids"),
     "maskloom.batches.packed": ("Packed", "pack", "unpack"),
+    "maskloom.loading.batch": ("Batch",),
+    "maskloom.loading.collate": ("Collator",),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -46,7 +52,7 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'maskloom.batches' has no attribute {name!r}")
-    with loading:  # a fork waits for it
+    with _loading:  # a fork waits for it
         return getattr(importlib.import_module(_HOMES.get(name, "maskloom.batches.forms")), name)
 
 

@@ -58,7 +58,7 @@ def pack_lengths(
     """
     lens, capacity = _lengths_of(lengths), positive("capacity", capacity)
     _check_choices(method, open_rows, over)
-    index, sizes = _fitted(lens, capacity, over)
+    index, sizes = fitted(lens, capacity, over)
     if open_rows is None and method == "best_fit":
         rows = _best_fit(sizes, capacity)
     else:
@@ -110,7 +110,7 @@ def _check_choices(method: str, open_rows: object, over: str) -> None:
         raise ValueError(f"next_fit has one open row; got open_rows={brief(open_rows)}")
 
 
-def _fitted(lens: Ints, capacity: int, over: Over) -> tuple[Ints, Ints]:
+def fitted(lens: Ints, capacity: int, over: Over) -> tuple[Ints, Ints]:
     """The pieces to be placed, in order: the index of each one's sequence, and its size."""
     index, is_over = np.arange(len(lens)), lens > capacity
     if not is_over.any():

@@ -1,0 +1,100 @@
+"""What a dataset gives: sequences, and fields beside them, in lists, arrays or tensors."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskloom.core.checks import INTEGERS
+from maskloom.core.words import brief, what_it_is
+
+
+def fields_of(sequences: Sequence[Any], tokens: str) -> dict[str, list[Any]]:
+    """The fields of the sequences by name, each with an entry for every sequence; ``tokens`` is among them."""
+    if len(sequences) == 0:
+        raise ValueError("a batch has at least one sequence; got none")
+    if not isinstance(sequences[0], Mapping):
+        return {tokens: list(sequences)}
+    names = list(sequences[0])
+    for number, one in enumerate(sequences):
+        if not isinstance(one, Mapping) or set(one) != set(names):
+            got = list(one) if isinstance(one, Mapping) else type(one).__name__
+            raise ValueError(f"sequence {number} has the fields {got}, and the first one {names}")
+    if tokens not in names:
+        raise ValueError(f"a sequence has its tokens in {tokens!r}; got {names}. Give tokens=")
+    fields = {name: [one[name] for one in sequences] for name in names}
+    _check_all_real(fields.pop("attention_mask", []))
+    return fields
+
+
+def _check_all_real(attention_masks: list[Any]) -> None:
+    for number, flags in enumerate(attention_masks):
+        if not bool(torch.as_tensor(flags).all()):
+            raise ValueError(f"attention_mask of sequence {number} has a 0: give sequences without padding")
+
+
+def tensors(name: str, values: list[Any]) -> list[Tensor]:
+    """Sequences as tensors (length, ...) of one dtype and one width."""
+    found = [_tensor(f"{name} of sequence {number}", value) for number, value in enumerate(values)]
+    first = next((one for one in found if len(one)), found[0])
+    for number, one in enumerate(found):
+        if len(one) and (one.dtype != first.dtype or one.shape[1:] != first.shape[1:]):
+            raise ValueError(
+                f"{name} of sequence {number} is {what_it_is(one)}, and of an earlier one {what_it_is(first)}"
+            )
+    return [one if len(one) else first[:0] for one in found]  # an empty list has no dtype of its own
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        value = _from_array(name, value)
+    if value.ndim == 0:
+        raise ValueError(f"{name} has shape (length, ...); got one number")
+    return value
+
+
+def _from_array(name: str, value: Any) -> Tensor:
+    """Integers become int64, as torch makes them of lists, and floats in a list the default dtype."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)} ({error})") from None
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)}")
+    if array.dtype.kind in "ui":
+        return torch.from_numpy(array.astype(np.int64))
+    tensor = torch.from_numpy(array.copy())
+    return tensor.to(torch.get_default_dtype()) if array is not value and tensor.is_floating_point() else tensor
+
+
+def labels_of(fields: dict[str, list[Any]], tokens: list[Tensor]) -> list[Tensor] | None:
+    """The label of each token, taken out of the fields; by default token ids are labels. None if there are none."""
+    if "labels" not in fields:
+        return tokens if tokens[0].dtype in INTEGERS and tokens[0].ndim == 1 else None
+    if all(map(is_one_number, fields["labels"])):
+        return None
+    labels = tensors("labels", fields["labels"])
+    if labels[0].is_floating_point():
+        return None
+    del fields["labels"]
+    for number, (own, one) in enumerate(zip(labels, tokens, strict=True)):
+        if own.shape != one.shape[:1] or own.dtype not in INTEGERS:
+            raise ValueError(f"labels of sequence {number} are {len(one)} integers, one a token; got {what_it_is(own)}")
+    return labels
+
+
+def is_by_token(value: Any, length: int) -> bool:
+    """Whether a field has an entry for each of ``length`` tokens."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim > 0 and value.shape[0] == length
+    return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_one_number, value))
+
+
+def is_one_number(value: Any) -> bool:
+    """Whether it is a number, or a tensor or array with nothing but one."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0
+    return isinstance(value, (Number, np.generic)) and not isinstance(value, complex)
