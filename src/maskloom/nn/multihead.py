@@ -1,38 +1,32 @@
-"""Multi-head self-attention under any mask; values in padded positions cannot affect real positions."""
+"""Multi-head attention under any mask; values in padded positions cannot affect real positions."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.attend import attend
-from maskloom.attention.checks import check_mask_fits, row_beyond, told_of
-from maskloom.attention.zeros import zeros_backward, zeros_both_ways
-from maskloom.core.cache import cached_with
-from maskloom.core.checks import as_int, is_number
-from maskloom.core.words import brief
-from maskloom.masks.in_place import Sizes, as_mask_of
-from maskloom.masks.known_padding import known_padding
-from maskloom.masks.patterns.shift import shifted
+from maskloom.attention.weights import attention_weights
+from maskloom.attention.zeros import zeros_backward
+from maskloom.nn.cache import KVCache
+from maskloom.nn.call import AttendOptions, MultiheadOutput, MultiheadOutputWithWeights, check_options
+from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
+from maskloom.nn.inputs import check_need_weights, check_placing, checked_context
+from maskloom.nn.projections import Positions, ProjectedHeads
+from maskloom.nn.rotary import Rotary
+from maskloom.nn.slots import placed_score
+from maskloom.nn.upcoming import Upcoming
 from maskloom.program.program import MaskMod
+from maskloom.scores.compose import compose
+from maskloom.scores.shift import shifted_score
 
 
-class MultiheadOutput(NamedTuple):
-    """The result of `MultiheadFlexAttention`; it unpacks into ``out, queries, keys``.
+class MultiheadFlexAttention(ProjectedHeads):
+    """Multi-head attention: a projection to queries, keys and values, `maskloom.attend`, a projection back.
 
-    Attributes:
-        out: (B, L, d_out).
-        queries, keys: (B, n_heads, L, d_out / n_heads), for `maskloom.visualize_attention_scores`.
-    """
-
-    out: Tensor
-    queries: Tensor
-    keys: Tensor
-
-
-class MultiheadFlexAttention(nn.Module):
-    """Multi-head self-attention: one projection to queries, keys and values, `maskloom.attend`, one projection back.
+    The order: projection, norm of queries and keys, rotary, cache, attention, gate, projection back. Key-value heads
+    are never repeated.
 
     Values in padded positions, even NaN and infinity, change no output and no gradient at real positions: where the
     mask is known to hide a key from every query (a padding mask at the top level of a conjunction), x is set to zero.
@@ -40,15 +34,37 @@ class MultiheadFlexAttention(nn.Module):
     incoming gradient at padded outputs counts like any other, even NaN, unless ``clean_padding=True``. Attention
     returns zero for a fully masked query, so its output is the bias of ``out_proj``.
 
+    Names in ``state_dict``, with H heads and Hkv key-value heads of d_head features: ``in_proj.weight``
+    ((H + 2 Hkv) d_head, d_in), the rows of queries, keys and values; with ``d_context`` ``q_proj.weight``
+    (H d_head, d_in) and ``kv_proj.weight`` (2 Hkv d_head, d_context); ``out_proj.weight`` (d_out, H d_head), and a
+    ``.bias`` of each; ``q_norm.weight``, ``k_norm.weight`` (d_head,); ``sinks`` (H,); ``gate_proj.weight``
+    (H d_head, d_in). `load_state_dict` also takes the names of nn.MultiheadAttention, of transformers' Llama and of
+    Meta's (`maskloom.nn.state_names`), and `state_dict_as` gives the first two.
+
     Args:
         d_in: number of features of x.
-        d_out: number of features of the output, a multiple of ``n_heads``.
-        n_heads: number of heads, each ``d_out / n_heads`` wide.
-        bias: whether ``in_proj`` has a bias; ``out_proj`` always has one.
+        d_out: number of features of the output; without ``d_head`` a multiple of ``n_heads``.
+        n_heads: number of query heads.
+        bias: whether the projections of queries, keys, values and the gate have a bias.
+        n_kv_heads: number of key-value heads, a divisor of ``n_heads``, by default as many: grouped queries (GQA), with
+            1 multi-query attention.
+        d_head: features of a head, by default ``d_out / n_heads``.
+        d_context: features of ``context``, for cross-attention with projections of its own. Without it a context has
+            ``d_in`` features and takes the keys' and values' part of ``in_proj``.
+        out_bias: whether ``out_proj`` has a bias.
+        qk_norm: an RMSNorm over each head's queries and over its keys, before rotary, as in Qwen3 and Gemma 3.
+        rotary: a `Rotary` for heads of this width; layers may share one.
+        sinks: one learned logit for each head that takes part in the softmax and has no value (gpt-oss); 0 at first.
+        softcap: scores become ``softcap * tanh(score / softcap)``, before a score_mod (Gemma 2).
+        gate: the output is ``out_proj(heads * sigmoid(gate_proj(x)))``, where ``heads`` is the attention of all heads
+            side by side, (B, L, H d_head): a factor for each feature of each head.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: sizes below 1, or d_out that n_heads does not divide.
+        TypeError, ValueError: sizes below 1, d_out that n_heads does not divide, heads that n_kv_heads does not divide,
+            a rotary of another width.
+
+    Source: Ainslie et al. 2023 (GQA, arXiv 2305.13245); Qiu et al. 2025 (gated attention, arXiv 2505.06708).
     """
 
     def __init__(
@@ -58,92 +74,121 @@ class MultiheadFlexAttention(nn.Module):
         n_heads: int,
         bias: bool = False,
         *,
+        n_kv_heads: int | None = None,
+        d_head: int | None = None,
+        d_context: int | None = None,
+        out_bias: bool = True,
+        qk_norm: bool = False,
+        rotary: Rotary | None = None,
+        sinks: bool = False,
+        softcap: float | None = None,
+        gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("d_in", d_in), ("d_out", d_out), ("n_heads", n_heads)):
-            if not is_number(size) or size < 1:
-                raise ValueError(f"{name} is an int, at least 1; got {brief(size)}")
-        d_in, d_out, n_heads = map(as_int, (d_in, d_out, n_heads))
-        if d_out % n_heads:
-            raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
-        self.d_in, self.d_out, self.n_heads = d_in, d_out, n_heads
-        self.in_proj = nn.Linear(d_in, 3 * d_out, bias=bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(d_out, d_out, device=device, dtype=dtype)
+        super().__init__(
+            d_in, d_out, n_heads, bias,
+            n_kv_heads=n_kv_heads, d_head=d_head, d_context=d_context, out_bias=out_bias, qk_norm=qk_norm,
+            rotary=rotary, sinks=sinks, softcap=softcap, gate=gate, device=device, dtype=dtype,
+        )  # fmt: skip
 
     def forward(
-        self, x: Tensor, block_mask: BlockMask | MaskMod | Tensor | None = None, **attend_options: Any
-    ) -> MultiheadOutput:
+        self,
+        x: Tensor,
+        block_mask: BlockMask | MaskMod | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        positions: Positions | None = None,
+        cache: KVCache | None = None,
+        pads: Tensor | None = None,
+        need_weights: bool | Literal["mean"] = False,
+        **options: Unpack[AttendOptions],
+    ) -> MultiheadOutput | MultiheadOutputWithWeights:
         """Attend from each position of x to the positions that the mask shows it.
 
         Args:
             x: (B, L, d_in).
-            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys; or a table
-                as in `attend`: (L, L), (B, L, L) or (B, H, L, L), True = may attend (in nn.MultiheadAttention True
-                hides).
-            attend_options: options of `maskloom.attend`, except return_aux. ``clean_padding=True`` sets the incoming
+            block_mask: a BlockMask, a Mask, a mask_mod, or None for everything, over L queries and L keys (K of a
+                context); or a table as in `attend`: (L, K), (B, L, K) or (B, H, L, K), True = may attend (in
+                nn.MultiheadAttention True hides). Padding of x and context: ``lengths(lens, kv_lens)``,
+                ``padding(pads, kv_pads)`` and their kin. With a cache a Mask or mask_mod of true positions, `causal` say,
+                for tokens of any step.
+            context: (B, K, d_context), what keys and values are made of, for cross-attention.
+            positions: of each token, for rotary: integers (L,) or (B, L), by default 0, 1, ... from ``q_offset`` on. Of
+                packed rows and padding on the left give them. Of x and context a pair; None is 0, 1, ...
+            cache: the `KVCache` of this layer. x are the next tokens of each row; their positions are known from it.
+            pads: bool (B, L), True = padding, which the cache does not take: see `KVCache.append`. Without a cache the
+                mask says it.
+            need_weights: True for the probabilities of each head, "mean" for their average over heads. They cost a table
+                of B × H × L × K.
+            options: of `maskloom.attend`, except return_aux. ``clean_padding=True`` sets the incoming
                 gradient at padded positions to 0, whatever it was.
 
+        Returns:
+            `MultiheadOutput`, or with ``need_weights`` `MultiheadOutputWithWeights`.
+
         Raises:
-            TypeError: return_aux. ValueError: x of another width or rank; a mask for another length or batch size.
+            TypeError, ValueError: what does not fit, or does not go together, before any work.
         """
-        if attend_options.get("return_aux") is not None:
-            raise TypeError(
-                "MultiheadFlexAttention returns out, queries and keys, and no log-sum-exp; "
-                "maskloom.attend(queries, keys, values, mask, return_aux=...) does"
-            )
-        if x.ndim != 3 or x.shape[-1] != self.d_in:
-            raise ValueError(f"x has shape (batch, length, {self.d_in}); got {tuple(x.shape)}")
-        batch, length, _ = x.shape
-        sizes = Sizes(batch, self.n_heads, length, length)
-        mask = as_mask_of(block_mask, sizes) if isinstance(block_mask, Tensor) else block_mask
-        if attend_options.get("q_offset") is None:
-            _check_rows_fit(mask, length)
-        check_mask_fits(mask, batch, self.n_heads, length, length, x.device)
-        pads = _pads_of(x, mask if isinstance(block_mask, Tensor) else _moved(mask, attend_options))
-        if pads is not None:
-            x = zeros_both_ways(x, pads)
-        d_head = self.d_out // self.n_heads
-        heads = self.in_proj(x).view(batch, length, 3, self.n_heads, d_head).permute(2, 0, 3, 1, 4)
-        queries, keys, values = heads.unbind(0)
-        attention = attend(queries, keys, values, block_mask, **attend_options)
-        out = self.out_proj(attention.transpose(1, 2).reshape(batch, length, self.d_out))
-        if pads is not None and attend_options.get("clean_padding"):
-            out = zeros_backward(out, pads)
-        return MultiheadOutput(out, queries, keys)
-
-    def extra_repr(self) -> str:
-        """The arguments, as ``print(module)`` shows them."""
-        bias = self.in_proj.bias is not None
-        return f"d_in={self.d_in}, d_out={self.d_out}, n_heads={self.n_heads}, bias={bias}"
-
-
-def _check_rows_fit(mask: BlockMask | MaskMod | None, length: int) -> None:
-    beyond = row_beyond(mask, length, length)
-    if beyond is not None:
-        raise ValueError(f"{told_of(beyond)}; x has {length}. For the first positions of longer rows give q_offset=0")
-
-
-def _moved(mask: BlockMask | MaskMod | None, options: dict[str, Any]) -> BlockMask | MaskMod | None:
-    """The mask that `attend` uses with these options; a BlockMask has its offsets already."""
-    q_offset, h_offset = options.get("q_offset"), options.get("h_offset")
-    if mask is None or isinstance(mask, BlockMask) or (q_offset is None and h_offset is None):
-        return mask
-    return shifted(mask, q_offset=0 if q_offset is None else q_offset, h_offset=h_offset)
-
-
-def _pads_of(x: Tensor, mask: BlockMask | MaskMod | None) -> Tensor | None:
-    """Where x is known to be padding: bool (B or 1, L, 1); None if unknown. x: (B, L, d_in)."""
-    if mask is None:
-        return None
-    mask_mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    length = x.shape[1]
-    pads = cached_with(mask, ("pads", length), lambda: known_padding(mask_mod, length, of_one_sequence=True))
-    if pads is None:
-        return None
-    if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"x has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
+        check_options(options)
+        check_need_weights(need_weights)
+        check_placing(self, block_mask, positions, cache, pads, options)
+        context = checked_context(self, x, context, cache)
+        coming = None if cache is None else cache.upcoming(x.shape[1], pads)
+        if coming is None:
+            hidden = hidden_by_mask(x, context, block_mask, self.n_heads, options)
+        else:
+            hidden = Hidden((coming.positions < 0)[..., None] if coming.is_padded else None)
+        x, context = hidden.cleaned(x, context)
+        queries, new_keys, new_values = self.projected(x, context)
+        queries, new_keys = self.turned(queries, new_keys, positions, coming, options.get("q_offset"))
+        keys, values, mask, passed = new_keys, new_values, block_mask, options
+        if cache is not None:
+            keys, values, mask, passed = _cached(cache, coming, new_keys, new_values, block_mask, options)
+        passed = self._with_own(passed)
+        out = self.combined(attend(queries, keys, values, mask, **passed), x)
+        if hidden.x is not None and options.get("clean_padding"):
+            out = zeros_backward(out, hidden.x)
+        if not need_weights:
+            return MultiheadOutput(out, queries, new_keys)
+        weights = _weights(queries, keys, mask, passed)
+        return MultiheadOutputWithWeights(
+            out, queries, new_keys, weights.mean(1) if need_weights == "mean" else weights
         )
-    return pads[..., None]
+
+    def _with_own(self, options: AttendOptions) -> AttendOptions:
+        """The options, with the module's own sinks and softcap."""
+        own: AttendOptions = {**options}
+        if self.sinks is not None:
+            own["sinks"] = self.sinks
+        if self.softcap is not None:
+            given = options.get("score_mod")
+            own["score_mod"] = self.softcap if given is None else compose(self.softcap, given)
+        return own
+
+
+def _cached(
+    cache: KVCache,
+    coming: Upcoming | None,
+    keys: Tensor,
+    values: Tensor,
+    mask: Any,
+    options: AttendOptions,
+) -> tuple[Tensor, Tensor, MaskMod, AttendOptions]:
+    """Keys and values of all tokens so far, and mask and options as they are for them."""
+    keys, values, slots = cache.append(keys, values, upcoming=coming)
+    score_mod = options.get("score_mod")
+    options = {**options, "clean_padding": False}  # what comes out of a cache is clean
+    if score_mod is not None:
+        options["score_mod"] = placed_score(score_mod, slots)
+    return keys, values, slots if mask is None else slots & mask, options
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Any, options: AttendOptions) -> Tensor:
+    """The probabilities of what `attend` ran."""
+    q_offset, h_offset, score_mod = options.get("q_offset"), options.get("h_offset"), options.get("score_mod")
+    if score_mod is not None and not (q_offset is None and h_offset is None):
+        score_mod = shifted_score(score_mod, q_offset=0 if q_offset is None else q_offset, h_offset=h_offset)
+    mask = mask if isinstance(mask, Tensor) else moved(mask, options)
+    scale, sinks = options.get("scale"), options.get("sinks")
+    return attention_weights(queries, keys, mask, score_mod=score_mod, scale=scale, sinks=sinks)

@@ -110,7 +110,7 @@ class Rotary(nn.Module):
     ) -> Angles:
         """The cosines and sines for tokens of ``shape`` (B, L), on ``device``; both queries and keys can use them."""
         at = _checked_positions(positions, shape, device)
-        frequencies = self._frequencies(device, _length_of(positions, shape[1]) if length is None else length)
+        frequencies = self._frequencies(device, self.length_of(positions, shape[1]) if length is None else length)
         with without_autocast(device):
             angles = at[..., None].to(torch.float32) * frequencies
             cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
@@ -135,6 +135,13 @@ class Rotary(nn.Module):
     def depends_on_length(self) -> bool:
         """Whether the angles change with the length of the row ("dynamic", "longrope")."""
         return self._long is not None
+
+    @staticmethod
+    def length_of(positions: Tensor | int | None, length: int) -> int:
+        """The largest of some positions + 1, where the host knows it, else their number ``length``."""
+        if isinstance(positions, Tensor):
+            return int(positions.max()) + 1 if readable(positions) and positions.numel() else length
+        return length if positions is None else as_int(positions) + length
 
     def _frequencies(self, device: torch.device, length: int) -> Tensor:
         if self._long is not None and self._switch is not None and length > self._switch:
@@ -198,10 +205,3 @@ def _checked_positions(positions: Tensor | int | None, shape: tuple[int, int], d
             f"positions have shape (L,) or (B, L), here B = {batch}, L = {length}; got {tuple(positions.shape)}"
         )
     return positions.to(device)
-
-
-def _length_of(positions: Tensor | int | None, length: int) -> int:
-    """The largest position + 1, where the host knows it, else the number of positions."""
-    if isinstance(positions, Tensor):
-        return int(positions.max()) + 1 if readable(positions) and positions.numel() else length
-    return length if positions is None else as_int(positions) + length

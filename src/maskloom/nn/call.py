@@ -1,0 +1,71 @@
+"""What goes into a call of the module beside tensors, and what comes out, typed."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
+
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest
+
+from maskloom.attention.backends.base import BackendName
+from maskloom.scores.base import ScoreMod, checked_score_mod
+
+
+class AttendOptions(TypedDict, total=False):
+    """Options of `maskloom.attend`; ``return_aux`` is None only."""
+
+    score_mod: ScoreMod | None
+    scale: float | None
+    q_offset: int | Tensor | None
+    h_offset: int | Tensor | None
+    backend: BackendName | Literal["auto"]
+    return_aux: AuxRequest | None
+    sinks: Tensor | None
+    clean_padding: bool
+    deterministic: bool
+    allow_slow: bool
+    kernel_options: dict[str, Any] | None
+
+
+_NAMES = tuple(AttendOptions.__annotations__)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise a TypeError for a name that is no option, for a log-sum-exp that is asked for, and for no score_mod."""
+    for name in options:
+        if name not in _NAMES:
+            raise TypeError(f"MultiheadFlexAttention.forward() got an unexpected keyword argument {name!r}")
+    if options.get("return_aux") is not None:
+        raise TypeError(
+            "MultiheadFlexAttention returns out, queries and keys, and no log-sum-exp; "
+            "maskloom.attend(queries, keys, values, mask, return_aux=...) does"
+        )
+    if options.get("score_mod") is not None:
+        checked_score_mod(options["score_mod"])
+
+
+class MultiheadOutput(NamedTuple):
+    """The result of `MultiheadFlexAttention`; it unpacks into ``out, queries, keys``.
+
+    Attributes:
+        out: (B, L, d_out).
+        queries, keys: (B, n_heads, L, d_head) and (B, n_kv_heads, L or K, d_head), of this call, after norm and rotary;
+            for `maskloom.visualize_attention_scores`.
+    """
+
+    out: Tensor
+    queries: Tensor
+    keys: Tensor
+
+
+class MultiheadOutputWithWeights(NamedTuple):
+    """The result with ``need_weights``: one field more.
+
+    Attributes:
+        out, queries, keys: as in `MultiheadOutput`.
+        weights: (B, n_heads, L, K), or averaged over heads (B, L, K), as `maskloom.attention_weights` gives them.
+    """
+
+    out: Tensor
+    queries: Tensor
+    keys: Tensor
+    weights: Tensor

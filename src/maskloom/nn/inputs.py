@@ -1,0 +1,68 @@
+"""What `MultiheadFlexAttention` refuses in its inputs, by name, before any work."""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.core.words import brief
+from maskloom.masks.algebra import as_mask
+from maskloom.nn.cache import KVCache
+from maskloom.nn.call import AttendOptions
+from maskloom.nn.projections import Positions, ProjectedHeads
+from maskloom.program.program import MaskMod
+
+
+def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, cache: KVCache | None) -> Tensor | None:
+    """The context that keys and values are made of; None where ``in_proj`` makes them of x."""
+    if x.ndim != 3 or x.shape[-1] != module.d_in:
+        raise ValueError(f"x has shape (batch, length, {module.d_in}); got {tuple(x.shape)}")
+    if context is None and module.d_context is None:
+        return None
+    width = module.d_in if module.d_context is None else module.d_context
+    if context is None and width != module.d_in:
+        raise ValueError(f"this module attends to a context with d_context={width} features: give context=")
+    if cache is not None and context is not None:
+        raise ValueError("a cache is for attention of x to itself: give context or cache, not both")
+    context = x if context is None else context
+    if context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"context has shape (batch, length, {width}), as many batch rows as x {tuple(x.shape)}; "
+            f"got {tuple(context.shape)}"
+        )
+    return context
+
+
+def check_placing(
+    module: ProjectedHeads,
+    mask: BlockMask | MaskMod | Tensor | None,
+    positions: Positions | None,
+    cache: KVCache | None,
+    pads: Tensor | None,
+    options: AttendOptions,
+) -> None:
+    """Raise a TypeError or ValueError for positions that are known otherwise, or that nothing reads; for two sinks."""
+    if module.sinks is not None and options.get("sinks") is not None:
+        raise ValueError("this module has sinks of its own: give no sinks=")
+    if positions is not None and module.rotary is None:
+        raise ValueError("positions are for rotary, and this module has none: make it with rotary=")
+    if cache is None:
+        if pads is not None:
+            raise ValueError("pads are for a cache; without one join padding(pads) to the mask by &")
+        return
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache is a maskloom.nn.KVCache; got {brief(cache)}")
+    for name, given in (("positions", positions), ("q_offset", options.get("q_offset"))):
+        if given is not None:
+            raise ValueError(f"with a cache the module knows the positions itself: give no {name}")
+    if isinstance(mask, (BlockMask, Tensor)):
+        kind = type(mask).__name__
+        raise TypeError(f"with a cache the mask is one of true positions, causal say; got a {kind}, of fixed lengths")
+    if mask is not None:
+        as_mask(mask)  # raises if it is none
+
+
+def check_need_weights(need_weights: bool | Literal["mean"]) -> None:
+    """Raise a ValueError for another word."""
+    if need_weights not in (False, True, "mean"):
+        raise ValueError(f'need_weights is True, False or "mean"; got {brief(need_weights)}')
