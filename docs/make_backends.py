@@ -53,6 +53,8 @@ def right() -> str:
     lines = []
     for name in choose.BACKENDS:
         ours = [row for row in rows if row["backend"] == name]
+        if not ours:  # of the grid's 127 positions and more, which are too many queries for it
+            continue
         good = [row for row in ours if row["verdict"] == "right"]
         cells = [of_all(*(unique(row[axis] for row in some) for some in (rows, ours, good))) for axis in AXES]
         cells += [f"{len(good)} of {len(ours)}", most(good), most(row for row in good if is_long(row))]

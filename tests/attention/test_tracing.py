@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
-from maskloom.attention.backends import choose, flash
+from maskloom.attention.backends import choose, decode, flash
 from maskloom.attention.backends import compiled as pool
 from maskloom.attention.backends.reference import Reference
 from maskloom.attention.backends.triton import Triton
@@ -223,6 +223,7 @@ def test_on_a_gpu_a_call_takes_the_kernel_and_a_transform_does_not(monkeypatch, 
         )
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
     monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(decode, "has_triton", lambda: False)
     monkeypatch.setattr(pool, "_COMPILER", "eager")
     monkeypatch.setattr(
         torch.nn.attention.flex_attention, "_validate_device", lambda *qkv: None

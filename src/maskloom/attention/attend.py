@@ -25,7 +25,7 @@ from maskloom.attention.checks import (
 from maskloom.attention.clean_padding import Hidden, cleaned, known_hidden, zero_hidden_gradients
 from maskloom.attention.empty import of_no_rows
 from maskloom.attention.merge import with_sinks
-from maskloom.attention.plan import CallPlan, planned
+from maskloom.attention.plans.plan import CallPlan, planned
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.resolve import as_block_mask, refuse_shared_tables
 from maskloom.blocks.tile_states import tile_counts
@@ -116,22 +116,23 @@ def attend(
     """
     if score_mod is None and h_offset is None and not (clean_padding or allow_slow):
 
-        def make() -> CallPlan | None:
+        def checked() -> tuple[Request, Backend]:
             request = _request(
                 query, key, value, mask, None, scale, q_offset, None, return_aux, sinks, deterministic, kernel_options
             )
-            return _plan(request, choose(request, backend).backend)
+            return request, choose(request, backend).backend
 
-        plan = planned(
+        if sinks is not None:
+            check_options(query, None, sinks, None)
+        planned_out = planned(
             query, key, value, mask, q_offset, return_aux,
-            scale, backend, sinks is not None, deterministic, kernel_options, make,
+            scale, backend, sinks is not None, deterministic, kernel_options, checked, _plan,
         )  # fmt: skip
-        if plan is not None:
-            if sinks is not None:
-                check_options(query, None, sinks, None)
-            attended = plan(query, key, value, q_offset)
+        if planned_out is not None:
             return (
-                attended.out if return_aux is None and sinks is None else _finished(attended, None, sinks, return_aux)
+                planned_out.out
+                if return_aux is None and sinks is None
+                else _finished(planned_out, None, sinks, return_aux)
             )
     request = _request(
         query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
@@ -196,10 +197,7 @@ def _request(
         check_offsets_fit(unshifted, q_offset, h_offset, q_len, heads, query.device)
     wants_lse = sinks is not None or (return_aux is not None and return_aux.lse)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    return Request(
-        query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options,
-        q_offset if type(q_offset) is int else 0,
-    )  # fmt: skip
+    return Request(query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options)
 
 
 _warned: set[str] = set()  # causes, each of which is told once in a process

@@ -17,7 +17,6 @@ class Request(NamedTuple):
     Attributes:
         query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
         mask: with ``q_offset`` and ``h_offset`` in it, as score_mod has them.
-        q_offset: the position of the first query, where it was given as an int; 0 otherwise.
         wants_lse: whether the log-sum-exp of each query is returned, or needed for sink logits.
         deterministic: whether gradients must be the same, bit for bit, at every run.
     """
@@ -31,7 +30,6 @@ class Request(NamedTuple):
     wants_lse: bool = False
     deterministic: bool = False
     kernel_options: dict[str, Any] | None = None
-    q_offset: int = 0
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

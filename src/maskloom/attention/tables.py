@@ -1,27 +1,22 @@
 """The mask as attention without tiles takes it: what it hides at all, and a table that is kept with it."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from maskloom.blocks.dense import rows_of, table_at
+from maskloom.blocks.dense import rows_of
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
 from maskloom.core.cache import MOST_BYTES, cached_with
 from maskloom.core.torch_state import can_cache
 from maskloom.masks.algebra import Everything
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.patterns.relative import Causal
-from maskloom.program.mask_program import MaskProgram, program_of
 from maskloom.program.program import MaskMod
 
 KEPT_BYTES = MOST_BYTES
 """The largest table that is kept, in bytes (256 MiB), one for each element."""
-
-_MOST_MOVING = 1 << 22  # elements of a table that is made at each call
-
 
 Visibility = Literal["everything", "causal", "some"]
 
@@ -56,34 +51,6 @@ def kept_table(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None) -> 
         return rows_of(mask, 0, q_len, batch=rows, heads=columns, kv_len=kv_len, device=device)
 
     return cached_with(mask, ("table", batch, heads, q_len, kv_len, device), build)
-
-
-class MovingTable:
-    """The table of a mask for queries from any position on.
-
-    Attributes:
-        most_offset: the last position from which the queries still lie in the tables that the mask reads.
-    """
-
-    def __init__(self, program: MaskProgram, sizes: tuple[int, int, int, int]) -> None:
-        self._program, self._sizes = program, sizes
-        self._q_idx = torch.arange(sizes[2], device=program.device)
-        self.most_offset = min(program.dependence.sizes["q_idx"], default=math.inf) - sizes[2]
-
-    def __call__(self, q_offset: int) -> Tensor:
-        """bool (B, H, Q, K) of these sizes."""
-        return table_at(self._program, self._sizes, self._q_idx + q_offset)
-
-
-def moving_table(mask: MaskMod, query: Tensor, key: Tensor) -> MovingTable | None:
-    """The `MovingTable` of a mask for such queries and keys; None where it is not known, or large."""
-    program = program_of(mask, query.device)
-    batch, heads = table_sizes_of(query, key, mask)
-    sizes = batch, heads, query.shape[2], key.shape[2]
-    if program.key is None or math.prod(sizes) > _MOST_MOVING:
-        return None
-    program.dependence.check_length("kv_idx", sizes[3])
-    return MovingTable(program, sizes)
 
 
 def _sight_of_function(mask: MaskMod | None) -> Visibility:

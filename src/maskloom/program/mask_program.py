@@ -19,7 +19,6 @@ from maskloom.program.program import INDICES, MaskMod, Program
 from maskloom.program.record import record
 from maskloom.program.under_compile import sizes_read
 
-
 R = TypeVar("R")
 
 
@@ -53,6 +52,10 @@ class MaskProgram:
     def program(self) -> Program:
         """The program with the tensors in its slots."""
         return self.bare.holding(self.held)
+
+    def of(self, mask: MaskMod, held: list[Tensor]) -> "MaskProgram":
+        """The same of another mask of this structure, which holds these tensors."""
+        return MaskProgram(mask, held, self.bare, self.dependence, self.device, self.key)
 
 
 _programs: LRU[Hashable, _Run | Literal["of values"]] = LRU(256)

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
 import maskloom as loom
 from maskloom.attention import attend, resolve
-from maskloom.attention.backends import choose, flash, sdpa
+from maskloom.attention.backends import choose, decode, flash, sdpa
 from maskloom.attention.request import Attended, Request
 from tests.evidence import gather
 
@@ -28,6 +28,7 @@ def inputs(*, dtype=torch.bfloat16, head_dim=D, value_dim=None, kv_len=L):
 
 
 NEED_A_GPU = {
+    "decode": "it needs a GPU; the tensors are on cpu",
     "flash": "it needs a GPU; the tensors are on cpu",
     "varlen": "it needs a GPU; the tensors are on cpu",
     "triton": "it needs a GPU; the tensors are on the CPU (sdpa and reference run there)",
@@ -60,6 +61,7 @@ def test_explain_reads_like_sentences():
         "backend: reference (nothing else can do this)\n"
         "skips: nothing\n"
         "tiles of the block mask: 2 skipped, 5 partial, 1 full\n"
+        "not decode: it needs a GPU; the tensors are on cpu\n"
         "not flash: it needs a GPU; the tensors are on cpu\n"
         "not sdpa: it gives no log-sum-exp, and so no sinks\n"
         "not varlen: it needs a GPU; the tensors are on cpu\n"
@@ -71,7 +73,7 @@ def test_explain_reads_like_sentences():
     assert loom.explain(*inputs(), loom.causal).skips == "what lies above the diagonal"
 
 
-@pytest.mark.parametrize("backend", ["flash", "varlen", "triton"])
+@pytest.mark.parametrize("backend", ["decode", "flash", "varlen", "triton"])
 def test_what_needs_a_gpu_says_so(backend):
     for call in (loom.attend, loom.explain):
         with pytest.raises(
@@ -178,6 +180,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(flash, "_major_of", lambda device: properties.major)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Ampere GPU")
     monkeypatch.setattr(flash, "_HAS_FLASH", True)
+    monkeypatch.setattr(decode, "has_triton", lambda: False)
     return properties
 
 
@@ -217,7 +220,7 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
         assert loom.explain(*inputs(), mask).backend == "sdpa"
     assert loom.explain(*inputs(dtype=torch.float32), loom.causal).backend == "triton"
     found = loom.explain(*inputs(), loom.causal & loom.lengths([13, 5, 2]))
-    assert found.backend == "triton" and list(found.ruled_out) == ["flash", "sdpa", "varlen"]
+    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen"]
     assert found.ruled_out["sdpa"] == (
         f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is `causal` or `everything`'
     )
@@ -226,11 +229,11 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
 def test_auto_in_short_rows_on_a_gpu(gpu):
     assert choose.SHORT >= L
     found = loom.explain(*inputs(), loom.causal)
-    assert found.backend == "triton" and list(found.ruled_out) == ["flash", "sdpa", "varlen"]
+    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen"]
     assert found.ruled_out["flash"] == "with up to 128 queries triton is faster"
     assert "more than 128 queries" in found.ruled_out["sdpa"]
     found = loom.explain(*inputs(), PACKED)
-    assert found.backend == "varlen" and list(found.ruled_out) == ["flash", "sdpa"]
+    assert found.backend == "varlen" and list(found.ruled_out) == ["decode", "flash", "sdpa"]
     assert found.skips == "what documents, causal or a window hide"
     found = loom.explain(*inputs(dtype=torch.float32), loom.causal)
     assert found.ruled_out["flash"] == "it runs in bfloat16 and float16; the tensors are torch.float32"

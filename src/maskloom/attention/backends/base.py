@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
 
-BackendName = Literal["flash", "sdpa", "varlen", "triton", "reference"]
+BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "reference"]
 """In the order of "auto": the first that can do what is asked runs, but for what `choose` says."""
 
 HALF = (torch.bfloat16, torch.float16)
@@ -21,15 +22,12 @@ class Prepared:
     """What a backend does for a mask, but for query, key and value.
 
     Attributes:
-        run: called with query, key and value, and with ``q_offset`` too where ``moves``.
+        run: called with query, key and value.
         nbytes: of the table that it holds.
-        moves: whether it serves every ``q_offset`` from 1 to ``most_offset``.
     """
 
-    run: Callable[..., Attended]
+    run: Callable[[Tensor, Tensor, Tensor], Attended]
     nbytes: int = 0
-    moves: bool = False
-    most_offset: float = 0
 
 
 class Backend(ABC):
@@ -48,6 +46,8 @@ class Backend(ABC):
     """Whether it visits the tiles of a BlockMask, and skips the others."""
     takes_options: ClassVar[bool] = False
     """Whether torch's kernel_options are for it."""
+    takes_tables: ClassVar[bool] = False
+    """Whether the mask goes in as a table, by `with_table`."""
 
     @abstractmethod
     def refuse(self, request: Request) -> str | None:
@@ -67,6 +67,10 @@ class Backend(ABC):
         It is kept with the request's mask, and must hold neither that nor its BlockMask.
         """
         return None
+
+    def with_table(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None) -> Attended:
+        """Attention of a request that it does not refuse, of which the mask is a table: bool, broadcasts to (B, H, Q, K)."""
+        raise AssertionError(f"{self.name} takes no table")
 
     def reason(self, request: Request) -> str:
         """Why it was chosen for this."""

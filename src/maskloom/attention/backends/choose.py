@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.base import HALF, SHORT, Backend, BackendName
+from maskloom.attention.backends.decode import Decode, is_few
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
 from maskloom.attention.backends.sdpa import Sdpa
@@ -26,7 +28,7 @@ from maskloom.masks.algebra import Everything
 from maskloom.masks.patterns.relative import Causal
 
 BACKENDS: dict[BackendName, Backend] = {
-    backend.name: backend for backend in (Flash(), Sdpa(), Varlen(), Triton(), Reference())
+    backend.name: backend for backend in (Decode(), Flash(), Sdpa(), Varlen(), Triton(), Reference())
 }
 """Every backend by its name. A new one is a class in a file of its own, and one entry here."""
 
@@ -83,13 +85,20 @@ def ruled_out(request: Request, chosen: Backend) -> dict[BackendName, str]:
 def _order(request: Request) -> tuple[BackendName, ...]:
     if request.device.type == "cpu" or inside_transform():
         return ("sdpa", "reference")
+    few: tuple[BackendName, ...] = ("decode",) if _decodes(request) else ()
     if torch.compiler.is_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
-        return ("triton", "reference")
+        return (*few, "triton", "reference")
     if request.query.shape[2] <= SHORT:
-        return ("varlen", "triton", "reference")
+        return (*few, "varlen", "triton", "reference")
     whole = request.mask is None or isinstance(request.mask, (Everything, Causal))
     sdpa_too: tuple[BackendName, ...] = ("sdpa",) if whole and request.query.dtype in HALF else ()
     return ("flash", *sdpa_too, "varlen", "triton", "reference")
+
+
+def _decodes(request: Request) -> bool:
+    """Whether these are few queries. While torch traces, a block mask stays one, and an exported program has no operator of ours."""
+    traced_blocks = torch.compiler.is_compiling() and isinstance(request.mask, BlockMask)
+    return is_few(request.query, request.key) and not traced_blocks and not torch.compiler.is_exporting()
 
 
 def _by_options(request: Request) -> BackendName | None:

@@ -19,12 +19,11 @@ from maskloom.attention.backends.compiled import shares_heads
 from maskloom.attention.chunks import in_chunks
 from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.request import Attended, Request
-from maskloom.attention.tables import Visibility, kept_table, moving_table, table_sizes_of, visibility
+from maskloom.attention.tables import Visibility, kept_table, table_sizes_of, visibility
 from maskloom.attention.zeros import zeros_both_ways
 from maskloom.blocks.dense import rows_of
 from maskloom.core.cache import cached_with, tensors_of
 from maskloom.core.torch_state import inside_vmap
-from maskloom.masks.patterns.shift import Shifted
 from maskloom.program.program import MaskMod
 
 CHUNK = 2**26
@@ -104,22 +103,6 @@ def _attention(
     return out if fully_masked is None else zeros_both_ways(out, fully_masked)
 
 
-def _moving(request: Request) -> Prepared | None:
-    """For queries from any position on, after a mask: each call makes its table anew, by a recorded list of operations."""
-    mask = request.mask
-    if not request.q_offset or request.device.type != "cpu" or not isinstance(mask, Shifted):
-        return None
-    table = moving_table(mask.mask, request.query, request.key)
-    if table is None:
-        return None
-    scale = request.scale
-
-    def run(query: Tensor, key: Tensor, value: Tensor, q_offset: int) -> Attended:
-        return Attended(_attention(query, key, value, table(q_offset), scale=scale), None)
-
-    return Prepared(run, moves=True, most_offset=table.most_offset)
-
-
 _SKIPPED: dict[Visibility, str] = {
     "everything": "nothing, since the mask hides nothing",
     "causal": "what lies above the diagonal",
@@ -134,6 +117,7 @@ class Sdpa(Backend):
     what = "torch's scaled_dot_product_attention: is_causal, or the mask as a table"
     where = "the CPU; GPUs where it needs no table"
     why = "FlexAttention has no backward on the CPU; torch's own attention has"
+    takes_tables = True
 
     def refuse(self, request: Request) -> str | None:
         if request.score_mod is not None:
@@ -150,14 +134,15 @@ class Sdpa(Backend):
         return Attended(sdpa(request.query, request.key, request.value, request.mask, scale=request.scale), None)
 
     def prepare(self, request: Request) -> Prepared | None:
-        moving = _moving(request)
-        if moving is not None:
-            return moving
         whole = _for_all_rows(request.query, request.key, request.mask, request.scale)
         if whole is None:
             return None
         table = whole.keywords.get("table")
         return Prepared(lambda *qkv: Attended(whole(*qkv), None), 0 if table is None else table.nbytes)
+
+    def with_table(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None) -> Attended:
+        fully_masked = _fully_masked(table) if _fills(query) else None
+        return Attended(_attention(query, key, value, table, fully_masked, scale=scale), None)
 
     def reason(self, request: Request) -> str:
         return self.why if request.device.type == "cpu" else "the mask needs no table: torch's own attention is fastest"

@@ -1,0 +1,129 @@
+"""One plan for each mask and kind of call: what `attend` decides at the first such call, kept with the mask.
+
+A plan holds what a backend needs to run: a table or a BlockMask, options, the compiled function. A later call with the same
+mask, shapes, dtypes and flags looks one thing up, and runs. Whatever may change unseen has no plan, and is decided at
+every call: functions, score mods, offsets in tensors, `clean_padding`, anything while torch traces.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
+
+from maskloom.attention.backends.base import Backend, Prepared
+from maskloom.attention.backends.decode import is_few
+from maskloom.attention.plans.steps import run_step
+from maskloom.attention.request import Attended, Request
+from maskloom.core import captures
+from maskloom.core.cache import cached_with
+from maskloom.core.torch_state import max_autotune
+from maskloom.masks.algebra import Mask, everything
+from maskloom.program.program import MaskMod
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """What runs, and the dtype that autocast wants of query, key and value; None where it is off."""
+
+    prepared: Prepared
+    cast_to: torch.dtype | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.prepared.nbytes
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        if self.cast_to is not None:
+            query, key, value = (_cast(tensor, self.cast_to) for tensor in (query, key, value))
+        return self.prepared.run(query, key, value)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to torch's own attention: float64 stays."""
+    return tensor if tensor.dtype in (dtype, torch.float64) else tensor.to(dtype)
+
+
+def planned(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: BlockMask | MaskMod | Tensor | None,
+    q_offset: Any,
+    return_aux: AuxRequest | None,
+    scale: Any,
+    backend: str,
+    has_sinks: bool,
+    deterministic: bool,
+    kernel_options: dict[str, Any] | None,
+    checked: Callable[[], tuple[Request, Backend]],
+    make: Callable[[Request, Backend], CallPlan | None],
+) -> Attended | None:
+    """What such a call gives, by a plan that is made once; None where there can be none.
+
+    Args:
+        query, key, value, mask, q_offset, return_aux, scale, backend, deterministic, kernel_options: as `attend` was given them.
+        checked: the request, all arguments checked, and the backend for it; what it raises comes through.
+        make: the plan of a request on a backend.
+    """
+    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0 or isinstance(mask, Tensor):
+        return None
+    if not (type(query) is type(key) is type(value) is Tensor and _is_plain(q_offset, return_aux, scale, backend)):
+        return None
+    if type(kernel_options) not in _OPTIONS or not (kernel_options is None or _are_plain(kernel_options)):
+        return None
+    owner: Any = everything if mask is None else mask
+    facts = captures.facts_of(owner.mask_mod if isinstance(owner, BlockMask) else owner)
+    if facts.may_change:
+        return None
+    kind = query.device.type
+    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind)
+    call = (
+        "plan",
+        query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype, query.device, key.device, value.device,
+        query.requires_grad, key.requires_grad, value.requires_grad, query is key, key is value,
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_autocast_dtype(kind) if autocast else None,
+        None if kind == "cpu" else max_autotune(),
+        q_offset is None, return_aux is not None and return_aux.lse,
+        scale, backend, has_sinks, deterministic or torch._C._get_deterministic_algorithms(),
+        tuple(sorted(kernel_options.items())) if kernel_options else None,
+    )  # fmt: skip
+    if not (q_offset is None or (type(q_offset) is int and q_offset == 0)):
+        if autocast or kernel_options or not isinstance(mask, Mask):
+            return None
+        offset = _offset_of_step(query, key, q_offset)
+        return None if offset is None else run_step(query, key, value, mask, offset, facts, call, checked)
+    found = cached_with(owner, call, lambda: make(*checked()))
+    return None if found is None else found(query, key, value)
+
+
+def _is_plain(q_offset: Any, return_aux: Any, scale: Any, backend: Any) -> bool:
+    """Whether these are what a plan can be looked up by; what is wrong in them is said where they are checked."""
+    if not (q_offset is None or (type(q_offset) is int and q_offset >= 0) or type(q_offset) is Tensor):
+        return False
+    if not (return_aux is None or (type(return_aux) is AuxRequest and not return_aux.max_scores)):
+        return False
+    return type(scale) in _SCALES and type(backend) is str
+
+
+def _are_plain(options: dict[str, Any]) -> bool:
+    return all(type(name) is str and type(options[name]) in _PLAIN for name in options)
+
+
+def _offset_of_step(query: Tensor, key: Tensor, q_offset: int | Tensor) -> int | Tensor | None:
+    """The offset of a step of decoding, or of a chunk of a prefill, as plans take it; None where there is no plan."""
+    if query.device.type != "cpu" and not is_few(query, key):
+        return None
+    if not isinstance(q_offset, Tensor):
+        return q_offset
+    if q_offset.dtype not in (torch.int64, torch.int32) or q_offset.device != query.device:
+        return None
+    return q_offset.reshape(()) if q_offset.ndim and q_offset.numel() == 1 else q_offset
+
+
+_SCALES = (float, int, type(None))
+_OPTIONS = (dict, type(None))
+_PLAIN = (bool, int, float, str)

@@ -1,0 +1,107 @@
+"""Steps of decoding: one plan for all positions, and for all values in a mask.
+
+At each step of decoding the queries stand at another position, and the mask may hold lengths or positions that have
+changed. A plan as in `plan` is made for one mask whose tensors stay as they are. Here the plan is for all masks of one
+kind: at each step the mask's recorded program makes a table, by a few operations that do not wait for the device.
+"""
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.attention.backends.base import Backend
+from maskloom.attention.request import Attended, Request
+from maskloom.attention.tables import table_sizes_of
+from maskloom.blocks.dense import table_at
+from maskloom.core import captures
+from maskloom.core.cache import LRU
+from maskloom.core.torch_state import can_cache, float_state, is_tracing
+from maskloom.masks.algebra import Mask, everything
+from maskloom.masks.patterns.shift import Shifted
+from maskloom.program.mask_program import MaskProgram, program_of
+
+_MOST_ELEMENTS = {"cpu": 1 << 22}  # of a table that is made at each call
+_MOST_ELEMENTS_ELSEWHERE = 1 << 26
+
+
+class StepPlan(NamedTuple):
+    """What is the same at each step.
+
+    Attributes:
+        program: of the mask at this offset (a tensor), or without an offset (an int); it holds no tensors.
+        sizes: B, H, Q, K of the table.
+        most_offset: the last position, as an int, from which all queries lie in the tables that the mask reads.
+    """
+
+    backend: Backend
+    program: MaskProgram
+    sizes: tuple[int, int, int, int]
+    q_idx: Tensor
+    most_offset: float
+    scale: float | None
+
+
+_plans: LRU[Hashable, StepPlan | Literal["none"]] = LRU(256)
+
+
+def run_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    q_offset: int | Tensor,
+    facts: captures.Facts,
+    options: tuple[Any, ...],
+    checked: Callable[[], tuple[Request, Backend]],
+) -> Attended | None:
+    """A step by its plan; None where there is none.
+
+    Args:
+        q_offset: the position of the first query: an int from 0 on, or an integer tensor on the device of the query.
+        facts: of the mask.
+        options: all else that the plan depends on.
+        checked: the request, all arguments checked, and the backend chosen for it.
+    """
+    if is_tracing() or not facts.is_plain:
+        return None
+    held = list(facts.tensors)
+    places = [at for at, tensor in enumerate(held) if tensor is q_offset]  # the mask may hold it too
+    if isinstance(q_offset, Tensor) and not places:
+        held.append(q_offset)
+    states = [(tensor.dtype, tensor.shape, tensor.device) for tensor in held]
+    kind = facts.skeleton(mask, True), *states, *places, len(held), float_state(), options
+    plan = _plans.get(kind)
+    if plan is None:
+        plan = _planned(mask, q_offset, *checked()) or "none"
+        if can_cache():
+            _plans.put(kind, plan)
+    if plan == "none" or (not isinstance(q_offset, Tensor) and q_offset > plan.most_offset):
+        return None
+    placed, q_idx = mask, plan.q_idx
+    if isinstance(q_offset, Tensor):
+        placed = Shifted(mask, q_offset, 0, None)
+    elif q_offset:
+        q_idx = q_idx + q_offset
+    table = table_at(plan.program.of(placed, held), plan.sizes, q_idx)
+    return plan.backend.with_table(query, key, value, table, plan.scale)
+
+
+def _planned(mask: Mask, q_offset: int | Tensor, request: Request, backend: Backend) -> StepPlan | None:
+    if not backend.takes_tables or request.query.shape[0] == 0:
+        return None
+    placed = Shifted(mask, q_offset, 0, None) if isinstance(q_offset, Tensor) else mask
+    program = program_of(placed, request.query.device)
+    if program.key is None:
+        return None
+    batch, heads = table_sizes_of(request.query, request.key, placed)
+    sizes = batch, heads, request.query.shape[2], request.key.shape[2]
+    if math.prod(sizes) > _MOST_ELEMENTS.get(request.query.device.type, _MOST_ELEMENTS_ELSEWHERE):
+        return None
+    program.dependence.check_length("kv_idx", sizes[3])
+    most_offset = min(program.dependence.sizes["q_idx"], default=math.inf) - sizes[2]
+    with torch.inference_mode(False):
+        q_idx = torch.arange(sizes[2], device=request.query.device)
+    return StepPlan(backend, program.of(everything, []), sizes, q_idx, most_offset, request.scale)
