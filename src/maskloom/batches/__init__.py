@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maskloom.batches.packed import Packed, pack, unpack
     from maskloom.loading.batch import Batch
     from maskloom.loading.collate import Collator
+    from maskloom.loading.sample import TokenBudgetSampler
 
 __all__ = [
     "pads_from_lengths",
@@ -37,6 +38,7 @@ __all__ = [
     "fill",
     "Collator",
     "Batch",
+    "TokenBudgetSampler",
 ]
 
 _ROOMS = {
@@ -45,6 +47,7 @@ _ROOMS = {
     "maskloom.batches.packed": ("Packed", "pack", "unpack"),
     "maskloom.loading.batch": ("Batch",),
     "maskloom.loading.collate": ("Collator",),
+    "maskloom.loading.sample": ("TokenBudgetSampler",),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
