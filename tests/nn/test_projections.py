@@ -245,3 +245,25 @@ def test_options_together():
         module = made(**one, **other)
         cap = (lambda s: 3.0 * torch.tanh(s / 3.0)) if module.softcap is not None else (lambda s: s)
         torch.testing.assert_close(module(x, loom.causal).out, by_hand(module, x, None, table, score=cap)[0])
+
+
+class Exported(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own, self.crossed = made(**OPTIONS["all"], softcap=4.0), made(**OPTIONS["context"])
+        self.narrow = torch.nn.Linear(D_OUT, D_IN, dtype=torch.float64)
+
+    def forward(self, x, lens, context):
+        x = self.narrow(self.own(x, loom.causal & loom.lengths(lens)).out)
+        found = self.crossed(x, loom.lengths(lens, lens), context=context, need_weights=True)
+        return found.out, found.weights
+
+
+def test_it_is_exported_for_any_batch_and_length():
+    module = Exported()
+    batch, length = torch.export.Dim("batch", min=2, max=13), torch.export.Dim("length", min=2, max=64)
+    given = sample(B, L, D_IN), LENS, sample(B, L, D_CONTEXT)
+    shapes = ({0: batch, 1: length}, {0: batch}, {0: batch, 1: length})
+    program = torch.export.export(module, given, dynamic_shapes=shapes, strict=False)
+    other = sample(5, 11, D_IN), torch.tensor([5, 7, 2, 11, 1]), sample(5, 11, D_CONTEXT)
+    torch.testing.assert_close(program.module()(*other), module(*other))

@@ -1,0 +1,69 @@
+"""Trains a layer on two processes, by DistributedDataParallel and by fully_shard, and compares with one process.
+
+``python -m tests.nn.parallel RANK FILE``; prints "same" at the end.
+"""
+
+import copy
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import maskloom as loom
+
+B, L, D, HEADS, KV_HEADS, D_HEAD = 2, 7, 12, 4, 2, 6
+LENS = torch.tensor([[5, 7], [3, 2]])
+
+
+def made() -> nn.Module:
+    torch.manual_seed(0)
+    return loom.MultiheadFlexAttention(
+        D, D, HEADS, n_kv_heads=KV_HEADS, d_head=D_HEAD, qk_norm=True, sinks=True, gate=True, bias=True,
+        rotary=loom.nn.Rotary(D_HEAD), dtype=torch.float64,
+    )  # fmt: skip
+
+
+def loss_of(module: nn.Module, rank: int) -> torch.Tensor:
+    x = torch.randn(2, B, L, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[rank]
+    pads = loom.batches.pads_from_lengths(LENS[rank], L)
+    out = module(x.masked_fill(pads[..., None], torch.nan), loom.causal & loom.lengths(LENS[rank])).out
+    return out[~pads].square().sum()
+
+
+def step(module: nn.Module, *ranks: int) -> dict[str, torch.Tensor]:
+    """One step of SGD on the mean of the ranks' losses; the parameters after it."""
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    sum(loss_of(module, rank) / len(ranks) for rank in ranks).backward()
+    optimiser.step()
+    return {
+        name.removeprefix("module."): value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in module.state_dict().items()
+    }
+
+
+def main(rank: int, store: str) -> None:
+    """One of the two processes."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    expected = step(made(), 0, 1)
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = fully_shard(made(), mesh=mesh)
+    empty = made().to("meta")
+    fully_shard(empty, mesh=mesh)
+    empty.to_empty(device="cpu")
+    with torch.no_grad():
+        for one, other in zip(empty.parameters(), sharded.parameters(), strict=True):
+            one.copy_(other)
+    for module in (nn.parallel.DistributedDataParallel(copy.deepcopy(made())), sharded, empty):
+        for name, value in step(module, rank).items():
+            torch.testing.assert_close(value, expected[name])
+    dist.destroy_process_group()
+    print("same")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), sys.argv[2])
