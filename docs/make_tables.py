@@ -45,6 +45,18 @@ def compiling() -> str:
     return table(lines)
 
 
+def packing() -> str:
+    """How full rows are, for each distribution of lengths and each capacity."""
+    rows = rows_of("packing")
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    lines = ["lengths | capacity | " + " | ".join(f"{way}: fill" + ", s" * (way != ways[0]) for way in ways)]
+    for kind, capacity in dict.fromkeys((row["lengths"], row["capacity"]) for row in rows):
+        found = [row for row in rows if (row["lengths"], row["capacity"]) == (kind, capacity)]
+        cells = [", ".join(filter(None, (f"{float(row['fill']):.4f}", row["seconds"]))) for row in found]
+        lines.append(" | ".join([kind, f"{int(capacity):,}", *cells]))
+    return table(lines)
+
+
 def in_short() -> str:
     """The GPU in the README: attention, block masks, compiling."""
     lines = [" | with torch alone | with maskloom | times faster"]
@@ -156,6 +168,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
+    "padded_or_packed.md": {"packing": packing},
     "../README.md": {"gpu": in_short},
 }
 

@@ -101,6 +101,22 @@ def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
     assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 
 
+def test_the_code_of_padded_or_packed_runs(capsys, tmp_path):
+    pages = re.findall(r"```python\n(.*?)```", (DOCS / "padded_or_packed.md").read_text(), re.DOTALL)
+    for code, printed in zip(pages, printed_in("padded_or_packed.md"), strict=True):
+        if "__main__" not in code:
+            exec(code, {"torch": torch, "loom": loom})
+            assert capsys.readouterr().out == printed
+            continue
+        (tmp_path / "training.py").write_text(code)
+        paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+        run = subprocess.run(
+            [sys.executable, "training.py"],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.stdout == printed, run.stderr
+
+
 WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 
 
