@@ -95,6 +95,25 @@ def test_the_mask_speaks_of_positions_in_a_sequence(name, form):
     assert differing(batch.blocks, again) == []
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_is_made_on_the_cpu_whatever_the_default_device(form):
+    torch.set_default_device("meta")
+    try:
+        batch = Collator(**FORMS[form])([{"input_ids": one, "weight": len(one)} for one in SEQUENCES])
+    finally:
+        torch.set_default_device(None)
+    held = [*vars(batch).values(), *batch.fields.values()]
+    assert {one.device.type for one in held if isinstance(one, torch.Tensor)} == {"cpu"}
+    assert batch.blocks.kv_indices.device.type == "cpu"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_but_empty_sequences(form):
+    batch = Collator(**FORMS[form])([[], []])
+    assert batch.inputs.eq(0).all() and batch.ids.eq(-1).all() and batch.lengths.tolist() == [0, 0]
+    assert not batch.mask.dense(*batch.inputs.shape[1:] * 2, batch=len(batch.inputs)).any()
+
+
 def test_one_row_of_relative_masks_is_cheap_to_ask():
     assert repr(Collator(packed=True)(SEQUENCES).mask) == "causal & documents(offsets=int32[6])"
     assert repr(Collator()(SEQUENCES).mask) == "causal & lengths(int64[5])"

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def pack_lengths(
         TypeError, ValueError: not integers (n,), a negative length, a capacity or number of open rows below 1, a
             length above the capacity, another method or ``over``.
     """
-    lens, capacity = _lengths_of(lengths), positive("capacity", capacity)
+    lens, capacity = lengths_on_host(lengths), positive("capacity", capacity)
     _check_choices(method, open_rows, over)
     index, sizes = fitted(lens, capacity, over)
     if open_rows is None and method == "best_fit":
@@ -80,7 +81,7 @@ def row_slices(
         TypeError, ValueError: not integers (n,), a negative length, a capacity below 1. IndexError: a row with an index
             that has no length.
     """
-    lens, capacity = _lengths_of(lengths).tolist(), positive("capacity", capacity)
+    lens, capacity = lengths_on_host(lengths).tolist(), positive("capacity", capacity)
     starts: dict[int, int] = {}
     found = []
     for row in rows:
@@ -91,14 +92,17 @@ def row_slices(
 
 def fill(rows: Sequence[Sequence[int]], lengths: Sequence[int] | Tensor, capacity: int) -> float:
     """How full the rows of `pack_lengths` are: tokens over positions, from 0 to 1; 1 if there are no rows."""
-    lens, capacity = _lengths_of(lengths), positive("capacity", capacity)
+    lens, capacity = lengths_on_host(lengths), positive("capacity", capacity)
     places = np.bincount(np.fromiter(chain.from_iterable(rows), np.int64), minlength=len(lens))
     return float(np.minimum(lens, places * capacity).sum() / (len(rows) * capacity)) if rows else 1.0
 
 
-def _lengths_of(lengths: Sequence[int] | Tensor) -> Ints:
+def lengths_on_host(lengths: Sequence[int] | Tensor) -> Ints:
+    """Checked lengths: int64 (n,)."""
     if not isinstance(lengths, Tensor) and len(lengths) == 0:
         return np.zeros(0, np.int64)
+    if not isinstance(lengths, Tensor) and (array := np.asarray(lengths)).dtype.kind in "ui":
+        lengths = torch.from_numpy(array.astype(np.int64))  # on the CPU, whatever the default device
     return length_table("lengths", lengths).cpu().numpy().astype(np.int64)
 
 

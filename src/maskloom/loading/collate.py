@@ -115,7 +115,7 @@ class Collator:
             positions=layout.filled(layout.positions, 0),
             ids=layout.ids,
             lengths=layout.lengths,
-            items=torch.tensor(layout.items),
+            items=torch.tensor(layout.items, device="cpu"),
             cu_seqlens=cuts,
             max_seqlen=int(cuts.diff().max()),
             mask=mask,
@@ -160,4 +160,4 @@ def _laid_out(layout: Layout, name: str, values: list[Any], lens: list[int]) -> 
     if all(map(is_by_token, values, lens)):
         return layout.filled(layout.pieces(tensors(name, values)), 0)
     of_documents = [values[item] for item in layout.items]
-    return torch.tensor(of_documents) if all(map(is_one_number, values)) else of_documents
+    return torch.tensor(of_documents, device="cpu") if all(map(is_one_number, values)) else of_documents

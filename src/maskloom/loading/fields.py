@@ -32,7 +32,7 @@ def fields_of(sequences: Sequence[Any], tokens: str) -> dict[str, list[Any]]:
 
 def _check_all_real(attention_masks: list[Any]) -> None:
     for number, flags in enumerate(attention_masks):
-        if not bool(torch.as_tensor(flags).all()):
+        if not bool(torch.as_tensor(flags, device="cpu").all()):
             raise ValueError(f"attention_mask of sequence {number} has a 0: give sequences without padding")
 
 

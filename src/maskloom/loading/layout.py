@@ -34,7 +34,7 @@ class Layout:
     def positions(self) -> Tensor:
         """The position of each token in its document: int64 (tokens,)."""
         first = (self.lengths.cumsum(0) - self.lengths).repeat_interleave(self.lengths)
-        return torch.arange(len(first)) - first
+        return torch.arange(len(first), device="cpu") - first
 
     @computed_once
     def index(self) -> Tensor:
@@ -45,7 +45,9 @@ class Layout:
     @computed_once
     def ids(self) -> Tensor:
         """The number of each position's document: int32 (R, L), -1 at padding."""
-        return self.filled(torch.arange(len(self.items), dtype=torch.int32).repeat_interleave(self.lengths), -1)
+        return self.filled(
+            torch.arange(len(self.items), dtype=torch.int32, device="cpu").repeat_interleave(self.lengths), -1
+        )
 
     def filled(self, tokens: Tensor, padding: float) -> Tensor:
         """The rows (R, L, ...) of what belongs to each token (tokens, ...)."""
@@ -61,7 +63,7 @@ class Layout:
         """The offsets of all R · L positions in a row, where padding is documents too: int32 (cuts + 1,)."""
         ends = (self.rows * self.shape[1] + self.starts + self.lengths).tolist()
         row_ends = range(self.shape[1], self.shape[0] * self.shape[1] + 1, self.shape[1])
-        return torch.tensor([0, *sorted({*ends, *row_ends} - {0})], dtype=torch.int32)
+        return torch.tensor([0, *sorted({*ends, *row_ends} - {0})], dtype=torch.int32, device="cpu")
 
 
 def layout_of(lengths: list[int], *, packed: bool, length: int | None, multiple_of: int, over: Over) -> Layout:
@@ -86,8 +88,8 @@ def _layout(cut: list[list[tuple[int, slice]]], width: int) -> Layout:
     return Layout(
         [item for row in cut for item, _ in row],
         [piece for row in cut for _, piece in row],
-        torch.tensor([number for number, row in enumerate(cut) for _ in row], dtype=torch.int64),
-        torch.tensor(starts, dtype=torch.int64),
-        torch.tensor([size for row in sizes for size in row], dtype=torch.int64),
+        torch.tensor([number for number, row in enumerate(cut) for _ in row], dtype=torch.int64, device="cpu"),
+        torch.tensor(starts, dtype=torch.int64, device="cpu"),
+        torch.tensor([size for row in sizes for size in row], dtype=torch.int64, device="cpu"),
         (len(cut), width),
     )

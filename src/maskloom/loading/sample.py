@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from maskloom.batches.bins import Ints
-from maskloom.core.checks import count, length_table, positive
+from maskloom.batches.bins import Ints, lengths_on_host
+from maskloom.core.checks import count, positive
 from maskloom.core.words import brief
 from maskloom.loading.plan import Steps, steps_of
 
@@ -79,7 +79,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.rank, self.world_size = _place(rank, world_size)
         if over not in get_args(Over):
             raise ValueError(f"over is one of {', '.join(get_args(Over))}; got {brief(over)}")
-        lens = length_table("lengths", lengths).cpu().numpy().astype(np.int64)
+        lens = lengths_on_host(lengths)
         self._chosen, self._lengths = _within_budget(lens, self._budget, over)
         if len(self._chosen) < self.world_size:
             raise ValueError(f"each rank needs a sequence; got {len(self._chosen)} for {self.world_size} ranks")
