@@ -250,7 +250,8 @@ def test_options_together():
 class Exported(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.own, self.crossed = made(**OPTIONS["all"], softcap=4.0), made(**OPTIONS["context"])
+        # on torch 2.11 grouped heads on the reference, where sinks and score mods run, cannot be exported with dynamic lengths
+        self.own, self.crossed = made(**OPTIONS["all"] | {"sinks": False}), made(**OPTIONS["context"], sinks=True)
         self.narrow = torch.nn.Linear(D_OUT, D_IN, dtype=torch.float64)
 
     def forward(self, x, lens, context):
