@@ -8,9 +8,10 @@ from torch.utils.checkpoint import checkpoint
 import maskloom as loom
 from maskloom.attention.backends import choose, decode, flash
 from maskloom.attention.backends import compiled as pool
+from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
 from maskloom.attention.backends.triton import Triton
-from maskloom.attention.request import Request
+from maskloom.attention.request import Attended, Request
 from tests.evidence import gather
 
 B, H, HKV, Q, K, D, E = 3, 2, 1, 13, 17, 8, 5
@@ -246,3 +247,61 @@ def test_on_a_gpu_a_call_takes_the_kernel_and_a_transform_does_not(monkeypatch, 
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(many(q[None].expand(2, *q.shape))[1], expected)
     assert taken == ["triton", "reference"]
+
+
+IN_GRAPH = {
+    "window": (lambda: loom.window(back=3), "flash", "flash"),
+    "causal & lengths": (lambda: loom.causal & loom.lengths(torch.tensor([5, 7])), "flash", "flash"),
+    "documents": (lambda: loom.causal & loom.documents(ids=torch.arange(150) // 100), "flash", "flash"),
+    "chunked": (lambda: loom.masks.chunked(4), "triton", "triton"),
+    "shifted": (lambda: loom.masks.shifted(loom.window(back=3), q_offset=torch.tensor(0)), "flash", "triton"),
+    "function": (lambda: lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, "flash", "triton"),
+}
+
+
+@pytest.mark.parametrize("form", ["mask", "block mask"])
+@pytest.mark.parametrize("name", IN_GRAPH)
+def test_auto_takes_flash_inside_a_compile_where_the_mask_is_known_to_suit_it(monkeypatch, name, form):
+    make, outside, inside = IN_GRAPH[name]
+    taken = []
+    for kind in (Flash, Triton):
+        monkeypatch.setattr(kind, "prepare", lambda self, request: None)
+        monkeypatch.setattr(kind, "run", lambda self, request: taken.append(self.name) or Attended(request.value, None))
+    monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(flash, "_HAS_FLASH", True)
+    monkeypatch.setattr(choose, "LITTLE", 0)
+    torch._dynamo.reset()
+    q, k, v = (torch.zeros(2, 3, 150, 64, dtype=torch.bfloat16) for _ in range(3))
+    mask = make()
+    if form == "block mask":
+        mask = loom.create_block_mask(mask, 2, None, 150, 150, device="cpu")
+    loom.attend(q, k, v, mask)
+    torch.compile(lambda *qkv: loom.attend(*qkv, mask), backend="eager", fullgraph=True)(q, k, v)
+    assert taken == [outside, inside]
+    assert loom.explain(q, k, v, mask).backend == outside
+    found = loom.explain(q, k, v, mask, compiled=True)
+    assert found.backend == inside
+    if outside != inside:
+        assert found.ruled_out["flash"].startswith(
+            "inside torch.compile it takes Masks that are known to suit it; this has a"
+        )
+
+
+def test_a_number_that_changes_takes_triton_in_the_graph_that_holds_it_as_a_symbol(monkeypatch):
+    for kind, mark in ((Flash, 1), (Triton, 2)):  # a list of names would be guarded by its length
+        monkeypatch.setattr(kind, "run", lambda self, request, mark=mark: Attended(request.value + mark, None))
+    monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(flash, "_major_of", lambda device: 9)
+    monkeypatch.setattr(flash, "_HAS_FLASH", True)
+    monkeypatch.setattr(choose, "LITTLE", 0)
+    torch._dynamo.reset()
+    graphs = []
+    q, k, v = (torch.zeros(2, 3, 150, 64, dtype=torch.bfloat16) for _ in range(3))
+
+    @torch.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    def attend(back):
+        return loom.attend(q, k, v, loom.window(back=back))
+
+    assert [int(attend(back)[0, 0, 0, 0]) for back in range(3, 15)] == [1] + [2] * 11
+    assert len(graphs) == 2

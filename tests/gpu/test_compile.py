@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import or_masks as torch_or
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom.attention.backends import choose
 from maskloom.errors import FallbackError
 from tests.evidence import gather, plain_reference
 
@@ -232,3 +233,39 @@ def test_masks_trace_in_torchs_create_block_mask():
         built = build(mask, BATCH, None, 200, 200, device="cuda")
         expected = create_block_mask(mask, BATCH, None, 200, 200, device="cuda")
         assert torch.equal(built.kv_num_blocks, expected.kv_num_blocks)
+
+
+def in_graph():
+    """Masks that "auto" runs on flash inside the user's torch.compile, and what it does with others."""
+    pads = torch.rand(BATCH, LONGEST, device="cuda", generator=torch.Generator("cuda").manual_seed(0)) < 0.2
+    offsets = torch.tensor([0, 5, 400, 1199], device="cuda")
+    return {
+        "causal & lengths": (loom.causal & loom.lengths(LENS), "flash"),
+        "causal & padding": (loom.causal & loom.padding(pads), "flash"),
+        "documents": (loom.causal & loom.documents(torch.arange(LONGEST, device="cuda") // 97), "flash"),
+        "documents(offsets)": (loom.causal & loom.documents(offsets=offsets), "flash"),
+        "window | sinks": ((loom.window(back=100) | loom.sinks(4)) & loom.lengths(LENS), "flash"),
+        "per head": (loom.masks.per_head([loom.window(back=100 * head) for head in range(HEADS)]), "flash"),
+        "chunked": (loom.masks.chunked(100), "triton"),
+        "closure": (shorter_than(LENS), "triton"),
+    }
+
+
+@pytest.mark.skipif("FLASH" not in BACKENDS, reason="needs flash-attn-4")
+@pytest.mark.parametrize("form", ["mask", "block mask"])
+@pytest.mark.parametrize("name", in_graph())
+def test_auto_inside_an_outer_compile_takes_what_it_takes_outside(monkeypatch, name, form):
+    monkeypatch.setattr(choose, "LITTLE", 0)
+    torch._dynamo.reset()
+    mask, backend = in_graph()[name]
+    tensors = inputs(LONGEST)
+    given = loom.block_mask(mask, LONGEST, LONGEST, batch=BATCH, heads=HEADS) if form == "block mask" else mask
+    assert loom.explain(*tensors, given, compiled=True).backend == backend
+    attend = torch.compile(lambda *qkv: loom.attend(*qkv, given), fullgraph=True)
+    table = loom.as_mask(mask).dense(LONGEST, LONGEST, batch=BATCH, device="cuda")
+    gather(attend, *tensors, table=table).check()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        attend(*tensors)
+        torch.cuda.synchronize()
+    ran = any("flash_attncute" in event.key or "cutlass" in event.key for event in profile.key_averages())
+    assert ran == (backend == "flash")

@@ -216,12 +216,13 @@ def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
 
 
 def _with_the_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """A function with the parameters of another, which are written there alone."""
+    """A function with the parameters of another, which are written there alone, and then its own named ones."""
 
     def like(function: Callable[..., R]) -> Callable[P, R]:
-        signature = inspect.signature(other)
-        returned = inspect.signature(function).return_annotation
-        function.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        own = inspect.signature(function)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        parameters = [*inspect.signature(other).parameters.values(), *named]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return cast(Callable[P, R], function)
 
     return like
@@ -265,10 +266,14 @@ class Explanation:
 
 
 @_with_the_signature_of(attend)
-def explain(*arguments: Any, **options: Any) -> Explanation:
+def explain(*arguments: Any, compiled: bool = False, **options: Any) -> Explanation:
     """What `attend` would run with these arguments, and why. No attention is run; the arguments are checked as there.
 
     Where tiles are skipped, the BlockMask is built as `attend` builds it, and kept with the mask for it.
+
+    Args:
+        compiled: say what runs where `attend` is called inside your torch.compile, in a graph whose numbers have not
+            changed yet. There nothing is simplified.
     """
     try:
         call = inspect.signature(attend).bind(*arguments, **options)
@@ -277,7 +282,7 @@ def explain(*arguments: Any, **options: Any) -> Explanation:
     call.apply_defaults()
     given = call.arguments
     request = _request(*(given[name] for name in inspect.signature(_request).parameters))
-    chosen = choose(request, given["backend"])
+    chosen = choose(request, given["backend"], in_graph=compiled)
     if given["clean_padding"]:
         known_hidden(request)  # raises if padding is not known
     batch, heads, q_len, kv_len = request.sizes
@@ -293,9 +298,9 @@ def explain(*arguments: Any, **options: Any) -> Explanation:
     return Explanation(
         chosen.backend.name,
         chosen.reason,
-        {} if chosen.named else ruled_out(request, chosen.backend),
+        {} if chosen.named else ruled_out(request, chosen.backend, in_graph=compiled),
         chosen.backend.skips(request),
-        _run_as(blocks, request.mask) if by_tiles and blocks is not None else None,
+        _run_as(blocks, request.mask) if by_tiles and blocks is not None and not compiled else None,
         *(() if blocks is None else tile_counts(blocks)),
     )
 

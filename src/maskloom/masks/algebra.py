@@ -71,6 +71,10 @@ class Mask(FrozenValue, ABC):
     A mask has no query length, key length or batch size, except those of the tables that it reads.
     """
 
+    runs_in_flash: ClassVar[bool] = False
+    """Whether FlashAttention 4 can run masks of this class, if it can run all parts of them. Inside torch.compile, where a mask
+    cannot be recorded, this is all that is known."""
+
     __signature__ = _CallSignature()
     __array_ufunc__ = None  # makes NumPy leave `array & mask` to the mask, whose error says what to write
 
@@ -182,6 +186,8 @@ def joined_parts(mask: Mask) -> tuple[Mask, ...]:
 class And(_Joined):
     """Visible where every part is visible."""
 
+    runs_in_flash = True
+
     parts: tuple[Mask, ...]
     symbol, binds = "&", 3
 
@@ -195,6 +201,8 @@ class And(_Joined):
 @mask_dataclass
 class Xor(_Joined):
     """Visible where an odd number of parts is visible."""
+
+    runs_in_flash = True
 
     parts: tuple[Mask, ...]
     symbol, binds = "^", 2
@@ -210,6 +218,8 @@ class Xor(_Joined):
 class Or(_Joined):
     """Visible where at least one part is visible."""
 
+    runs_in_flash = True
+
     parts: tuple[Mask, ...]
     symbol, binds = "|", 1
 
@@ -223,6 +233,8 @@ class Or(_Joined):
 @mask_dataclass
 class Not(Mask):
     """Visible where the part is hidden."""
+
+    runs_in_flash = True
 
     part: Mask
 
@@ -240,6 +252,8 @@ class Not(Mask):
 class Everything(Mask):
     """Every query may attend to every key."""
 
+    runs_in_flash = True
+
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return b.new_ones((), dtype=torch.bool)
 
@@ -250,6 +264,8 @@ class Everything(Mask):
 @mask_dataclass
 class Nothing(Mask):
     """No query may attend to any key."""
+
+    runs_in_flash = True
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return b.new_zeros((), dtype=torch.bool)

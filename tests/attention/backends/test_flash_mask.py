@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention.flex_attention import noop_mask
 
 import maskloom as loom
-from maskloom.attention.backends.flash_mask import for_flash, refused
-from maskloom.attention.backends.table_reads import Replayed
+from maskloom.attention.backends.flash_mask import for_flash, refused, refused_in_graph
+from maskloom.attention.backends.table_reads import Replayed, _needs_mending
 from maskloom.core import captures
 from maskloom.masks.algebra import And
 from maskloom.program.record import record
@@ -153,3 +153,52 @@ def test_what_is_refused(function, word):
 )
 def test_what_is_taken(function):
     assert refused(function, "cpu") is None
+
+
+# -- inside torch.compile, where a mask cannot be read -----------------------------------------------------------------
+
+PLACES = {
+    "as it is": lambda mask: mask,
+    "joined": lambda mask: loom.causal & ~mask,
+    "held": lambda mask: loom.masks.transposed(mask),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_class_says_of_its_masks_what_their_programs_say(name, place):
+    """It may say less: a class whose masks flash takes only with some fields says that it does not."""
+    mask = PLACES[place](EVERY[name][0]())
+    suits = refused(mask, torch.device("cpu")) is None and not _needs_mending(mask, torch.device("cpu"), True)
+    says = refused_in_graph(mask) is None
+    assert says <= suits
+    if suits and not says:
+        assert any(word in refused_in_graph(mask) for word in ("RepeatedHeads", "Flamingo", "Shifted")), name
+
+
+OTHERS = {
+    "a function": (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, "a function"),
+    "joined with a function": (loom.causal & (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx), "a FromFunction"),
+    "shifted": (loom.masks.shifted(loom.causal, q_offset=torch.tensor(3)), "a Shifted"),
+    "divides": (loom.causal & loom.masks.chunked(4), "a Chunked"),
+    "unsigned": (loom.masks.documents(ids=BYTES), "a tensor of torch.uint8 with 1 dimensions and strides (1,)"),
+    "turned": (loom.padding(TABLE[0, :, :BATCH].mT), "a tensor of torch.bool with 2 dimensions and strides (1, 11)"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_known_to_suit_it_is_named(name):
+    mask, words = OTHERS[name]
+    expected = f"inside torch.compile it takes Masks that are known to suit it; this has {words}"
+    assert refused_in_graph(mask) == expected
+    if callable(mask):
+        blocks = loom.create_block_mask(mask, BATCH, None, Q, Q, device="cpu")
+        assert refused_in_graph(blocks) == expected
+
+
+def test_a_class_of_a_user_is_not_taken_for_ours():
+    class Mine(type(loom.causal)):
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx % 3 >= kv_idx
+
+    assert "a test_a_class_of_a_user" in refused_in_graph(Mine())

@@ -53,6 +53,10 @@ class Backend(ABC):
     def refuse(self, request: Request) -> str | None:
         """Why it cannot do this; None if it can. It names what tensors, mask or options have, and launches nothing."""
 
+    def refuse_in_graph(self, request: Request) -> str | None:
+        """Why "auto" does not take it inside the user's torch.compile, where it would outside."""
+        return None
+
     @abstractmethod
     def run(self, request: Request) -> Attended:
         """Attention of a request that it does not refuse.
@@ -92,7 +96,10 @@ def nondeterministic(request: Request) -> str | None:
     return None
 
 
-SHORT = 128  # queries up to which Triton's kernel was faster than FLASH on an H100
+SHORT = 128  # queries up to which Triton's kernel was faster than FLASH, whatever the batch
+
+LITTLE = 1 << 37
+"""B × H × Q × K × D below which a step on Triton's kernel was faster than on FLASH, whose launch takes the host longer (H200)."""
 
 
 def blocks_of(request: Request) -> BlockMask:

@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.backends.base import HALF, SHORT, Backend, BackendName
+from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, BackendName
 from maskloom.attention.backends.decode import Decode, is_few
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
@@ -22,6 +21,7 @@ from maskloom.attention.backends.triton import Triton
 from maskloom.attention.backends.varlen import Varlen
 from maskloom.attention.derivatives import beyond_backward
 from maskloom.attention.request import Request
+from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Everything
@@ -42,8 +42,11 @@ class Choice:
     named: bool
 
 
-def choose(request: Request, name: BackendName | Literal["auto"]) -> Choice:
+def choose(request: Request, name: BackendName | Literal["auto"], *, in_graph: bool | None = None) -> Choice:
     """Which backend runs.
+
+    Args:
+        in_graph: whether somebody's torch.compile is around the call; by default whether torch compiles now.
 
     Raises:
         ValueError: ``name`` is not known, or that backend cannot do this.
@@ -59,14 +62,15 @@ def choose(request: Request, name: BackendName | Literal["auto"]) -> Choice:
         if refused is not None:
             raise ValueError(f"backend {asked!r} cannot do this: {refused}")
         return Choice(backend, "kernel_options are for it" if name == "auto" else "asked for", named=True)
+    in_graph = torch.compiler.is_compiling() if in_graph is None else in_graph
     for candidate in map(BACKENDS.__getitem__, _order(request)):
         refused = None if plain else _refused_transform(candidate, request)
-        if refused is None and candidate.refuse(request) is None:
+        if refused is None and _refused_by(candidate, request, in_graph) is None:
             return Choice(candidate, candidate.reason(request), named=False)
     raise AssertionError("the reference refuses nothing")
 
 
-def ruled_out(request: Request, chosen: Backend) -> dict[BackendName, str]:
+def ruled_out(request: Request, chosen: Backend, *, in_graph: bool = False) -> dict[BackendName, str]:
     """Why "auto" did not choose the others: those that cannot do it, and those that come first and are slower here."""
     found: dict[BackendName, str] = {}
     is_before = True
@@ -74,7 +78,7 @@ def ruled_out(request: Request, chosen: Backend) -> dict[BackendName, str]:
         if backend is chosen:
             is_before = False
             continue
-        reason = _refused_transform(backend, request) or backend.refuse(request)
+        reason = _refused_transform(backend, request) or _refused_by(backend, request, in_graph)
         if reason is None and is_before:
             reason = backend.passed_over()
         if reason is not None:
@@ -82,23 +86,25 @@ def ruled_out(request: Request, chosen: Backend) -> dict[BackendName, str]:
     return found
 
 
+def _refused_by(backend: Backend, request: Request, in_graph: bool) -> str | None:
+    return backend.refuse(request) or (backend.refuse_in_graph(request) if in_graph else None)
+
+
 def _order(request: Request) -> tuple[BackendName, ...]:
     if request.device.type == "cpu" or inside_transform():
         return ("sdpa", "reference")
-    few: tuple[BackendName, ...] = ("decode",) if _decodes(request) else ()
-    if torch.compiler.is_compiling():  # whether numbers in a mask are dynamic, which flash refuses, is not known
-        return (*few, "triton", "reference")
+    few: tuple[BackendName, ...] = ("decode",) if is_few(request.query, request.key) else ()
     if request.query.shape[2] <= SHORT:
         return (*few, "varlen", "triton", "reference")
     whole = request.mask is None or isinstance(request.mask, (Everything, Causal))
     sdpa_too: tuple[BackendName, ...] = ("sdpa",) if whole and request.query.dtype in HALF else ()
-    return ("flash", *sdpa_too, "varlen", "triton", "reference")
+    flash: tuple[BackendName, ...] = () if _is_little(request) else ("flash",)
+    return (*flash, *sdpa_too, "varlen", "triton", "reference")
 
 
-def _decodes(request: Request) -> bool:
-    """Whether these are few queries. While torch traces, a block mask stays one, and an exported program has no operator of ours."""
-    traced_blocks = torch.compiler.is_compiling() and isinstance(request.mask, BlockMask)
-    return is_few(request.query, request.key) and not traced_blocks and not torch.compiler.is_exporting()
+def _is_little(request: Request) -> bool:
+    batch, heads, q_len, kv_len = request.sizes
+    return known(batch * heads * q_len * kv_len * request.query.shape[3] < LITTLE)
 
 
 def _by_options(request: Request) -> BackendName | None:

@@ -84,6 +84,11 @@ class Decode(Backend):
             return f"it has head dims up to {_MOST_DIM}; got {sizes[0]} and {sizes[1]}"
         return None
 
+    def refuse_in_graph(self, request: Request) -> str | None:
+        if torch.compiler.is_exporting():
+            return "an exported program holds no operator of maskloom's"
+        return "a block mask stays one in a graph" if isinstance(request.mask, BlockMask) else None
+
     def passed_over(self) -> str:
         return f"with more than {FEW} queries kernels that skip hidden tiles are faster"
 

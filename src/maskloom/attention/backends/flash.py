@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends import flash_mask
-from maskloom.attention.backends.base import HALF, SHORT, Backend, Prepared, blocks_of, nondeterministic
+from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, Prepared, blocks_of, nondeterministic
 from maskloom.attention.backends.flash_mask import for_flash
 from maskloom.attention.backends.flex import fused, prepared
 from maskloom.attention.request import Attended, Request
@@ -60,7 +60,7 @@ class Flash(Backend):
 
     name = "flash"
     what = "FlexAttention with FlashAttention 4; skips the tiles that the mask hides"
-    where = "from Hopper on, half types, Q > 128"
+    where = "from Hopper on, half types, Q > 128, B·H·Q·K·D ≥ 2³⁷"
     why = "FlashAttention 4: the fastest that skips hidden tiles"
     skipped = "hidden tiles"
     by_tiles = True
@@ -95,8 +95,14 @@ class Flash(Backend):
             return "of score mods it has softcap: with others its gradients are wrong"
         return _refused_mask(request) or nondeterministic(request)
 
+    def refuse_in_graph(self, request: Request) -> str | None:
+        return flash_mask.refused_in_graph(request.mask)
+
     def passed_over(self) -> str:
-        return f"with up to {SHORT} queries triton is faster"
+        return (
+            f"triton is faster with up to {SHORT} queries, and where batch x heads x queries x keys x head dim is less than "
+            f"{LITTLE // 10**9} thousand million"
+        )
 
     def run(self, request: Request) -> Attended:
         """Attention by FlashAttention 4, with the sparse tables always in use."""

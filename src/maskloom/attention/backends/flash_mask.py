@@ -11,14 +11,17 @@ torch (2.11) writes a mask into the kernel of flash-attn (4.0.0b4). All that is 
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
+from maskloom.core.symbols import is_dynamic, is_int
+from maskloom.core.values import FrozenValue
 from maskloom.masks.algebra import And, Mask, as_mask, mask_dataclass
 from maskloom.masks.patterns.shift import Shifted
 from maskloom.program.mask_program import known_of, program_of
@@ -72,6 +75,42 @@ _DTYPES = (
     torch.bool, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 )  # fmt: skip
+
+
+def refused_in_graph(mask: BlockMask | MaskMod | None) -> str | None:
+    """What it may not take of a mask inside the user's torch.compile, where the mask cannot be read; None where it takes it.
+
+    What is known there is what the classes of masks say of themselves, and how their tables lie. A shifted mask is not
+    taken: it may read tables at negative positions, and that is mended in a recorded program alone.
+    """
+    if mask is None or mask is noop_mask:
+        return None
+    found = _undeclared(mask.mask_mod if isinstance(mask, BlockMask) else mask)
+    return None if found is None else f"inside torch.compile it takes Masks that are known to suit it; this has {found}"
+
+
+def _undeclared(held: Any) -> str | None:
+    """The first part of a mask, or of what it holds, that flash may not take. Dynamo traces this."""
+    if isinstance(held, Tensor):
+        suits = held.ndim > 0 and held.dtype in _DTYPES and _lies_close(held)
+        return None if suits else f"a tensor of {held.dtype} with {held.ndim} dimensions and strides {held.stride()}"
+    if isinstance(held, tuple):
+        return _first([_undeclared(item) for item in held])
+    if isinstance(held, FrozenValue):
+        value: Any = held
+        if not (value.is_ours and getattr(value, "runs_in_flash", False)):
+            return f"a {type(value).__qualname__}"
+        return _first([_undeclared(getattr(value, field.name)) for field in dataclasses.fields(value)])
+    if is_int(held):
+        return "a number that changes from call to call" if is_dynamic(held) else None
+    return "a function" if callable(held) else None
+
+
+def _first(found: list[str | None]) -> str | None:
+    for words in found:
+        if words is not None:
+            return words
+    return None
 
 
 def for_flash(mask_mod: MaskMod, batch: int, device: torch.device) -> MaskMod:

@@ -105,5 +105,8 @@ class Varlen(Backend):
             return "it gives no log-sum-exp, and so no sinks"
         return nondeterministic(request)
 
+    def refuse_in_graph(self, request: Request) -> str | None:
+        return "inside torch.compile its kernel is an operator of its own, and Triton's is part of the graph"
+
     def run(self, request: Request) -> Attended:
         return varlen(request)

@@ -27,6 +27,8 @@ __all__ = ["shared_prefix", "turns"]
 class SharedPrefix(Segmented):
     """See `shared_prefix`."""
 
+    runs_in_flash = True
+
     ids: Tensor
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

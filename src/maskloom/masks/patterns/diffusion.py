@@ -34,6 +34,8 @@ class PackedBlockDiffusion(Segmented):
     All tables are (2 * L,), or (B, 2 * L) if documents differ between rows. See `block_diffusion`.
     """
 
+    runs_in_flash = True
+
     block_size: int
     paired: bool
     ids: Tensor

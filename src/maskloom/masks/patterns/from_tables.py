@@ -20,6 +20,8 @@ OF_TENSORS = ("from_dense", "from_blocks")  # a text cannot hold tensors
 class FromDense(Tabled, PaddingMask):
     """See `from_dense`. ``axes`` names the indices that the table is read by: a letter of "bhqk" for each dimension."""
 
+    runs_in_flash = True
+
     table: Tensor
     axes: str
 

@@ -17,6 +17,8 @@ __all__ = ["mixed_modal", "flamingo"]
 class MixedModal(Tabled):
     """See `mixed_modal`."""
 
+    runs_in_flash = True
+
     last: Tensor
     name = "mixed_modal"
 

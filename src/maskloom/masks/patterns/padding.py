@@ -22,6 +22,8 @@ OF_TENSORS = ("real", "padding", "key_padding", "create_padding_mask")  # a text
 class Lengths(PaddingMask):
     """See `lengths`."""
 
+    runs_in_flash = True
+
     q_lens: Tensor
     kv_lens: Tensor
 
@@ -51,6 +53,8 @@ class Lengths(PaddingMask):
 class Padding(Tabled, PaddingMask):
     """See `padding`."""
 
+    runs_in_flash = True
+
     q_pads: Tensor
     kv_pads: Tensor
 
@@ -74,6 +78,8 @@ class Padding(Tabled, PaddingMask):
 class Real(Tabled, PaddingMask):
     """See `real`."""
 
+    runs_in_flash = True
+
     q_real: Tensor
     kv_real: Tensor
 
@@ -96,6 +102,8 @@ class Real(Tabled, PaddingMask):
 @mask_dataclass
 class KeyPadding(PaddingMask):
     """See `key_padding`."""
+
+    runs_in_flash = True
 
     pads: Tensor
     name = "key_padding"
@@ -245,6 +253,8 @@ class QueryLengths(PaddingMask):
     It still reports the keys beyond the length as hidden, since no unmasked query sees them, so the padding stays
     known.
     """
+
+    runs_in_flash = True
 
     lens: Tensor
     description = "q_idx < lens[b]"

@@ -22,6 +22,8 @@ __all__ = ["prefix", "sinks", "key_range", "query_range", "global_tokens", "rand
 class Prefix(Mask):
     """See `prefix`."""
 
+    runs_in_flash = True
+
     n: int | Tensor
     name = "prefix"
 
@@ -32,6 +34,8 @@ class Prefix(Mask):
 @mask_dataclass
 class Sinks(Mask):
     """See `sinks`."""
+
+    runs_in_flash = True
 
     n: int | Tensor
     name = "sinks"
@@ -93,6 +97,8 @@ def sinks(n: int) -> Sinks:
 class KeyRange(Mask):
     """See `key_range`."""
 
+    runs_in_flash = True
+
     start: int | Tensor
     stop: int | Tensor
     name = "key_range"
@@ -104,6 +110,8 @@ class KeyRange(Mask):
 @mask_dataclass
 class QueryRange(Mask):
     """See `query_range`."""
+
+    runs_in_flash = True
 
     start: int | Tensor
     stop: int | Tensor
@@ -193,6 +201,8 @@ class _Global(Mask):
 class FirstGlobal(_Global):
     """The first n positions are global. See `global_tokens`."""
 
+    runs_in_flash = True
+
     n: int | Tensor
     name = "global_tokens"
 
@@ -223,6 +233,8 @@ class ListedGlobal(_Global):
 @mask_dataclass
 class MarkedGlobal(_Global):
     """Marked positions are global. See `global_tokens`."""
+
+    runs_in_flash = True
 
     is_global: Tensor
     name = "global_tokens"

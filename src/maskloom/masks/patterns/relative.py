@@ -24,6 +24,8 @@ __all__ = [
 class _Order(Mask):
     """A mask of which comes first, query or key. It has no parameters, and there is one instance of it."""
 
+    runs_in_flash = True
+
     def __call__(
         self,
         b: Tensor | None = None,
@@ -96,6 +98,8 @@ anticausal = Anticausal()
 @mask_dataclass
 class Window(Mask):
     """See `window`."""
+
+    runs_in_flash = True
 
     back: int | Tensor
     ahead: int | Tensor
@@ -203,6 +207,8 @@ def window_both_ways(size: int) -> Window:
 class Band(Mask):
     """See `band`."""
 
+    runs_in_flash = True
+
     low: int | Tensor
     high: int | Tensor
     name = "band"
@@ -286,6 +292,8 @@ def dilated(*, back: int, ahead: int = 0, step: int) -> Dilated:
 @mask_dataclass
 class CausalLowerRight(Mask):
     """See `causal_lower_right`."""
+
+    runs_in_flash = True
 
     q_len: int | Tensor
     kv_len: int | Tensor

@@ -37,6 +37,8 @@ class _Chosen(Mask):
 class PerHead(_Chosen):
     """See `per_head`."""
 
+    runs_in_flash = True
+
     masks: tuple[Mask, ...]
     parts: tuple[Mask, ...]
     which: Tensor
@@ -114,6 +116,8 @@ def per_batch(masks: Sequence[MaskMod]) -> PerBatch:
 @mask_dataclass
 class Transposed(Mask):
     """See `transposed`."""
+
+    runs_in_flash = True
 
     mask: Mask
     name = "transposed"

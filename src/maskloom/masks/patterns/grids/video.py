@@ -26,6 +26,8 @@ class _Frames(Mask):
 class Spatial(_Frames):
     """See `spatial`."""
 
+    runs_in_flash = True
+
     frames: int | Tensor
     frame_size: int | Tensor
     width: int | Tensor

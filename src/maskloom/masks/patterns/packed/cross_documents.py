@@ -17,6 +17,8 @@ __all__ = ["documents_lower_right"]
 class CrossSegmented(Tabled, PaddingMask):
     """Queries and keys have their own ids; a negative id is padding, and hidden."""
 
+    runs_in_flash = True
+
     ids: Tensor
     kv_ids: Tensor
 
@@ -89,6 +91,8 @@ def both_offsets(offsets: Tensor | Sequence[int], kv_offsets: Tensor | Sequence[
 @mask_dataclass
 class DocumentsLowerRight(Tabled, PaddingMask):
     """See `documents_lower_right`. A query sees the keys ``first`` to ``last``, int32 (Q,)."""
+
+    runs_in_flash = True
 
     offsets: Tensor
     kv_offsets: Tensor

@@ -53,6 +53,8 @@ class Segmented(Tabled, PaddingMask):
 class _ByIds(Segmented):
     """Documents: positions with equal ids see each other."""
 
+    runs_in_flash = True
+
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q_id, kv_id = self.ids_at(b, q_idx, kv_idx)
         return (q_id == kv_id) & (q_id >= 0)
@@ -202,6 +204,8 @@ def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: obje
 class DocumentPrefix(Tabled):
     """See `document_prefix`. ``is_prefix`` (L,) or (B, L) marks the positions in a prefix."""
 
+    runs_in_flash = True
+
     segments: AnyDocuments
     n: Tensor
     is_prefix: Tensor
@@ -292,6 +296,8 @@ class FromDocumentStart(Tabled, PaddingMask):
 
     ``start`` is the first position of each query's document; the length of the table after the last document.
     """
+
+    runs_in_flash = True
 
     offsets: Tensor
     start: Tensor

@@ -93,6 +93,8 @@ def per_document(masks: Sequence[MaskMod]) -> PerDocument:
 class Within(Tabled, PaddingMask):
     """See `within`. The positions, (Q,) or (B, Q), and (K,) or (B, K), are positions inside each document."""
 
+    runs_in_flash = True
+
     segments: AnyDocuments | CrossDocuments | PackedCrossDocuments
     mask: Mask | PerDocument | ByNumber
     q_positions: Tensor
