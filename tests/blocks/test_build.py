@@ -12,7 +12,7 @@ from torch.nn.attention import flex_attention as flex
 
 import maskloom as loom
 from maskloom.attention.resolve import as_block_mask
-from maskloom.blocks import build, classify, index_tables
+from maskloom.blocks import construct, first_sight, index_tables, open_tiles
 from maskloom.blocks.dense import dense_of
 from maskloom.core.cache import LRU
 from tests.blocks.random_masks import Case, differing, random_case, tables_of_torch
@@ -43,14 +43,14 @@ def test_every_mask_of_the_algebra_has_the_tables_of_torch(rnd):
 
 @pytest.mark.parametrize("seed", range(0, 200, 5))
 def test_parts_that_are_held_at_once_do_not_show(seed, monkeypatch):
-    monkeypatch.setitem(classify.BAND, "cpu", 2)
-    monkeypatch.setattr(classify, "CHUNK", 300)
+    monkeypatch.setitem(first_sight.BAND, "cpu", 2)
+    monkeypatch.setattr(open_tiles, "CHUNK", 300)
     monkeypatch.setitem(index_tables._AT_ONCE, "cpu", 3)
     _check(random_case(Random(seed)))
 
 
 def test_bands_of_which_only_some_are_exact(monkeypatch):
-    monkeypatch.setitem(classify.BAND, "cpu", 7)
+    monkeypatch.setitem(first_sight.BAND, "cpu", 7)
     table = torch.rand(20) < 0.5
     _check(Case(lambda b, h, q_idx, kv_idx: table[q_idx - 3], 1, 1, 20, 64, (1, 32), "table[q_idx - 3]"))
 
@@ -192,7 +192,7 @@ TABLES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"
 
 @pytest.mark.parametrize("name", CONSTANT)
 def test_block_masks_of_numbers_alone_have_tables_of_their_own(name, monkeypatch):
-    monkeypatch.setattr(build, "_constants", LRU(4))
+    monkeypatch.setattr(construct, "_constants", LRU(4))
     build_one, mask = CONSTANT[name], loom.window(back=70) | loom.masks.sinks(3)
     first = build_one(mask)
     tables = {table: getattr(first, table) for table in TABLES if getattr(first, table) is not None}
@@ -204,7 +204,7 @@ def test_block_masks_of_numbers_alone_have_tables_of_their_own(name, monkeypatch
             assert torch.equal(getattr(again, table), right)
             getattr(again, table).zero_()
         assert again.mask_mod == mask
-    assert len(build._constants) == 1
+    assert len(construct._constants) == 1
     assert build_one(mask).mask_mod is mask
 
 

@@ -175,7 +175,7 @@ def test_what_has_as_many_results_as_the_values_say_is_not_followed():
 
 def test_all_pairs_of_shapes_of_results():
     """A list in a tuple, none, and a number beside tensors."""
-    from maskloom.program.program import results_in
+    from maskloom.program.batched import results_in
 
     shapes = [(1, 2, 3), ([1], (2, [3])), (None, 1, [2, 3])]
     assert [results_in(shape, 3) for shape in shapes] == [(1, 2, 3)] * 3

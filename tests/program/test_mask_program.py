@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.blocks import build
+from maskloom.blocks import construct
 from maskloom.core.cache import LRU
 from maskloom.program import mask_program, record
 
@@ -24,7 +24,7 @@ def runs(monkeypatch):
     ran = []
     monkeypatch.setattr(mask_program, "record", lambda mask, *rest: ran.append(mask) or record.record(mask, *rest))
     monkeypatch.setattr(mask_program, "_programs", LRU(256))
-    monkeypatch.setattr(build, "_constants", LRU(0))  # finished block masks are not kept
+    monkeypatch.setattr(construct, "_constants", LRU(0))  # finished block masks are not kept
     return ran
 
 

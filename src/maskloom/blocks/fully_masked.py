@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.classify import CHUNK
+from maskloom.blocks.open_tiles import CHUNK
 from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
 from maskloom.core.block_masks import checked_block_mask
 from maskloom.program.elements import Elements, evaluate, widest

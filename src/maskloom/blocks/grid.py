@@ -3,18 +3,16 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskloom.blocks.intervals.interval import LEAD, Interval, PositionRange
-from maskloom.core import captures
 from maskloom.core.checks import as_int, as_list, checked_length
 from maskloom.core.symbols import is_int, known
 from maskloom.core.words import brief
-from maskloom.masks.algebra import as_mask
-from maskloom.program.mask_program import MaskProgram
-from maskloom.program.program import MaskMod
+from maskloom.program.dependence import Dependence
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,13 @@ class Grid:
             q_len = min(step, self.q_len - first)
             yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
 
+    def whole_tiles(self, device: torch.device) -> Tensor | None:
+        """The tiles without positions beyond the end, where nothing is visible: bool (query tiles, key tiles). None: all."""
+        if not self.is_cut:
+            return None
+        queries, keys = (torch.arange(size, device=device) for size in self.shape[2:])
+        return (queries < self.q_len // self.q_block)[:, None] & (keys < self.kv_len // self.kv_block)
+
     def indices(self, device: torch.device) -> list[Interval]:
         """The inputs of the mask_mod: b and h as exact values, q_idx and kv_idx as intervals."""
         exact = [_counted(size, axis, device) for axis, size in enumerate(self.shape[:2])]
@@ -90,31 +95,28 @@ def _positions(axis: int, length: int, block: int, offset: int | Tensor, device:
     return Interval(first, last, span=(offset, offset + length - 1), run=run)
 
 
-def device_for(mask: MaskMod, device: torch.device | str | None) -> torch.device:
-    """The device to build on: the given one, else that of the mask's tensors, else the current accelerator, else the CPU.
+class Wanted(NamedTuple):
+    """What a block mask is asked for: Q and K in positions, B and H or None, the block size (Q, KV), and first positions.
 
-    Raises:
-        ValueError: the mask's tensors are on another device, or on several.
+    ``shared``: B or H of None asks for one table for all, and not for the smallest size that the mask needs.
     """
-    held = captures.device_of(mask)
-    if device is None:
-        return held or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    asked = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
-    if held is not None and held != asked:
-        raise ValueError(
-            f"the mask's tensors lie on {held}, and the block mask is to be built on {asked}; move one to the other: "
-            f"mask.to({str(asked)!r}), or device={str(held)!r}. In a module, a maskloom.nn.Holder moves the mask with it"
-        )
-    return asked
+
+    q_len: int
+    kv_len: int
+    batch: int | None
+    heads: int | None
+    block: tuple[int, int]
+    q_offset: int | Tensor = 0
+    kv_offset: int | Tensor = 0
+    shared: bool = False
 
 
-def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
+def checked_sizes(q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
     """The block size as a pair (Q, KV).
 
     Raises:
-        TypeError: ``mask`` is not a mask. ValueError: a length or a block size below 1.
+        ValueError: a length or a block size below 1.
     """
-    as_mask(mask)  # raises if it is not a mask
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
     block_size = as_list(as_int(block_size))
@@ -127,22 +129,15 @@ def checked_sizes(mask: MaskMod, q_len: int, kv_len: int, block_size: int | tupl
     return pair
 
 
-def grid_of(
-    program: MaskProgram,
-    q_len: int,
-    kv_len: int,
-    batch: int | None,
-    heads: int | None,
-    sizes: tuple[int, int],
-    q_offset: int | Tensor = 0,
-    kv_offset: int | Tensor = 0,
-) -> Grid:
+def grid_of(dependence: Dependence, wanted: Wanted) -> Grid:
     """The grid of tiles to classify, with B and H checked or inferred.
 
     Raises:
         ValueError: the sizes do not fit the tables that the mask reads.
     """
-    program.dependence.check_length("q_idx", q_len + (q_offset if is_int(q_offset) else 0))
-    program.dependence.check_length("kv_idx", kv_len + (kv_offset if is_int(kv_offset) else 0))
-    batch, heads = program.dependence.size("b", batch), program.dependence.size("h", heads)
-    return Grid(batch, heads, q_len, kv_len, *sizes, q_offset, kv_offset)
+    if wanted.shared:
+        dependence.refuse_shared(wanted.batch, wanted.heads)
+    q_end = wanted.q_len + (wanted.q_offset if is_int(wanted.q_offset) else 0)
+    kv_end = wanted.kv_len + (wanted.kv_offset if is_int(wanted.kv_offset) else 0)
+    batch, heads = dependence.sizes_for(wanted.batch, wanted.heads, q_end, kv_end)
+    return Grid(batch, heads, wanted.q_len, wanted.kv_len, *wanted.block, wanted.q_offset, wanted.kv_offset)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.classify import Decided, classify
+from maskloom.blocks.classify import classify
 from maskloom.blocks.fully_masked import fully_masked_queries
-from maskloom.blocks.grid import Grid, checked_sizes, device_for, grid_of
-from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, tile_states
+from maskloom.blocks.grid import Grid, Wanted, checked_sizes, grid_of
+from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, Decided, tile_states
+from maskloom.core import captures
 from maskloom.core.block_masks import checked_block_mask
 from maskloom.core.checks import count
+from maskloom.masks.algebra import as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.program.mask_program import program_of
 from maskloom.program.program import MaskMod
@@ -163,9 +165,10 @@ def explain_block_mask(
     """
     if isinstance(mask, Tensor):
         mask = mask_of_table(mask, Sizes(batch, heads, q_len, kv_len))
-    sizes = checked_sizes(mask, q_len, kv_len, block_size)
-    source = program_of(mask, device_for(mask, device))
-    grid = grid_of(source, q_len, kv_len, batch, heads, sizes)
+    as_mask(mask)  # raises if it is not a mask
+    wanted = Wanted(q_len, kv_len, batch, heads, checked_sizes(q_len, kv_len, block_size))
+    source = program_of(mask, captures.device_for(mask, device))
+    grid = grid_of(source.dependence, wanted)
     decided = Decided()
     classify(source, grid, count=decided)
     return TileExplanation(grid, decided)

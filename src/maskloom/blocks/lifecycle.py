@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.build import add_write_order
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.core import captures
-from maskloom.core.block_masks import checked_block_mask
+from maskloom.core.block_masks import checked_block_mask, with_write_order
 from maskloom.core.cache import LRU
 from maskloom.core.checks import as_int, count
 from maskloom.core.forks import fork_safe_lock
@@ -114,7 +113,7 @@ def update_(block_mask: BlockMask, mask: MaskMod) -> BlockMask:
         exact=False,
     )
     if getattr(block_mask, "dq_write_order", None) is not None:
-        add_write_order(new, bool(block_mask.dq_kv_order_spt))
+        with_write_order(new, bool(block_mask.dq_kv_order_spt))
     for name, value in vars(new).items():
         if isinstance(value, Tensor):
             getattr(block_mask, name).copy_(value)

@@ -4,6 +4,7 @@ A BlockMask means: every element of its full tiles, and the elements of its part
 Neither the tables nor mask_mod alone are the mask.
 """
 
+from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
@@ -43,6 +44,24 @@ class TileCounts(NamedTuple):
     skipped: int
     partial: int
     full: int
+
+
+@dataclass
+class Decided:
+    """How many tiles each method decided. Only distinct tiles count: shared batch rows and heads count once."""
+
+    total: int = 0
+    left_open: int = 0  # not decided by intervals
+    evaluation: int = 0
+    unsupported_ops: tuple[str, ...] = field(default=())
+
+    @property
+    def intervals(self) -> int:
+        return self.total - self.left_open
+
+    @property
+    def witnesses(self) -> int:
+        return self.left_open - self.evaluation
 
 
 def tile_counts(block_mask: BlockMask) -> TileCounts:

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core.words import brief
@@ -21,6 +22,16 @@ def copied_tables(block_mask: BlockMask, **changes: Any) -> BlockMask:
     parts = {part: changes[part] if part in changes else getattr(block_mask, part) for part in _PARTS}
     copies: dict[str, Any] = {part: held.clone() if isinstance(held, Tensor) else held for part, held in parts.items()}
     return BlockMask(**copies)
+
+
+def with_write_order(built: BlockMask, dq_kv_order: bool) -> BlockMask:
+    """The same BlockMask, to which torch's order of writes for a deterministic backward is added."""
+    if not isinstance(dq_kv_order, bool):
+        raise ValueError(f"dq_kv_order is a bool here; got {brief(dq_kv_order)}")
+    orders = flex._compute_dq_write_order_from_block_mask(built, dq_kv_order=dq_kv_order)
+    built.dq_write_order, built.dq_write_order_full = orders
+    built.dq_kv_order, built.dq_kv_order_spt = None, dq_kv_order
+    return built
 
 
 def checked_block_mask(value: object) -> BlockMask:

@@ -47,6 +47,24 @@ def device_of(held: object, what: str = "mask") -> torch.device | None:
     return devices.pop() if devices else None
 
 
+def device_for(held: object, device: torch.device | str | None) -> torch.device:
+    """The device to build a block mask on: the given one, else that of the mask's tensors, else the current accelerator, else the CPU.
+
+    Raises:
+        ValueError: the mask's tensors are on another device, or on several.
+    """
+    there = device_of(held)
+    if device is None:
+        return there or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    asked = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    if there is not None and there != asked:
+        raise ValueError(
+            f"the mask's tensors lie on {there}, and the block mask is to be built on {asked}; move one to the other: "
+            f"mask.to({str(asked)!r}), or device={str(there)!r}. In a module, a maskloom.nn.Holder moves the mask with it"
+        )
+    return asked
+
+
 def is_dtensor(held: object) -> bool:
     """Whether it is torch's DTensor. Checked by attributes, because its module takes a second to load."""
     return isinstance(held, Tensor) and hasattr(held, "device_mesh") and hasattr(held, "to_local")

@@ -115,12 +115,7 @@ def table_sizes(
         raise ValueError(
             "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
         )
-    dependence = dependence_on(mask_mod, device)
-    end = end_of(q_len, q_offset)
-    if end is not None:
-        dependence.check_length("q_idx", end)
-    dependence.check_length("kv_idx", kv_len)
-    return dependence.size("b", batch), dependence.size("h", heads)
+    return dependence_on(mask_mod, device).sizes_for(batch, heads, end_of(q_len, q_offset), kv_len)
 
 
 def needed_sizes(

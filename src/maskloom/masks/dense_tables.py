@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,69 @@ def what_may(name: str, table: Tensor) -> Tensor:
         TypeError: a float table with values that do more than hide.
     """
     return table if table.dtype == torch.bool else _from_additive(name, table)
+
+
+class Sizes(NamedTuple):
+    """The sizes that a table must have; B or H is None if any size is allowed."""
+
+    batch: int | None
+    heads: int | None
+    q_len: int
+    kv_len: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{letter} = {size}" for letter, size in zip("BHQK", self, strict=True) if size is not None)
+
+
+def table_in_place(table: Tensor, sizes: Sizes) -> Tensor:
+    """A table in place of a mask, as bool (Q, K), (B, Q, K) or (B, H, Q, K), True = may attend.
+
+    Raises:
+        TypeError: the errors of `bool_table`. ValueError: a table for other sizes, or without values.
+    """
+    check_kind("the mask", table, additive=True)
+    if table.device.type == "meta":
+        raise ValueError("the mask is on the meta device, where there are no values")
+    _check_shape(table, sizes)
+    return what_may("the mask", table)
+
+
+def letters_of(dimensions: int) -> str:
+    """The dims of a table in place of a mask, by their index: "qk", "bqk" or "bhqk"."""
+    return "bqk" if dimensions == 3 else "bhqk"[4 - dimensions :]
+
+
+def _check_shape(table: Tensor, sizes: Sizes) -> None:
+    if 2 <= table.ndim <= 4:
+        needed = [sizes["bhqk".index(letter)] for letter in letters_of(table.ndim)]
+        broadcasts = table.ndim > 2  # (1, K) could be the padding of one batch row instead
+        pairs = zip(table.shape, needed, strict=True)
+        fits = [need is None or size == need or (size == 1 and broadcasts) for size, need in pairs]
+        if all(fits):
+            return
+    raise ValueError(
+        f"a tensor in place of a mask has shape (Q, K), (B, Q, K) or (B, H, Q, K), B and H of 1 for all; "
+        f"here {sizes}; got {tuple(table.shape)}{_meant(tuple(table.shape), sizes)}"
+    )
+
+
+def _meant(shape: tuple[int, ...], sizes: Sizes) -> str:
+    """A hint what a table of another shape may be, and what to write for it."""
+    batch, heads, q_len, kv_len = sizes
+    if len(shape) == 1 or (len(shape) == 2 and shape[1] in (q_len, kv_len) and shape[0] in (1, batch)):
+        return (
+            ". A flag for each position, (B, L), is padding(t), or key_padding(t) for keys alone, True = padding; or real(t), "
+            "True = a real token"
+        )
+    if len(shape) not in (2, 3, 4):
+        return ""
+    if len(shape) == 3 and batch and heads and shape == (batch * heads, q_len, kv_len):
+        return f". One of shape (B·H, Q, K) goes in as table.view({batch}, {heads}, {q_len}, {kv_len})"
+    if len(shape) == 3 and shape == (heads, q_len, kv_len):
+        return ". One table for each head goes in as table[None]"
+    if shape[-2] >= q_len and shape[-1] >= kv_len and shape[-2:] != (q_len, kv_len):
+        return f". Of a larger table give the rows and columns that are meant: table[..., :{q_len}, :{kv_len}], say"
+    return ""
 
 
 def _hint(table: Tensor) -> str:

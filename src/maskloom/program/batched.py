@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maskloom.program.ops import Fact, having
-from maskloom.program.program import Op, Program, Value
+from maskloom.program.program import Op, Program, Value, leaves
 
 _aten = torch.ops.aten
 
@@ -24,6 +24,25 @@ _ARITHMETIC = having(Fact.COMPUTES)
 _PROMOTING = having(Fact.PROMOTES)
 _ONE_BY_ONE = having(Fact.KEEPS_VALUE) | _PROMOTING
 _REDUCTIONS = having(Fact.REDUCES)
+
+
+def run_step(
+    step: Op, program: Program, args: list[Any], kwargs: dict[str, Any], lead: int
+) -> tuple[Tensor, ...] | None:
+    """Run one step of a program for a batch of values; None if it cannot be batched here.
+
+    Args:
+        args, kwargs: of the step, filled with tensors of shape ``lead + own``.
+    """
+    if ambiguous(step, program):
+        return None
+    return results_in(batched(step.op, args, kwargs, lead), len(step.results))
+
+
+def results_in(out: Any, count: int) -> tuple[Any, ...] | None:
+    """The results of an operation, as many as its step has; None if it gave others."""
+    found = tuple(leaf for leaf in leaves(out, object) if leaf is not None)
+    return found if len(found) == count else None
 
 
 def batched(op: Any, args: list[Any], kwargs: dict[str, Any], lead: int) -> Any:

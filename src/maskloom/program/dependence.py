@@ -43,6 +43,32 @@ class Dependence:
     marks: frozenset[Index]
     sizes: Mapping[Index, Collection[int]]
 
+    def sizes_for(self, batch: int | None, heads: int | None, q_end: int | None, kv_end: int) -> tuple[int, int]:
+        """B and H of a table for these queries and keys: the given sizes, or the smallest that the mask needs.
+
+        Args:
+            q_end, kv_end: one more than the last position; None if it is not known.
+
+        Raises:
+            ValueError: a size does not fit the tables that the mask reads, or has to be given.
+        """
+        if q_end is not None:
+            self.check_length("q_idx", q_end)
+        self.check_length("kv_idx", kv_end)
+        return self.size("b", batch), self.size("h", heads)
+
+    def refuse_shared(self, batch: int | None, heads: int | None) -> None:
+        """Raise a ValueError if B or H is None, so that one table is for all, and the answers differ."""
+        given: dict[Index, int | None] = {"b": batch, "h": heads}
+        for index, size in given.items():
+            if size is None and index in self.marks:
+                (_, item, letter), sizes = _WORDS[index], sorted(self.sizes[index])
+                which = f"{letter}={sizes[0]}" if len(sizes) == 1 else f"{letter}= their number"
+                raise ValueError(
+                    f"{letter} is None, and the mask's answer can differ from one {item} to another: tables for all of "
+                    f"them would hold only those of {item} 0; pass {which}"
+                )
+
     def size(self, index: Literal["b", "h"], asked: int | None) -> int:
         """The size B or H of a table that holds every answer of the mask.
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskloom.core.forks import load_vmap
+from maskloom.core.forks import ends_along, load_vmap
 from maskloom.core.torch_state import without_autocast
-from maskloom.program.batched import ambiguous, batched
-from maskloom.program.program import INDICES, MaskMod, Op, Program, Value, mapped, results_in
+from maskloom.program.batched import run_step
+from maskloom.program.program import INDICES, MaskMod, Program, Value
 
 _LEAD = 3  # batch dims before a value's event dims: tiles, elements of a tile along Q, elements along K
 
@@ -39,9 +39,14 @@ class Elements:
 def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
     """The mask_mod's answers: bool (T, n, m), with size 1 in a dim where they do not vary."""
     b, h = elements.b[:, None, None], elements.h[:, None, None]
-    with without_autocast(b.device):
-        answers = run_at(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
+    answers = run_at(program, [b, h, elements.q_idx[..., None], elements.kv_idx[:, None]], _LEAD)
     return _vmapped(mask_mod, elements) if answers is None else answers
+
+
+def seen_in(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tensor, Tensor]:
+    """Whether some answer of each tile is True, and whether some is False: bool (T,) each."""
+    every, some = ends_along(evaluate(program, mask_mod, elements).flatten(1), -1)
+    return some, ~every
 
 
 def widest(program: Program) -> int:
@@ -71,36 +76,25 @@ def run_at(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
     if program.unsupported_reason is not None:
         return None
     values: dict[Value, Tensor] = {Value(i): index for i, index in enumerate(indices)}
-    for step in program.steps:
-        if ambiguous(step, program):
-            return None
-        out = batched(step.op, *_arguments(step, values, indices[0].device, lead), lead)
-        outs = results_in(out, len(step.results))
-        if outs is None:
-            return None
-        for result, ref in zip(outs, step.results, strict=True):
-            if not _fits(result, program, ref, lead):
-                return None
-            values[ref] = result
-    answer = program.answer
-    return values[answer] if isinstance(answer, Value) else answer.reshape((1,) * lead)
 
-
-def _fits(result: Tensor, program: Program, ref: Value, lead: int) -> bool:
-    """Whether the batched result has the dtype and shape of the scalar program."""
-    meta = program.metas[ref.slot]
-    return result.dtype == meta.dtype and tuple(result.shape[lead:]) == meta.shape
-
-
-def _arguments(
-    step: Op, values: dict[Value, Tensor], device: torch.device, lead: int
-) -> tuple[list[Any], dict[str, Any]]:
-    def filled(leaf: Any) -> Any:
+    def tensor_of(leaf: Any) -> Any:
         if isinstance(leaf, Value):
             return values[leaf]
-        return leaf.to(device).reshape(*(1,) * lead, *leaf.shape) if isinstance(leaf, Tensor) else leaf
+        return leaf.to(indices[0].device).reshape(*(1,) * lead, *leaf.shape) if isinstance(leaf, Tensor) else leaf
 
-    return mapped(step.args, filled), {name: mapped(item, filled) for name, item in step.kwargs.items()}
+    with without_autocast(indices[0].device):
+        for step in program.steps:
+            args, kwargs = step.filled(tensor_of)
+            outs = run_step(step, program, args, kwargs, lead)
+            if outs is None:
+                return None
+            for out, ref in zip(outs, step.results, strict=True):
+                meta = program.metas[ref.slot]
+                if out.dtype != meta.dtype or tuple(out.shape[lead:]) != meta.shape:
+                    return None
+                values[ref] = out
+    answer = program.answer
+    return values[answer] if isinstance(answer, Value) else answer.reshape((1,) * lead)
 
 
 def _vmapped(mask_mod: MaskMod, elements: Elements) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from maskloom.core import captures
 from maskloom.core.cache import LRU, cached_with
 from maskloom.core.forks import computed_once, load_vmap
-from maskloom.core.torch_state import can_cache, float_state, is_tracing, without_autocast
+from maskloom.core.torch_state import can_cache, float_state, is_tracing
 from maskloom.core.vmapped import is_mapped, one_example
 from maskloom.program.dependence import Dependence, dependence_of
 from maskloom.program.elements import run_at, size_of
@@ -39,6 +39,7 @@ class MaskProgram:
         dependence: which indices can change its answer, and the sizes of the tables that they read.
         device: the device of the indices in that run.
         key: equal for all masks with this program; None if it is not known which masks share it.
+        is_mapped: whether torch.vmap maps over one of its tensors: the program is that of the first example then.
     """
 
     mask: MaskMod
@@ -47,6 +48,7 @@ class MaskProgram:
     dependence: Dependence
     device: torch.device
     key: Hashable | None
+    is_mapped: bool = False
 
     @computed_once
     def program(self) -> Program:
@@ -79,7 +81,7 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
     """
     device = torch.device(device)
     if is_tracing() or not captures.is_plain(mask):
-        return MaskProgram(mask, [], *_run(mask, device, None), device, None)
+        return MaskProgram(mask, [], *_run(mask, device, None), device, None, is_mapped(mask))
     held = captures.tensors(mask)
     shapes = tuple([tensor.shape for tensor in held])
     world = device, float_state()  # the other inputs of the program
@@ -148,15 +150,6 @@ def _is_of_structure(run: _Run, mask: MaskMod) -> bool:
     return run.bare.of_structure and not made_there and captures.is_as_known(mask)
 
 
-def refuse_mapped(mask: MaskMod) -> None:
-    """Raise a ValueError if torch.vmap maps over the mask's tensors: one block mask does not fit all examples."""
-    if is_mapped(mask):
-        raise ValueError(
-            "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
-            "build the block mask outside of vmap"
-        )
-
-
 _MOST_BYTES = 1 << 19  # maximum bytes of all values at one time while a table is computed
 
 
@@ -175,7 +168,7 @@ def table_of(source: MaskProgram, sizes: tuple[int, int, int, int], q_offset: in
     rows = max(1, _MOST_BYTES // max(1, size_of(source.program, (batch, heads, 1, kv_len))))
     parts = []
     for first in range(0, q_len, rows):
-        with torch.no_grad(), without_autocast(source.device):
+        with torch.no_grad():
             answers = run_at(source.program, [b, h, q_idx[:, :, first : first + rows], kv_idx], 4)
         if answers is None:
             return _vmapped_table(source.mask, [b.flatten(), h.flatten(), q_idx.flatten(), kv_idx.flatten()])

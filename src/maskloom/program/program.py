@@ -57,6 +57,10 @@ class Op:
         """The values that it reads."""
         return leaves((self.args, *self.kwargs.values()), Value)
 
+    def filled(self, change: Callable[[Any], Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Its arguments, with ``change(leaf)`` for each Value, tensor and Python value."""
+        return mapped(self.args, change), {name: mapped(item, change) for name, item in self.kwargs.items()}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -116,16 +120,11 @@ class Program:
         return self._changed(lambda value: held[value.place] if isinstance(value, CaptureSlot) else value)
 
     def _changed(self, change: Callable[[Any], Any]) -> "Program":
-        steps = tuple(
-            Op(
-                step.op,
-                tuple(mapped(step.args, change)),
-                {name: mapped(item, change) for name, item in step.kwargs.items()},
-                step.results,
-            )
-            for step in self.steps
-        )
-        return replace(self, steps=steps, answer=mapped(self.answer, change))
+        steps = []
+        for step in self.steps:
+            args, kwargs = step.filled(change)
+            steps.append(Op(step.op, tuple(args), kwargs, step.results))
+        return replace(self, steps=tuple(steps), answer=mapped(self.answer, change))
 
 
 def leaves(arguments: Any, kind: type[T]) -> Iterator[T]:
@@ -145,12 +144,6 @@ def mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(arguments, (list, tuple)):
         return [mapped(item, change) for item in arguments]
     return change(arguments)
-
-
-def results_in(out: Any, count: int) -> tuple[Any, ...] | None:
-    """The results of an operation, as many as its step has; None if it gave others."""
-    found = tuple(leaf for leaf in leaves(out, object) if leaf is not None)
-    return found if len(found) == count else None
 
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -22,7 +22,7 @@ aten = torch.ops.aten
 def _unsound_tiles(case: Case, rules=RULES) -> int:
     """How many tiles hold an element that the intervals exclude."""
     grid = Grid(case.batch, case.heads, case.q_len, case.kv_len, *case.block)
-    answer = analyse(record(case.mask_mod, "cpu"), grid, torch.device("cpu"), rules).answer
+    answer = analyse(record(case.mask_mod, "cpu"), grid.indices(torch.device("cpu")), rules).answer
     must, may = answer.lo.expand(grid.shape), answer.hi.expand(grid.shape)
     truth = create_mask(case.mask_mod, case.batch, case.heads, case.q_len, case.kv_len, "cpu")
     must, may = (_per_element(end, case) for end in (must, may))
@@ -145,7 +145,7 @@ DECIDED = {
 @pytest.mark.parametrize("name", DECIDED)
 def test_tiles_that_touch_no_boundary_are_decided_without_an_element(name):
     grid = Grid(1, 1, 64, 64, 16, 16)
-    answer = analyse(record(DECIDED[name], "cpu"), grid, torch.device("cpu")).answer
+    answer = analyse(record(DECIDED[name], "cpu"), grid.indices(torch.device("cpu"))).answer
     truth = create_mask(DECIDED[name], 1, 1, 64, 64, "cpu").view(1, 1, 4, 16, 4, 16)
     mixed = truth.any(-1).any(-2) & ~truth.all(-1).all(-2)
     undecided = (answer.hi & ~answer.lo).expand(1, 1, 4, 4)
@@ -166,7 +166,8 @@ def test_an_exact_index_past_the_table_raises_as_in_torch():
 
 def test_an_operation_without_a_rule_is_named():
     found = analyse(
-        record(lambda b, h, q, kv: torch.sin(q.float()) > 0, "cpu"), Grid(1, 1, 64, 64, 16, 16), torch.device("cpu")
+        record(lambda b, h, q, kv: torch.sin(q.float()) > 0, "cpu"),
+        Grid(1, 1, 64, 64, 16, 16).indices(torch.device("cpu")),
     )
     assert found.unsupported_ops == ("sin",)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask as torch_create_block_mask
 
 import maskloom as loom
-from maskloom.blocks import build, classify
-from maskloom.blocks.grid import grid_of
+from maskloom.blocks import classify, construct
+from maskloom.blocks.grid import Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.replay import cached
 from maskloom.blocks.replay.plan import ReplayPlan
@@ -29,7 +29,7 @@ Q, K = 200, 300
 @pytest.fixture(autouse=True)
 def plans(monkeypatch):
     """Those of one test; finished block masks are not kept."""
-    monkeypatch.setattr(build, "_constants", LRU(0))
+    monkeypatch.setattr(construct, "_constants", LRU(0))
     monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
     return cached._plans
 
@@ -55,7 +55,7 @@ def test_any_mask_mod_is_decided_again_from_a_list(rnd):
     source = MaskProgram(
         case.mask_mod, held, program.without(held), dependence_of(program), torch.device("cpu"), "a key"
     )
-    grid = grid_of(source, case.q_len, case.kv_len, case.batch, case.heads, case.block)
+    grid = grid_of(source.dependence, Wanted(case.q_len, case.kv_len, case.batch, case.heads, case.block))
     found = []
 
     def write(compute):

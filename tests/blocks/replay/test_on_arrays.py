@@ -5,7 +5,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import maskloom as loom
-from maskloom.blocks import build
+from maskloom.blocks import construct
 from maskloom.blocks.replay import cached
 from maskloom.blocks.replay.on_arrays import MOST_VALUES
 from maskloom.blocks.replay.plan import ReplayPlan
@@ -112,7 +112,7 @@ def test_a_subclass_is_left_to_torch():
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_replayed_on_arrays_have_the_same_states(name, monkeypatch):
     monkeypatch.setattr(cached, "_plans", LRU(8))
-    monkeypatch.setattr(build, "_constants", LRU(0))
+    monkeypatch.setattr(construct, "_constants", LRU(0))
     factory, q_len, kv_len = MASKS[name]
     heads = None if "heads" in name else 2
     for _ in range(3):

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskloom.blocks.grid import Grid
-from maskloom.blocks.intervals.interval import LEAD, Interval, truth, unknown
+from maskloom.blocks.intervals.interval import LEAD, Interval, anything, constant, unknown
 from maskloom.blocks.intervals.rules import RULES, Rule
-from maskloom.program.batched import ambiguous, batched
-from maskloom.program.program import Op, Program, Value, leaves, mapped, results_in
+from maskloom.program.batched import ambiguous, results_in, run_step
+from maskloom.program.program import Op, Program, Value
 
 _READ = torch.ops.aten.index  # its rule handles positions and batch rows in order, without a gather
 
@@ -23,29 +22,27 @@ class Analysis:
     Attributes:
         answer: three-valued truth for each tile; its four dims have size 1 where the answer does not vary.
         unsupported_ops: names of operations without a usable rule, sorted.
-        indices: the intervals of b, h, q_idx and kv_idx of the tiles: the inputs of the mask.
     """
 
     answer: Interval
     unsupported_ops: tuple[str, ...]
-    indices: list[Interval]
 
 
-def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[Any, Rule] = RULES) -> Analysis:
+def analyse(program: Program, indices: list[Interval], rules: Mapping[Any, Rule] = RULES) -> Analysis:
     """The answers that a mask can give in each tile.
 
     Law: if an element of a tile is True, ``answer.hi`` is True; if one is False, ``answer.lo`` is False.
+
+    Args:
+        indices: the intervals of b, h, q_idx and kv_idx of the tiles, the inputs of the mask.
     """
-    indices = grid.indices(device)
+    device = indices[0].lo.device
     if program.unsupported_reason is not None:
-        return Analysis(_anything(device), (program.unsupported_reason,), indices)
+        return Analysis(anything(device), (program.unsupported_reason,))
     values: dict[Value, Interval | None] = {Value(i): index for i, index in enumerate(indices)}
     unruled: set[str] = set()
     for step in program.steps:
-        try:
-            outs = None if ambiguous(step, program) else _step(step, values, device, rules)
-        except _NoInterval:
-            outs = None
+        outs = _run_step(step, program, values, device, rules)
         for place, ref in enumerate(step.results):
             meta = program.metas[ref.slot]
             out = outs[place] if outs is not None else None
@@ -53,53 +50,32 @@ def analyse(program: Program, grid: Grid, device: torch.device, rules: Mapping[A
                 unruled.add(step.op.overloadpacket.__name__)
                 out = unknown(meta.dtype, meta.shape, device)
             values[ref] = out
-    return Analysis(_filled(program.answer, values, device), tuple(sorted(unruled)), indices)
+    answer = values[program.answer] if isinstance(program.answer, Value) else constant(program.answer, device)
+    assert answer is not None  # bools have intervals
+    return Analysis(answer, tuple(sorted(unruled)))
 
 
-def _anything(device: torch.device) -> Interval:
-    ends = torch.tensor([False, True], device=device).view(2, *(1,) * LEAD)
-    return truth(ends[0], ends[1])
-
-
-def _step(
-    step: Op, values: dict[Value, Interval | None], device: torch.device, rules: Mapping[Any, Rule]
+def _run_step(
+    step: Op, program: Program, values: dict[Value, Interval | None], device: torch.device, rules: Mapping[Any, Rule]
 ) -> tuple[Interval | None, ...] | None:
-    args = _filled(step.args, values, device)
-    kwargs = {name: _filled(item, values, device) for name, item in step.kwargs.items()}
-    given = list(leaves([args, *kwargs.values()], Interval))
-    if all(interval.is_singleton for interval in given) and step.op.overloadpacket is not _READ:
-        return _exactly(step, args, kwargs)
+    """The results of a step: by its rule, or by the operation itself where all inputs are exact. None: not known."""
+    read = {ref: values[ref] for ref in step.refs}
+    known = {ref: value for ref, value in read.items() if value is not None}
+    if len(known) < len(read):  # a value of a dtype that has no intervals
+        return None
+    exact = all(value.is_singleton for value in known.values()) and step.op.overloadpacket is not _READ
+
+    def operand(leaf: Any) -> Any:
+        if not isinstance(leaf, (Value, Tensor)):
+            return leaf
+        value = known[leaf] if isinstance(leaf, Value) else constant(leaf, device)
+        return value.lo if exact else value
+
+    args, kwargs = step.filled(operand)
+    if exact:
+        outs = run_step(step, program, args, kwargs, LEAD)
+        return None if outs is None else tuple(map(Interval.wrap, outs))
     rule = rules.get(step.op.overloadpacket)
-    out = rule(step.op, *args, **kwargs) if rule is not None else None
-    return results_in(out, len(step.results))
-
-
-def _exactly(step: Op, args: Any, kwargs: dict[str, Any]) -> tuple[Interval | None, ...] | None:
-    """Run an operation whose inputs are all exact: the operation itself, batched."""
-    out = batched(
-        step.op, mapped(args, _low_end), {name: mapped(item, _low_end) for name, item in kwargs.items()}, LEAD
-    )
-    outs = results_in(out, len(step.results))
-    return None if outs is None else tuple(map(Interval.wrap, outs))
-
-
-class _NoInterval(Exception):  # noqa: N818 - a signal, not an error
-    """A value of a dtype that has no intervals."""
-
-
-def _filled(argument: Any, values: dict[Value, Interval | None], device: torch.device) -> Any:
-    def filled(leaf: Any) -> Any:
-        if isinstance(leaf, Value):
-            value = values[leaf]
-            if value is None:
-                raise _NoInterval
-            return value
-        if isinstance(leaf, Tensor):
-            return Interval.wrap(leaf.to(device).reshape(*(1,) * LEAD, *leaf.shape))
-        return leaf
-
-    return mapped(argument, filled)
-
-
-def _low_end(leaf: Any) -> Any:
-    return leaf.lo if isinstance(leaf, Interval) else leaf
+    if rule is None or ambiguous(step, program):
+        return None
+    return results_in(rule(step.op, *args, **kwargs), len(step.results))

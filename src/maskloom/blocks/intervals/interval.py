@@ -75,6 +75,11 @@ class Interval:
         """The ends for all tiles, as Python ints."""
         return self.span if self.span is not None else (0, 1) if self.dtype == torch.bool else RANGES[self.dtype]
 
+    def over(self, batch: int, heads: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """The ends for tables of B batch rows and H heads: an interval that became unknown has size 1 in all dims."""
+        lo, hi = (end[:batch, :heads].expand(batch, heads, rows, columns) for end in (self.lo, self.hi))
+        return lo, hi
+
     def loose(self) -> "Interval":
         """The same interval with NaN stored in ``nan``, not in the ends."""
         if not (self.is_singleton and self.dtype.is_floating_point):
@@ -95,6 +100,17 @@ def unknown(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) ->
     least, most = RANGES.get(dtype, (False, True))
     lo, hi = (torch.full(shape, end, dtype=dtype, device=device) for end in (least, most))
     return Interval(lo, hi)
+
+
+def constant(tensor: Tensor, device: torch.device) -> Interval:
+    """A tensor of the program, the same for all tiles."""
+    return Interval.wrap(tensor.to(device).reshape(*(1,) * LEAD, *tensor.shape))
+
+
+def anything(device: torch.device) -> Interval:
+    """A bool that may be True or False in every tile."""
+    ends = torch.tensor([False, True], device=device).view(2, *(1,) * LEAD)
+    return truth(ends[0], ends[1])
 
 
 def truth(must: Tensor, may: Tensor) -> Interval:

@@ -18,6 +18,9 @@ from maskloom.program.batched import SHAPES
 
 _aten = torch.ops.aten
 
+_MINIMUM = arithmetic.from_ends(arithmetic.smaller, logic.conjunction)
+_MAXIMUM = arithmetic.from_ends(arithmetic.greater, logic.disjunction)
+
 RULES: dict[Any, Rule] = {
     _aten.add: arithmetic.moving_runs(
         arithmetic.from_ends(lambda los, his: (los[0] + los[1], his[0] + his[1]), logic.disjunction), 1
@@ -27,8 +30,8 @@ RULES: dict[Any, Rule] = {
     _aten.neg: arithmetic.from_ends(lambda los, his: (-his[0], -los[0])),
     _aten.mul: arithmetic.from_ends(arithmetic.products, logic.conjunction),
     _aten.abs: arithmetic.from_ends(arithmetic.absolute),
-    _aten.minimum: arithmetic.minimum,
-    _aten.maximum: arithmetic.maximum,
+    _aten.minimum: _MINIMUM,
+    _aten.maximum: _MAXIMUM,
     _aten.clamp: arithmetic.clamp,
     _aten.clamp_min: lambda op, value, least: arithmetic.clamp(op, value, least),
     _aten.clamp_max: lambda op, value, most: arithmetic.clamp(op, value, None, most),
@@ -67,8 +70,8 @@ RULES: dict[Any, Rule] = {
     _aten.all: shapes.any_or_all,
     _aten.amin: shapes.extreme,
     _aten.amax: shapes.extreme,
-    _aten.min: shapes.extreme,
-    _aten.max: shapes.extreme,
+    _aten.min: shapes.extreme_or(_MINIMUM),
+    _aten.max: shapes.extreme_or(_MAXIMUM),
     _aten.sum: shapes.total,
     _aten.index: shapes.lookup,
     **dict.fromkeys(SHAPES, shapes.reshaped),

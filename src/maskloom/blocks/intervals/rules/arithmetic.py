@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.intervals.interval import Interval
-from maskloom.blocks.intervals.rules.logic import conjunction, disjunction
 from maskloom.blocks.intervals.rules.operands import (
     Pair,
     Rule,
@@ -97,7 +96,3 @@ def power(op: Any, value: Any, exponent: Any) -> Interval | None:
     value = value.loose()
     base = computed([value], absolute) if exponent % 2 == 0 else value
     return computed([base], lambda los, his: (los[0] ** exponent, his[0] ** exponent))
-
-
-minimum = from_ends(smaller, conjunction)
-maximum = from_ends(greater, disjunction)

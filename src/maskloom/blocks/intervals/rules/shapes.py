@@ -7,8 +7,7 @@ import torch
 
 from maskloom.blocks.intervals.interval import LEAD, RANGES, Interval, cast, to_float
 from maskloom.blocks.intervals.lookup import look_up
-from maskloom.blocks.intervals.rules.arithmetic import maximum, minimum
-from maskloom.blocks.intervals.rules.operands import align, as_interval, nan_of, operands
+from maskloom.blocks.intervals.rules.operands import Rule, align, as_interval, nan_of, operands
 from maskloom.program.batched import batched, common_dtype
 
 _aten = torch.ops.aten
@@ -72,17 +71,24 @@ def any_or_all(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Interval 
 
 
 def extreme(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
-    """``amin`` and ``amax``; ``min`` and ``max`` without indices."""
-    if args and isinstance(args[0], Interval):
-        return (minimum if op.overloadpacket is _aten.min else maximum)(op, value, args[0])
-    if op.overloadpacket in (_aten.max, _aten.min) and args:
-        return None  # it returns indices too: no rule
+    """``amin`` and ``amax``."""
     value = value.loose()
     out = each_end(op, value, *args, **kwargs)
     if out is None or value.nan is None:
         return out
     nan = batched(_aten.any.dims if args else _aten.any.default, [value.nan, *args], kwargs, LEAD)
     return Interval(out.lo, out.hi, nan)
+
+
+def extreme_or(of_two: Rule) -> Rule:
+    """``min`` and ``max``, by the rule for two tensors."""
+
+    def rule(op: Any, value: Interval, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            return extreme(op, value, **kwargs)
+        return of_two(op, value, args[0]) if isinstance(args[0], Interval) else None  # it returns indices too: no rule
+
+    return rule
 
 
 def total(op: Any, value: Interval, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Interval | None:

@@ -1,0 +1,30 @@
+"""Block masks while torch.compile or torch.export traces: torch builds them, since no program can be recorded."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.grid import Wanted
+from maskloom.core.symbols import is_dynamic
+from maskloom.masks.dense import table_sizes
+from maskloom.program.program import MaskMod
+
+TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
+"""The parameters of this torch's ``create_block_mask``."""
+
+
+def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **options: Any) -> BlockMask:
+    """torch's own function, which can be traced. Options that this torch does not have are left out."""
+    q_len, kv_len, batch, heads, block, *_ = wanted
+    if torch.compiler.is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
+        raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
+    batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu")
+    if device is None:
+        raise ValueError(
+            "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"
+        )
+    known = {name: value for name, value in options.items() if name in TORCH_TAKES}
+    return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, block, **known)
