@@ -42,12 +42,18 @@ def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Deci
         return torch.zeros(grid.shape, dtype=torch.int8, device=source.device)
     inputs = [*source.held, *(offset for offset in (grid.q_offset, grid.kv_offset) if isinstance(offset, Tensor))]
     key = _key(source, grid, exact, inputs) if count is None else None
-    if key is None:
-        return _classified(source, grid, exact, count, lambda compute: compute())
-    if not inputs:
-        return replay(key, inputs, lambda: (_classified(source, grid, exact, count, lambda compute: compute()),))[0]
-    again = functools.partial(replay, key, inputs, constants=source.bare.constants, may_wait=exact)
-    return _classified(source, grid, exact, count, again)
+    again: Callable[[Callable[[], Tensors]], Tensors] = _at_once
+    if key is not None and inputs:
+        again = functools.partial(replay, key, inputs, constants=source.bare.constants, may_wait=exact)
+
+    def states() -> Tensor:
+        return _classified(source, grid, exact, count, again)
+
+    return states() if key is None or inputs else replay(key, (), lambda: (states(),))[0]
+
+
+def _at_once(compute: Callable[[], Tensors]) -> Tensors:
+    return compute()
 
 
 def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> Hashable | None:

@@ -6,7 +6,6 @@ A block mask that follows from numbers alone is kept, and copied for later calls
 from collections.abc import Hashable
 
 import torch
-from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import classify
@@ -17,7 +16,7 @@ from maskloom.core.block_masks import copied_tables
 from maskloom.core.cache import LRU
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.torch_state import can_cache
-from maskloom.program.mask_program import MaskProgram, program_of
+from maskloom.program.mask_program import program_of
 from maskloom.program.program import MaskMod
 
 _constants: LRU[Hashable, BlockMask] = LRU(64)
@@ -46,26 +45,22 @@ def construct(
     """
     held = mask if shifted is None else shifted
     check_can_be_sent(held)
-    program = program_of(mask, captures.device_for(mask, device))
+    device = captures.device_for(mask, device)
+    program = program_of(mask, device)
     if program.is_mapped:
         raise ValueError(
             "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
             "build the block mask outside of vmap"
         )
-    key = None if _reads_tensors(program, wanted) else (program.key, wanted, exact, separate_full_blocks)
-    found = None if key is None else _constants.get(key)
-    if found is not None:
-        return copied_tables(found, mask_mod=held)  # with tables of its own: whoever gets it may write into them
-    grid = grid_of(program.dependence, wanted)
-    states = classify(program, grid, exact=exact)
-    built = to_block_mask(states, held, grid, separate_full_blocks=separate_full_blocks)
-    if key is not None and built.kv_indices.numel() <= _MOST_TILES:
-        _constants.put(key, copied_tables(built))
-    return built
-
-
-def _reads_tensors(program: MaskProgram, wanted: Wanted) -> bool:
-    """Whether its block mask follows from more than numbers; also where nothing can be kept, and on a GPU."""
-    if program.key is None or program.held or program.device.type != "cpu" or not can_cache():
-        return True
-    return isinstance(wanted.q_offset, Tensor) or isinstance(wanted.kv_offset, Tensor)
+    # numbers alone, and nothing that a GPU computes, determine it
+    constant = program.key is not None and not program.held and program.device.type == "cpu" and can_cache()
+    key = (program.key, wanted, exact, separate_full_blocks) if constant else None
+    built = None if key is None else _constants.get(key)
+    if built is None:
+        grid = grid_of(program.dependence, wanted)
+        states = classify(program, grid, exact=exact)
+        built = to_block_mask(states, held, grid, separate_full_blocks=separate_full_blocks)
+        if key is None or built.kv_indices.numel() > _MOST_TILES:
+            return built
+        _constants.put(key, built)
+    return copied_tables(built, mask_mod=held)  # with tables of its own: whoever gets it may write into them

@@ -14,7 +14,7 @@ from maskloom.blocks.tile_states import Decided
 from maskloom.core.forks import ends_along
 from maskloom.program.elements import run_at, size_of
 from maskloom.program.mask_program import MaskProgram
-from maskloom.program.program import INDICES, Program
+from maskloom.program.program import Program
 
 BAND = {"cpu": 1 << 22}
 BAND_ELSEWHERE = 1 << 24
@@ -34,32 +34,22 @@ def at_first_sight(source: MaskProgram, grid: Grid, *, exact: bool, count: Decid
     If ``exact``, also whether there are undecided tiles (open tiles that their corners do not show to be partial), and
     which tiles these are.
     """
-    bands = grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE))
-    found = [_of_band(source, band, exact, count) for band in bands]
+    found = []
+    for band in grid.bands(BAND.get(source.device.type, BAND_ELSEWHERE)):
+        indices, whole = band.indices(source.device), band.whole_tiles(source.device)
+        distinct = band.distinct(source.dependence.marks)
+        analysis = analyse(source.program, indices)
+        must, may = analysis.answer.over(distinct)
+        states = (may.view(torch.int8) + (must if whole is None else must & whole)).contiguous()
+        is_open = may > must
+        if count is not None:
+            count.add(states, is_open, analysis.unsupported_ops)
+        # one band may be exact and another not: fewer facts are known of a table that is read before its first position
+        if exact and not analysis.answer.is_singleton:
+            is_open = _not_witnessed(is_open, source.program, indices, band, whole)
+        found.append((states, is_open) if exact else (states,))
     states, *undecided = found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
     return states, *(tiles.any() for tiles in undecided), *undecided
-
-
-def _of_band(source: MaskProgram, band: Grid, exact: bool, count: Decided | None) -> Tensors:
-    indices, whole = band.indices(source.device), band.whole_tiles(source.device)
-    # tables are as large as the mask needs: an index that changes no answer has size 1
-    batch, heads = (
-        size if index in source.dependence.marks else 1 for size, index in zip(band.shape[:2], INDICES[:2], strict=True)
-    )
-    analysis = analyse(source.program, indices)
-    must, may = analysis.answer.over(batch, heads, *band.shape[2:])
-    states = (may.view(torch.int8) + (must if whole is None else must & whole)).contiguous()
-    is_open = may > must
-    if count is not None:
-        count.unsupported_ops = analysis.unsupported_ops
-        count.total += states.numel()
-        count.left_open += int(is_open.sum())
-    if not exact:
-        return (states,)
-    # one band may be exact and another not: fewer facts are known about a table that is read before its first position
-    return states, is_open if analysis.answer.is_singleton else _not_witnessed(
-        is_open, source.program, indices, band, whole
-    )
 
 
 def _not_witnessed(

@@ -13,6 +13,7 @@ from maskloom.core.checks import as_int, as_list, checked_length
 from maskloom.core.symbols import is_int, known
 from maskloom.core.words import brief
 from maskloom.program.dependence import Dependence
+from maskloom.program.program import Index
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Grid:
         for first in range(0, self.q_len, step):
             q_len = min(step, self.q_len - first)
             yield dataclasses.replace(self, q_len=q_len, q_offset=self.q_offset + first)
+
+    def distinct(self, marks: frozenset[Index]) -> tuple[int, int, int, int]:
+        """The shape of its distinct tiles: batch rows, or heads, that have the same answers count once."""
+        batch, heads, rows, columns = self.shape
+        return batch if "b" in marks else 1, heads if "h" in marks else 1, rows, columns
 
     def whole_tiles(self, device: torch.device) -> Tensor | None:
         """The tiles without positions beyond the end, where nothing is visible: bool (query tiles, key tiles). None: all."""

@@ -23,7 +23,8 @@ def decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tu
     """
 
     def look(tiles: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        return _look(source.program, source.mask, _elements(grid, tiles, side))
+        elements = _elements(grid, tiles, side)
+        return _look(source.program, source.mask, elements)
 
     def look_again(side: int) -> None:
         true, false = look(tiles[rows], side)
@@ -79,6 +80,7 @@ def _look(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tens
     tiles = len(elements.b)
     per_tile = elements.q_idx.shape[1] * elements.kv_idx.shape[1] * widest(program)
     step = max(1, CHUNK // per_tile)
-    found = [seen_in(program, mask_mod, elements.part(slice(at, at + step))) for at in range(0, tiles, step)]
+    parts = [elements.part(slice(at, at + step)) for at in range(0, tiles, step)]
+    found = [seen_in(program, mask_mod, part) for part in parts]
     true, false = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*found, strict=True))
     return true, false

@@ -55,6 +55,12 @@ class Decided:
     evaluation: int = 0
     unsupported_ops: tuple[str, ...] = field(default=())
 
+    def add(self, states: Tensor, is_open: Tensor, unsupported_ops: tuple[str, ...]) -> None:
+        """Count the tiles of a band."""
+        self.unsupported_ops = unsupported_ops
+        self.total += states.numel()
+        self.left_open += int(is_open.sum())
+
     @property
     def intervals(self) -> int:
         return self.total - self.left_open

@@ -9,8 +9,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
 from maskloom.core.symbols import is_dynamic
-from maskloom.masks.dense import table_sizes
+from maskloom.masks.dense import GIVE_SIZES
+from maskloom.program.dependence import Dependence
 from maskloom.program.program import MaskMod
+from maskloom.program.under_compile import sizes_read
 
 TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 """The parameters of this torch's ``create_block_mask``."""
@@ -21,7 +23,10 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
     q_len, kv_len, batch, heads, block, *_ = wanted
     if torch.compiler.is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
         raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
-    batch, heads = table_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device="cpu")
+    if batch is None or heads is None:
+        raise ValueError(GIVE_SIZES)
+    sizes = sizes_read(mask, "cpu")
+    batch, heads = Dependence.on_all(sizes).sizes_for(batch, heads, q_len, kv_len)
     if device is None:
         raise ValueError(
             "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"

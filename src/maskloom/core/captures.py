@@ -87,8 +87,17 @@ def structure(*held: object, numbers: bool) -> Hashable:
     the type of an object that is not flattened: torch.compile itself guards what is read from it.
     """
     facts = [facts_of(one) for one in held]
-    skeletons = [fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True)]
-    return *skeletons, *_tensor_keys([tensor for fact in facts for tensor in fact.tensors])
+    keys = _tensor_keys([tensor for fact in facts for tensor in fact.tensors])
+    return *keys, *(fact.skeleton(one, numbers) for one, fact in zip(held, facts, strict=True))
+
+
+def tensors_and_key(held: object) -> tuple[list[Tensor], Hashable | None]:
+    """Its `tensors`, and a key that is equal for all objects that do the same with the values of theirs.
+
+    No tensors and None if `structure` with numbers and the tensors do not describe it fully; see `is_plain`.
+    """
+    facts = facts_of(held)
+    return (list(facts.tensors), structure(held, numbers=True)) if facts.is_plain else ([], None)
 
 
 def has_numbers(*held: object) -> bool:

@@ -17,6 +17,14 @@ def one_example(mask_mod: M) -> M:
     return captures.moved(mask_mod, _plain) if inside_transform() else mask_mod
 
 
+def example_of(mask_mod: M) -> tuple[M, bool]:
+    """`one_example` of a mask, and whether it `is_mapped`."""
+    if not inside_transform():
+        return mask_mod, False
+    held = captures.tensors(mask_mod)
+    return captures.moved(mask_mod, _plain), any(map(_is_mapped, held))
+
+
 def is_mapped(held: Any) -> bool:
     """Whether torch.vmap maps over a tensor in it, so that the tensor's values differ between examples."""
     return inside_transform() and any(map(_is_mapped, captures.tensors(held)))

@@ -94,6 +94,9 @@ def _traced(mask_mod: MaskMod, sizes: tuple[int, int, int, int], device: torch.d
         return ask(batched, *indices)
 
 
+GIVE_SIZES = "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
+
+
 def table_sizes(
     mask_mod: MaskMod,
     q_len: int,
@@ -112,9 +115,7 @@ def table_sizes(
         ValueError: the given sizes do not fit the tables that the mask reads.
     """
     if torch.compiler.is_compiling() and (batch is None or heads is None):
-        raise ValueError(
-            "while torch.compile or torch.export traces, give the batch size and the number of heads, or build outside"
-        )
+        raise ValueError(GIVE_SIZES)
     return dependence_on(mask_mod, device).sizes_for(batch, heads, end_of(q_len, q_offset), kv_len)
 
 

@@ -26,17 +26,9 @@ _ONE_BY_ONE = having(Fact.KEEPS_VALUE) | _PROMOTING
 _REDUCTIONS = having(Fact.REDUCES)
 
 
-def run_step(
-    step: Op, program: Program, args: list[Any], kwargs: dict[str, Any], lead: int
-) -> tuple[Tensor, ...] | None:
-    """Run one step of a program for a batch of values; None if it cannot be batched here.
-
-    Args:
-        args, kwargs: of the step, filled with tensors of shape ``lead + own``.
-    """
-    if ambiguous(step, program):
-        return None
-    return results_in(batched(step.op, args, kwargs, lead), len(step.results))
+def results_of(step: Op, program: Program, run: Callable[[], Any]) -> tuple[Any, ...] | None:
+    """The results of a step that ``run`` gives for a batch of values; None if it is not known that vmap gives the same."""
+    return None if ambiguous(step, program) else results_in(run(), len(step.results))
 
 
 def results_in(out: Any, count: int) -> tuple[Any, ...] | None:

@@ -43,6 +43,11 @@ class Dependence:
     marks: frozenset[Index]
     sizes: Mapping[Index, Collection[int]]
 
+    @classmethod
+    def on_all(cls, sizes: Mapping[Index, Collection[int]]) -> "Dependence":
+        """The dependence where no program can be recorded: the answer may depend on every index."""
+        return cls(frozenset(INDICES), sizes)
+
     def sizes_for(self, batch: int | None, heads: int | None, q_end: int | None, kv_end: int) -> tuple[int, int]:
         """B and H of a table for these queries and keys: the given sizes, or the smallest that the mask needs.
 

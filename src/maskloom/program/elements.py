@@ -1,5 +1,6 @@
 """A mask_mod evaluated at chosen elements of chosen tiles: by its program on exact indices, or by torch.vmap."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from maskloom.core.forks import ends_along, load_vmap
 from maskloom.core.torch_state import without_autocast
-from maskloom.program.batched import run_step
+from maskloom.program.batched import batched, results_of
 from maskloom.program.program import INDICES, MaskMod, Program, Value
 
 _LEAD = 3  # batch dims before a value's event dims: tiles, elements of a tile along Q, elements along K
@@ -45,7 +46,8 @@ def evaluate(program: Program, mask_mod: MaskMod, elements: Elements) -> Tensor:
 
 def seen_in(program: Program, mask_mod: MaskMod, elements: Elements) -> tuple[Tensor, Tensor]:
     """Whether some answer of each tile is True, and whether some is False: bool (T,) each."""
-    every, some = ends_along(evaluate(program, mask_mod, elements).flatten(1), -1)
+    answers = evaluate(program, mask_mod, elements)
+    every, some = ends_along(answers.flatten(1), -1)
     return some, ~every
 
 
@@ -85,7 +87,7 @@ def run_at(program: Program, indices: list[Tensor], lead: int) -> Tensor | None:
     with without_autocast(indices[0].device):
         for step in program.steps:
             args, kwargs = step.filled(tensor_of)
-            outs = run_step(step, program, args, kwargs, lead)
+            outs = results_of(step, program, functools.partial(batched, step.op, args, kwargs, lead))
             if outs is None:
                 return None
             for out, ref in zip(outs, step.results, strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,22 +11,30 @@ from maskloom.core import captures
 from maskloom.core.cache import LRU, cached_with
 from maskloom.core.forks import computed_once, load_vmap
 from maskloom.core.torch_state import can_cache, float_state, is_tracing
-from maskloom.core.vmapped import is_mapped, one_example
+from maskloom.core.vmapped import example_of
 from maskloom.program.dependence import Dependence, dependence_of
 from maskloom.program.elements import run_at, size_of
 from maskloom.program.getitem import IndexByTensors
-from maskloom.program.program import INDICES, MaskMod, Program
+from maskloom.program.program import MaskMod, Program
 from maskloom.program.record import record
 from maskloom.program.under_compile import sizes_read
 
 R = TypeVar("R")
 
 
-class _Run(NamedTuple):
-    """The result of one run of a mask on scalars."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The result of one run of a mask on scalars; equal to itself only, so that it is a key of masks with this program."""
 
     bare: Program
     dependence: Dependence
+    is_mapped: bool
+
+    @property
+    def is_of_structure(self) -> bool:
+        """Whether every mask of this structure has the same program."""
+        # a constant that the mask made on a device was made on this stream; another stream could read it too early
+        return self.bare.of_structure and all(tensor.device.type == "cpu" for tensor in self.bare.constants)
 
 
 @dataclass(frozen=True)
@@ -80,30 +88,33 @@ def program_of(mask: MaskMod, device: torch.device | str) -> MaskProgram:
         TypeError, ValueError: see `maskloom.program.record.record`.
     """
     device = torch.device(device)
-    if is_tracing() or not captures.is_plain(mask):
-        return MaskProgram(mask, [], *_run(mask, device, None), device, None, is_mapped(mask))
-    held = captures.tensors(mask)
-    shapes = tuple([tensor.shape for tensor in held])
+    held, structure = ([], None) if is_tracing() else captures.tensors_and_key(mask)
+
+    def run() -> _Run:
+        with torch.inference_mode(False):  # else its constants would be inference tensors, unusable elsewhere
+            example, is_mapped = example_of(mask)
+            program = record(example, device, held)
+        dependence = dependence_of(program)
+        return _Run(program.without(held), dependence, is_mapped)
+
+    def result(run: _Run, key: Hashable | None) -> MaskProgram:
+        return MaskProgram(mask, held, run.bare, run.dependence, device, key, run.is_mapped)
+
+    if structure is None:
+        return result(run(), None)
     world = device, float_state()  # the other inputs of the program
-    key = (captures.structure(mask, numbers=True), shapes, *world)
-    found = _programs.get(key)
-    if isinstance(found, _Run):
-        return MaskProgram(mask, held, *found, device, key)
+    key = structure, tuple([tensor.shape for tensor in held]), *world
+    found, compute = _programs.get(key), run
     if found is None:
-        found = _run(mask, device, held)
-        of_structure = _is_of_structure(found, mask)
-        if of_structure:
-            if can_cache():
-                _programs.put(key, found)
-            return MaskProgram(mask, held, *found, device, key)
-        if found.bare.reads_uncaptured:
-            return MaskProgram(mask, held, *found, device, None)
+        first = run()
+        if first.bare.reads_uncaptured:
+            return result(first, None)
+        found, compute = first if first.is_of_structure and captures.is_as_known(mask) else "of values", lambda: first
         if can_cache():
-            _programs.put(key, "of values")
-        cached = cached_with(mask, ("program", *world), lambda: found)
-    else:
-        cached = cached_with(mask, ("program", *world), lambda: _run(mask, device, held))
-    return MaskProgram(mask, held, *cached, device, None)
+            _programs.put(key, found)
+    if isinstance(found, _Run):
+        return result(found, found)
+    return result(cached_with(mask, ("program", *world), compute), None)
 
 
 _answers: LRU[Hashable, Any] = LRU(1024)
@@ -132,22 +143,8 @@ def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:
     is assumed to depend on every index.
     """
     if torch.compiler.is_compiling():
-        return Dependence(frozenset(INDICES), sizes_read(mask, device))
+        return Dependence.on_all(sizes_read(mask, device))
     return program_of(mask, device).dependence
-
-
-def _run(mask: MaskMod, device: torch.device, held: list[Tensor] | None) -> _Run:
-    """The program of a mask, with slots for the tensors that it holds, and its dependence."""
-    with torch.inference_mode(False):  # else its constants would be inference tensors, unusable elsewhere
-        program = record(one_example(mask), device, held or ())
-    return _Run(program if held is None else program.without(held), dependence_of(program))
-
-
-def _is_of_structure(run: _Run, mask: MaskMod) -> bool:
-    """Whether every mask of this structure has the same program."""
-    # a constant that the mask made on a device was made on this stream; another stream could read it too early
-    made_there = any(tensor.device.type != "cpu" for tensor in run.bare.constants)
-    return run.bare.of_structure and not made_there and captures.is_as_known(mask)
 
 
 _MOST_BYTES = 1 << 19  # maximum bytes of all values at one time while a table is computed

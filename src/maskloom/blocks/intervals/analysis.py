@@ -1,5 +1,6 @@
 """Run a recorded mask_mod on intervals, to find which answers it can give in each tile."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from maskloom.blocks.intervals.interval import LEAD, Interval, anything, constant, unknown
 from maskloom.blocks.intervals.rules import RULES, Rule
-from maskloom.program.batched import ambiguous, results_in, run_step
+from maskloom.program.batched import batched, results_of
 from maskloom.program.program import Op, Program, Value
 
 _READ = torch.ops.aten.index  # its rule handles positions and batch rows in order, without a gather
@@ -37,11 +38,9 @@ def analyse(program: Program, indices: list[Interval], rules: Mapping[Any, Rule]
         indices: the intervals of b, h, q_idx and kv_idx of the tiles, the inputs of the mask.
     """
     device = indices[0].lo.device
-    if program.unsupported_reason is not None:
-        return Analysis(anything(device), (program.unsupported_reason,))
     values: dict[Value, Interval | None] = {Value(i): index for i, index in enumerate(indices)}
     unruled: set[str] = set()
-    for step in program.steps:
+    for step in program.steps if program.unsupported_reason is None else ():
         outs = _run_step(step, program, values, device, rules)
         for place, ref in enumerate(step.results):
             meta = program.metas[ref.slot]
@@ -50,6 +49,8 @@ def analyse(program: Program, indices: list[Interval], rules: Mapping[Any, Rule]
                 unruled.add(step.op.overloadpacket.__name__)
                 out = unknown(meta.dtype, meta.shape, device)
             values[ref] = out
+    if program.unsupported_reason is not None:
+        return Analysis(anything(device), (program.unsupported_reason,))
     answer = values[program.answer] if isinstance(program.answer, Value) else constant(program.answer, device)
     assert answer is not None  # bools have intervals
     return Analysis(answer, tuple(sorted(unruled)))
@@ -73,9 +74,11 @@ def _run_step(
 
     args, kwargs = step.filled(operand)
     if exact:
-        outs = run_step(step, program, args, kwargs, LEAD)
+        outs = results_of(step, program, functools.partial(batched, step.op, args, kwargs, LEAD))
         return None if outs is None else tuple(map(Interval.wrap, outs))
-    rule = rules.get(step.op.overloadpacket)
-    if rule is None or ambiguous(step, program):
-        return None
-    return results_in(rule(step.op, *args, **kwargs), len(step.results))
+    rule = rules.get(step.op.overloadpacket, _no_rule)
+    return results_of(step, program, functools.partial(rule, step.op, *args, **kwargs))
+
+
+def _no_rule(*args: Any, **kwargs: Any) -> None:
+    """The rule of an operation that has none."""

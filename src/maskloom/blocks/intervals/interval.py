@@ -75,9 +75,9 @@ class Interval:
         """The ends for all tiles, as Python ints."""
         return self.span if self.span is not None else (0, 1) if self.dtype == torch.bool else RANGES[self.dtype]
 
-    def over(self, batch: int, heads: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """The ends for tables of B batch rows and H heads: an interval that became unknown has size 1 in all dims."""
-        lo, hi = (end[:batch, :heads].expand(batch, heads, rows, columns) for end in (self.lo, self.hi))
+    def over(self, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """The ends for the distinct tiles (B, H, query tiles, key tiles): an unknown value has size 1 in all dims."""
+        lo, hi = (end[: shape[0], : shape[1]].expand(shape) for end in (self.lo, self.hi))
         return lo, hi
 
     def loose(self) -> "Interval":
