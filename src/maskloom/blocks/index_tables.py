@@ -112,7 +112,9 @@ def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables
     if states.numel() <= _SORTED.get(states.device.type, _SORTED_ELSEWHERE) // 2:
         by_numpy = states.device.type == "cpu" and type(states) is Tensor and not is_tracing()
         found = _sorted_by_numpy(states) if by_numpy else _sorted_together(states)
-        kv, full_kv, q, full_q = (_for_all(table, grid) for table in found)
+        if states.shape != grid.shape:
+            found = [_for_all(table, grid) for table in found]
+        kv, full_kv, q, full_q = found
         return kv, full_kv, q, full_q
     partial, full = states == PARTIAL, states == FULL
     kv, full_kv, q, full_q = (_for_all(ordered(listed), grid) for listed in (partial, full, partial.mT, full.mT))
@@ -142,7 +144,7 @@ _KINDS = np.array([PARTIAL, FULL], np.int8).reshape(2, 1, 1, 1, 1)
 def _numpy_tables(unlisted: np.ndarray[Any, np.dtype[np.bool_]]) -> list[Ordered]:
     """The table of each of (tables, B, H, rows, columns), each with memory of its own."""
     columns = unlisted.argsort(-1, "stable")
-    counts = unlisted.shape[-1] - unlisted.sum(-1, dtype=np.int32)
+    counts = unlisted.shape[-1] - np.add.reduce(unlisted, -1, np.int32)
     return [
         Ordered(torch.from_numpy(count.copy()), torch.from_numpy(column.astype(np.int32)))
         for count, column in zip(counts, columns, strict=True)
