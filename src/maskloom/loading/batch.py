@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.batches.forms import Side
 from maskloom.blocks.lifecycle import pin_memory, to_device
 from maskloom.core import captures
 from maskloom.core.words import what_it_is
@@ -41,6 +42,7 @@ class Batch:
         fields: other fields of the sequences: (R, L, ...) if there was an entry for each token, (documents,) if there
             was a number, and a list if it was anything else.
         packed: whether rows are packed.
+        side: the side of the padding.
     """
 
     inputs: Tensor
@@ -56,6 +58,7 @@ class Batch:
     blocks: BlockMask | None
     fields: dict[str, Any]
     packed: bool
+    side: Side
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The batch on a device, with its mask and block mask. From pinned memory ``non_blocking`` copies do not wait."""
@@ -71,7 +74,7 @@ class Batch:
     def transformers(self) -> dict[str, Any]:
         """The batch under transformers' names, for ``model(**batch.transformers())``.
 
-        A padded batch has ``attention_mask`` (int64, 1 = real), and needs no position ids. A packed one has none, but ``position_ids``,
+        A padded batch has ``attention_mask`` (int64, 1 = real), and ``position_ids`` only if its padding is at the left. A packed one has none, but ``position_ids``,
         ``cu_seq_lens_q``, ``cu_seq_lens_k`` and ``seq_idx`` (int32), ``max_length_q`` and ``max_length_k`` (ints), as
         ``DataCollatorWithFlattening`` gives them; padding at the end of a row is one more document there.
         """
@@ -81,7 +84,9 @@ class Batch:
             named |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), self.cu_seqlens)
             lengths: dict[str, Any] = dict.fromkeys(("max_length_q", "max_length_k"), self.max_seqlen)
             return _present(named) | lengths | self.fields
-        named["attention_mask"] = (self.ids >= 0).long()
+        named |= {"position_ids": self.positions, "attention_mask": (self.ids >= 0).long()}
+        if self.side == "right":
+            del named["position_ids"]  # as the model counts itself, from its own first number
         return _present(named) | self.fields
 
     def megatron(self) -> dict[str, Any]:

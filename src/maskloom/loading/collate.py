@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from maskloom.batches.bins import Over
-from maskloom.batches.forms import offsets_from_lengths
+from maskloom.batches.forms import Side, offsets_from_lengths
 from maskloom.blocks.build import block_mask
 from maskloom.core.checks import integer, positive
 from maskloom.core.words import brief
@@ -54,6 +54,7 @@ class Collator:
         length: L of every batch; by default the longest sequence of the batch, or the sum if packed.
         multiple_of: rounds L up.
         over: with ``length``, what becomes of longer sequences: see `pack_lengths`.
+        side: the side of the padding, "right" or "left", in a padded batch.
         pad_id: the token id at padding (vectors are 0 there, and so are other fields).
         tokens: the name of the sequence itself, if sequences are mappings.
         blocks: whether to build the block mask.
@@ -72,6 +73,7 @@ class Collator:
     length: int | None = None
     multiple_of: int = 1
     over: Over = "raise"
+    side: Side = "right"
     pad_id: int = 0
     tokens: str = "input_ids"
     blocks: bool = True
@@ -81,13 +83,15 @@ class Collator:
     def __post_init__(self) -> None:
         if self.mask is not None:
             as_mask(self.mask)
+        if self.packed and self.side == "left":
+            raise ValueError("packed rows have their padding at the right; got side='left'")
         if self.length is not None:
             positive("length", self.length)
             if self.length % positive("multiple_of", self.multiple_of):
                 raise ValueError(f"length is a multiple of {self.multiple_of}, as multiple_of says; got {self.length}")
         positive("multiple_of", self.multiple_of)
         integer("pad_id", self.pad_id, "the token id that fills up")
-        for name, choices in (("over", get_args(Over)), ("names", (None, *get_args(Names)))):
+        for name, choices in (("over", get_args(Over)), ("side", get_args(Side)), ("names", (None, *get_args(Names)))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(str, choices))}; got {brief(getattr(self, name))}")
 
@@ -97,7 +101,9 @@ class Collator:
         tokens = tensors(self.tokens, fields.pop(self.tokens))
         lens = [len(one) for one in tokens]
         labels = labels_of(fields, tokens)
-        layout = layout_of(lens, packed=self.packed, length=self.length, multiple_of=self.multiple_of, over=self.over)
+        layout = layout_of(
+            lens, packed=self.packed, length=self.length, multiple_of=self.multiple_of, over=self.over, side=self.side
+        )
         others = {name: _laid_out(layout, name, values, lens) for name, values in fields.items()}
         batch = self._batch(layout, tokens, labels, others)
         return batch if self.names is None else getattr(batch, self.names)()
@@ -122,13 +128,14 @@ class Collator:
             blocks=self._blocks_of(mask, layout),
             fields=fields,
             packed=self.packed,
+            side=self.side,
         )
 
     def _mask_of(self, layout: Layout) -> Mask:
         inside = as_mask(Everything() if self.mask is None else self.mask)
-        if not self.packed:
+        if not self.packed and self.side == "right":
             return inside & lengths_mask(layout.lengths)
-        if layout.shape[0] == 1 and len(layout.items):
+        if self.packed and layout.shape[0] == 1:
             segments = documents(offsets=offsets_from_lengths(layout.lengths), length=layout.shape[1])
         else:
             segments = documents(layout.ids)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskloom.batches.bins import Over, fitted, pack_lengths, row_slices
+from maskloom.batches.forms import Side
 from maskloom.core.forks import computed_once
 
 
@@ -61,13 +62,19 @@ class Layout:
 
     def cuts(self) -> Tensor:
         """The offsets of all R · L positions in a row, where padding is documents too: int32 (cuts + 1,)."""
-        ends = (self.rows * self.shape[1] + self.starts + self.lengths).tolist()
+        starts = self.rows * self.shape[1] + self.starts
+        ends = (starts + self.lengths).tolist()
         row_ends = range(self.shape[1], self.shape[0] * self.shape[1] + 1, self.shape[1])
-        return torch.tensor([0, *sorted({*ends, *row_ends} - {0})], dtype=torch.int32, device="cpu")
+        return torch.tensor([0, *sorted({*starts.tolist(), *ends, *row_ends} - {0})], dtype=torch.int32, device="cpu")
 
 
-def layout_of(lengths: list[int], *, packed: bool, length: int | None, multiple_of: int, over: Over) -> Layout:
-    """The layout of sequences of these lengths: one in each row, or packed into one row or into rows of a length."""
+def layout_of(
+    lengths: list[int], *, packed: bool, length: int | None, multiple_of: int, over: Over, side: Side
+) -> Layout:
+    """The layout of sequences of these lengths: one in each row, or packed into one row or into rows of a length.
+
+    The padding of a row is at its ``side``.
+    """
     size = max(lengths) if length is None else length
     if packed and length is not None:
         rows = pack_lengths(lengths, size, over=over)
@@ -79,12 +86,15 @@ def layout_of(lengths: list[int], *, packed: bool, length: int | None, multiple_
         raise ValueError(f"all {len(lengths)} sequences are longer than length {size}, and dropped: none is left")
     cut = row_slices(rows, lengths, max(size, 1))
     width = max(1, *(sum(piece.stop - piece.start for _, piece in row) for row in cut)) if length is None else length
-    return _layout(cut, -(-width // multiple_of) * multiple_of)
+    return _layout(cut, -(-width // multiple_of) * multiple_of, side)
 
 
-def _layout(cut: list[list[tuple[int, slice]]], width: int) -> Layout:
+def _layout(cut: list[list[tuple[int, slice]]], width: int, side: Side) -> Layout:
     sizes = [[piece.stop - piece.start for _, piece in row] for row in cut]
-    starts = [start for row in sizes for start in np.cumsum([0, *row])[:-1].tolist()]
+    firsts = [width - sum(row) if side == "left" else 0 for row in sizes]
+    starts = [
+        start for first, row in zip(firsts, sizes, strict=True) for start in np.cumsum([first, *row])[:-1].tolist()
+    ]
     return Layout(
         [item for row in cut for item, _ in row],
         [piece for row in cut for _, piece in row],
