@@ -36,6 +36,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/blocks.py --out build/blocks.csv
 	$(BIN)/python benchmarks/attention.py --out build/attention_cpu.csv
 	$(BIN)/python benchmarks/importing.py --out build/importing.csv
+	$(BIN)/python benchmarks/packing.py --out build/packing.csv
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu

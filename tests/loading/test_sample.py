@@ -137,6 +137,15 @@ def test_what_workers_prefetched_is_not_consumed(workers):
     assert list(sampler.consume(sampler)) == [] and sampler.epoch == 1
 
 
+def test_with_a_collator_of_that_length_every_batch_is_one_row():
+    sampler = TokenBudgetSampler(LENGTHS, 1000, packed=True)
+    collate, rows = Collator(packed=True, length=1000, blocks=False), Indices()
+    batches = [collate([rows[index] for index in indices]) for indices in sampler]
+    assert {tuple(batch.inputs.shape) for batch in batches} == {(1, 1000)}
+    assert {type(batch.mask) for batch in batches} == {type(batches[0].mask)}
+    assert sum(int(batch.lengths.sum()) for batch in batches) == LENGTHS.sum() > 0.98 * 1000 * (len(batches) - 1)
+
+
 def test_an_epoch_that_is_set_again_goes_on():
     sampler = TokenBudgetSampler(LENGTHS, 700)
     whole = list(sampler)
