@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 import maskloom as loom
-from maskloom.nn.slots import placed_score
 
 B, H, HKV, D, E, T = 3, 4, 2, 5, 7, 17
 LENS = [11, 17, 4]
@@ -180,8 +179,16 @@ def test_a_score_mod_speaks_of_true_positions(form):
     expected, _ = loom.reference(Q, K, V, window & loom.causal, score_mod=alibi)
     for now in steps_of(5, 1, 2, 9):
         keys, values, mask = cache.append(K[:, :, now], V[:, :, now])
-        out = loom.attend(Q[:, :, now], keys, values, loom.causal & mask, score_mod=placed_score(alibi, mask))
+        out = loom.attend(Q[:, :, now], keys, values, loom.causal & mask, score_mod=alibi)
         torch.testing.assert_close(out, expected[:, :, now])
+        blocks = loom.block_mask(
+            loom.causal & mask, now.stop - now.start, keys.shape[2], batch=B, heads=H, block_size=4
+        )
+        torch.testing.assert_close(loom.attend(Q[:, :, now], keys, values, blocks, score_mod=alibi), out)
+        written_out, _ = loom.reference(Q[:, :, now], keys, values, loom.causal & mask, score_mod=alibi)
+        torch.testing.assert_close(written_out, out)
+        weights = loom.attention_weights(Q[:, :, now], keys, loom.causal & mask, score_mod=alibi)
+        torch.testing.assert_close(weights @ values.repeat_interleave(H // HKV, 1), out)
 
 
 @pytest.mark.parametrize("by", ["int", "rows"])

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import and_masks as torch_and
 
 import maskloom as loom
 from maskloom import testing
-from maskloom.nn.slots import Slots, placed_score
+from maskloom.nn.slots import Slots
 
 B, Q, K = 2, 3, 5
 POSITIONS = torch.tensor([[-1, 6, 7], [2, 3, -1]])
@@ -76,11 +76,13 @@ def test_a_score_mod_gets_positions():
         return score + 100 * q_idx + kv_idx
 
     b, q, k = torch.arange(B)[:, None, None], torch.arange(Q)[:, None], torch.arange(K)
-    found = placed_score(place, loom.causal & slots)(torch.zeros(()), b, torch.zeros((), dtype=torch.int64), q, k)
+    found = (loom.causal & slots).placed(place)(torch.zeros(()), b, torch.zeros((), dtype=torch.int64), q, k)
     assert torch.equal(found, 100.0 * POSITIONS.clamp(min=0)[:, :, None] + HELD.clamp(min=0)[:, None])
-    assert repr(placed_score(loom.scores.alibi(4), slots)) == "placed_score(alibi(4))"
+    assert repr(slots.placed(loom.scores.alibi(4))) == "placed(alibi(4))"
+    assert slots.placed(slots.placed(place)) == slots.placed(place)
+    assert slots.placed(loom.scores.softcap(3.0)) == loom.scores.softcap(3.0)
     with pytest.raises(ValueError, match=r"alibi\(4\) is for 4 query heads; the attention has 3"):
-        placed_score(loom.scores.alibi(4), slots).check_heads(3)
+        slots.placed(loom.scores.alibi(4)).check_heads(3)
 
 
 @pytest.mark.parametrize(

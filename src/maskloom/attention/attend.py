@@ -21,6 +21,7 @@ from maskloom.attention.checks import (
     checked_q_offset,
     checked_scale,
     checked_tensors,
+    placed_beside,
 )
 from maskloom.attention.clean_padding import Hidden, cleaned, known_hidden, zero_hidden_gradients
 from maskloom.attention.empty import of_no_rows
@@ -180,6 +181,8 @@ def _request(
     is_table = isinstance(mask, Tensor)
     if isinstance(mask, Tensor):
         mask = as_mask_of(mask, Sizes(batch, heads, q_len, key.shape[2]))
+    if score_mod is not None:
+        score_mod = placed_beside(mask, score_mod)
     if q_offset is None:
         check_rows_fit(mask, query, key)
     q_offset = 0 if q_offset is None else checked_q_offset(q_offset, batch)

@@ -14,7 +14,7 @@ from maskloom.core.checks import position_offset
 from maskloom.core.symbols import is_int, known
 from maskloom.core.torch_state import autocast_to
 from maskloom.core.words import brief
-from maskloom.masks.algebra import Mask, as_mask
+from maskloom.masks.algebra import Mask, Placing, as_mask
 from maskloom.masks.declared import LongestRow, longest_row
 from maskloom.program.mask_program import dependence_on
 from maskloom.program.program import MaskMod
@@ -218,6 +218,12 @@ def check_mask_fits(
             )
     if mask.kv_indices.device != device:
         raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
+
+
+def placed_beside(mask: BlockMask | MaskMod | Tensor | None, score_mod: ScoreMod) -> ScoreMod:
+    """The score mod as it is beside a mask: beside that of a cache it is asked at true positions, as other masks are."""
+    held = mask.mask_mod if isinstance(mask, BlockMask) else mask
+    return held.placed(checked_score_mod(score_mod)) if isinstance(held, Placing) else score_mod
 
 
 def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.device) -> None:

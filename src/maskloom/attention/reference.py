@@ -7,6 +7,7 @@ at once; `reference` runs that on some rows of queries at a time, so that it tra
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.checks import placed_beside
 from maskloom.attention.merge import check_sinks, with_sinks
 from maskloom.attention.written_out import attention_in_chunks
 from maskloom.masks.in_place import Sizes, as_mask_of
@@ -58,6 +59,8 @@ def reference(
         sink), and gradients 0.
     """
     mask = _checked_mask(mask, query, key)
+    if score_mod is not None:
+        score_mod = placed_beside(mask, score_mod)
     if sinks is not None:
         check_sinks(sinks, query.shape[1])
     out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale)

@@ -10,6 +10,7 @@ from maskloom.attention.checks import (
     check_score_mod_fits,
     checked_scale,
     checked_tensors,
+    placed_beside,
 )
 from maskloom.attention.chunks import in_chunks
 from maskloom.attention.written_out import CHUNK, attention_scores, probabilities
@@ -61,6 +62,8 @@ def attention_weights(
     start, stop = _bounds(rows, q_len)
     if isinstance(mask, Tensor):
         mask = as_mask_of(mask, Sizes(batch, heads, q_len, key.shape[2]))
+    if score_mod is not None:
+        score_mod = placed_beside(mask, score_mod)
     check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
     check_score_mod_fits(score_mod, heads, query.device)
     scale = checked_scale(scale)

@@ -162,6 +162,10 @@ class Placing(Mask):
     def around(self, mask: Mask) -> "Placing":
         """The same mask of slots, with another mask joined to the one that it asks at their positions."""
 
+    @abstractmethod
+    def placed(self, score_mod: Any) -> Any:
+        """The score mod, asked at those positions too; itself if it is already."""
+
 
 # -- combinations ------------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ class KVCache:
     are zeros: NaN in padding never comes in.
 
     ``mask`` is a Mask that hides what is not written, and gives true positions to masks that are joined to it by ``&``:
-    the position of a query and of a key in its row. It comes last: ``(a | b) & mask``. A score mod beside it needs
-    `placed_score`. `MultiheadFlexAttention` does all this: ``attention(x, loom.causal, cache=cache)``.
+    the position of a query and of a key in its row. It comes last: ``(a | b) & mask``. A score mod beside it gets true
+    positions too. `MultiheadFlexAttention` does all this: ``attention(x, loom.causal, cache=cache)``.
 
     Positions live on the device and are never waited for, so that a step can be captured in a CUDA graph and compiles
     once. The host counts along only to refuse what would not fit, from ``lengths`` and ``pads`` that lie on the CPU; from

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.attend import attend
+from maskloom.attention.checks import placed_beside
 from maskloom.attention.weights import attention_weights
 from maskloom.attention.zeros import zeros_backward
 from maskloom.nn.cache import KVCache
@@ -15,7 +16,6 @@ from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
 from maskloom.nn.inputs import check_need_weights, check_placing, checked_context
 from maskloom.nn.projections import Positions, ProjectedHeads
 from maskloom.nn.rotary import Rotary
-from maskloom.nn.slots import placed_score
 from maskloom.nn.upcoming import Upcoming
 from maskloom.program.program import MaskMod
 from maskloom.scores.compose import compose
@@ -177,16 +177,15 @@ def _cached(
 ) -> tuple[Tensor, Tensor, MaskMod, AttendOptions]:
     """Keys and values of all tokens so far, and mask and options as they are for them."""
     keys, values, slots = cache.append(keys, values, upcoming=coming)
-    score_mod = options.get("score_mod")
     options = {**options, "clean_padding": False}  # what comes out of a cache is clean
-    if score_mod is not None:
-        options["score_mod"] = placed_score(score_mod, slots)
     return keys, values, slots if mask is None else slots & mask, options
 
 
 def _weights(queries: Tensor, keys: Tensor, mask: Any, options: AttendOptions) -> Tensor:
     """The probabilities of what `attend` ran."""
     q_offset, h_offset, score_mod = options.get("q_offset"), options.get("h_offset"), options.get("score_mod")
+    if score_mod is not None:
+        score_mod = placed_beside(mask, score_mod)
     if score_mod is not None and not (q_offset is None and h_offset is None):
         score_mod = shifted_score(score_mod, q_offset=0 if q_offset is None else q_offset, h_offset=h_offset)
     mask = mask if isinstance(mask, Tensor) else moved(mask, options)

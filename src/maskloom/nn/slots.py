@@ -6,6 +6,7 @@ from maskloom.masks.algebra import Everything, Mask, Placing, and_masks, everyth
 from maskloom.masks.signed import from_zero
 from maskloom.program.answers import ask
 from maskloom.scores.base import ScoreMod, ScoreValue, name_of, score_dataclass
+from maskloom.scores.softcap import SoftCap
 
 
 @mask_dataclass
@@ -73,9 +74,16 @@ class Slots(Placing):
         )  # never of a negative number, which kernels divide their way
 
     def around(self, mask: Mask) -> "Slots":
-        return Slots(
-            and_masks(self.mask, mask), self.q_positions, self.written, self.kv_positions, self.ring, self.window
-        )
+        return Slots(and_masks(self.mask, mask), *self._fields_of_slots)
+
+    @property
+    def _fields_of_slots(self) -> tuple[Tensor, Tensor, Tensor | None, int | None, int | None]:
+        return self.q_positions, self.written, self.kv_positions, self.ring, self.window
+
+    def placed(self, score_mod: ScoreMod) -> ScoreMod:
+        if isinstance(score_mod, (PlacedScore, SoftCap)):  # the second does not depend on positions
+            return score_mod
+        return PlacedScore(score_mod, Slots(everything, *self._fields_of_slots))
 
     def __repr__(self) -> str:
         slots = f"slots({shown(self.q_positions)}, written={shown(self.written)})"
@@ -84,7 +92,7 @@ class Slots(Placing):
 
 @score_dataclass
 class PlacedScore(ScoreValue):
-    """A score mod of true positions, for the queries and slots of a cache. See `placed_score`."""
+    """A score mod of true positions, for the queries and slots of a cache. Made by `Slots.placed`."""
 
     score_mod: ScoreMod
     slots: Slots
@@ -93,14 +101,8 @@ class PlacedScore(ScoreValue):
         return self.score_mod(score, b, h, *self.slots.places(b, q_idx, kv_idx))
 
     def __repr__(self) -> str:
-        return f"placed_score({name_of(self.score_mod)})"
+        return f"placed({name_of(self.score_mod)})"
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         if isinstance(self.score_mod, ScoreValue):
             self.score_mod.check_heads(heads, or_more=or_more)
-
-
-def placed_score(score_mod: ScoreMod, slots: Slots) -> ScoreMod:
-    """A score mod that gets true positions, beside the mask of a cache."""
-    bare = Slots(everything, slots.q_positions, slots.written, slots.kv_positions, slots.ring, slots.window)
-    return PlacedScore(score_mod, bare)
