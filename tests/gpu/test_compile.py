@@ -245,7 +245,7 @@ def in_graph():
         "documents": (loom.causal & loom.documents(torch.arange(LONGEST, device="cuda") // 97), "flash"),
         "documents(offsets)": (loom.causal & loom.documents(offsets=offsets), "flash"),
         "window | sinks": ((loom.window(back=100) | loom.sinks(4)) & loom.lengths(LENS), "flash"),
-        "per head": (loom.masks.per_head([loom.window(back=100 * head) for head in range(HEADS)]), "flash"),
+        "per head": (loom.masks.per_head([loom.window(back=100 * head) for head in range(HEADS)]).to("cuda"), "flash"),
         "chunked": (loom.masks.chunked(100), "triton"),
         "closure": (shorter_than(LENS), "triton"),
     }
@@ -269,3 +269,28 @@ def test_auto_inside_an_outer_compile_takes_what_it_takes_outside(monkeypatch, n
         torch.cuda.synchronize()
     ran = any("flash_attncute" in event.key or "cutlass" in event.key for event in profile.key_averages())
     assert ran == (backend == "flash")
+
+
+@pytest.mark.skipif("FLASH" not in BACKENDS, reason="needs flash-attn-4")
+@pytest.mark.parametrize("trains", [False, True])
+def test_tensors_of_a_mask_that_the_graph_uses_elsewhere_live_until_flash_has_run(monkeypatch, trains):
+    """Inductor does not count what the mask reads among the inputs of FLASH's kernel, forward or backward."""
+    monkeypatch.setattr(choose, "LITTLE", 0)
+    torch._dynamo.reset()
+    tensors = [tensor.requires_grad_(trains) for tensor in inputs(LONGEST)]
+    blocks = loom.block_mask(loom.causal & loom.lengths(LENS), LONGEST, LONGEST, batch=BATCH)
+
+    def step(q, k, v, lens):
+        real = (torch.arange(LONGEST, device="cuda") < lens[:, None])[:, None, :, None]
+        first = loom.attend(q * real, k * real, v * real, blocks)
+        return (loom.attend(first, k, v, blocks).float().sin() * real).sum()
+
+    assert loom.explain(*tensors, blocks, compiled=True).backend == "flash"
+    found = torch.compile(step, fullgraph=True)(*tensors, LENS)
+    expected = step(*tensors, LENS)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1.0)
+    if trains:
+        for ours, theirs in zip(
+            torch.autograd.grad(found, tensors), torch.autograd.grad(expected, tensors), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)

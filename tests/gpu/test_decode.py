@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
@@ -44,7 +45,7 @@ def masks(sizes):
         "window | sinks": loom.window(back=70) | loom.sinks(3),
         "padding": loom.key_padding(pads) & loom.causal,
         "documents": loom.documents(ids=torch.arange(kv_len, device="cuda") // 100),
-        "heads": loom.masks.per_head([loom.window(back=head) for head in range(heads)]),
+        "heads": loom.masks.per_head([loom.window(back=head) for head in range(heads)]).to("cuda"),
         "nothing": loom.nothing,
         "everything": loom.everything,
     }
@@ -153,7 +154,7 @@ def test_a_cuda_graph_of_a_step(name):
 
 def test_a_thousand_steps_in_the_user_s_compile_are_one_graph():
     q, k, v = inputs((3, 8, 2, 1, 1009, 64, 64), torch.bfloat16)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    counter = CompileCounterWithBackend("inductor")
     mask = loom.causal & loom.lengths(torch.tensor([300, 700, 1009], device="cuda"))
     step = torch.compile(
         lambda *qkv, position: loom.attend(*qkv, mask, q_offset=position), backend=counter, fullgraph=True

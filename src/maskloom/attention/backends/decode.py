@@ -24,10 +24,12 @@ _MOST_DIM = 256
 _DTYPES = (torch.float32, *HALF)
 
 
-@functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed. It is not imported for that."""
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
+
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @torch.library.custom_op("maskloom::decode", mutates_args=())
@@ -45,7 +47,7 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: flo
 @functools.cache
 def _kernel() -> Callable[..., tuple[Tensor, Tensor]]:
     # imported here: not every torch comes with Triton
-    from maskloom.attention.backends.decode_kernel import decode
+    from maskloom.attention.kernels.decode_kernel import decode
 
     return cast(Callable[..., tuple[Tensor, Tensor]], decode)
 

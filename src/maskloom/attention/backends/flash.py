@@ -13,7 +13,9 @@ from maskloom.attention.backends import flash_mask
 from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, Prepared, blocks_of, nondeterministic
 from maskloom.attention.backends.flash_mask import for_flash
 from maskloom.attention.backends.flex import fused, prepared
+from maskloom.attention.backends.kept_alive import until_backward, until_forward
 from maskloom.attention.request import Attended, Request
+from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
 from maskloom.scores.softcap import SoftCap
 
@@ -96,6 +98,8 @@ class Flash(Backend):
         return _refused_mask(request) or nondeterministic(request)
 
     def refuse_in_graph(self, request: Request) -> str | None:
+        if torch.compiler.is_exporting():
+            return "an exported program may run where there is no flash-attn-4"
         return flash_mask.refused_in_graph(request.mask)
 
     def passed_over(self) -> str:
@@ -108,7 +112,20 @@ class Flash(Backend):
         """Attention by FlashAttention 4, with the sparse tables always in use."""
         query, key, value = map(_unexpanded, (request.query, request.key, request.value))
         request = request._replace(query=query, key=key, value=value)
+        if torch.compiler.is_dynamo_compiling():
+            return self._run_in_graph(request)
         return fused(request, self._blocks(request), self._options(request))
+
+    def _run_in_graph(self, request: Request) -> Attended:
+        held = [tensor for tensor in captures.tensors(request.mask_mod) if tensor.numel()]
+        if held and request.needs_gradients:
+            query, key, value = (
+                until_backward(tensor, held) if tensor.requires_grad else tensor
+                for tensor in (request.query, request.key, request.value)
+            )
+            request = request._replace(query=query, key=key, value=value)
+        out, lse = fused(request, self._blocks(request), self._options(request))
+        return Attended(until_forward(out, held) if held else out, lse)
 
     def prepare(self, request: Request) -> Prepared:
         attention = prepared(request, self._blocks(request), self._options(request))

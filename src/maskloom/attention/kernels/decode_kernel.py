@@ -14,7 +14,8 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-_KEYS = 64  # keys in a block
+_KEYS = 64  # keys in a block, at most
+_MOST_BYTES = 1 << 17  # of keys and values in flight in one program: half of what a multiprocessor of Hopper holds
 _MOST_BLOCKS = 64  # blocks of one program, whose visibility it holds in registers
 _PROGRAMS = 2  # for each multiprocessor of the GPU, at least
 _LN_2 = tl.constexpr(math.log(2))
@@ -126,7 +127,9 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     (batch, heads, q_len, head_dim), (_, kv_heads, kv_len, value_dim) = query.shape, value.shape
     table = table.expand(batch, heads, q_len, kv_len)
     rows = max(16, _power_of_2(heads // kv_heads * q_len))
-    splits = _splits(batch * kv_heads, kv_len, query.device.index)
+    wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
+    stages, keys = _block((wide_d + wide_e) * query.itemsize, 3 if rows == 16 else 2)
+    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), query.device.index)
     out = query.new_empty(batch, heads, q_len, value_dim)
     lse = query.new_empty(batch, heads, q_len, dtype=torch.float32)
     parts, most, total = out, lse, lse
@@ -134,15 +137,14 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
         count = lse.numel() * splits
         parts = query.new_empty(count * (value_dim + 2), dtype=torch.float32)
         most, total = parts[count * value_dim :], parts[count * (value_dim + 1) :]
-    is_small = rows == 16
     with torch.cuda.device_of(query):  # Triton launches on the current device
         _attend_part[(batch * kv_heads, splits)](
             query, key, value, table, parts, most, total,
             scale / math.log(2), heads, kv_heads, q_len, kv_len, splits,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *table.stride(),
-            D=head_dim, E=value_dim, WIDE_D=max(16, _power_of_2(head_dim)), WIDE_E=max(16, _power_of_2(value_dim)),
-            ROWS=rows, KEYS=_KEYS, BLOCKS=_power_of_2(_blocks(kv_len, splits)), STAGES=3 if is_small else 2,
-            BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, num_warps=2 if is_small else 4,
+            D=head_dim, E=value_dim, WIDE_D=wide_d, WIDE_E=wide_e, ROWS=rows, KEYS=keys,
+            BLOCKS=_power_of_2(triton.cdiv(triton.cdiv(kv_len, keys), splits)), STAGES=stages,
+            BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, num_warps=2 if rows == 16 else 4,
         )  # fmt: skip
         if splits > 1:
             _add_parts[(lse.numel(),)](
@@ -152,9 +154,16 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     return out, lse
 
 
-def _splits(pairs: int, kv_len: int, device: int) -> Any:
+def _block(bytes_of_key: int, stages: int) -> tuple[int, int]:
+    """How many blocks are loaded ahead, and the keys in a block, of so many bytes for each key and value together."""
+    keys = _KEYS
+    while keys > 16 and keys * stages * bytes_of_key > _MOST_BYTES:
+        stages, keys = (stages - 1, keys) if stages > 2 else (stages, keys // 2)
+    return stages, keys
+
+
+def _splits(pairs: int, blocks: int, device: int) -> Any:
     """How many programs share the keys of each batch row and key-value head: enough that the GPU is busy."""
-    blocks = triton.cdiv(kv_len, _KEYS)
     busy = triton.cdiv(_PROGRAMS * _multiprocessors(device), max(pairs, 1))
     return max(1, min(blocks, max(busy, triton.cdiv(blocks, _MOST_BLOCKS))))
 
@@ -166,11 +175,6 @@ def _multiprocessors(device: int) -> int:
     if device not in _counts:
         _counts[device] = torch.cuda.get_device_properties(device).multi_processor_count
     return _counts[device]
-
-
-def _blocks(kv_len: int, splits: int) -> Any:
-    """The blocks of the program that has the most."""
-    return triton.cdiv(triton.cdiv(kv_len, _KEYS), splits)
 
 
 def _power_of_2(number: int) -> int:
