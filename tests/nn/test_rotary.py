@@ -79,6 +79,7 @@ SCALINGS = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "proportional": {"rope_type": "proportional", "partial_rotary_factor": 0.4, "factor": 2.0},
 }  # fmt: skip
 MOST = 64
 

@@ -40,10 +40,11 @@ def inverse_frequencies(base: float, width: int, scaling: Scaling | None) -> Fre
         ValueError: a kind of scaling that is not known, keys that it does not have, or lacks, or values out of range.
     """
     kind = kind_of(scaling)
-    given = {name: value for name, value in (scaling or {}).items() if name not in _OF_ALL and value is not None}
     if kind not in _KINDS:
         raise ValueError(f"scaling is of a rope_type among {', '.join(_KINDS)}; got {brief(kind)}")
     make, needed, allowed = _KINDS[kind]
+    elsewhere = set(_OF_ALL) - {*needed, *allowed}
+    given = {name: value for name, value in (scaling or {}).items() if name not in elsewhere and value is not None}
     _check_keys(kind, given, needed, allowed)
     return make(base, width, given)
 
@@ -161,6 +162,14 @@ def _llama3(base: float, width: int, given: Scaling) -> Frequencies:
     return Frequencies(torch.where(is_low, plain / factor, torch.where(is_high, plain, mixed)))
 
 
+def _proportional(base: float, width: int, given: Scaling) -> Frequencies:
+    """Gemma 4: the whole head is turned, a part of its pairs by angles, the others by 0."""
+    turned = int(given["partial_rotary_factor"] * width // 2)
+    frequencies = _plain(base, width)
+    frequencies[turned:] = 0
+    return Frequencies(frequencies / given.get("factor", 1.0))
+
+
 def _factor(kind: str, given: Scaling) -> float:
     if "factor" in given:
         return given["factor"]
@@ -193,6 +202,7 @@ _KINDS: dict[str, tuple[Callable[[float, int, Scaling], Frequencies], tuple[str,
         ("short_factor", "long_factor", _LENGTHS[0]),
         ("factor", _LENGTHS[1], "attention_factor"),
     ),
+    "proportional": (_proportional, ("partial_rotary_factor",), ("factor", *_LENGTHS)),
     "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor", _LENGTHS[0]), (_LENGTHS[1],)),
 }
 """Each kind: its function, the keys that it needs, and those that it takes beside them."""

@@ -10,7 +10,7 @@ from maskloom.core.checks import INTEGERS, as_int, count, is_number, readable
 from maskloom.core.symbols import is_int
 from maskloom.core.torch_state import without_autocast
 from maskloom.core.words import brief
-from maskloom.nn.frequencies import Scaling, inverse_frequencies
+from maskloom.nn.frequencies import Scaling, inverse_frequencies, kind_of
 
 
 class Angles(NamedTuple):
@@ -45,8 +45,8 @@ class Rotary(nn.Module):
         fraction: the part of the head that is turned, the first ``int(d_head * fraction)`` features
             (``partial_rotary_factor``).
         scaling: for longer contexts, transformers' ``rope_scaling`` (or ``rope_parameters``) dict with ``rope_type``
-            "default", "linear", "dynamic", "yarn", "longrope" or "llama3". What transformers takes from the model's
-            config stands in it too: "dynamic" needs ``max_position_embeddings``. If it has ``rope_theta`` or
+            "default", "linear", "dynamic", "yarn", "longrope", "llama3" or "proportional". What transformers takes from
+            the model's config stands in it too: "dynamic" needs ``max_position_embeddings``. If it has ``rope_theta`` or
             ``partial_rotary_factor``, leave out ``base`` or ``fraction``.
 
     Raises:
@@ -73,7 +73,11 @@ class Rotary(nn.Module):
         self.fraction = _from_one_place("fraction", fraction, 1.0, "partial_rotary_factor", scaling)
         self.d_head, self.interleaved = count("d_head", d_head, least=2, of="features"), bool(interleaved)
         self.scaling = None if scaling is None else dict(scaling)
-        self._width = _checked_width(self.d_head, self.fraction)
+        if self.scaling is not None and kind_of(scaling) == "proportional":  # of the whole head, a part by angles of 0
+            self.scaling["partial_rotary_factor"] = self.fraction
+            self._width = _checked_width(self.d_head, 1.0)
+        else:
+            self._width = _checked_width(self.d_head, self.fraction)
         found = inverse_frequencies(self.base, self._width, self.scaling)
         self.attention_factor, self._switch, self._long = found.attention_factor, found.switch, found.long
         # never on the meta device: a checkpoint that is loaded into a module there has no values for it
