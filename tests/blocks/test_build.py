@@ -186,6 +186,7 @@ CONSTANT = {
     "partial alone": lambda mask: loom.create_block_mask(
         mask, 2, 3, 300, 517, separate_full_blocks=False, device="cpu"
     ),
+    "shifted": lambda mask: loom.block_mask(mask, 300, 517, q_offset=217, block_size=32, device="cpu"),
 }
 TABLES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
 
@@ -203,13 +204,17 @@ def test_block_masks_of_numbers_alone_have_tables_of_their_own(name, monkeypatch
         for table, right in expected.items():
             assert torch.equal(getattr(again, table), right)
             getattr(again, table).zero_()
-        assert again.mask_mod == mask
+        assert again.mask_mod == first.mask_mod
     assert len(construct._constants) == 1
-    assert build_one(mask).mask_mod is mask
+    assert name == "shifted" or build_one(mask).mask_mod is mask
 
 
 def test_numbers_that_are_none_are_refused_each_time():
     loom.block_mask(loom.causal, 1, 1, device="cpu")
+    loom.block_mask(loom.causal, 1, 1, batch=1, heads=1, device="cpu")
     for _ in range(2):
         with pytest.raises(ValueError, match="q_len"):
             loom.block_mask(loom.causal, True, 1, device="cpu")
+        for sizes in ({"batch": True}, {"heads": 1.0}):
+            with pytest.raises(ValueError, match="at least"):
+                loom.block_mask(loom.causal, 1, 1, device="cpu", **sizes)

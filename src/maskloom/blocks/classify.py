@@ -27,7 +27,6 @@ _MOST_PLANNED = 1 << 24
 """Maximum number of tiles of a grid whose operations are recorded: in larger grids Python takes little of the time."""
 
 
-@torch.no_grad()
 def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
@@ -65,11 +64,11 @@ def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> 
         return None
     # a tensor that was made on one stream may not be ready on another
     stream = torch.cuda.current_stream(source.device).cuda_stream if source.device.type == "cuda" else None
-    places = tuple((tensor.stride(), tensor.storage_offset()) for tensor in inputs)
-    offsets = (
+    places = tuple([(tensor.stride(), tensor.storage_offset()) for tensor in inputs])
+    offsets = [
         (offset.dtype, offset.device, offset.shape) if isinstance(offset, Tensor) else offset
         for offset in (grid.q_offset, grid.kv_offset)
-    )
+    ]
     sizes = (grid.q_len, grid.kv_len, grid.q_block, grid.kv_block)
     return source.key, batch, heads, sizes, *offsets, places, exact, stream
 

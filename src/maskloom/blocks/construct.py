@@ -52,9 +52,8 @@ def construct(
             "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
             "build the block mask outside of vmap"
         )
-    # numbers alone, and nothing that a GPU computes, determine it
-    constant = program.key is not None and not program.held and program.device.type == "cpu" and can_cache()
-    key = (program.key, wanted, exact, separate_full_blocks) if constant else None
+    of_numbers = program.is_of_numbers and wanted.is_of_ints and program.device.type == "cpu" and can_cache()
+    key = (program.key, wanted, exact, separate_full_blocks) if of_numbers else None
     built = None if key is None else _constants.get(key)
     if built is None:
         grid = grid_of(program.dependence, wanted)

@@ -28,6 +28,7 @@ _AT_ALL_CORNERS = {"cpu": 1 << 15}
 _AT_ALL_CORNERS_ELSEWHERE = 1 << 25
 
 
+@torch.no_grad()
 def at_first_sight(source: MaskProgram, grid: Grid, *, exact: bool, count: Decided | None) -> Tensors:
     """The states of all tiles, with open tiles partial.
 

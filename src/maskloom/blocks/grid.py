@@ -116,6 +116,11 @@ class Wanted(NamedTuple):
     kv_offset: int | Tensor = 0
     shared: bool = False
 
+    @property
+    def is_of_ints(self) -> bool:
+        """Whether B and H are ints or None: others, which are equal to ints (True, 2.0), are refused at each call."""
+        return all(size is None or type(size) is int for size in (self.batch, self.heads))
+
 
 def checked_sizes(q_len: int, kv_len: int, block_size: int | tuple[int, int]) -> tuple[int, int]:
     """The block size as a pair (Q, KV).

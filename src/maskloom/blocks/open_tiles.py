@@ -15,6 +15,7 @@ CHUNK = 1 << 22
 _WITNESSES = (2, 6)  # elements along each side of a tile: the corners, then a finer grid
 
 
+@torch.no_grad()
 def decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tuple[Tensor, int]:
     """Write the true states of the open tiles, given as rows of (b, h, query tile, key tile), into the states.
 

@@ -58,6 +58,11 @@ class MaskProgram:
     key: Hashable | None
     is_mapped: bool = False
 
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether its answers follow from its structure and numbers alone: it reads no tensor."""
+        return self.key is not None and not self.held
+
     @computed_once
     def program(self) -> Program:
         """The program with the tensors in its slots."""

@@ -62,7 +62,8 @@ class ReplayPlan:
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
         """Replay all operations on other inputs of the same shapes, strides and dtypes."""
         if self.on_arrays is None or any(type(tensor) is not Tensor for tensor in inputs):
-            return self._function(*inputs)
+            with torch.no_grad():
+                return self._function(*inputs)
         return tuple(map(_as_tensor, self._function_of_arrays(*[tensor.numpy() for tensor in inputs])))
 
     @computed_once
