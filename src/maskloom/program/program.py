@@ -129,11 +129,13 @@ class Program:
 
 def leaves(arguments: Any, kind: type[T]) -> Iterator[T]:
     """All values of one type in an argument, nested lists and tuples included."""
-    if isinstance(arguments, (list, tuple)):
-        for item in arguments:
+    if not isinstance(arguments, (list, tuple)):
+        arguments = (arguments,)
+    for item in arguments:
+        if isinstance(item, (list, tuple)):
             yield from leaves(item, kind)
-    elif isinstance(arguments, kind):
-        yield arguments
+        elif isinstance(item, kind):
+            yield item
 
 
 def mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
@@ -141,9 +143,9 @@ def mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
 
     (This is no recursive closure: its reference cycle would keep tensors alive until the garbage collector runs.)
     """
-    if isinstance(arguments, (list, tuple)):
-        return [mapped(item, change) for item in arguments]
-    return change(arguments)
+    if not isinstance(arguments, (list, tuple)):
+        return change(arguments)
+    return [mapped(item, change) if isinstance(item, (list, tuple)) else change(item) for item in arguments]
 
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
