@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.backends import compiled, flash, table_reads
+from maskloom.attention.backends import choose, compiled, flash, table_reads
 from maskloom.attention.request import Request
 from maskloom.core import captures
 from tests.attention.test_attend import inputs
@@ -29,6 +29,7 @@ def launches(monkeypatch):
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
     monkeypatch.setattr(flash, "_major_of", lambda device: 9)
     monkeypatch.setattr(flash, "_HAS_FLASH", True)
+    monkeypatch.setattr(choose, "LITTLE", 0)
     return got
 
 

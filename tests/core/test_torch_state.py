@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskloom.core.torch_state import inside_transform, inside_vmap
+from maskloom.core.torch_state import inside_transform, inside_vmap, is_exporting
 
 X = torch.ones(3)
 
@@ -30,3 +30,17 @@ def test_transforms_are_seen(name, compiled):
     if compiled:
         function = torch.compile(function, backend="eager", fullgraph=True)
     torch.testing.assert_close(function(X), factor * X)
+
+
+class OfExport(torch.nn.Module):
+    def forward(self, x):
+        return x * (3 if is_exporting() else 1)
+
+
+def test_an_export_is_told_from_a_compile():
+    torch._dynamo.reset()
+    module = OfExport()
+    torch.testing.assert_close(module(X), X)
+    torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(X), X)
+    for strict in (True, False):
+        torch.testing.assert_close(torch.export.export(module, (X,), strict=strict).module()(X), 3 * X)

@@ -82,12 +82,14 @@ def rows_of(
 _MOST_REPLAYED = 1 << 20  # maximum elements of a table that is computed at once, by recorded operations
 
 
-def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tensor) -> Tensor:
+def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tensor | None = None) -> Tensor:
     """The table of a mask at these queries: bool (B, H, Q, K). Its operations are recorded once per kind of mask and sizes.
+
+    Recording waits for the device, once for each kind, to see which reads are views.
 
     Args:
         program: a MaskProgram with a key.
-        q_idx: int64 (Q,).
+        q_idx: int64 (Q,); by default the queries from 0 on.
     """
     batch, heads, q_len, kv_len = sizes
     device, held = program.device, program.held
@@ -95,19 +97,22 @@ def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tens
     layouts = tuple([(tensor.stride(), tensor.storage_offset()) for tensor in held])
 
     def compute() -> tuple[Tensor]:
-        b, h, k = (torch.arange(size, device=device) for size in (batch, heads, kv_len))
-        indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q_idx.view(-1, 1), k]
+        b, h, q, k = (torch.arange(size, device=device) for size in sizes)
+        q = q if q_idx is None else q_idx
+        indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q.view(-1, 1), k]
         answers = run_at(program.program, [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices], 4)
         if answers is None:
             raise _NotBatched
         return (answers.expand(sizes).contiguous(),)
 
-    key = "table", program.key, sizes, layouts, stream
+    inputs = held if q_idx is None else [*held, q_idx]
+    key = "table", program.key, sizes, layouts, stream, q_idx is None
     try:
         with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
-            return replay(key, [*held, q_idx], compute, constants=program.bare.constants)[0]
+            return replay(key, inputs, compute, constants=program.bare.constants, may_wait=can_cache())[0]
     except _NotBatched:
-        return table(program.mask, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=int(q_idx[0]))
+        q_offset = 0 if q_idx is None else int(q_idx[0])
+        return table(program.mask, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
 
 class _NotBatched(Exception):  # noqa: N818 - a signal, not an error

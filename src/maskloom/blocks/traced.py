@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
 from maskloom.core.symbols import is_dynamic
+from maskloom.core.torch_state import is_exporting
 from maskloom.masks.dense import GIVE_SIZES
 from maskloom.program.dependence import Dependence
 from maskloom.program.program import MaskMod
@@ -21,7 +22,7 @@ TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **options: Any) -> BlockMask:
     """torch's own function, which can be traced. Options that this torch does not have are left out."""
     q_len, kv_len, batch, heads, block, *_ = wanted
-    if torch.compiler.is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
+    if is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
         raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
     if batch is None or heads is None:
         raise ValueError(GIVE_SIZES)

@@ -39,9 +39,14 @@ def inside_vmap() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
+def is_exporting() -> bool:
+    """Whether torch.export runs. (torch 2.11 says so of itself in every function that torch.compile traces.)"""
+    return bool(torch.compiler._is_exporting_flag)
+
+
 # dynamo calls them itself, under the transforms that it is tracing, and uses the results as constants. It cannot trace
 # their bodies: for `peek_interpreter_stack` it makes an object, which is never None
-for _asked in (inside_transform, inside_vmap):
+for _asked in (inside_transform, inside_vmap, is_exporting):
     _asked._dynamo_marked_constant = True  # type: ignore[attr-defined] # `torch._dynamo.assume_constant_result` without loading it
 
 

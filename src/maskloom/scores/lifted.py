@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from maskloom.core.torch_state import is_in_operator
+from maskloom.core.torch_state import is_exporting, is_in_operator
 from maskloom.program.getitem import IndexByScalars
 from maskloom.scores.base import ScoreMod, ScoreValue, answering, name_of
 from maskloom.scores.compose import Composed
@@ -27,7 +27,7 @@ def modified(scores: Tensor, score_mod: ScoreMod, first: int = 0) -> Tensor:
     indices = [torch.arange(size, device=scores.device) for size in scores.shape]
     indices[2] = indices[2] + first
     if torch.compiler.is_compiling():  # in an export, maskloom's own need no vmap
-        by_shape = is_in_operator() or (torch.compiler.is_exporting() and _broadcasts(score_mod))
+        by_shape = is_in_operator() or (is_exporting() and _broadcasts(score_mod))
         made = (_broadcast if by_shape else _batched)(score_mod, scores, indices)
     else:
         with _naming_errors(score_mod):

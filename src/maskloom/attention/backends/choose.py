@@ -87,7 +87,7 @@ def ruled_out(request: Request, chosen: Backend, *, in_graph: bool = False) -> d
 
 
 def _refused_by(backend: Backend, request: Request, in_graph: bool) -> str | None:
-    return backend.refuse(request) or (backend.refuse_in_graph(request) if in_graph else None)
+    return (backend.refuse_in_graph(request) if in_graph else None) or backend.refuse(request)
 
 
 def _order(request: Request) -> tuple[BackendName, ...]:

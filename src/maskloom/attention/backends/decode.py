@@ -13,6 +13,7 @@ from maskloom.attention.backends.base import HALF, Backend, Prepared
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.tables import kept_table, table_sizes_of
 from maskloom.blocks.dense import rows_of
+from maskloom.core.torch_state import is_exporting
 from maskloom.masks.algebra import Everything
 from maskloom.program.program import MaskMod
 
@@ -87,7 +88,7 @@ class Decode(Backend):
         return None
 
     def refuse_in_graph(self, request: Request) -> str | None:
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return "an exported program holds no operator of maskloom's"
         return "a block mask stays one in a graph" if isinstance(request.mask, BlockMask) else None
 

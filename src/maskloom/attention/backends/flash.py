@@ -17,6 +17,7 @@ from maskloom.attention.backends.kept_alive import until_backward, until_forward
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
+from maskloom.core.torch_state import is_exporting
 from maskloom.scores.softcap import SoftCap
 
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
@@ -98,7 +99,7 @@ class Flash(Backend):
         return _refused_mask(request) or nondeterministic(request)
 
     def refuse_in_graph(self, request: Request) -> str | None:
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return "an exported program may run where there is no flash-attn-4"
         return flash_mask.refused_in_graph(request.mask)
 

@@ -7,6 +7,7 @@ the first to the last of its blocks that hold a visible key: an unwritten end of
 """
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ _LN_2 = tl.constexpr(math.log(2))
 
 @triton.jit(do_not_specialize=["heads", "kv_heads", "q_len", "kv_len", "splits"])
 def _attend_part(  # type: ignore[no-untyped-def]
-    query, key, value, table, out, most, total,
+    query, key, value, table, out, most,
     scale, heads, kv_heads, q_len, kv_len, splits,
     q_by_batch, q_by_head, q_by_row, k_by_batch, k_by_head, k_by_row, v_by_batch, v_by_head, v_by_row,
     t_by_batch, t_by_head, t_by_row, t_by_key,
@@ -86,7 +87,11 @@ def _attend_part(  # type: ignore[no-untyped-def]
         tl.store(out + here[:, None] * E + e[None, :], summed.to(out.dtype.element_ty), mask=is_entry)
         tl.store(most + here, best * _LN_2 + tl.log(mass), mask=is_row)
     else:
+        # parts, one behind the other: outputs, greatest scores, and sums of weights
         here = here * splits + split
+        parts = (tl.num_programs(0) * group * q_len).to(tl.int64) * splits
+        most = out + parts * E
+        total = most + parts
         tl.store(out + here[:, None] * E + e[None, :], summed, mask=is_entry)
         tl.store(most + here, best, mask=is_row)
         tl.store(total + here, mass, mask=is_row)
@@ -94,10 +99,12 @@ def _attend_part(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["splits"])
 def _add_parts(  # type: ignore[no-untyped-def]
-    parts, most, total, out, lse, splits,
+    parts, out, lse, splits,
     E: tl.constexpr, WIDE_E: tl.constexpr, SPLITS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    most = parts + tl.num_programs(0).to(tl.int64) * splits * E
+    total = most + tl.num_programs(0).to(tl.int64) * splits
     part = row * splits + tl.arange(0, SPLITS)
     is_part = tl.arange(0, SPLITS) < splits
     e = tl.arange(0, WIDE_E)
@@ -129,17 +136,16 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     rows = max(16, _power_of_2(heads // kv_heads * q_len))
     wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
     stages, keys = _block((wide_d + wide_e) * query.itemsize, 3 if rows == 16 else 2)
-    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), query.device.index)
-    out = query.new_empty(batch, heads, q_len, value_dim)
-    lse = query.new_empty(batch, heads, q_len, dtype=torch.float32)
-    parts, most, total = out, lse, lse
-    if splits > 1:
-        count = lse.numel() * splits
-        parts = query.new_empty(count * (value_dim + 2), dtype=torch.float32)
-        most, total = parts[count * value_dim :], parts[count * (value_dim + 1) :]
-    with torch.cuda.device_of(query):  # Triton launches on the current device
+    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), device.index)
+    device = query.device
+    out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
+    lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
+    parts = (
+        out if splits == 1 else torch.empty(lse.numel() * splits * (value_dim + 2), dtype=torch.float32, device=device)
+    )
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device_of(query):
         _attend_part[(batch * kv_heads, splits)](
-            query, key, value, table, parts, most, total,
+            query, key, value, table, parts, lse,
             scale / math.log(2), heads, kv_heads, q_len, kv_len, splits,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *table.stride(),
             D=head_dim, E=value_dim, WIDE_D=wide_d, WIDE_E=wide_e, ROWS=rows, KEYS=keys,
@@ -148,9 +154,15 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
         )  # fmt: skip
         if splits > 1:
             _add_parts[(lse.numel(),)](
-                parts, most, total, out, lse, splits, E=value_dim, WIDE_E=_power_of_2(value_dim), SPLITS=_power_of_2(splits),
+                parts,
+                out,
+                lse,
+                splits,
+                E=value_dim,
+                WIDE_E=_power_of_2(value_dim),
+                SPLITS=_power_of_2(splits),
                 num_warps=2,
-            )  # fmt: skip
+            )
     return out, lse
 
 

@@ -80,12 +80,10 @@ def run_step(
             _plans.put(kind, plan)
     if plan == "none" or (not isinstance(q_offset, Tensor) and q_offset > plan.most_offset):
         return None
-    placed, q_idx = mask, plan.q_idx
     if isinstance(q_offset, Tensor):
-        placed = Shifted(mask, q_offset, 0, None)
-    elif q_offset:
-        q_idx = q_idx + q_offset
-    table = table_at(plan.program.of(placed, held), plan.sizes, q_idx)
+        table = table_at(plan.program.of(Shifted(mask, q_offset, 0, None), held), plan.sizes)
+    else:
+        table = table_at(plan.program.of(mask, held), plan.sizes, plan.q_idx + q_offset)
     return plan.backend.with_table(query, key, value, table, plan.scale)
 
 
