@@ -136,13 +136,13 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     rows = max(16, _power_of_2(heads // kv_heads * q_len))
     wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
     stages, keys = _block((wide_d + wide_e) * query.itemsize, 3 if rows == 16 else 2)
-    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), device.index)
     device = query.device
+    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), device.index)
     out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
-    parts = (
-        out if splits == 1 else torch.empty(lse.numel() * splits * (value_dim + 2), dtype=torch.float32, device=device)
-    )
+    parts = out
+    if splits > 1:
+        parts = torch.empty(lse.numel() * splits * (value_dim + 2), dtype=torch.float32, device=device)
     with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device_of(query):
         _attend_part[(batch * kv_heads, splits)](
             query, key, value, table, parts, lse,
@@ -154,15 +154,8 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
         )  # fmt: skip
         if splits > 1:
             _add_parts[(lse.numel(),)](
-                parts,
-                out,
-                lse,
-                splits,
-                E=value_dim,
-                WIDE_E=_power_of_2(value_dim),
-                SPLITS=_power_of_2(splits),
-                num_warps=2,
-            )
+                parts, out, lse, splits, E=value_dim, WIDE_E=_power_of_2(value_dim), SPLITS=_power_of_2(splits), num_warps=2,
+            )  # fmt: skip
     return out, lse
 
 
