@@ -230,7 +230,21 @@ def clean() -> str:
 GUIDE = {"order": order, "beside_torch": beside_torch, "short": short}
 """Of docs/backends.md."""
 
+
+def cpu_scores() -> str:
+    """Steps on the CPU beside torch's own attention with a ready float mask, before and after."""
+    rows = {(row["mask"], row["contender"], row["state"]): row for row in rows_of("cpu_scores")}
+    lines = ["mask |  | runs on | before, times SDPA | now, times SDPA | now, ms | now, MiB"]
+    for (mask, contender, state), row in rows.items():
+        if state == "after":
+            before = rows.get((mask, contender, "before"), {}).get("to_sdpa", "–")
+            cells = [row["backend"], before, row["to_sdpa"], row["step_ms"], row["peak_mib"]]
+            lines.append(f"{mask} | {contender} | {' | '.join(cells)}")
+    return table(lines)
+
+
 NOTES = {
+    "cpu_scores": cpu_scores,
     "tried": tried,
     "right": right,
     "refused": refused,

@@ -67,6 +67,7 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
 BACKENDS = (
     "sdpa",
     "varlen",
+    "sliced",
     "reference",
     "triton",
     "flash",
@@ -99,6 +100,7 @@ Refused = tuple[str, Callable[[Any], bool], str]
 NO_HALF = "it runs in bfloat16 and float16"
 REFUSED: dict[str, tuple[Refused, ...]] = {
     "reference": (),
+    "sliced": (),
     "sdpa": (("lse", bool, "it gives no log-sum-exp"),),
     "triton": (("dtype", lambda dtype: dtype is torch.float64, "it runs in float32, bfloat16 and float16"),),
     "varlen": (
@@ -124,6 +126,8 @@ def refusals(some: dict[str, Any], *, on_gpu: bool) -> list[str]:
         return []
     if not on_gpu and backend in ("flash", "triton", "varlen"):
         return ["it needs a GPU"]
+    if on_gpu and backend == "sliced":
+        return ["it is for the CPU"]
     if backend == "flash" and not has_flash():
         return ["it needs FlashAttention 4"]
     return [words for axis, refused, words in REFUSED[backend] if axis in some and refused(some[axis])]
@@ -187,7 +191,7 @@ def refused_kinds(axes: Axes, *, on_gpu: bool) -> list[tuple[Kind, str]]:
 
 def best_for(kind: Kind, q_len: int, *, on_gpu: bool) -> str:
     """What "auto" takes: the first in the order of docs/backends.md that does not refuse it."""
-    order: tuple[str, ...] = ("sdpa", "reference")
+    order: tuple[str, ...] = ("sdpa", "sliced", "reference")
     if on_gpu and q_len <= 128:
         order = ("varlen", "triton", "reference")
     elif on_gpu:

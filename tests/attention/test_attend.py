@@ -33,7 +33,7 @@ def test_dtypes(dtype):
     gather(lambda *qkv: loom.attend(*qkv, mask), *inputs(dtype=dtype), table=mask.dense(Q, K)).check()
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "sliced", "reference"])
 def test_backends_by_name(backend):
     mask = ALL_MASKS["mixed"]()
     gather(lambda *qkv: loom.attend(*qkv, mask, backend=backend), *inputs(), table=mask.dense(Q, K)).check()
@@ -140,7 +140,7 @@ def test_explain():
         "skips: what lies above the diagonal",
         "tiles of the block mask: 6 skipped, 5 partial, 1 full",
     ]
-    assert loom.explain(q, k, v, score_mod=lambda score, b, h, q, k: score).backend == "reference"
+    assert loom.explain(q, k, v, score_mod=lambda score, b, h, q, k: score * 2).backend == "sliced"
     assert loom.explain(q, k, v, backend="reference").reason == "asked for"
 
 
@@ -237,13 +237,13 @@ q, k, v = inputs()
         (
             lambda: loom.attend(q, k, v, backend="fast"),
             ValueError,
-            "one of auto, flash, sdpa, varlen, triton, reference; got 'fast'",
+            "one of auto, decode, flash, sdpa, varlen, triton, sliced, reference; got 'fast'",
         ),
         (lambda: loom.attend(q, k, v, backend="triton"), ValueError, "'triton' cannot do this: it needs a GPU"),
         (
             lambda: loom.attend(q, k, v, backend="sdpa", score_mod=max),
             ValueError,
-            "'sdpa' cannot do this: it has no score_mod",
+            "'sdpa' cannot do this: score_mod is not known to only add to the score",
         ),
     ],
 )

@@ -166,7 +166,7 @@ def test_results_are_those_of_filling_everything(options, poison):
         assert all(gradient.isfinite().all() for gradient in ours[-3:])
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "sliced", "reference"])
 def test_hidden_keys_get_no_gradient_from_queries_that_may_be_anything(backend):
     q, k, v = (tensor.requires_grad_() for tensor in inputs())
     hidden = torch.arange(B)[:, None].expand(B, L) == 1
@@ -358,7 +358,7 @@ def test_it_changes_nothing_where_nothing_is_wrong(name):
     )
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "sliced", "reference"])
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "of some heads"])
 def test_in_a_block_mask(name, backend):
     make, where = MASKS[name]
@@ -448,7 +448,7 @@ def hidden_from(first, hides):
 
 @pytest.mark.parametrize("name", SHIFTED)
 @pytest.mark.parametrize("offset", OFFSETS)
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "sliced", "reference"])
 def test_padding_is_known_where_positions_are_shifted(name, offset, backend):
     (mask, hides), (q_offset, kv_offset) = SHIFTED[name], OFFSETS[offset]
     mask = loom.masks.shifted(mask, q_offset=q_offset, kv_offset=kv_offset)

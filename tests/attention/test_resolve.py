@@ -42,7 +42,7 @@ def test_forward_and_backward(shape):
     truth = (table[:, None] if table.ndim == 3 else table).expand(B, H, Q, K)
     floats = torch.zeros(shape).masked_fill(~table, -math.inf)
     for mask in (table, floats):
-        for backend in ("sdpa", "reference"):
+        for backend in ("sdpa", "sliced", "reference"):
             gather(
                 lambda *qkv, mask=mask, backend=backend: loom.attend(*qkv, mask, backend=backend),
                 *inputs(),

@@ -39,7 +39,7 @@ from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.masks.patterns.shift import shifted
 from maskloom.masks.simplify import describe
 from maskloom.program.program import MaskMod
-from maskloom.scores.base import ScoreMod
+from maskloom.scores.base import ScoreMod, ScoreReading
 from maskloom.scores.shift import shifted_score
 
 P = ParamSpec("P")
@@ -200,7 +200,18 @@ def _request(
         check_offsets_fit(unshifted, q_offset, h_offset, q_len, heads, query.device)
     wants_lse = sinks is not None or (return_aux is not None and return_aux.lse)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    return Request(query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options)
+    return Request(
+        query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options,
+        _reading(score_mod, query),
+    )  # fmt: skip
+
+
+def _reading(score_mod: ScoreMod | None, query: Tensor) -> ScoreReading | None:
+    if score_mod is None or query.device.type != "cpu":
+        return None
+    from maskloom.scores.reading import read_score  # not at import: it lifts score mods, which few calls have
+
+    return read_score(score_mod, query.device, torch.promote_types(query.dtype, torch.float32))
 
 
 _warned: set[str] = set()  # causes, each of which is told once in a process

@@ -48,13 +48,10 @@ def in_chunks(
 
 def _recomputed(attention: RowsAttention, reads: Sequence[Tensor]) -> RowsAttention:
     """The same attention, of which the backward keeps only what goes in."""
-    versions = _versions(reads)
+    unwritten = Unwritten(reads)
 
     def unchanged(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
-        if _versions(reads) != versions:  # torch looks only at query, key and value
-            raise RuntimeError(
-                "a tensor of the mask or score_mod was written to after the forward, and the backward needs it as it was"
-            )
+        unwritten.check()  # torch looks only at query, key and value
         return attention(query, key, value, first)
 
     def run(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -112,5 +109,16 @@ class _Together(torch.autograd.Function):
         return gradients  # torch has put zeros where there were none
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor._version for tensor in tensors if not tensor.is_inference()]  # those count no writes
+class Unwritten:
+    """Tensors that the backward needs as they are now."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those count no writes
+        self._versions = [tensor._version for tensor in self._tensors]
+
+    def check(self) -> None:
+        """Raise a RuntimeError if one of them was written to."""
+        if [tensor._version for tensor in self._tensors] != self._versions:
+            raise RuntimeError(
+                "a tensor of the mask or score_mod was written to after the forward, and the backward needs it as it was"
+            )

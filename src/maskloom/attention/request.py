@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
 from maskloom.program.program import MaskMod
-from maskloom.scores.base import ScoreMod
+from maskloom.scores.base import ScoreMod, ScoreReading
 
 
 class Request(NamedTuple):
@@ -17,6 +17,7 @@ class Request(NamedTuple):
     Attributes:
         query, key, value: (B, H, Q, D), (B, Hkv, K, D), (B, Hkv, K, E).
         mask: with ``q_offset`` and ``h_offset`` in it, as score_mod has them.
+        reading: what is known of score_mod, on the CPU; None where that is nothing.
         wants_lse: whether the log-sum-exp of each query is returned, or needed for sink logits.
         deterministic: whether gradients must be the same, bit for bit, at every run.
     """
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     wants_lse: bool = False
     deterministic: bool = False
     kernel_options: dict[str, Any] | None = None
+    reading: ScoreReading | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

@@ -3,8 +3,8 @@
 `pads[b][kv_idx]`, ``torch.stack([...]).any(0)`` and ``(starts[b] <= q_idx).any()`` are recorded as vmap sees them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,25 +46,49 @@ def record(
 
 def _record(mask_mod: Any, device: torch.device | str, held: Sequence[Tensor], index_dtype: torch.dtype) -> Program:
     recorder = _Recorder(held=frozenset(map(id, held)))
+    try:
+        answer = _run_on_scalars(mask_mod, recorder, lambda: _indices(device, index_dtype))
+    except Exception as error:
+        error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
+        raise
+    check_answer(mask_mod, answer)
+    return recorder.program(answer)
+
+
+def record_score(score_mod: Any, device: torch.device, dtype: torch.dtype) -> Program:
+    """Run ``score_mod`` once on a score of this dtype and four indices, and record its operations.
+
+    Slots 0 to 3 are the indices, as for a mask; slot 4 is the score.
+
+    A write in place makes the program unsupported: it may be right only for a score that has every dimension.
+
+    Raises:
+        TypeError: Python code branches on a value. An exception of the score_mod itself passes through.
+    """
+    recorder = _Recorder()
+
+    def inputs() -> list[Tensor]:
+        return [*_indices(device, torch.int64), torch.zeros((), dtype=dtype, device=device)]
+
+    def in_order(*scalars: Tensor) -> Any:
+        return score_mod(scalars[-1], *scalars[:-1])
+
+    program = recorder.program(uncompiled(_run_on_scalars)(in_order, recorder, inputs))
+    return replace(program, unsupported_reason="a write in place") if recorder.wrote else program
+
+
+def _indices(device: torch.device | str, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.zeros((), dtype=dtype, device=device) for _ in INDICES]
+
+
+def _run_on_scalars(function: Any, recorder: "_Recorder", inputs: Callable[[], list[Tensor]]) -> Any:
+    """The result of a function of scalars, whose operations go to the recorder."""
     with torch.no_grad(), torch._C._DisableFuncTorch():  # so scalars are plain tensors inside torch.func.grad too
-        scalars = [torch.zeros((), dtype=index_dtype, device=device) for _ in INDICES]
+        scalars = inputs()
         for scalar in scalars:
             recorder.name(scalar)
-        try:
-            with recorder, _GetitemRecorder(recorder):
-                answer = mask_mod(*scalars)
-        except Exception as error:
-            error.add_note(f"raised by the mask_mod {brief_name(mask_mod)}, run on scalars b, h, q_idx, kv_idx")
-            raise
-    check_answer(mask_mod, answer)
-    answered = recorder.value(answer)
-    return Program(
-        tuple(recorder.steps), answered, tuple(recorder.metas), recorder.unsupported_reason,
-        of_structure=not (recorder.used_alone or recorder.used_others) and recorder.unsupported_reason is None,
-        reads_uncaptured=recorder.used_others,
-        reads_scalar_tensor=recorder.read_numbers,
-        uses_unindexed_capture=recorder.used_alone or recorder.used_made,
-    )  # fmt: skip
+        with recorder, _GetitemRecorder(recorder):
+            return function(*scalars)
 
 
 @dataclass
@@ -78,6 +102,7 @@ class _Recorder(TorchDispatchMode):
     used_alone: bool = False  # an operation without an index used a tensor that existed before
     used_others: bool = False  # such a tensor was read that is not in `held`, such as a global one
     used_made: bool = False  # a tensor with dimensions was read that the mask_mod made itself
+    wrote: bool = False  # something was written into a value
     read_numbers: bool = False  # a tensor without dimensions was read that existed before
     _refs: dict[int, Value] = field(default_factory=dict)
     _storages: dict[int, int] = field(default_factory=dict)  # how many tensors share the storage of a value
@@ -90,6 +115,17 @@ class _Recorder(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # True would load torch's compiler at the first operation, which takes a second; see `record`
+
+    def program(self, answer: Any) -> Program:
+        """The program of a function that gave this answer."""
+        answered = self.value(answer)
+        return Program(
+            tuple(self.steps), answered, tuple(self.metas), self.unsupported_reason,
+            of_structure=not (self.used_alone or self.used_others) and self.unsupported_reason is None,
+            reads_uncaptured=self.used_others,
+            reads_scalar_tensor=self.read_numbers,
+            uses_unindexed_capture=self.used_alone or self.used_made,
+        )  # fmt: skip
 
     def name(self, tensor: Tensor) -> Value:
         """Assign a tensor to the program's next slot."""
@@ -179,6 +215,7 @@ class _Recorder(TorchDispatchMode):
 
     def _write(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """``x &= y``: recorded as ``x = x & y`` if no other tensor shares x's memory; else unsupported."""
+        self.wrote = True
         target = args[0] if args else None
         replaces = op in OUT_OF_PLACE and isinstance(target, Value) and self._storages[_storage(out)] == 1
         if replaces and self._dtypes(args) == {out.dtype}:

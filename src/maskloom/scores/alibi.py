@@ -24,6 +24,14 @@ class Alibi(ScoreValue):
         return f"alibi({len(self.slopes)}{', symmetric=True' * self.symmetric})"
 
     @property
+    def adds(self) -> bool:
+        return True
+
+    @property
+    def is_by_distance(self) -> bool:
+        return True
+
+    @property
     def heads(self) -> int:
         return len(self.slopes)
 

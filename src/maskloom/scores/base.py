@@ -6,7 +6,7 @@ softmax. The mask is applied after it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar, dataclass_transform
+from typing import NamedTuple, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ C = TypeVar("C", bound=type)
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(score, b, h, q_idx, kv_idx) -> score``: torch's score_mod signature, a scalar function."""
+
+
+class ScoreReading(NamedTuple):
+    """What is known of a score_mod; see `maskloom.scores.reading`.
+
+    Attributes:
+        adds: whether the result is the score plus something that does not depend on the score; False if not known.
+        learned: the tensors of it that get a gradient; empty where gradients are off.
+    """
+
+    adds: bool
+    learned: tuple[Tensor, ...]
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -43,6 +55,16 @@ class ScoreValue(FrozenValue, ABC):
     def heads(self) -> int | None:
         """The number of query heads that it has entries for; None if it is the same for any number."""
         return None
+
+    @property
+    def adds(self) -> bool:
+        """Whether the result is the score plus something that does not depend on the score."""
+        return False
+
+    @property
+    def is_by_distance(self) -> bool:
+        """Whether positions count by their distance ``kv_idx - q_idx`` alone, and may lie beyond the last."""
+        return False
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         """Raise a ValueError if its entries are not for ``heads`` query heads, or with ``or_more`` for fewer."""
@@ -98,6 +120,16 @@ def _no_score(answer: object) -> str | None:
         hint = "; a mask_mod goes to mask=" if answer.dtype == torch.bool else ""
         return f"a {answer.dtype} tensor with ndim {answer.ndim}{hint}"  # sizes may be symbols in a trace
     return None
+
+
+def only_adds(score_mod: ScoreMod) -> bool:
+    """Whether it is maskloom's own and says that it adds; a plain function says nothing."""
+    return isinstance(score_mod, ScoreValue) and score_mod.adds
+
+
+def is_by_distance(score_mod: ScoreMod) -> bool:
+    """Whether it is maskloom's own and says that positions count by their distance."""
+    return isinstance(score_mod, ScoreValue) and score_mod.is_by_distance
 
 
 def name_of(function: ScoreMod) -> str:

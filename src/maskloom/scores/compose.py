@@ -2,7 +2,15 @@
 
 from torch import Tensor
 
-from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod, name_of, score_dataclass
+from maskloom.scores.base import (
+    ScoreMod,
+    ScoreValue,
+    checked_score_mod,
+    is_by_distance,
+    name_of,
+    only_adds,
+    score_dataclass,
+)
 
 
 @score_dataclass
@@ -18,6 +26,14 @@ class Composed(ScoreValue):
 
     def __repr__(self) -> str:
         return f"compose({', '.join(map(name_of, self.parts))})"
+
+    @property
+    def adds(self) -> bool:
+        return all(map(only_adds, self.parts))
+
+    @property
+    def is_by_distance(self) -> bool:
+        return all(map(is_by_distance, self.parts))
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         for part in self.parts:

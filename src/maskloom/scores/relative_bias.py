@@ -29,6 +29,14 @@ class RelativeBias(ScoreValue):
         return f"relative_bias({shown(self.table)}{buckets})"
 
     @property
+    def adds(self) -> bool:
+        return True
+
+    @property
+    def is_by_distance(self) -> bool:
+        return True
+
+    @property
     def heads(self) -> int:
         return self.table.shape[0]
 

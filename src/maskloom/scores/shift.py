@@ -8,7 +8,15 @@ from maskloom.core.checks import head_offset, is_zero, position_offsets
 from maskloom.core.symbols import is_int
 from maskloom.core.values import shown
 from maskloom.masks.lookups import of_row
-from maskloom.scores.base import ScoreMod, ScoreValue, checked_score_mod, name_of, score_dataclass
+from maskloom.scores.base import (
+    ScoreMod,
+    ScoreValue,
+    checked_score_mod,
+    is_by_distance,
+    name_of,
+    only_adds,
+    score_dataclass,
+)
 from maskloom.scores.softcap import SoftCap
 
 
@@ -31,6 +39,14 @@ class ShiftedScore(ScoreValue):
         if self.h_offset is not None:
             offsets.append(f"h_offset={shown(self.h_offset)}")
         return f"shifted_score({', '.join([name_of(self.score_mod), *offsets])})"
+
+    @property
+    def adds(self) -> bool:
+        return only_adds(self.score_mod)
+
+    @property
+    def is_by_distance(self) -> bool:
+        return is_by_distance(self.score_mod)
 
     def check_heads(self, heads: int, *, or_more: bool = False) -> None:
         if isinstance(self.score_mod, ScoreValue):

@@ -35,6 +35,10 @@ NEED_A_GPU = {
 }
 
 
+NOT_A_SUM = "score_mod is not known to only add to the score, by what does not depend on it"
+IN_BANDS = "for some queries at a time, the keys before the first and after the last that one of them sees"
+
+
 @pytest.mark.parametrize(
     ("options", "ruled_out"),
     [
@@ -44,22 +48,22 @@ NEED_A_GPU = {
         ({"return_aux": AuxRequest()}, {}),
         ({"return_aux": LSE}, {"sdpa": "it gives no log-sum-exp, and so no sinks"}),
         ({"sinks": torch.zeros(H)}, {"sdpa": "it gives no log-sum-exp, and so no sinks"}),
-        ({"score_mod": loom.scores.alibi(H)}, {"sdpa": "it has no score_mod"}),
+        ({"score_mod": loom.scores.softcap(3.0)}, {"sdpa": NOT_A_SUM}),
     ],
 )
 def test_auto_on_the_cpu(options, ruled_out):
     mask = loom.causal & loom.lengths([5, 7, 11])
     found = loom.explain(*inputs(), mask, **options)
-    assert (found.backend, found.ruled_out) == ("reference" if ruled_out else "sdpa", NEED_A_GPU | ruled_out)
-    assert found.skips == ("nothing" if ruled_out else "nothing, since the mask goes in as a table")
+    assert (found.backend, found.ruled_out) == ("sliced" if ruled_out else "sdpa", NEED_A_GPU | ruled_out)
+    assert found.skips == (IN_BANDS if ruled_out else "nothing, since the mask goes in as a table")
     assert (found.mask, found.skipped, found.partial, found.full) == (None, None, None, None)
 
 
 def test_explain_reads_like_sentences():
     blocks = loom.block_mask(loom.causal, L, L, block_size=(4, 8))
     assert str(loom.explain(*inputs(), blocks, sinks=torch.zeros(H))) == (
-        "backend: reference (nothing else can do this)\n"
-        "skips: nothing\n"
+        "backend: sliced (torch's own attention lacks this; hidden keys are skipped)\n"
+        f"skips: {IN_BANDS}\n"
         "tiles of the block mask: 2 skipped, 5 partial, 1 full\n"
         "not decode: it needs a GPU; the tensors are on cpu\n"
         "not flash: it needs a GPU; the tensors are on cpu\n"
@@ -221,7 +225,7 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
         assert loom.explain(*inputs(), mask).backend == "sdpa"
     assert loom.explain(*inputs(dtype=torch.float32), loom.causal).backend == "triton"
     found = loom.explain(*inputs(), loom.causal & loom.lengths([13, 5, 2]))
-    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen"]
+    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen", "sliced"]
     assert found.ruled_out["sdpa"] == (
         f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is `causal` or `everything`'
     )
@@ -230,11 +234,11 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
 def test_auto_in_short_rows_on_a_gpu(gpu):
     assert choose.SHORT >= L
     found = loom.explain(*inputs(), loom.causal)
-    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen"]
+    assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen", "sliced"]
     assert found.ruled_out["flash"].startswith("triton is faster with up to 128 queries, and where batch x heads x")
     assert "more than 128 queries" in found.ruled_out["sdpa"]
     found = loom.explain(*inputs(), PACKED)
-    assert found.backend == "varlen" and list(found.ruled_out) == ["decode", "flash", "sdpa"]
+    assert found.backend == "varlen" and list(found.ruled_out) == ["decode", "flash", "sdpa", "sliced"]
     assert found.skips == "what documents, causal or a window hide"
     found = loom.explain(*inputs(dtype=torch.float32), loom.causal)
     assert found.ruled_out["flash"] == "it runs in bfloat16 and float16; the tensors are torch.float32"

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
 
-BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "reference"]
+BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "sliced", "reference"]
 """In the order of "auto": the first that can do what is asked runs, but for what `choose` says."""
 
 HALF = (torch.bfloat16, torch.float16)

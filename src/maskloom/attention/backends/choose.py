@@ -1,6 +1,6 @@
 """The backends of attention, and the rule that chooses one.
 
-"auto" takes the first in the order of `BACKENDS` that can do what is asked (on the CPU: sdpa, then reference). The order is
+"auto" takes the first in the order of `BACKENDS` that can do what is asked (on the CPU: sdpa, sliced, reference). The order is
 that of the times in benchmarks/results/attention_gpu.csv: in rows of 128 Triton's kernel is faster than FLASH; without FLASH,
 cuDNN is the fastest where the mask is `causal` or hides nothing (half types, Q > 128); varlen is as fast as Triton and
 compiles nothing.
@@ -21,6 +21,7 @@ from maskloom.attention.backends.triton import Triton
 from maskloom.attention.backends.varlen import Varlen
 from maskloom.attention.derivatives import beyond_backward
 from maskloom.attention.request import Request
+from maskloom.attention.sliced.backend import Sliced
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
 from maskloom.core.words import brief
@@ -28,7 +29,7 @@ from maskloom.masks.algebra import Everything
 from maskloom.masks.patterns.relative import Causal
 
 BACKENDS: dict[BackendName, Backend] = {
-    backend.name: backend for backend in (Decode(), Flash(), Sdpa(), Varlen(), Triton(), Reference())
+    backend.name: backend for backend in (Decode(), Flash(), Sdpa(), Varlen(), Triton(), Sliced(), Reference())
 }
 """Every backend by its name. A new one is a class in a file of its own, and one entry here."""
 
@@ -92,7 +93,7 @@ def _refused_by(backend: Backend, request: Request, in_graph: bool) -> str | Non
 
 def _order(request: Request) -> tuple[BackendName, ...]:
     if request.device.type == "cpu" or inside_transform():
-        return ("sdpa", "reference")
+        return ("sdpa", "sliced", "reference")
     few: tuple[BackendName, ...] = ("decode",) if is_few(request.query, request.key) else ()
     if request.query.shape[2] <= SHORT:
         return (*few, "varlen", "triton", "reference")

@@ -6,6 +6,7 @@
 | exactly `causal`                   | ``is_causal=True``, which skips what lies above the diagonal                        |
 | another, `KEPT_BYTES` as a table   | the table, built once and kept with the mask                                        |
 | another, larger                    | tables of some rows of queries at a time, made again in the backward, never kept    |
+| any, on the CPU, beside a score_mod that only adds | a float table of what that adds, -inf where the mask hides; never kept |
 """
 
 import functools
@@ -16,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.base import SHORT, Backend, Prepared, nondeterministic
 from maskloom.attention.backends.compiled import shares_heads
+from maskloom.attention.bias import bias_of, refused_bias
 from maskloom.attention.chunks import in_chunks
 from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.request import Attended, Request
@@ -114,23 +116,31 @@ class Sdpa(Backend):
     """torch's own attention, given as little of the mask as it needs."""
 
     name = "sdpa"
-    what = "torch's scaled_dot_product_attention: is_causal, or the mask as a table"
+    what = "torch's scaled_dot_product_attention: is_causal, or the mask as a table, with what a score mod adds"
     where = "the CPU; GPUs where it needs no table"
     why = "FlexAttention has no backward on the CPU; torch's own attention has"
     takes_tables = True
 
     def refuse(self, request: Request) -> str | None:
-        if request.score_mod is not None:
+        if request.score_mod is not None and request.device.type != "cpu":
             return "it has no score_mod"
         if request.wants_lse:
             return "it gives no log-sum-exp, and so no sinks"
+        if request.score_mod is not None:
+            return refused_bias(request)
         if request.device.type == "cpu":
             return None
         if inside_vmap():
             return "torch.vmap cannot batch its kernels on a GPU (torch 2.11: an internal assertion); reference can be batched"
         return nondeterministic(request)
 
+    def refuse_in_graph(self, request: Request) -> str | None:
+        return None if request.score_mod is None else "while torch traces it is not known what score_mod adds"
+
     def run(self, request: Request) -> Attended:
+        if request.score_mod is not None:
+            bias, scale = bias_of(request), request.scale
+            return Attended(_attention(request.query, request.key, request.value, bias, scale=scale), None)
         return Attended(sdpa(request.query, request.key, request.value, request.mask, scale=request.scale), None)
 
     def prepare(self, request: Request) -> Prepared | None:
@@ -145,10 +155,14 @@ class Sdpa(Backend):
         return Attended(_attention(query, key, value, table, fully_masked, scale=scale), None)
 
     def reason(self, request: Request) -> str:
+        if request.score_mod is not None:
+            return "score_mod only adds to the scores: with the mask it is a float table for torch's own attention"
         return self.why if request.device.type == "cpu" else "the mask needs no table: torch's own attention is fastest"
 
     def passed_over(self) -> str:
         return f'"auto" takes it on a GPU for half types and more than {SHORT} queries, where the mask is `causal` or `everything`'
 
     def skips(self, request: Request) -> str:
+        if request.score_mod is not None:
+            return "nothing, since mask and score_mod go in as a table"
         return _SKIPPED[visibility(request.mask)]
