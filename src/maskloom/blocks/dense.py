@@ -1,5 +1,7 @@
 """Expand a mask or a BlockMask to elements, for all queries or for some rows."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -7,7 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.replay.cached import replay
 from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
 from maskloom.core import captures
-from maskloom.core.torch_state import can_cache, without_autocast
+from maskloom.core.torch_state import can_cache, raw_stream, without_autocast
 from maskloom.masks.dense import needed_sizes, table, table_sizes
 from maskloom.program.elements import run_at
 from maskloom.program.mask_program import MaskProgram, program_of
@@ -93,22 +95,23 @@ def table_at(program: MaskProgram, sizes: tuple[int, int, int, int], q_idx: Tens
     """
     batch, heads, q_len, kv_len = sizes
     device, held = program.device, program.held
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
     layouts = tuple([(tensor.stride(), tensor.storage_offset()) for tensor in held])
 
     def compute() -> tuple[Tensor]:
         b, h, q, k = (torch.arange(size, device=device) for size in sizes)
         q = q if q_idx is None else q_idx
         indices = [b.view(-1, 1, 1, 1), h.view(-1, 1, 1), q.view(-1, 1), k]
-        answers = run_at(program.program, [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices], 4)
+        indices = [index.view(*(1,) * (4 - index.ndim), *index.shape) for index in indices]
+        with torch.no_grad(), without_autocast(device):
+            answers = run_at(program.program, indices, 4)
         if answers is None:
             raise _NotBatched
         return (answers.expand(sizes).contiguous(),)
 
     inputs = held if q_idx is None else [*held, q_idx]
-    key = "table", program.key, sizes, layouts, stream, q_idx is None
+    key = "table", program.key, sizes, layouts, raw_stream(device), q_idx is None
     try:
-        with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             return replay(key, inputs, compute, constants=program.bare.constants, may_wait=can_cache())[0]
     except _NotBatched:
         q_offset = 0 if q_idx is None else int(q_idx[0])

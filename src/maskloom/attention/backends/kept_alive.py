@@ -25,12 +25,12 @@ def until_backward(tensor: Tensor, tensors: list[Tensor]) -> Tensor:
 class _UntilForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.count = len(tensors)
+        ctx.save_for_backward(*tensors)
         return _read_too(out, tensors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient, *[None] * ctx.count
+        return gradient, *[None for _ in ctx.saved_tensors]
 
 
 class _UntilBackward(torch.autograd.Function):
@@ -41,7 +41,7 @@ class _UntilBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _read_too(gradient, ctx.saved_tensors), *[None] * len(ctx.saved_tensors)
+        return _read_too(gradient, ctx.saved_tensors), *[None for _ in ctx.saved_tensors]
 
 
 def _read_too(found: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:

@@ -8,7 +8,6 @@ the first to the last of its blocks that hold a visible key: an unwritten end of
 
 import math
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
@@ -16,9 +15,9 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 _KEYS = 64  # keys in a block, at most
-_MOST_BYTES = 1 << 17  # of keys and values in flight in one program: half of what a multiprocessor of Hopper holds
+_MOST_BYTES = 1 << 17  # of keys and values in flight in one program
+_ON_CHIP = 227 << 10  # bytes that a multiprocessor of Hopper holds for its programs
 _MOST_BLOCKS = 64  # blocks of one program, whose visibility it holds in registers
-_PROGRAMS = 2  # for each multiprocessor of the GPU, at least
 _LN_2 = tl.constexpr(math.log(2))
 
 
@@ -137,7 +136,8 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
     stages, keys = _block((wide_d + wide_e) * query.itemsize, 3 if rows == 16 else 2)
     device = query.device
-    splits = _splits(batch * kv_heads, triton.cdiv(kv_len, keys), device.index)
+    blocks = _ceil(kv_len, keys)
+    splits = _splits(batch * kv_heads, blocks, (wide_d + wide_e) * query.itemsize * keys * stages, device.index)
     out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
     parts = out
@@ -149,7 +149,7 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
             scale / math.log(2), heads, kv_heads, q_len, kv_len, splits,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *table.stride(),
             D=head_dim, E=value_dim, WIDE_D=wide_d, WIDE_E=wide_e, ROWS=rows, KEYS=keys,
-            BLOCKS=_power_of_2(triton.cdiv(triton.cdiv(kv_len, keys), splits)), STAGES=stages,
+            BLOCKS=_power_of_2(_ceil(blocks, splits)), STAGES=stages,
             BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, num_warps=2 if rows == 16 else 4,
         )  # fmt: skip
         if splits > 1:
@@ -167,10 +167,16 @@ def _block(bytes_of_key: int, stages: int) -> tuple[int, int]:
     return stages, keys
 
 
-def _splits(pairs: int, blocks: int, device: int) -> Any:
-    """How many programs share the keys of each batch row and key-value head: enough that the GPU is busy."""
-    busy = triton.cdiv(_PROGRAMS * _multiprocessors(device), max(pairs, 1))
-    return max(1, min(blocks, max(busy, triton.cdiv(blocks, _MOST_BLOCKS))))
+def _splits(pairs: int, blocks: int, in_flight: int, device: int) -> int:
+    """How many programs share the keys of each batch row and key-value head: as many as run at one time.
+
+    Args:
+        pairs: batch rows times key-value heads.
+        blocks: of keys.
+        in_flight: bytes of keys and values in one program.
+    """
+    at_once = _multiprocessors(device) * (_ON_CHIP // in_flight)
+    return max(1, min(blocks, max(at_once // max(pairs, 1), _ceil(blocks, _MOST_BLOCKS))))
 
 
 _counts: dict[int, int] = {}
@@ -180,6 +186,11 @@ def _multiprocessors(device: int) -> int:
     if device not in _counts:
         _counts[device] = torch.cuda.get_device_properties(device).multi_processor_count
     return _counts[device]
+
+
+def _ceil(number: int, by: int) -> int:
+    """A quotient rounded up. (Triton's cdiv takes the host 5 us.)"""
+    return (number + by - 1) // by
 
 
 def _power_of_2(number: int) -> int:
