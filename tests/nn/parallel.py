@@ -1,10 +1,12 @@
-"""Trains a layer on two processes, by DistributedDataParallel and by fully_shard, and compares with one process.
+"""Trains a layer, and torch's encoder run by maskloom, on two processes, by DistributedDataParallel and by fully_shard, and
+compares with one process.
 
 ``python -m tests.nn.parallel RANK FILE``; prints "same" at the end.
 """
 
 import copy
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -34,10 +36,25 @@ def loss_of(module: nn.Module, rank: int) -> torch.Tensor:
     return out[~pads].square().sum()
 
 
-def step(module: nn.Module, *ranks: int) -> dict[str, torch.Tensor]:
+def encoder() -> nn.TransformerEncoder:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(D, HEADS, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
+    return loom.nn.replace_attention(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
+def loss_of_encoder(module: nn.Module, rank: int) -> torch.Tensor:
+    x = torch.randn(2, B, L, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[rank]
+    pads = loom.batches.pads_from_lengths(LENS[rank], L)
+    return module(x, src_key_padding_mask=pads)[~pads].square().sum()
+
+
+Loss = Callable[[nn.Module, int], torch.Tensor]
+
+
+def step(module: nn.Module, *ranks: int, loss: Loss = loss_of) -> dict[str, torch.Tensor]:
     """One step of SGD on the mean of the ranks' losses; the parameters after it."""
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
-    sum(loss_of(module, rank) / len(ranks) for rank in ranks).backward()
+    sum(loss(module, rank) / len(ranks) for rank in ranks).backward()
     optimiser.step()
     return {
         name.removeprefix("module."): value.full_tensor() if isinstance(value, DTensor) else value
@@ -59,6 +76,12 @@ def main(rank: int, store: str) -> None:
             one.copy_(other)
     for module in (nn.parallel.DistributedDataParallel(copy.deepcopy(made())), sharded, empty):
         for name, value in step(module, rank).items():
+            torch.testing.assert_close(value, expected[name])
+    expected, whole = step(encoder(), 0, 1, loss=loss_of_encoder), encoder()
+    for layer in whole.layers:
+        fully_shard(layer, mesh=mesh)
+    for module in (nn.parallel.DistributedDataParallel(encoder()), fully_shard(whole, mesh=mesh)):
+        for name, value in step(module, rank, loss=loss_of_encoder).items():
             torch.testing.assert_close(value, expected[name])
     dist.destroy_process_group()
     print("same")

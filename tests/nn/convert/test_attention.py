@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -332,6 +333,29 @@ def test_under_a_full_graph_compile(need_weights):
             torch.testing.assert_close(one, other)
 
 
+def test_one_graph_for_many_lengths():
+    ours = loom.nn.from_torch(theirs_of(batch_first=True))
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    compiled = torch.compile(ours, backend=graphs, fullgraph=True, dynamic=True)
+    for length in (5, 7, 11):
+        x, pads = sample(B, length, E), torch.arange(length) >= torch.tensor([3, 5])[:, None]
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        torch.testing.assert_close(compiled(x, x, x, pads, False, hidden), ours(x, x, x, pads, False, hidden))
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_masks_of_other_dtypes(need_weights):
+    """torch takes float masks in the dtype of the query only."""
+    ours = loom.nn.from_torch(theirs_of(batch_first=True))
+    x, table, pads = sample(B, L, E), sample(L, L, seed=1).half(), torch.zeros(B, L).masked_fill(PADS, -torch.inf)
+    found = ours(x, x, x, pads.bfloat16(), need_weights, table)
+    torch.testing.assert_close(
+        found, ours(x, x, x, pads.double(), need_weights, table.double()), rtol=1e-10, atol=1e-10
+    )
+
+
 def test_autocast():
     ours = loom.nn.from_torch(theirs_of(batch_first=True, add_bias_kv=True)).float()
     x, table = sample(B, L, E).float(), sample(L, L, seed=1).float()
@@ -456,6 +480,26 @@ def test_an_encoder_compiles_in_one_graph(name):
     torch.testing.assert_close(compiled(x, **CALLS[name]), ours(x, **CALLS[name]))
 
 
+def test_an_encoder_is_exported():
+    ours = loom.nn.replace_attention(encoder(dropout=0.0)).eval()
+    x = sample(B, L, 2 * D)
+    exported = torch.export.export(ours, (x,), {"src_key_padding_mask": PADS}).module()
+    torch.testing.assert_close(exported(x, src_key_padding_mask=PADS), ours(x, src_key_padding_mask=PADS))
+
+
+def test_a_model_of_transformers():
+    transformers = pytest.importorskip("transformers.models.siglip.modeling_siglip")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=2 * D, intermediate_size=17, num_hidden_layers=1, num_attention_heads=2, image_size=6, patch_size=2
+    )
+    theirs = filled(transformers.SiglipVisionModel(config)).eval()
+    ours = loom.nn.replace_attention(copy.deepcopy(theirs))
+    images = sample(B, 3, 6, 6).float()
+    found, calls = calls_of(lambda: ours(images).pooler_output)
+    assert calls == 1
+    torch.testing.assert_close(found, theirs(images).pooler_output)
+
+
 def test_the_modules_themselves_are_changed():
     class Model(nn.Module):
         def __init__(self):
@@ -531,6 +575,7 @@ def test_converting_says_nothing():
         loom.nn.replace_attention(encoder())
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Support for mismatched")
 def test_transforms_and_inference_mode():
     theirs = theirs_of(batch_first=True)
     ours, x, table = loom.nn.from_torch(theirs), sample(B, L, E), sample(L, L, seed=1)

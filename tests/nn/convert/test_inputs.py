@@ -50,7 +50,7 @@ def test_shapes(given, words):
     ("given", "words"),
     [
         ({"query": 3}, "query is a tensor; got 3"),
-        ({"key": torch.nested.nested_tensor([zeros(3, KDIM), zeros(2, KDIM)])}, "key is a nested tensor, which this module"),
+        ({"key": torch.nested.nested_tensor([zeros(3, KDIM), zeros(2, KDIM)], layout=torch.jagged)}, "key is a nested tensor, which this module"),
         ({"key_padding_mask": bools(B, S).long()},
          r"key_padding_mask is a tensor, bool \(True = ignored\) or floating point \(added to scores\); got Tensor int64\[2, 7\]. "
          r"Of a table where 1 means the opposite give ~is_real.bool\(\)"),
