@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maskloom.core.checks import INTEGERS, as_int, count, is_number, readable
 from maskloom.core.symbols import is_int
-from maskloom.core.torch_state import without_autocast
+from maskloom.core.torch_state import can_cache, without_autocast
 from maskloom.core.words import brief
 from maskloom.nn.frequencies import Scaling, inverse_frequencies, kind_of
 
@@ -150,8 +150,12 @@ class Rotary(nn.Module):
     def _frequencies(self, device: torch.device, length: int) -> Tensor:
         if self._long is not None and self._switch is not None and length > self._switch:
             return self._long(length, device)
-        if self.inv_freq.device != device:  # a module that was loaded from the meta device, parameter by parameter
+        if self.inv_freq.device == device:
+            return self.inv_freq
+        if not can_cache():
             return self.inv_freq.to(device)
+        with torch.inference_mode(False):  # moved for good: a copy at each call would wait for the device
+            self.inv_freq = self.inv_freq.to(device)
         return self.inv_freq
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":

@@ -15,6 +15,7 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 _KEYS = 64  # keys in a block, at most
+_STAGES = 2  # blocks that are loaded ahead
 _MOST_BYTES = 1 << 17  # of keys and values in flight in one program
 _ON_CHIP = 227 << 10  # bytes that a multiprocessor of Hopper holds for its programs
 _MOST_BLOCKS = 64  # blocks of one program, whose visibility it holds in registers
@@ -134,10 +135,11 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     table = table.expand(batch, heads, q_len, kv_len)
     rows = max(16, _power_of_2(heads // kv_heads * q_len))
     wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
-    stages, keys = _block((wide_d + wide_e) * query.itemsize, 3 if rows == 16 else 2)
+    bytes_of_key = (wide_d + wide_e) * query.itemsize
+    keys = _keys(bytes_of_key)
     device = query.device
     blocks = _ceil(kv_len, keys)
-    splits = _splits(batch * kv_heads, blocks, (wide_d + wide_e) * query.itemsize * keys * stages, device.index)
+    splits = _splits(batch * kv_heads, blocks, rows, _STAGES * keys * bytes_of_key, device.index)
     out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
     parts = out
@@ -149,7 +151,7 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
             scale / math.log(2), heads, kv_heads, q_len, kv_len, splits,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *table.stride(),
             D=head_dim, E=value_dim, WIDE_D=wide_d, WIDE_E=wide_e, ROWS=rows, KEYS=keys,
-            BLOCKS=_power_of_2(_ceil(blocks, splits)), STAGES=stages,
+            BLOCKS=_power_of_2(_ceil(blocks, splits)), STAGES=_STAGES,
             BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, num_warps=2 if rows == 16 else 4,
         )  # fmt: skip
         if splits > 1:
@@ -159,23 +161,25 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     return out, lse
 
 
-def _block(bytes_of_key: int, stages: int) -> tuple[int, int]:
-    """How many blocks are loaded ahead, and the keys in a block, of so many bytes for each key and value together."""
+def _keys(bytes_of_key: int) -> int:
+    """The keys in a block, of so many bytes for each key and value together."""
     keys = _KEYS
-    while keys > 16 and keys * stages * bytes_of_key > _MOST_BYTES:
-        stages, keys = (stages - 1, keys) if stages > 2 else (stages, keys // 2)
-    return stages, keys
+    while keys > 16 and _STAGES * keys * bytes_of_key > _MOST_BYTES:
+        keys //= 2
+    return keys
 
 
-def _splits(pairs: int, blocks: int, in_flight: int, device: int) -> int:
+def _splits(pairs: int, blocks: int, rows: int, in_flight: int, device: int) -> int:
     """How many programs share the keys of each batch row and key-value head: as many as run at one time.
 
     Args:
         pairs: batch rows times key-value heads.
         blocks: of keys.
+        rows: queries in one program.
         in_flight: bytes of keys and values in one program.
     """
-    at_once = _multiprocessors(device) * (_ON_CHIP // in_flight)
+    # three for each multiprocessor, or two where rows fill its registers, were the fastest on an H200
+    at_once = _multiprocessors(device) * max(1, min(3 if rows == 16 else 2, _ON_CHIP // in_flight))
     return max(1, min(blocks, max(at_once // max(pairs, 1), _ceil(blocks, _MOST_BLOCKS))))
 
 
