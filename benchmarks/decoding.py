@@ -111,6 +111,7 @@ def visible(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
 
 
 def measure(out: Path, case: tuple[int, int, int, float], contenders: dict[str, Any], *, graph: bool = True) -> None:
+    torch._dynamo.reset()
     batch, size, q_len, filled = case
     generator = torch.Generator("cuda").manual_seed(0)
     q, k, v = (

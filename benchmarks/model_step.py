@@ -81,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=600, help="no contender is compiled later than that")
     parser.add_argument("--only", nargs="*", help="names of contenders")
     given = parser.parse_args()
     generator = torch.Generator().manual_seed(1)
@@ -88,11 +89,11 @@ def main() -> None:
     x = torch.randn(
         ROWS, LENGTH, WIDTH, generator=torch.Generator("cuda").manual_seed(2), device="cuda", dtype=torch.bfloat16
     )
-    runs = {
-        name: Run(name, *case, x, lens.tolist())
-        for name, case in contenders(lens).items()
-        if not given.only or name in given.only
-    }
+    runs: dict[str, Run] = {}
+    start = time.perf_counter()
+    for name, case in contenders(lens).items():
+        if (not given.only or name in given.only) and time.perf_counter() - start < given.seconds:
+            runs[name] = Run(name, *case, x, lens.tolist())
     for _ in range(given.steps):
         for run in runs.values():
             run.step()
@@ -127,13 +128,13 @@ def contenders(lens: Tensor) -> dict[str, tuple[Any, Any, bool]]:
     )
     return {
         "padded: sdpa, dense": (by_sdpa, table, False),
-        "padded: torch flex": (by_flex, plain, False),
         "padded: attend, auto": (by_attend("auto"), padded, False),
-        "padded: attend, flash": (by_attend("flash"), padded, False),
-        "padded: attend, triton": (by_attend("triton"), padded, False),
-        "packed: torch varlen": (by_varlen, ends, True),
         "packed: attend, auto": (by_attend("auto"), packed, True),
+        "packed: torch varlen": (by_varlen, ends, True),
+        "padded: attend, flash": (by_attend("flash"), padded, False),
         "packed: attend, flash": (by_attend("flash"), packed, True),
+        "padded: torch flex": (by_flex, plain, False),
+        "padded: attend, triton": (by_attend("triton"), padded, False),
         "packed: attend, triton": (by_attend("triton"), packed, True),
     }
 
