@@ -57,7 +57,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             query: (L, N, embed_dim), with batch_first (N, L, embed_dim), unbatched (L, embed_dim). key, value: likewise,
                 of S and ``kdim``, ``vdim`` features.
             key_padding_mask: (N, S), unbatched (S,): bool, True = ignored, or floating point, added to scores.
-            need_weights: whether the result has weights; without them nothing of L × S is made.
+            need_weights: whether the result has weights. Without them, and without dropout in training, their table of
+                N × H × L × S is not made.
             attn_mask: (L, S) or (N·H, L, S): bool, True = hidden, or floating point, added to scores.
             average_attn_weights: weights averaged over heads, or of each head.
             is_causal: a hint that attn_mask is the causal one. It counts where torch's counts: without weights and
