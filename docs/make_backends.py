@@ -231,6 +231,23 @@ GUIDE = {"order": order, "beside_torch": beside_torch, "short": short}
 """Of docs/backends.md."""
 
 
+def decoding() -> str:
+    """GPU milliseconds of one step of decoding, by batch, cache and queries, and of `attend` with half the cache written."""
+    rows = {
+        (row["batch"], row["cache"], row["queries"], row["filled"], row["contender"]): row
+        for row in rows_of("decoding")
+    }
+    ways = ["attend", "sdpa, ready mask", "sdpa, folded, ready mask", "flex, compiled, ready block mask"]
+    lines = [" | ".join(["batch, cache, queries", *ways, "attend ÷ best of the others", "attend, half written"])]
+    for batch, cache, queries in dict.fromkeys(key[:3] for key in rows):
+        found = [rows[batch, cache, queries, "1.0", way] for way in ways]
+        half = rows[batch, cache, queries, "0.5", "attend"]
+        cells = [f"{float(row['gpu_ms']):.3f}" for row in (*found, half)]
+        times = f"{float(found[0]['of_best']):.2f}"
+        lines.append(" | ".join([f"{batch}, {int(cache):,}, {queries}", *cells[:-1], times, cells[-1]]))
+    return table(lines)
+
+
 def cpu_scores() -> str:
     """Steps on the CPU beside torch's own attention with a ready float mask, before and after."""
     rows = {(row["mask"], row["contender"], row["state"]): row for row in rows_of("cpu_scores")}
@@ -245,6 +262,7 @@ def cpu_scores() -> str:
 
 NOTES = {
     "cpu_scores": cpu_scores,
+    "decoding": decoding,
     "tried": tried,
     "right": right,
     "refused": refused,

@@ -7,7 +7,8 @@ A drawing is a literal block, behind ``::``. Several may stand side by side, eac
 - ``expression   Q x . .``: what the cell Q of a grid sees; ``expression   a a b b``: cells that see each other;
 - ``expression   0  1  4  5``: where each position lies in a grid, or what a table holds;
 - ``expression    formula``: a score mod and what it computes;
-- lines ``name = ...`` in front of these, and plain code, which runs.
+- lines ``name = ...`` in front of these, and plain code, which runs. What `NOT_RUN` names needs a data set and a model, or
+  draws what has no expression (a cache after some tokens).
 """
 
 import ast
@@ -28,6 +29,7 @@ from maskloom.testing import public_names
 
 PACKAGE = Path(loom.__file__).parent
 Names = dict[str, Any]
+NOT_RUN = {"Collator", "TokenBudgetSampler", "Slots"}
 
 
 class Block(NamedTuple):
@@ -60,6 +62,11 @@ def literal(docstring: str) -> Iterator[list[str]]:
 
 def drawings(block: Block) -> list[Drawing]:
     """What a block draws; plain code if it draws nothing."""
+    if block.owner in NOT_RUN:
+        return []
+    code = "\n".join(block.lines)
+    if "loom." in code:
+        return [Drawing(code, lambda: exec(code, _sample()))]
     names = {**public_names(), "tensor": torch.tensor}
     lines = [line for line in block.lines if not _assigned(line, names)]
     for read in (tables, cells, places, formulas):
@@ -79,7 +86,14 @@ def _assigned(line: str, names: Names) -> bool:
 
 def _sample() -> Names:
     query, key, value = torch.randn(3, 2, 3, 7, 5, generator=torch.Generator().manual_seed(0)).unbind()
-    return {**public_names(), "torch": torch, "loom": loom, "query": query, "key": key, "value": value, "n": 4}
+    module = {
+        "nn": torch.nn, "x": torch.randn(3, 7, 64), "pads": torch.arange(7) >= torch.tensor([[7], [5], [2]]),
+        "layer": torch.nn.TransformerEncoderLayer(64, 8, batch_first=True), "positions": torch.arange(9),
+        "queries": torch.randn(2, 8, 9, 64), "keys": torch.randn(2, 8, 9, 64),
+        "new_keys": torch.randn(2, 4, 9, 64), "new_values": torch.randn(2, 4, 9, 64),
+    }  # fmt: skip
+    names = {"torch": torch, "loom": loom, "query": query, "key": key, "value": value, "n": 4}
+    return {**public_names(), **module, **names}
 
 
 # -- rows under keys ---------------------------------------------------------------------------------------------------
