@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="no contender is compiled later than that")
     parser.add_argument("--only", nargs="*", help="names of contenders")
     given = parser.parse_args()
+    torch._dynamo.config.recompile_limit = 64  # all contenders' models are graphs of one code
     generator = torch.Generator().manual_seed(1)
     lens = torch.randint(int((2 * REAL - 1) * LENGTH), LENGTH + 1, (ROWS,), generator=generator)
     x = torch.randn(
@@ -143,7 +144,6 @@ class Run:
     """One contender: its compiled model, and the times of its steps in milliseconds."""
 
     def __init__(self, name: str, attention: Any, how: Any, is_packed: bool, x: Tensor, lens: list[int]) -> None:
-        torch._dynamo.reset()
         real = [row[:length] for row, length in zip(x, lens, strict=True)]
         self.x = torch.cat(real)[None] if is_packed else x
         self.how, self.is_packed, self.lens = how, is_packed, lens

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from docs.make_plots import Row, rows_of
 from maskloom.attention.backends import choose
+from maskloom.attention.backends.flash_limits import LIMITS
 
 AXES = {
     "mask": "masks",
@@ -260,8 +261,16 @@ def cpu_scores() -> str:
     return table(lines)
 
 
+def flash_limits() -> str:
+    """What FLASH cannot do in some versions, and on some GPUs."""
+    lines = ["where | what is refused | source | "]
+    lines += [f"{it.where} | {it.words} | {it.source} | {'' if it.ran else 'read, not run'}" for it in LIMITS]
+    return table(lines)
+
+
 NOTES = {
     "cpu_scores": cpu_scores,
+    "flash_limits": flash_limits,
     "decoding": decoding,
     "tried": tried,
     "right": right,

@@ -346,5 +346,7 @@ def _plan(request: Request, backend: Backend) -> CallPlan | None:
 
 def _resolved(backend: Backend, request: Request) -> Request:
     """The request, with the BlockMask that this backend gets for its mask."""
-    mended = backend.name == "triton"
-    return request._replace(mask=as_block_mask(request.query, request.key, request.mask, mended=mended))
+    mended, size = backend.name == "triton", backend.block_size(request)
+    return request._replace(
+        mask=as_block_mask(request.query, request.key, request.mask, mended=mended, block_size=size)
+    )

@@ -19,11 +19,19 @@ from maskloom.program.mask_program import dependence_on
 from maskloom.program.program import MaskMod
 
 
-def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None, *, mended: bool = False) -> BlockMask:
+def as_block_mask(
+    query: Tensor,
+    key: Tensor,
+    mask: BlockMask | MaskMod | None,
+    *,
+    mended: bool = False,
+    block_size: tuple[int, int] = (128, 128),
+) -> BlockMask:
     """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it.
 
     Args:
         mended: for Triton, by `with_mended_reads`.
+        block_size: of one that is built, (Q, KV).
     """
     if isinstance(mask, BlockMask):
         return _with_mended_reads(mask, query.device) if mended else mask
@@ -33,7 +41,7 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None, 
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
-        built = build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device)
+        built = build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device, block_size=block_size)
         return _with_mended_reads(built, device) if mended else built
 
     def without_source() -> BlockMask:  # what is kept with a mask must not hold it: an equal one stands in its place
@@ -46,7 +54,7 @@ def as_block_mask(query: Tensor, key: Tensor, mask: BlockMask | MaskMod | None, 
     if captures.may_change(source):
         with stays_here():
             return build()
-    return cached_with(source, ("blocks", batch, heads, q_len, kv_len, device, mended), without_source)
+    return cached_with(source, ("blocks", batch, heads, q_len, kv_len, device, mended, block_size), without_source)
 
 
 def _with_mended_reads(blocks: BlockMask, device: torch.device) -> BlockMask:

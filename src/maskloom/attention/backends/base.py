@@ -72,6 +72,10 @@ class Backend(ABC):
         """
         return None
 
+    def block_size(self, request: Request) -> tuple[int, int]:
+        """Of the BlockMask that is built for it, where it works by tiles: positions in a tile, (Q, KV)."""
+        return 128, 128
+
     def with_table(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None) -> Attended:
         """Attention of a request that it does not refuse, of which the mask is a table: bool, broadcasts to (B, H, Q, K)."""
         raise AssertionError(f"{self.name} takes no table")

@@ -11,9 +11,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends import flash_mask
 from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, Prepared, blocks_of, nondeterministic
+from maskloom.attention.backends.flash_limits import block_size, refused_by
 from maskloom.attention.backends.flash_mask import for_flash
 from maskloom.attention.backends.flex import fused, prepared
-from maskloom.attention.backends.kept_alive import until_backward, until_forward
+from maskloom.attention.kernels.kept_alive import until_backward, until_forward
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
@@ -21,9 +22,6 @@ from maskloom.core.torch_state import is_exporting
 from maskloom.scores.softcap import SoftCap
 
 _FLASH_HEAD_DIMS = (64, 128)  # with 96 its backward does not compile (flash-attn-4 4.0.0b4); others are not tried
-
-
-_FLASH_BLOCK = (128, 128)
 
 
 def has_flash() -> bool:
@@ -85,15 +83,9 @@ class Flash(Backend):
         if head_dim != value_dim or head_dim not in _FLASH_HEAD_DIMS:
             listed = ", ".join(map(str, _FLASH_HEAD_DIMS))
             return f"it has head dims {listed}, the same for keys and values; got {head_dim} and {value_dim}"
-        if isinstance(request.mask, BlockMask):
-            if request.mask.full_kv_indices is None:
-                return "it needs a block mask with full tables (separate_full_blocks=True)"
-            if tuple(request.mask.BLOCK_SIZE) != _FLASH_BLOCK:
-                return f"it needs block size {_FLASH_BLOCK}; the block mask has {tuple(request.mask.BLOCK_SIZE)}"
-        if request.wants_lse:
-            return (
-                "torch scales its log-sum-exp, which return_aux and sinks need, to another base, and it has no gradient"
-            )
+        limited = refused_by(request, _major_of(request.device))
+        if limited is not None:
+            return limited
         if request.score_mod is not None and not isinstance(request.score_mod, SoftCap):
             return "of score mods it has softcap: with others its gradients are wrong"
         return _refused_mask(request) or nondeterministic(request)
@@ -102,6 +94,9 @@ class Flash(Backend):
         if is_exporting():
             return "an exported program may run where there is no flash-attn-4"
         return flash_mask.refused_in_graph(request.mask)
+
+    def block_size(self, request: Request) -> tuple[int, int]:
+        return block_size(_major_of(request.device))
 
     def passed_over(self) -> str:
         return (

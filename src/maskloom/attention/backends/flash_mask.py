@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
+from maskloom.attention.backends.flash_limits import reads_scalars
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
@@ -49,12 +50,18 @@ def _others_of_kind(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:
 def _others(mask_mod: MaskMod, device: torch.device) -> tuple[str, ...]:
     program = program_of(_with_rows(as_mask(mask_mod), 2), device).program
     names = {_name_of(step) for step in program.steps} - names_of(Fact.IN_FLASH)
-    if program.reads_scalar_tensor:
+    if program.reads_scalar_tensor and not _scalars_are_read(mask_mod, device):
         names.add("a tensor without dimensions")
     elif program.uses_unindexed_capture:
         names.add("a table that is made, computed with, or read at a constant, before an index reads it")
     unknown = () if program.unsupported_reason is None else ("operations that cannot be followed",)
     return *unknown, *sorted(names)
+
+
+def _scalars_are_read(mask_mod: MaskMod, device: torch.device) -> bool:
+    """Whether this version reads all tensors without dimensions that a mask holds: those on the GPU."""
+    held = captures.tensors(mask_mod)
+    return reads_scalars() and all(tensor.ndim or tensor.device.type == device.type for tensor in held)
 
 
 def _name_of(step: Op) -> str:
@@ -92,7 +99,8 @@ def refused_in_graph(mask: BlockMask | MaskMod | None) -> str | None:
 def _undeclared(held: Any) -> str | None:
     """The first part of a mask, or of what it holds, that flash may not take. Dynamo traces this."""
     if isinstance(held, Tensor):
-        suits = held.ndim > 0 and held.dtype in _DTYPES and _lies_close(held)
+        is_read = held.ndim > 0 or (reads_scalars() and held.is_cuda)
+        suits = is_read and held.dtype in _DTYPES and _lies_close(held)
         return None if suits else f"a tensor of {held.dtype} with {held.ndim} dimensions and strides {held.stride()}"
     if isinstance(held, tuple):
         return _first([_undeclared(item) for item in held])
@@ -102,7 +110,7 @@ def _undeclared(held: Any) -> str | None:
             return f"a {type(value).__qualname__}"
         return _first([_undeclared(getattr(value, field.name)) for field in dataclasses.fields(value)])
     if is_int(held):
-        return "a number that changes from call to call" if is_dynamic(held) else None
+        return "a number that changes from call to call" if is_dynamic(held) and not reads_scalars() else None
     return "a function" if callable(held) else None
 
 
