@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
+from maskloom.attention import attend
 from maskloom.attention.backends import choose, compiled, flash, table_reads
 from maskloom.attention.request import Request
 from maskloom.core import captures
@@ -86,6 +87,12 @@ MOST_CALLS = 48
 def test_a_later_call_is_few_calls(launches):
     for options in ({}, {"backend": "triton"}, {"backend": "flash"}, OPTIONS["causal"], OPTIONS["block mask"]):
         assert count_calls(attention(**options)) <= MOST_CALLS, options
+
+
+def test_a_later_call_that_cleans_padding_checks_nothing_again(launches, monkeypatch):
+    call = attention(clean_padding=True)
+    monkeypatch.setattr(attend, "_request", lambda *_: pytest.fail("the arguments were checked again"))
+    assert count_calls(call) <= 128
 
 
 @pytest.mark.parametrize("form", ["everything", "causal", "mask", "block mask", "bool tensor"])

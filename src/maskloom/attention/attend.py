@@ -115,7 +115,7 @@ def attend(
             before anything is launched.
         FallbackError: the fused kernel would not have run.
     """
-    if score_mod is None and h_offset is None and not (clean_padding or allow_slow):
+    if score_mod is None and h_offset is None and not (allow_slow or (clean_padding and sinks is not None)):
 
         def checked() -> tuple[Request, Backend]:
             request = _request(
@@ -123,11 +123,14 @@ def attend(
             )
             return request, choose(request, backend).backend
 
+        def plan(request: Request, chosen: Backend) -> CallPlan | None:
+            return _plan(request, chosen, known_hidden(request) if clean_padding else None)
+
         if sinks is not None:
             check_options(query, None, sinks, None)
         planned_out = planned(
             query, key, value, mask, q_offset, return_aux,
-            scale, backend, sinks is not None, deterministic, kernel_options, checked, _plan,
+            scale, backend, sinks is not None, deterministic, kernel_options, clean_padding, checked, plan,
         )  # fmt: skip
         if planned_out is not None:
             return (
@@ -141,7 +144,8 @@ def attend(
     chosen = choose(request, backend)
     hidden = known_hidden(request) if clean_padding else None
     if hidden is not None:
-        request = cleaned(request, hidden)
+        query, key, value = cleaned(request.query, request.key, request.value, hidden)
+        request = request._replace(query=query, key=key, value=value)
     attended = _run(chosen.backend, request, allow_slow)
     return _finished(attended, hidden, sinks, return_aux)
 
@@ -334,14 +338,14 @@ def run_backend(backend: Backend, request: Request) -> Attended:
     return backend.run(_resolved(backend, request) if backend.by_tiles else request)
 
 
-def _plan(request: Request, backend: Backend) -> CallPlan | None:
-    """What this backend does for every request like this one."""
+def _plan(request: Request, backend: Backend, hidden: Hidden | None) -> CallPlan | None:
+    """What this backend does for every request like this one, with padding cleaned where it is hidden."""
     if request.query.shape[0] == 0:
         return None
     if isinstance(request.mask, BlockMask):
         refuse_shared_tables(request.mask, request.query.shape[0], request.query.shape[1])
     prepared = backend.prepare(_resolved(backend, request) if backend.by_tiles else request)
-    return None if prepared is None else CallPlan(prepared, autocast_to(request.device))
+    return None if prepared is None else CallPlan(prepared, autocast_to(request.device), hidden)
 
 
 def _resolved(backend: Backend, request: Request) -> Request:

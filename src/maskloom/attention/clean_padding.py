@@ -43,7 +43,7 @@ def known_hidden(request: Request) -> Hidden:
         ValueError: no padding is known in the mask, or that of an attention of other sizes.
     """
     batch, heads, q_len, kv_len = request.sizes
-    mask, device = request.mask_mod, request.device
+    mask, device = request.mask_mod, request.query.device
     if mask is not None and not isinstance(request.mask, BlockMask):
 
         def fits() -> object:
@@ -65,14 +65,12 @@ def known_hidden(request: Request) -> Hidden:
     return Hidden(keys, queries)
 
 
-def cleaned(request: Request, hidden: Hidden) -> Request:
-    """The request with zeros where its mask hides."""
+def cleaned(query: Tensor, key: Tensor, value: Tensor, hidden: Hidden) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value with zeros where their mask hides."""
     clean = zeros_both_ways if hidden.queries is None else zeros_forward
     keys = hidden.keys[:, None, :, None]
-    request = request._replace(key=clean(request.key, keys), value=clean(request.value, keys))
-    if hidden.queries is None:
-        return request
-    return request._replace(query=clean(request.query, hidden.queries[:, None, :, None]))
+    key, value = clean(key, keys), clean(value, keys)
+    return query if hidden.queries is None else clean(query, hidden.queries[:, None, :, None]), key, value
 
 
 def zero_hidden_gradients(attended: Attended, hidden: Hidden) -> Attended:

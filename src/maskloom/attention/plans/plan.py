@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from maskloom.attention.backends.base import Backend, Prepared
 from maskloom.attention.backends.decode import is_few
+from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
 from maskloom.attention.plans.steps import run_step
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
@@ -27,10 +28,16 @@ from maskloom.program.program import MaskMod
 
 @dataclass(frozen=True)
 class CallPlan:
-    """What runs, and the dtype that autocast wants of query, key and value; None where it is off."""
+    """What runs.
+
+    Attributes:
+        cast_to: the dtype that autocast wants of query, key and value; None where it is off.
+        hidden: where padding is cleaned; None where it is not.
+    """
 
     prepared: Prepared
     cast_to: torch.dtype | None
+    hidden: Hidden | None = None
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +46,9 @@ class CallPlan:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Attended:
         if self.cast_to is not None:
             query, key, value = (_cast(tensor, self.cast_to) for tensor in (query, key, value))
-        return self.prepared.run(query, key, value)
+        if self.hidden is None:
+            return self.prepared.run(query, key, value)
+        return zero_hidden_gradients(self.prepared.run(*cleaned(query, key, value, self.hidden)), self.hidden)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,13 +68,15 @@ def planned(
     has_sinks: bool,
     deterministic: bool,
     kernel_options: dict[str, Any] | None,
+    clean_padding: bool,
     checked: Callable[[], tuple[Request, Backend]],
     make: Callable[[Request, Backend], CallPlan | None],
 ) -> Attended | None:
     """What such a call gives, by a plan that is made once; None where there can be none.
 
     Args:
-        query, key, value, mask, q_offset, return_aux, scale, backend, deterministic, kernel_options: as `attend` was given them.
+        query, key, value, mask, q_offset, return_aux, scale, backend, deterministic, kernel_options, clean_padding: as `attend`
+            was given them.
         checked: the request, all arguments checked, and the backend for it; what it raises comes through.
         make: the plan of a request on a backend.
     """
@@ -89,10 +100,10 @@ def planned(
         None if kind == "cpu" else max_autotune(),
         q_offset is None, return_aux is not None and return_aux.lse,
         scale, backend, has_sinks, deterministic or torch._C._get_deterministic_algorithms(),
-        tuple(sorted(kernel_options.items())) if kernel_options else None,
+        tuple(sorted(kernel_options.items())) if kernel_options else None, clean_padding,
     )  # fmt: skip
     if not (q_offset is None or (type(q_offset) is int and q_offset == 0)):
-        if autocast or kernel_options or not isinstance(mask, Mask):
+        if autocast or kernel_options or clean_padding or not isinstance(mask, Mask):
             return None
         offset = _offset_of_step(query, key, q_offset)
         return None if offset is None else run_step(query, key, value, mask, offset, facts, call, checked)
