@@ -57,7 +57,9 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
     assert "causal & same_speaker(int64[3, 5])" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["backends.md", "decoding.md", "from_multihead_attention.md", "module.md"])
+@pytest.mark.parametrize(
+    "page", ["backends.md", "decoding.md", "from_multihead_attention.md", "hugging_face.md", "module.md"]
+)
 def test_the_code_of_pages_prints_what_they_say(page, capsys):
     code = code_of(page)
     exec(code, {})

@@ -1,0 +1,16 @@
+"""Attention of Hugging Face's transformers, run by maskloom.
+
+::
+
+    import maskloom.integrations.transformers as hf
+
+    hf.register()
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="maskloom")
+    print(hf.explain(model, batch))
+"""
+
+from maskloom.integrations.transformers.explaining import ModelExplanation, explain
+from maskloom.integrations.transformers.registration import KNOWN as KNOWN_VERSIONS
+from maskloom.integrations.transformers.registration import register
+
+__all__ = ["register", "explain", "ModelExplanation", "KNOWN_VERSIONS"]

@@ -1,0 +1,184 @@
+"""The half that attends: what each layer of a model calls."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.attend import attend
+from maskloom.attention.weights import attention_weights
+from maskloom.core.cache import keep_beside
+from maskloom.core.checks import readable
+from maskloom.integrations.transformers.keywords import Said, said
+from maskloom.integrations.transformers.layer_mask import LayerMask, Place
+from maskloom.integrations.transformers.masks import placed
+from maskloom.integrations.transformers.packing import isolated
+from maskloom.masks.algebra import Mask, everything
+from maskloom.masks.patterns.from_tables import from_dense
+from maskloom.masks.patterns.relative import causal, window_counting_itself
+from maskloom.nn.convert.masks import AddedTable
+from maskloom.scores.base import ScoreMod
+from maskloom.scores.compose import compose
+from maskloom.scores.softcap import softcap
+
+
+class Call(NamedTuple):
+    """A layer's attention as arguments of `attend`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Mask | BlockMask | Tensor
+    options: dict[str, Any]
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: LayerMask | BlockMask | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one layer, for transformers' ``AttentionInterface``.
+
+    Args:
+        module: the layer; ``is_causal`` of it counts where there is no mask.
+        query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E).
+        attention_mask: what `layer_mask` made; or a user's BlockMask, or table (1 or B, 1 or H, Q, K): bool, True = may
+            attend, or floats that are added to the scores, where -inf and the lowest number of the dtype hide.
+        scaling: of the scores; by default ``1 / sqrt(D)``.
+        dropout: must be 0.
+        keywords: see `Said`.
+
+    Returns:
+        (B, Q, H, E), and the weights (B, H, Q, K) where ``output_attentions`` asks for them.
+
+    Raises:
+        TypeError: a keyword that is not known and may change the answer, or a mask of another kind.
+        ValueError: dropout, or a mask that does not fit.
+    """
+    call, told = call_of(module, query, key, value, attention_mask, scaling, dropout, keywords)
+    out = attend(call.query, call.key, call.value, call.mask, **call.options).transpose(1, 2).contiguous()
+    return out, _weights(call) if told.output_attentions else None
+
+
+def call_of(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: LayerMask | BlockMask | Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    keywords: dict[str, Any],
+) -> tuple[Call, Said]:
+    """What `attend` is called with, and the keywords that count."""
+    _refuse_dropout(module, dropout)
+    told = said(keywords)
+    mask, added = _mask_of(module, query, key, attention_mask, told)
+    options: dict[str, Any] = {"scale": scaling, "score_mod": _score_mod(told, added, key.shape[2])}
+    options |= {"sinks": told.sinks, "deterministic": bool(told.deterministic), "kernel_options": told.kernel_options}
+    return Call(query, key, value, mask, options), told
+
+
+def _weights(call: Call) -> Tensor:
+    options = {name: call.options[name] for name in ("scale", "score_mod", "sinks")}
+    return attention_weights(call.query, call.key, call.mask, **options)
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def _mask_of(
+    module: torch.nn.Module, query: Tensor, key: Tensor, given: Any, told: Said
+) -> tuple[Mask | BlockMask | Tensor, Tensor | None]:
+    """The mask, and what a user's float mask adds to scores."""
+    if given is None:
+        given = _without_mask(module, query, key, told)
+    if isinstance(given, LayerMask):
+        return isolated(given, told), None
+    if isinstance(given, BlockMask):
+        return given, None
+    return _of_table(given, key.shape[2])
+
+
+def _without_mask(module: torch.nn.Module, query: Tensor, key: Tensor, told: Said) -> LayerMask:
+    """The mask of a layer for which the model made none, as transformers' own functions understand it."""
+    (batch, _, q_len, _), kv_len = query.shape, key.shape[2]
+    place = Place(batch, q_len, kv_len, 0, 0, query.device)
+    is_causal = getattr(module, "is_causal", True) if told.is_causal is None else told.is_causal
+    if not is_causal or q_len == 1:
+        return LayerMask(everything, everything, place)
+    if q_len != kv_len:
+        raise ValueError(
+            f"{type(module).__name__} is causal and got no mask for {q_len} queries and {kv_len} keys: which keys are "
+            "earlier is not known. Give attention_mask, or run the model that the layer belongs to"
+        )
+    pattern = causal if told.sliding_window is None else window_counting_itself(told.sliding_window)
+    return LayerMask(pattern, placed(pattern, place), place)
+
+
+def _of_table(table: Any, kv_len: int) -> tuple[Mask | Tensor, Tensor | None]:
+    """A user's table of elements, as mask and as what is added; both of the first ``kv_len`` keys."""
+    if not isinstance(table, Tensor) or table.ndim != 4 or not (table.dtype == torch.bool or table.is_floating_point()):
+        what = f"{table.dtype} {tuple(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
+        raise TypeError(
+            "the mask of a layer is a BlockMask, or a table (batch, heads, queries, keys) of bools, True = may attend, or of "
+            f"floats that are added to the scores; got {what}"
+        )
+    table = table[..., :kv_len]
+    if table.dtype == torch.bool:
+        return table, None
+    if table.requires_grad or torch.compiler.is_dynamo_compiling():
+        return _split(table)
+    return keep_beside(table, "seen and added", lambda: _split(table))
+
+
+def _split(table: Tensor) -> tuple[Mask, Tensor | None]:
+    """What a float table hides, and what it adds; None where it is known to add nothing."""
+    seen = table > torch.finfo(table.dtype).min
+    added = table.masked_fill(~seen, 0)
+    adds = table.requires_grad or not readable(table) or bool(added.any())
+    return from_dense(seen), added if adds else None
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def _score_mod(told: Said, added: Tensor | None, kv_len: int) -> ScoreMod | None:
+    """Softcap first, then what is added, as in transformers' own functions."""
+    parts: list[ScoreMod] = [softcap(told.softcap)] if told.softcap else []
+    bias = None if told.position_bias is None else told.position_bias[..., :kv_len]
+    parts += [_added(table) for table in (bias, added) if table is not None]
+    return compose(*parts) if parts else None
+
+
+def _added(table: Tensor) -> AddedTable:
+    """Adds a table (1 or B, 1 or H, Q, K)."""
+    axes = "".join(axis for axis, size in zip("bhqk", table.shape, strict=True) if axis in "qk" or size > 1)
+    return AddedTable(
+        table.reshape([size for size, axis in zip(table.shape, "bhqk", strict=True) if axis in axes]), axes
+    )
+
+
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_dropout(module: torch.nn.Module, dropout: float) -> None:
+    if dropout:
+        raise ValueError(
+            f"{type(module).__name__} drops {dropout} of its attention weights while it trains, and maskloom has no dropout: "
+            f"set {_field_of(module, dropout)} to 0 before the model is made, or call model.eval()"
+        )
+
+
+def _field_of(module: torch.nn.Module, dropout: float) -> str:
+    """The field of the config that says so: the one whose name speaks of attention, of those with this value."""
+    fields = vars(getattr(module, "config", None) or torch.nn.Module())
+    named = [name for name, value in fields.items() if "drop" in name and value == dropout]
+    likely = [name for name in named if "att" in name] or named
+    return f"config.{likely[0]}" if likely else "the dropout of attention in its config"

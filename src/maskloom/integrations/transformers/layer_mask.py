@@ -1,0 +1,135 @@
+"""What a mask function of transformers hands to the layers: a mask, and where its queries and keys stand."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.blocks.build import block_mask
+from maskloom.core import captures
+from maskloom.masks.algebra import Mask
+from maskloom.masks.patterns.from_tables import from_dense
+
+
+class Place(NamedTuple):
+    """Where queries and keys of a layer stand.
+
+    Attributes:
+        batch, q_len, kv_len: B, Q, K.
+        q_offset, kv_offset: the position of the first query, and of the first key. With a static cache the first is a
+            tensor.
+        device: where they are.
+    """
+
+    batch: int
+    q_len: int
+    kv_len: int
+    q_offset: int | Tensor
+    kv_offset: int | Tensor
+    device: torch.device
+
+
+class LayerMask(BlockMask):
+    """A mask for all layers of one kind in one forward.
+
+    transformers hands a BlockMask on as it is, wherever a model is given one; so this is one, without tables. The mask
+    itself is what `attend` takes, and what is built from it is kept with it: once for all these layers.
+
+    Attributes:
+        pattern: what the mask is without padding and documents, at absolute positions.
+        unbuilt: the mask of these queries and keys, both counted from 0.
+        mask: the same for `attend`: where a plain function is in it, which may change unseen, what was built from it.
+        place: where queries and keys stand.
+        open_to_packing: no padding was given, so that the row may hold several documents.
+        position_ids: (1 or B, Q), if what made the mask had some.
+    """
+
+    def __init__(
+        self,
+        pattern: Mask,
+        unbuilt: Mask,
+        place: Place,
+        *,
+        open_to_packing: bool = True,
+        position_ids: Tensor | None = None,
+    ) -> None:
+        self.pattern = pattern
+        self.unbuilt = unbuilt
+        self.mask = built(unbuilt, place)
+        self.place = place
+        self.open_to_packing = open_to_packing
+        self.position_ids = position_ids
+        self.isolated: tuple[Any, Mask | BlockMask] | None = None  # what tells documents, and the mask with them
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.place.batch, 1, self.place.q_len, self.place.kv_len
+
+    def contiguous(self) -> "LayerMask":
+        """Itself. ``generate()`` asks for it with static caches."""
+        return self
+
+    def to(self, device: torch.device | str, **_: Any) -> "LayerMask":
+        """The same mask on another device, as accelerate moves what it finds among a layer's arguments."""
+
+        def moved(part: Any) -> Any:
+            return part.to(device) if isinstance(part, (Tensor, Mask)) else part
+
+        place = Place(*map(moved, self.place))._replace(device=torch.device(device))
+        return LayerMask(
+            moved(self.pattern), moved(self.unbuilt), place,
+            open_to_packing=self.open_to_packing, position_ids=moved(self.position_ids),
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"LayerMask({self.mask!r}, shape={self.shape})"
+
+    __str__ = __repr__
+
+    def __getitem__(self, index: object) -> Any:
+        raise TypeError(_NO_TENSOR.format("indexes"))
+
+    def __radd__(self, other: object) -> Any:
+        raise TypeError(_NO_TENSOR.format("adds to its scores"))
+
+    __add__ = __radd__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        raise AttributeError(_NO_TENSOR.format("asks for the dtype of"))
+
+
+FEW = 16
+"""Queries up to which a mask whose positions matter goes on as a table: a step of decoding is then the same call, with
+another table, at every position."""
+
+_ROUND = 128  # keys
+
+
+def as_table(mask: Mask, place: Place) -> Mask:
+    """The mask as a table of elements."""
+    table = mask.dense(place.q_len, place.kv_len, batch=place.batch, device=place.device)
+    return from_dense(F.pad(table, (0, columns(place) - place.kv_len)))
+
+
+def columns(place: Place) -> int:
+    """The length of tables by key. Steps of decoding have some to spare, since a mask is recorded for each length."""
+    few = place.q_len <= FEW and place.q_len < place.kv_len and not torch.compiler.is_dynamo_compiling()
+    return -(-place.kv_len // _ROUND) * _ROUND if few else place.kv_len
+
+
+def built(mask: Mask, place: Place) -> Mask | BlockMask:
+    """What `attend` takes and keeps: a mask, or what was built here from one with a plain function in it."""
+    if torch.compiler.is_dynamo_compiling() or not captures.may_change(mask):
+        return mask
+    if place.device.type == "cpu" or place.q_len <= FEW:
+        return as_table(mask, place)
+    return block_mask(mask, place.q_len, place.kv_len, batch=place.batch, device=place.device)
+
+
+_NO_TENSOR = (
+    "this model {} its mask as a tensor, outside transformers' attention interface; it cannot run with "
+    'attn_implementation="maskloom". Load it with "sdpa" or "eager"'
+)

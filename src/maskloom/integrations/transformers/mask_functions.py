@@ -1,0 +1,148 @@
+"""transformers' own mask functions, read as masks of maskloom.
+
+Its mask functions are closures. One is recognised by its code, which is the very code of transformers' factory, and its
+numbers and tables are then taken from its cells. Any other function is not read: it is run as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+from maskloom.core import captures
+from maskloom.core.checks import readable
+from maskloom.masks.algebra import And, Everything, FromFunction, Mask, and_masks, everything, or_masks
+from maskloom.masks.patterns.blockwise import chunked
+from maskloom.masks.patterns.packed.segments import documents
+from maskloom.masks.patterns.packed.within import within
+from maskloom.masks.patterns.relative import Anticausal, Causal, Window, anticausal, causal, window, window_both_ways
+from maskloom.masks.patterns.relative import window_counting_itself as sliding
+from maskloom.masks.patterns.shift import shifted
+
+MaskFunction = Callable[..., Any]
+"""``(batch_idx, head_idx, q_idx, kv_idx) -> bool``, as transformers makes it."""
+
+
+def read_mask_function(function: MaskFunction) -> Mask | None:
+    """The equal mask of maskloom, at absolute positions; None where the function is not one of transformers'.
+
+    Inside torch.compile closures are not read: dynamo does not show what they hold.
+    """
+    if function is masking_utils.causal_mask_function:
+        return causal
+    if function is masking_utils.bidirectional_mask_function:
+        return everything
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    reader = _READERS.get(getattr(function, "__code__", None))
+    return None if reader is None else reader(**_cells(function))
+
+
+def is_relative(mask: Mask) -> bool:
+    """Whether the mask only asks how far query and key are apart, so that it is the same in each document."""
+    if isinstance(mask, (Causal, Anticausal, Window, Everything)):
+        return True
+    parts = getattr(mask, "parts", ())
+    return bool(parts) and all(map(is_relative, parts))
+
+
+def is_causal(mask: Mask) -> bool:
+    """Whether no query sees a later key, as far as its structure says."""
+    if isinstance(mask, Causal) or (isinstance(mask, Window) and type(mask.ahead) is int and mask.ahead == 0):
+        return True
+    return any(map(is_causal, _conjuncts(mask)))
+
+
+def inside_documents(segments: Any, mask: Mask) -> Mask:
+    """The mask inside each document. Positions restart there, but for tables, which have an entry for each position."""
+    if is_relative(mask) or (not isinstance(mask, FromFunction) and captures.tensors(mask)):
+        return segments & mask
+    return within(segments, mask)
+
+
+def _conjuncts(mask: Mask) -> tuple[Mask, ...]:
+    return mask.parts if isinstance(mask, And) else ()
+
+
+def _cells(function: Any) -> dict[str, Any]:
+    """What a closure holds, by name."""
+    values = [cell.cell_contents for cell in function.__closure__ or ()]
+    return dict(zip(function.__code__.co_freevars, values, strict=True))
+
+
+def _read_all(functions: tuple[MaskFunction, ...]) -> list[Mask] | None:
+    masks = [read_mask_function(function) for function in functions]
+    return None if any(mask is None for mask in masks) else [mask for mask in masks if mask is not None]
+
+
+def _read_and(mask_functions: tuple[MaskFunction, ...]) -> Mask | None:
+    packed = _read_packed(mask_functions)
+    if packed is not None:
+        return packed
+    size = _window_size(mask_functions)
+    if size is not None:
+        return sliding(size)
+    masks = _read_all(mask_functions)
+    return None if masks is None else and_masks(*masks)
+
+
+def _read_or(mask_functions: tuple[MaskFunction, ...]) -> Mask | None:
+    masks = _read_all(mask_functions)
+    return None if masks is None else or_masks(*masks)
+
+
+def _window_size(functions: tuple[MaskFunction, ...]) -> int | None:
+    """The size of ``and_masks(sliding_window_overlay(size), causal)``; None for other functions."""
+    if len(functions) != 2 or functions[1] is not masking_utils.causal_mask_function:
+        return None
+    return _cells(functions[0])["sliding_window"] if _is_made_by(functions[0], _OVERLAY) else None
+
+
+def _read_packed(functions: tuple[MaskFunction, ...]) -> Mask | None:
+    """Packed documents, whose positions restart: transformers joins one function for each half of this."""
+    if len(functions) != 2 or not _is_made_by(functions[0], _PACKED) or not _is_made_by(functions[1], _REMAPPED):
+        return None
+    inner = _cells(functions[1])
+    mask = read_mask_function(inner["mask_function"])
+    return None if mask is None else inside_documents(documents(position_ids=inner["position_ids"]), mask)
+
+
+def _read_overlay(sliding_window: int) -> Mask:
+    return window(back=sliding_window - 1) | anticausal
+
+
+def _read_chunks(chunk_size: int, left_padding: Tensor) -> Mask:
+    if readable(left_padding) and not bool(left_padding.any()):
+        return chunked(chunk_size)
+    return shifted(chunked(chunk_size), q_offset=-left_padding, kv_offset=-left_padding)
+
+
+def _read_groups(block_sequence_ids: Tensor) -> Mask:
+    return documents(block_sequence_ids)
+
+
+def _code(name: str, *arguments: Any) -> Any:
+    """The code of the functions that a factory of transformers makes; None where this version has no such factory."""
+    factory = getattr(masking_utils, name, None)
+    return None if factory is None else factory(*arguments).__code__
+
+
+def _is_made_by(function: Any, code: Any) -> bool:
+    return code is not None and getattr(function, "__code__", None) is code
+
+
+_TABLE = torch.zeros(1, 1, dtype=torch.int64)
+_OVERLAY = _code("sliding_window_overlay", 1)
+_PACKED = _code("packed_sequence_mask_function", _TABLE)
+_REMAPPED = _code("remap_positions_for_packed_sequence", masking_utils.causal_mask_function, _TABLE)
+_READERS: dict[Any, Callable[..., Mask | None]] = {
+    _code("and_masks"): _read_and,
+    _code("or_masks"): _read_or,
+    _OVERLAY: _read_overlay,
+    _code("sliding_window_bidirectional_overlay", 1): lambda sliding_window: window_both_ways(sliding_window),
+    _code("chunked_overlay", 1, _TABLE): _read_chunks,
+    _code("blockwise_overlay", _TABLE): _read_groups,
+}
+_READERS.pop(None, None)  # what this version has not

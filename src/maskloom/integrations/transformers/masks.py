@@ -1,0 +1,150 @@
+"""The half that makes masks: what transformers calls once for each kind of layer in a forward."""
+
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import masking_utils
+
+from maskloom.core import captures
+from maskloom.core.cache import LRU
+from maskloom.core.checks import readable
+from maskloom.core.symbols import as_tensor, is_int
+from maskloom.integrations.transformers.layer_mask import FEW, LayerMask, Place, as_table, columns
+from maskloom.integrations.transformers.mask_functions import MaskFunction, is_causal, is_relative, read_mask_function
+from maskloom.masks.algebra import And, Mask, and_masks, as_mask, everything
+from maskloom.masks.patterns.padding import key_padding, real
+from maskloom.masks.patterns.relative import Causal, Window, causal
+from maskloom.masks.patterns.shift import shifted
+
+_KNOWN = {"allow_is_causal_skip", "allow_is_bidirectional_skip", "use_vmap", "dtype", "config", "local_size"}
+
+
+def layer_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int | Tensor = 0,
+    mask_function: MaskFunction = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> LayerMask:
+    """The mask of one kind of layer, for `attention`; transformers' ``AttentionMaskInterface`` calls it.
+
+    A query at a padded position of a causal mask sees nothing, as in flash attention; its output is 0.
+
+    Args:
+        batch_size, q_length, kv_length, q_offset, kv_offset: see `Place`.
+        mask_function: ``(batch_idx, head_idx, q_idx, kv_idx) -> bool``, at absolute positions.
+        attention_mask: bool (B, positions), True = a real token; beyond its end nothing is real.
+        options: what transformers says besides, which changes no mask.
+
+    Raises:
+        TypeError: an option that this version of maskloom does not know.
+    """
+    unknown = sorted(set(options) - _KNOWN)
+    if unknown:
+        raise TypeError(f"transformers gives {', '.join(unknown)} to its mask functions, which maskloom does not know")
+    if isinstance(q_offset, Tensor):
+        q_offset = q_offset.clone()  # a static cache writes into it, before the layers attend
+    place = Place(batch_size, q_length, kv_length, q_offset, kv_offset, torch.device(device))
+    read = read_mask_function(mask_function)
+    pattern = as_mask(mask_function) if read is None else read
+    mask = placed(pattern, place)
+    if read is not None and q_length <= FEW and not (mask is everything or _is_at_start(place)):
+        mask = as_table(mask, place)
+    if attention_mask is not None:
+        mask = _with_padding(mask, attention_mask, place, is_causal(pattern))
+    return LayerMask(
+        pattern, mask, place, open_to_packing=attention_mask is None, position_ids=_position_ids_of_maker()
+    )
+
+
+def placed(pattern: Mask, place: Place) -> Mask:
+    """A pattern at absolute positions, as a mask of these queries and keys."""
+    q_offset, kv_offset = place.q_offset, place.kv_offset
+    if is_relative(pattern):
+        q_offset, kv_offset = q_offset - kv_offset, 0
+        pattern = _without_what_always_holds(pattern, place._replace(q_offset=q_offset))
+        if pattern is everything:
+            return everything
+    return _shared(shifted(pattern, q_offset=_lasting(q_offset, place), kv_offset=_lasting(kv_offset, place)))
+
+
+def _lasting(offset: int | Tensor, place: Place) -> int | Tensor:
+    """An offset, in a tensor unless it is 0: a mask is recorded once for all offsets in tensors, and for each int."""
+    return offset if is_int(offset) and offset == 0 else as_tensor(offset, place.device)
+
+
+def _position_ids_of_maker() -> Tensor | None:
+    """The position ids that transformers' ``create_causal_mask`` and its kin have when they call `layer_mask`.
+
+    They use them for packed rows, unless there is a cache, and do not hand them on. Some models (Llama 4) give none to
+    their layers, so that this is the only place where packing is seen.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    maker = sys._getframe(2)
+    is_theirs = maker.f_code.co_filename == masking_utils.__file__
+    ids = maker.f_locals.get("position_ids") if is_theirs else None
+    return ids if isinstance(ids, Tensor) else None
+
+
+def _with_padding(mask: Mask, attention_mask: Tensor, place: Place, hides_queries: bool) -> Mask:
+    keys = _cut(attention_mask, place.kv_offset, columns(place))
+    if readable(keys) and bool(keys[:, : place.kv_len].all()):
+        return mask
+    if not hides_queries or not is_int(place.q_offset):
+        return and_masks(mask, key_padding(~keys))
+    if _is_at_start(place) and place.q_len == place.kv_len:
+        return and_masks(mask, real(keys))
+    if place.q_len <= FEW:
+        return and_masks(mask, key_padding(~keys))
+    return and_masks(mask, real(_cut(attention_mask, place.q_offset, place.q_len), keys))
+
+
+def _cut(attention_mask: Tensor, first: int | Tensor, length: int) -> Tensor:
+    """The flags of ``length`` positions from ``first`` on; those beyond the end are False."""
+    if isinstance(first, Tensor):
+        places = torch.arange(length, device=attention_mask.device) + first
+        inside = places < attention_mask.shape[1]
+        return attention_mask[:, places.clamp(max=attention_mask.shape[1] - 1)] & inside
+    flags = attention_mask[:, first : first + length]
+    return F.pad(flags, (0, length - flags.shape[1])) if flags.shape[1] < length else flags
+
+
+def _is_at_start(place: Place) -> bool:
+    return is_int(place.q_offset) and is_int(place.kv_offset) and place.q_offset == 0 == place.kv_offset
+
+
+def _without_what_always_holds(mask: Mask, place: Place) -> Mask:
+    """A relative mask without the parts that hide none of these keys: what a step of decoding, and a short row, need."""
+    if not isinstance(place.q_offset, int) or torch.compiler.is_dynamo_compiling():
+        return mask
+    first, last, last_key = place.q_offset, place.q_offset + place.q_len - 1, place.kv_len - 1
+    if isinstance(mask, Causal):
+        return everything if first >= last_key else mask
+    if isinstance(mask, Window) and last - mask.back <= 0:
+        if first + mask.ahead >= last_key:
+            return everything
+        return causal if isinstance(mask.ahead, int) and mask.ahead == 0 else mask
+    if isinstance(mask, And):
+        return and_masks(*[_without_what_always_holds(part, place) for part in mask.parts])
+    return mask
+
+
+_masks: LRU[Mask, Mask] = LRU(32)  # those without tensors: the next forward's is then the same object
+
+
+def _shared(mask: Mask) -> Mask:
+    """The mask, or an equal one of an earlier forward, with which is kept what was built from it."""
+    if torch.compiler.is_dynamo_compiling() or captures.tensors(mask):
+        return mask
+    found = _masks.get(mask)
+    if found is None:
+        _masks.put(mask, found := mask)
+    return found

@@ -1,0 +1,96 @@
+"""Packed documents are isolated, whether transformers saw them or not.
+
+transformers looks for packed documents only where there is neither padding nor a cache, and ``use_cache`` is on by
+default. So the attention function looks again: it gets ``position_ids``, and ``cu_seq_lens_q`` where the collator gave it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.batches.documents import ids_from_offsets, ids_from_positions
+from maskloom.core.checks import readable
+from maskloom.core.symbols import is_int
+from maskloom.integrations.transformers.keywords import Said
+from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built
+from maskloom.integrations.transformers.mask_functions import inside_documents, is_causal, is_relative
+from maskloom.masks.algebra import Mask, and_masks
+from maskloom.masks.patterns.packed.segments import documents
+
+
+def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
+    """The layer's mask, which hides other documents too, where the keywords tell of some. Layers share it.
+
+    Raises:
+        ValueError: offsets of documents beside several rows.
+    """
+    by = told.cu_seq_lens_q if told.cu_seq_lens_q is not None else _positions(layer, told)
+    if by is None:
+        return layer.mask
+    if layer.isolated is None or layer.isolated[0] is not by:
+        if told.cu_seq_lens_q is None:
+            layer.isolated = by, _by_positions(layer, by)
+        else:
+            layer.isolated = by, _by_offsets(layer, by, told.cu_seq_lens_k)
+    return layer.isolated[1]
+
+
+def _positions(layer: LayerMask, told: Said) -> Tensor | None:
+    """The position ids of queries that may be of several documents; None where they are not.
+
+    What a layer is told counts for causal masks alone: cross-attention is told the positions of its queries. Inside
+    torch.compile a mask that could not be read is taken for one of these, since that of cross-attention can be.
+    """
+    place = layer.place
+    if not layer.open_to_packing or place.q_len == 1:
+        return None
+    may_be_causal = is_causal(layer.pattern) or (
+        torch.compiler.is_dynamo_compiling() and not is_relative(layer.pattern)
+    )
+    ids = told.position_ids if layer.position_ids is None and may_be_causal else layer.position_ids
+    fits = (
+        isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] in (1, place.batch) and ids.shape[1] == place.q_len
+    )
+    return ids if fits else None
+
+
+def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask:
+    position_ids = position_ids[0] if position_ids.shape[0] == 1 else position_ids  # one row is for all
+    ids = ids_from_positions(position_ids)
+    if readable(ids) and not bool(ids[..., -1].any()):
+        return layer.mask
+    if _is_whole(layer.place):
+        return built(inside_documents(documents(position_ids=position_ids), layer.pattern), layer.place)
+    return _beside_cache(layer, ids)
+
+
+def _by_offsets(layer: LayerMask, offsets: Tensor, kv_offsets: Tensor | None) -> Mask | BlockMask:
+    place = layer.place
+    if place.batch != 1:
+        raise ValueError(
+            f"cu_seq_lens_q tells where the documents of one packed row begin; the batch has {place.batch} rows"
+        )
+    if kv_offsets is not None and kv_offsets is not offsets and not is_causal(layer.pattern):
+        packed = documents(offsets=offsets, kv_offsets=kv_offsets, length=place.q_len, kv_length=place.kv_len)
+        return built(and_masks(layer.unbuilt, packed), place)
+    if _is_whole(place) and layer.open_to_packing:
+        return built(inside_documents(documents(offsets=offsets, length=place.q_len), layer.pattern), place)
+    return _beside_cache(layer, ids_from_offsets(offsets, place.q_len))
+
+
+def _is_whole(place: Place) -> bool:
+    """Whether queries and keys are the same positions, from 0 on."""
+    return (
+        is_int(place.q_offset)
+        and is_int(place.kv_offset)
+        and place.q_offset == 0 == place.kv_offset
+        and place.q_len == place.kv_len
+    )
+
+
+def _beside_cache(layer: LayerMask, ids: Tensor) -> Mask | BlockMask:
+    """Documents among the queries of this call, (Q,) or (B, Q); what the cache held before is of the first of them."""
+    place = layer.place
+    keys = torch.arange(place.kv_len, device=ids.device) + (place.kv_offset - place.q_offset)
+    packed = documents(ids, kv_ids=ids[..., keys.clamp(0, place.q_len - 1)].contiguous())
+    return built(and_masks(layer.unbuilt, packed), place)

@@ -1,0 +1,261 @@
+"""Models of transformers run by maskloom: equal to "eager" in logits, loss, gradients, weights and generated tokens."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import DynamicCache
+
+import maskloom as loom
+from tests.integrations.transformers.models import (
+    BATCH,
+    DECODERS,
+    ENCODERS,
+    LENGTH,
+    SEQUENCES,
+    VISION,
+    attention_mask,
+    pair,
+    tokens,
+)
+
+SIDES = ["none", "right", "left"]
+
+
+def compare(ours, eager, real=None):
+    """Equal at real positions, finite at all."""
+    assert ours.isfinite().all()
+    real = slice(None) if real is None else real
+    assert_close(ours[real], eager[real], rtol=1e-5, atol=5e-6)
+
+
+# -- forward -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_a_decoder(name):
+    eager, ours = pair(DECODERS[name])
+    for use_cache in (False, True):
+        compare(ours(tokens(), use_cache=use_cache).logits, eager(tokens(), use_cache=use_cache).logits)
+        for side in SIDES:
+            given = {"attention_mask": attention_mask(side), "use_cache": use_cache}
+            compare(ours(tokens(), **given).logits, eager(tokens(), **given).logits, attention_mask(side).bool())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_an_encoder(name):
+    eager, ours = pair(ENCODERS[name])
+    compare(ours(tokens())[0], eager(tokens())[0])
+    for side in SIDES:
+        real = attention_mask(side)
+        compare(ours(tokens(), real)[0], eager(tokens(), real)[0], real.bool())
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("length", [7, LENGTH])  # as many decoder positions as encoder positions, too
+@torch.no_grad()
+def test_an_encoder_and_decoder(name, length):
+    eager, ours = pair(SEQUENCES[name])
+    sources = {"input_features": torch.randn(BATCH, 7, 22)} if name == "whisper" else {"input_ids": tokens()}
+    for side in SIDES if name != "whisper" else ["none"]:
+        given = {**sources, "decoder_input_ids": tokens(length=length), "attention_mask": attention_mask(side)}
+        if name == "whisper":
+            del given["attention_mask"]
+        compare(ours(**given).logits, eager(**given).logits)
+
+
+@pytest.mark.parametrize("name", VISION)
+@torch.no_grad()
+def test_a_vision_tower(name):
+    eager, ours = pair(VISION[name])
+    given = {
+        "input_ids": tokens(),
+        "attention_mask": attention_mask("none"),
+        "pixel_values": torch.randn(BATCH, 3, 20, 20),
+    }
+    theirs, own = eager(**given), ours(**given)
+    compare(own.image_embeds, theirs.image_embeds)
+    compare(own.text_embeds, theirs.text_embeds)
+
+
+@torch.no_grad()
+def test_one_part_of_a_model():
+    eager, ours = pair(VISION["clip"])
+    ours.set_attn_implementation({"text_config": "eager", "vision_config": "maskloom"})
+    given = {"input_ids": tokens(), "pixel_values": torch.randn(BATCH, 3, 20, 20)}
+    compare(ours(**given).image_embeds, eager(**given).image_embeds)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def loss_and_gradients(model, given):
+    model.zero_grad()
+    loss = model(**given).loss
+    loss.backward()
+    return loss.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-oss", "llama4", "t5"])
+def test_loss_and_gradients(name):
+    eager, ours = pair({**DECODERS, **SEQUENCES}[name])
+    for side in SIDES:
+        real = attention_mask(side)
+        # nothing is learned at the first real token, which a padded position would foretell
+        labels = tokens().masked_fill((real == 0) | (real.roll(1, 1) == 0), -100)
+        given = {"input_ids": tokens(), "attention_mask": real, "labels": labels}
+        assert_close(loss_and_gradients(ours, given), loss_and_gradients(eager, given), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(use_reentrant):
+    eager, ours = pair(DECODERS["gpt-oss"])
+    real = attention_mask("right")
+    given = {"input_ids": tokens(), "attention_mask": real, "labels": tokens().masked_fill(real == 0, -100)}
+    ours.train()
+    ours.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert_close(loss_and_gradients(ours, given), loss_and_gradients(eager, given), rtol=1e-4, atol=1e-6)
+
+
+def test_autocast():
+    eager, ours = pair(DECODERS["llama"])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert_close(ours(tokens()).logits, eager(tokens()).logits, rtol=0.02, atol=0.01)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt-oss", "t5", "bart"])
+@torch.no_grad()
+def test_weights_that_are_asked_for(name):
+    eager, ours = pair({**DECODERS, **SEQUENCES}[name])
+    given = {"input_ids": tokens(), "output_attentions": True}
+    if name in SEQUENCES:
+        given["decoder_input_ids"] = tokens(length=7)
+    theirs, own = eager(**given), ours(**given)
+    kinds = ["encoder_attentions", "decoder_attentions", "cross_attentions"] if name in SEQUENCES else ["attentions"]
+    for kind in kinds:
+        assert len(own[kind]) == 2
+        assert_close(tuple(own[kind]), tuple(theirs[kind]), rtol=1e-5, atol=1e-6)
+
+
+# -- masks of the user -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_masks_that_the_user_gives():
+    eager, ours = pair(DECODERS["llama"])
+    seen = torch.ones(LENGTH, LENGTH).tril().bool()[None, None].repeat(BATCH, 1, 1, 1)
+    seen[1, :, 7:, 2] = False
+    lowest = torch.finfo(torch.float32).min
+    floats = torch.where(seen, 0.0, lowest)
+    expected = eager(tokens(), attention_mask=floats).logits
+    for given in (seen, floats, torch.where(seen, 0.0, -torch.inf), seen.expand(BATCH, 6, LENGTH, LENGTH)):
+        compare(ours(tokens(), attention_mask=given).logits, expected)
+    added = floats + torch.randn(BATCH, 1, LENGTH, LENGTH)
+    compare(ours(tokens(), attention_mask=added).logits, eager(tokens(), attention_mask=added).logits)
+    blocks = loom.block_mask(loom.masks.from_dense(seen), LENGTH, LENGTH)
+    compare(ours(tokens(), attention_mask=blocks).logits, expected)
+
+
+def test_masks_that_are_none():
+    _, ours = pair(DECODERS["llama"])
+    with pytest.raises(TypeError, match=r"floats that are added to the scores; got torch.int64 \(3, 1, 17, 17\)"):
+        ours(tokens(), attention_mask=torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_functions_that_the_user_joins_to_the_mask():
+    """They are not read: the mask is made by the general door."""
+    from transformers.masking_utils import create_causal_mask
+
+    eager, ours = pair(DECODERS["llama"])
+    odd = {"or_mask_function": lambda b, h, q, k: (q - k) % 3 == 0, "and_mask_function": lambda b, h, q, k: q + k != 9}
+    for side in SIDES:
+        real = attention_mask(side)
+        made = [
+            create_causal_mask(model.config, torch.empty(BATCH, LENGTH, 1), real, DynamicCache(), **odd)
+            for model in (eager, ours)
+        ]
+        eager_out, own = (
+            model(tokens(), attention_mask=mask).logits for model, mask in zip((eager, ours), made, strict=True)
+        )
+        compare(own, eager_out, real.bool())
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("cache", ["dynamic", "static", None])
+def test_generation(name, cache):
+    eager, ours = pair(DECODERS[name])
+    real = attention_mask("left")
+    given = {"attention_mask": real, "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    given |= {"cache_implementation": cache} if cache else {"use_cache": False}
+    prompts = tokens().masked_fill(real == 0, 0)
+    assert ours.generate(prompts, **given).equal(eager.generate(prompts, **given))
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
+def test_other_ways_to_generate(options):
+    eager, ours = pair(DECODERS["gemma3"])
+    given = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, **options}
+    prompts = tokens(batch=1)
+    assert ours.generate(prompts, **given).equal(eager.generate(prompts, **given))
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_generation_of_an_encoder_and_decoder(name):
+    eager, ours = pair(SEQUENCES[name])
+    sources = torch.randn(BATCH, 7, 22) if name == "whisper" else tokens()
+    given = {"max_new_tokens": 7, "do_sample": False} | (
+        {} if name == "whisper" else {"attention_mask": attention_mask("left")}
+    )
+    assert ours.generate(sources, **given).equal(eager.generate(sources, **given))
+
+
+@torch.no_grad()
+def test_a_prompt_in_parts():
+    eager, ours = pair(DECODERS["gemma2"])
+    whole = eager(tokens()).logits
+    cache = DynamicCache(config=ours.config)
+    parts = [ours(part, past_key_values=cache).logits for part in tokens().split([5, 1, 11], 1)]
+    compare(torch.cat(parts, 1), whole)
+
+
+# -- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mistral"])
+@torch.no_grad()
+def test_a_whole_model_in_one_graph(name):
+    eager, ours = pair(DECODERS[name])
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for side in SIDES:
+        real = attention_mask(side)
+        compare(
+            compiled(tokens(), attention_mask=real).logits, eager(tokens(), attention_mask=real).logits, real.bool()
+        )
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_refused_by_the_name_of_its_field():
+    _, ours = pair(ENCODERS["bert"])
+    with pytest.raises(
+        ValueError, match=r"drops 0.1 of its attention weights.*config.attention_probs_dropout_prob to 0"
+    ):
+        ours.train()(tokens())
+
+
+def test_a_causal_layer_without_mask_beside_a_cache():
+    _, ours = pair(DECODERS["llama"])
+    from maskloom.integrations.transformers.attention import attention
+
+    layer = ours.model.layers[0].self_attn
+    with pytest.raises(ValueError, match="LlamaAttention is causal and got no mask for 5 queries and 7 keys"):
+        attention(layer, torch.randn(2, 6, 5, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8), None)

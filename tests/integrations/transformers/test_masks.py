@@ -1,0 +1,137 @@
+"""transformers' mask functions as masks of maskloom: equal, structured, and built once."""
+
+import pytest
+import torch
+from transformers import masking_utils as theirs
+
+import maskloom as loom
+from maskloom.attention import tables
+from maskloom.integrations.transformers.mask_functions import read_mask_function
+from maskloom.integrations.transformers.masks import layer_mask
+from tests.integrations.transformers.models import BATCH, DECODERS, LENGTH, attention_mask, pair, position_ids, tokens
+
+GROUPS = torch.tensor([[-1, 0, 0, -1, 1, 1, 1, -1, -1, -1, 2, 2, -1, -1, -1, -1, -1, -1, -1]])
+LEFT = torch.tensor([0, 3, 7])
+FUNCTIONS = {
+    "causal": theirs.causal_mask_function,
+    "bidirectional": theirs.bidirectional_mask_function,
+    "sliding": theirs.sliding_window_causal_mask_function(5),
+    "wide": theirs.sliding_window_causal_mask_function(50),
+    "overlay": theirs.sliding_window_overlay(5),
+    "both sides": theirs.sliding_window_bidirectional_mask_function(3),
+    "chunked": theirs.chunked_causal_mask_function(4, torch.zeros(BATCH, dtype=torch.int64)),
+    "chunked, padded": theirs.chunked_causal_mask_function(4, LEFT),
+    "groups": theirs.or_masks(theirs.causal_mask_function, theirs.blockwise_overlay(GROUPS.repeat(BATCH, 1))),
+    "another": theirs.and_masks(theirs.causal_mask_function, lambda b, h, q, k: (q + k) % 3 > 0),
+}
+
+
+def is_equal(function, q_len, kv_len, q_offset=0, kv_offset=0, real=None):
+    given = {
+        "batch_size": BATCH, "q_length": q_len, "kv_length": kv_len, "q_offset": q_offset, "kv_offset": kv_offset,
+        "mask_function": function, "attention_mask": real,
+    }  # fmt: skip
+    expected = theirs.sdpa_mask(**given, allow_is_causal_skip=False)
+    made = layer_mask(**given).mask.dense(q_len, kv_len, batch=BATCH).expand(expected.shape)
+    if real is not None:  # of padded queries a causal mask hides all
+        positions = torch.arange(q_len) + q_offset
+        is_real = real[:, positions.clamp(max=LENGTH - 1)] & (positions < LENGTH)
+        made, expected = (table & is_real[:, None, :, None] for table in (made, expected))
+    return made.equal(expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "place",
+    [(17, 17, 0, 0), (1, 17, 16, 0), (5, 13, 8, 0), (17, 19, 2, 0), (1, 5, 11, 7), (17, 19, 0, 0), (3, 7, 11, 7)],
+)
+def test_each_function_at_each_place(name, place):
+    function = FUNCTIONS[name]
+    q_len, kv_len, q_offset, kv_offset = place
+    if name == "groups" and max(q_offset + q_len, kv_offset + kv_len) > GROUPS.shape[1]:
+        pytest.skip("beyond the table")
+    for real in (None, attention_mask("left").bool(), attention_mask("right").bool()):
+        assert is_equal(function, *place, real=real)
+        assert is_equal(function, q_len, kv_len, torch.tensor(q_offset), kv_offset, real=real)
+
+
+def test_an_offset_in_a_tensor_is_that_of_now():
+    """A static cache writes into it before the layers attend."""
+    offset = torch.tensor(3)
+    made = layer_mask(batch_size=1, q_length=17, kv_length=23, q_offset=offset)
+    offset.add_(17)
+    assert made.mask.dense(17, 23).equal(loom.causal.dense(17, 23, q_offset=3))
+
+
+def read(name):
+    return repr(read_mask_function(FUNCTIONS[name]))
+
+
+def test_they_are_read_as_structured_masks():
+    assert read("causal") == "causal"
+    assert read("sliding") == "window(back=4, ahead=0)"
+    assert read("both sides") == "window(back=3, ahead=3)"
+    assert read("chunked") == "chunked(4) & causal"
+    assert read("groups") == "causal | documents(int64[3, 19])"
+    assert read("another") == "None"
+    packed = theirs.and_masks(
+        theirs.packed_sequence_mask_function(theirs.find_packed_sequence_indices(position_ids())),
+        theirs.remap_positions_for_packed_sequence(FUNCTIONS["sliding"], position_ids()),
+    )
+    assert repr(read_mask_function(packed)) == "documents(position_ids=int64[1, 23]) & window(back=4, ahead=0)"
+
+
+@pytest.mark.parametrize(
+    ("given", "mask"),
+    [
+        ({"mask_function": FUNCTIONS["sliding"]}, "window(back=4, ahead=0)"),
+        ({"mask_function": FUNCTIONS["wide"]}, "causal"),
+        ({"q_length": 1, "q_offset": 16}, "everything"),
+        ({"q_length": 1, "q_offset": 16, "attention_mask": attention_mask("left").bool()}, "key_padding(bool[3, 128])"),
+        ({"attention_mask": attention_mask("left").bool()}, "causal & real(bool[3, 17])"),
+        ({"attention_mask": attention_mask("none").bool()}, "causal"),
+    ],
+)
+def test_what_always_holds_is_left_out(given, mask):
+    assert repr(layer_mask(**{"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH, **given}).mask) == mask
+
+
+def test_an_option_that_is_not_known():
+    with pytest.raises(TypeError, match="transformers gives tilt to its mask functions"):
+        layer_mask(batch_size=1, q_length=2, kv_length=2, tilt=3)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gemma2", 2), ("llama4", 2), ("mistral", 1)])
+@torch.no_grad()
+def test_one_table_for_each_kind_of_layer_and_none_again(name, kinds, monkeypatch):
+    _, ours = pair(DECODERS[name])
+    ours.config._attn_implementation = "maskloom"
+    built = []
+    monkeypatch.setattr(
+        tables, "rows_of", lambda *given, whole=tables.rows_of, **named: built.append(1) or whole(*given, **named)
+    )
+    ours(tokens(length=29), attention_mask=torch.ones(BATCH, 29).tril(21))
+    assert len(built) == kinds
+    built.clear()
+    ours(tokens(length=29))
+    first = len(built)
+    ours(tokens(length=29))
+    assert len(built) == first <= kinds
+
+
+def test_100_steps_record_no_mask_again(monkeypatch):
+    from maskloom.program import mask_program
+
+    _, ours = pair(DECODERS["gemma3"])
+    recorded = []
+    monkeypatch.setattr(
+        mask_program,
+        "record",
+        lambda *given, whole=mask_program.record, **named: recorded.append(1) or whole(*given, **named),
+    )
+    given = {"attention_mask": attention_mask("left"), "do_sample": False, "eos_token_id": None}
+    for cache, kinds in (("dynamic", 2), ("static", 1)):
+        ours.generate(tokens(), **given, max_new_tokens=9, cache_implementation=cache)
+        recorded.clear()
+        ours.generate(tokens(), **given, max_new_tokens=100, cache_implementation=cache)
+        assert len(recorded) <= kinds  # one for each 128 keys, and for each size of a static cache

@@ -1,0 +1,103 @@
+"""Packed documents are isolated: with a cache and without, by position ids and by offsets."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import DataCollatorWithFlattening, StaticCache
+
+from maskloom.integrations.transformers import packing
+from maskloom.integrations.transformers.layer_mask import LayerMask, Place
+from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
+
+ROW = tokens(1, sum(PACKED))
+
+
+def apart(model):
+    """Each document in a forward of its own."""
+    return torch.cat([model(part)[0] for part in ROW.split(PACKED, 1)], 1)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("use_cache", [False, True])
+@torch.no_grad()
+def test_what_the_collator_flattens(name, use_cache):
+    eager, ours = pair(DECODERS[name])
+    features = [{"input_ids": part[0].tolist()} for part in ROW.split(PACKED, 1)]
+    for flags in ({}, {"return_flash_attn_kwargs": True}):
+        batch = DataCollatorWithFlattening(return_tensors="pt", **flags)(features)
+        batch.pop("labels")
+        assert_close(ours(**batch, use_cache=use_cache).logits, apart(eager), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama4"])
+@torch.no_grad()
+def test_values_on_a_device_are_not_looked_at(name, monkeypatch):
+    """Then each row is taken for one that may be packed."""
+    eager, ours = pair(DECODERS[name])
+    monkeypatch.setattr(packing, "readable", lambda table: False)
+    assert_close(ours(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
+    assert_close(ours(tokens()).logits, eager(tokens()).logits, rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_several_packed_rows():
+    eager, ours = pair(DECODERS["mistral"])
+    rows = tokens(2, sum(PACKED))
+    positions = torch.cat([position_ids(), torch.arange(sum(PACKED))[None]])
+    out = ours(rows, position_ids=positions).logits
+    assert_close(
+        out[:1], torch.cat([eager(part).logits for part in rows[:1].split(PACKED, 1)], 1), rtol=1e-5, atol=5e-6
+    )
+    assert_close(out[1:], eager(rows[1:]).logits, rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_into_an_empty_static_cache():
+    eager, ours = pair(DECODERS["gemma3"])
+    cache = StaticCache(config=ours.config, max_cache_len=31)
+    out = ours(ROW, position_ids=position_ids(), past_key_values=cache).logits
+    assert_close(out, apart(eager), rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_documents_of_an_encoder_by_offsets():
+    eager, ours = pair(ENCODERS["bert"])
+    offsets = torch.tensor([0, *PACKED]).cumsum(0).int()
+    out = ours(ROW, position_ids=position_ids(), cu_seq_lens_q=offsets, cu_seq_lens_k=offsets.clone())[0]
+    assert_close(out, apart(eager), rtol=1e-5, atol=5e-6)
+
+
+def test_one_mask_for_all_layers():
+    _, ours = pair(DECODERS["llama"])
+    made = []
+    whole = packing.documents
+    packing.documents = lambda *given, **named: made.append(1) or whole(*given, **named)
+    try:
+        ours(ROW, position_ids=position_ids())
+    finally:
+        packing.documents = whole
+    assert len(made) == 1
+
+
+def test_offsets_beside_several_rows():
+    _, ours = pair(DECODERS["llama"])
+    with pytest.raises(ValueError, match="documents of one packed row begin; the batch has 3 rows"):
+        ours(tokens(), cu_seq_lens_q=torch.tensor([0, 7, 17]))
+
+
+@torch.no_grad()
+def test_packed_in_one_graph():
+    eager, ours = pair(DECODERS["gpt-oss"])
+    out = torch.compile(ours, backend="eager", fullgraph=True)(ROW, position_ids=position_ids()).logits
+    assert_close(out, apart(eager), rtol=1e-5, atol=5e-6)
+
+
+def test_a_layers_mask_moves_and_says_what_it_is():
+    import maskloom as loom
+
+    mask = LayerMask(loom.causal, loom.causal, Place(2, 3, 5, 0, 0, torch.device("cpu")))
+    assert repr(mask.to("cpu").contiguous()) == "LayerMask(causal, shape=(2, 1, 3, 5))"
+    with pytest.raises(TypeError, match="this model indexes its mask as a tensor"):
+        mask[0]
+    with pytest.raises(TypeError, match="adds to its scores its mask"):
+        torch.zeros(2) + mask
