@@ -248,7 +248,7 @@ def test_words(call, error, words):
 
 def test_what_is_refused_changes_no_cache():
     cache = made().caches()[0]
-    for options in ({"block_mask": 3}, {"score_mod": 3}, {"dropout": 0.1}):
+    for options in ({"block_mask": 3}, {"score_mod": 3}, {"drop": 0.1}, {"dropout": "some"}):
         with pytest.raises(TypeError):
             ATTENTION(X, **{"block_mask": loom.causal, "cache": cache, **options})
     assert not cache.lengths.any()

@@ -231,8 +231,8 @@ def test_the_log_sum_exp_is_refused_by_name(module):
     for asked in (AuxRequest(), AuxRequest(lse=True)):
         with pytest.raises(TypeError, match=r"returns out, queries and keys, and no log-sum-exp; maskloom.attend\("):
             module(sequences(), loom.causal, return_aux=asked)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
-        module(sequences(), loom.causal, dropout=0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'drop'"):
+        module(sequences(), loom.causal, drop=0.1)
 
 
 @pytest.mark.parametrize(
@@ -286,3 +286,37 @@ def test_what_a_table_hides_as_query_and_as_key_is_padding():
     clean = module(x, padded).out
     x[:, 5:] = math.nan
     torch.testing.assert_close(module(x, padded).out, clean)
+
+
+def test_dropout_is_of_training_alone():
+    torch.manual_seed(0)
+    module = loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS, dropout=0.5)
+    x, mask = sequences(), loom.causal & loom.lengths([7, 0, 3])
+    first, second = module(x, mask).out, module(x, mask).out
+    assert not torch.equal(first, second)
+    seed = torch.tensor(3)
+    found = module(x, mask, dropout_seed=seed)
+    queries, keys, values = module.projected(x, None)
+    heads = loom.attend(queries, keys, values, mask, dropout=0.5, dropout_seed=seed)
+    torch.testing.assert_close(found.out, module.combined(heads, x))
+    module.eval()
+    plain = module(x, mask, dropout_seed=seed).out
+    assert torch.equal(plain, module(x, mask).out)
+    module.dropout = 0.0
+    assert torch.equal(module.train()(x, mask).out, plain)
+
+
+def test_weights_beside_dropout_are_those_before_it():
+    module = loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS, dropout=0.5)
+    weights = module(sequences(), loom.causal, need_weights=True).weights
+    torch.testing.assert_close(weights, module.eval()(sequences(), loom.causal, need_weights=True).weights)
+
+
+def test_words_about_dropout():
+    module = loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS, dropout=0.25)
+    assert "bias=False, dropout=0.25" in repr(module)
+    assert "dropout" not in repr(loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS))
+    with pytest.raises(ValueError, match="dropout is from 0 to 1, the share of probabilities that become 0; got 2"):
+        loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS, dropout=2)
+    with pytest.raises(ValueError, match=r"this module has dropout=0\.25 of its own, in training: give no dropout="):
+        module(sequences(), loom.causal, dropout=0.1)

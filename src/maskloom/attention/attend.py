@@ -24,16 +24,18 @@ from maskloom.attention.checks import (
     placed_beside,
 )
 from maskloom.attention.clean_padding import Hidden, cleaned, known_hidden, zero_hidden_gradients
+from maskloom.attention.dropout.generator import dropping_of
+from maskloom.attention.dropout.options import checked_rate, checked_seed, factor_of
 from maskloom.attention.empty import of_no_rows
 from maskloom.attention.merge import with_sinks
 from maskloom.attention.plans.plan import CallPlan, planned
-from maskloom.attention.request import Attended, Request
+from maskloom.attention.request import Attended, Dropout, Request
 from maskloom.attention.resolve import as_block_mask, refuse_shared_tables
 from maskloom.blocks.tile_states import tile_counts
 from maskloom.core.checks import head_offset, is_zero
 from maskloom.core.torch_state import autocast_to
 from maskloom.errors import FallbackError
-from maskloom.masks.algebra import Mask
+from maskloom.masks.algebra import Mask, Placing
 from maskloom.masks.dense import table_sizes
 from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.masks.patterns.shift import shifted
@@ -59,6 +61,8 @@ def attend(
     backend: BackendName | Literal["auto"] = "auto",
     return_aux: AuxRequest | None = None,
     sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
     clean_padding: bool = False,
     deterministic: bool = False,
     allow_slow: bool = False,
@@ -86,7 +90,7 @@ def attend(
         scale: by default ``1 / sqrt(D)``.
         q_offset: the position of the first query, for mask and score_mod alike: an int, an integer tensor of one element
             (which may change from step to step without a compilation), or one for each batch row, (B,). A BlockMask has its
-            offset in it, given to `block_mask`: there, and beside a table, this is for score_mod alone. None is 0, of whole rows: where there are
+            offset in it, given to `block_mask`: there, and beside a table, this is for score_mod and dropout alone. None is 0, of whole rows: where there are
             as many queries as keys, rows that the mask declares longer (on the CPU) are an error. An explicit 0 allows
             them, as for the first chunk of a prefill.
         h_offset: the first of these heads among those that mask and score_mod were made for, where devices share the
@@ -95,6 +99,12 @@ def attend(
         backend: "auto", or one of `maskloom.attention.backends.choose.BACKENDS`, which says when each is chosen.
         return_aux: torch's ``AuxRequest(lse=True)`` for the log-sum-exp beside the output.
         sinks: (H,), learned sink logits (gpt-oss): each head's softmax has one more term, which no value belongs to.
+        dropout: the share of probabilities that become 0, from 0 to 1; the others are divided by ``1 - dropout``, as
+            nn.MultiheadAttention does it in training. It costs a second pass, forward and backward. What is dropped follows from
+            the seed, the batch row, the head, the query and the key (their positions with the offsets), and is the same on
+            every backend. The log-sum-exp and sinks are as without it.
+        dropout_seed: an integer tensor of one element on the device (new values compile nothing anew), or an int. None draws
+            one from torch's generator, which `torch.manual_seed` sets, and torch.utils.checkpoint sets back.
         clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
             real output and no real gradient. It costs a copy of query, key and value, and in the backward one of the
             incoming gradient. The mask must say where padding is; key_padding says it of keys and values alone. Of a
@@ -115,12 +125,15 @@ def attend(
             before anything is launched.
         FallbackError: the fused kernel would not have run.
     """
-    if score_mod is None and h_offset is None and not (allow_slow or (clean_padding and sinks is not None)):
+    drops_nothing = type(dropout) in (float, int) and dropout == 0
+    decided_anew = allow_slow or (clean_padding and sinks is not None)
+    if score_mod is None and h_offset is None and drops_nothing and not decided_anew:
 
         def checked() -> tuple[Request, Backend]:
             request = _request(
-                query, key, value, mask, None, scale, q_offset, None, return_aux, sinks, deterministic, kernel_options
-            )
+                query, key, value, mask, None, scale, q_offset, None, return_aux, sinks, 0.0, None, deterministic,
+                kernel_options,
+            )  # fmt: skip
             return request, choose(request, backend).backend
 
         def plan(request: Request, chosen: Backend) -> CallPlan | None:
@@ -139,8 +152,9 @@ def attend(
                 else _finished(planned_out, None, sinks, return_aux)
             )
     request = _request(
-        query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, deterministic, kernel_options
-    )
+        query, key, value, mask, score_mod, scale, q_offset, h_offset, return_aux, sinks, dropout, dropout_seed, deterministic,
+        kernel_options,
+    )  # fmt: skip
     chosen = choose(request, backend)
     hidden = known_hidden(request) if clean_padding else None
     if hidden is not None:
@@ -175,6 +189,8 @@ def _request(
     h_offset: int | Tensor | None,
     return_aux: AuxRequest | None,
     sinks: Tensor | None,
+    dropout: float,
+    dropout_seed: int | Tensor | None,
     deterministic: bool,
     kernel_options: dict[str, Any] | None,
 ) -> Request:
@@ -185,19 +201,22 @@ def _request(
     is_table = isinstance(mask, Tensor)
     if isinstance(mask, Tensor):
         mask = as_mask_of(mask, Sizes(batch, heads, q_len, key.shape[2]))
-    if score_mod is not None:
-        score_mod = placed_beside(mask, score_mod)
+    rate = checked_rate(dropout)
+    seed = checked_seed(rate, dropout_seed, query.device)
     if q_offset is None:
         check_rows_fit(mask, query, key)
     q_offset = 0 if q_offset is None else checked_q_offset(q_offset, batch)
     if h_offset is not None:
         h_offset = head_offset(h_offset)
+    if score_mod is not None:
+        score_mod = _placed(score_mod, mask, q_offset, h_offset)
+    drops = (
+        None if seed is None else _dropout(rate, seed, (batch, heads, q_len, key.shape[2]), mask, q_offset, h_offset)
+    )
     unshifted = mask
-    if not (is_zero(q_offset) and h_offset is None):
-        if not (mask is None or is_table or isinstance(mask, BlockMask)):
-            mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
-        if score_mod is not None:
-            score_mod = shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
+    moves = not (is_table or (is_zero(q_offset) and h_offset is None))
+    if moves and not (mask is None or isinstance(mask, BlockMask)):
+        mask = shifted(mask, q_offset=q_offset, h_offset=h_offset)
     check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
     check_score_mod_fits(score_mod, heads, query.device)
     if unshifted is not mask and unshifted is not None and not isinstance(unshifted, BlockMask):
@@ -206,8 +225,31 @@ def _request(
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     return Request(
         query, key, value, mask, score_mod, checked_scale(scale), wants_lse, deterministic, kernel_options,
-        _reading(score_mod, query),
+        _reading(score_mod, query), drops,
     )  # fmt: skip
+
+
+def _dropout(
+    rate: float,
+    seed: Tensor,
+    sizes: tuple[int, int, int, int],
+    mask: BlockMask | MaskMod | None,
+    q_offset: int | Tensor,
+    h_offset: int | Tensor | None,
+) -> Dropout:
+    by_slots = isinstance(mask.mask_mod if isinstance(mask, BlockMask) else mask, Placing)
+    dropping = dropping_of(rate, seed, sizes, lambda one: _placed(one, mask, q_offset, h_offset), by_slots=by_slots)
+    return Dropout(factor_of(rate), dropping)
+
+
+def _placed(
+    score_mod: ScoreMod, mask: BlockMask | MaskMod | None, q_offset: int | Tensor, h_offset: int | Tensor | None
+) -> ScoreMod:
+    """The score mod at the positions that a cache's mask knows, and with offsets."""
+    score_mod = placed_beside(mask, score_mod)
+    if is_zero(q_offset) and h_offset is None:
+        return score_mod
+    return shifted_score(score_mod, q_offset=q_offset, h_offset=h_offset)
 
 
 def _reading(score_mod: ScoreMod | None, query: Tensor) -> ScoreReading | None:
@@ -256,6 +298,7 @@ class Explanation:
         ruled_out: the others that "auto" did not take: why each cannot, or that another is faster. Empty for a backend that
             was asked for.
         skips: what that one does not compute, in words.
+        dropout: how that one drops probabilities, in words; None without dropout.
         mask: the mask that a kernel runs: the one that the BlockMask holds, or a cheaper, equal one that it holds in place of
             the mask given. None where it is that itself or a function, and on backends without tiles.
         skipped, partial, full: tiles of the BlockMask that was given, or that flash and triton get for the mask; over the
@@ -266,6 +309,7 @@ class Explanation:
     reason: str
     ruled_out: dict[BackendName, str] = field(default_factory=dict)
     skips: str = "nothing"
+    dropout: str | None = None
     mask: str | None = None
     skipped: int | None = None
     partial: int | None = None
@@ -276,6 +320,8 @@ class Explanation:
         if self.mask is not None:
             lines.append(f"mask: run as {self.mask}")
         lines.append(f"skips: {self.skips}")
+        if self.dropout is not None:
+            lines.append(f"dropout: {self.dropout}")
         if self.skipped is not None:
             whose = "tiles" if BACKENDS[self.backend].by_tiles else "tiles of the block mask"
             lines.append(f"{whose}: {self.skipped} skipped, {self.partial} partial, {self.full} full")
@@ -299,6 +345,8 @@ def explain(*arguments: Any, compiled: bool = False, **options: Any) -> Explanat
         raise TypeError(f"explain() {error}") from None
     call.apply_defaults()
     given = call.arguments
+    if given["dropout_seed"] is None:
+        given["dropout_seed"] = 0  # so that none is drawn
     request = _request(*(given[name] for name in inspect.signature(_request).parameters))
     chosen = choose(request, given["backend"], in_graph=compiled)
     if given["clean_padding"]:
@@ -318,6 +366,7 @@ def explain(*arguments: Any, compiled: bool = False, **options: Any) -> Explanat
         chosen.reason,
         {} if chosen.named else ruled_out(request, chosen.backend, in_graph=compiled),
         chosen.backend.skips(request),
+        None if request.dropout is None else chosen.backend.drops,
         _run_as(blocks, request.mask) if by_tiles and blocks is not None and not compiled else None,
         *(() if blocks is None else tile_counts(blocks)),
     )

@@ -11,6 +11,18 @@ from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod, ScoreReading
 
 
+class Dropout(NamedTuple):
+    """Dropout of probabilities.
+
+    Attributes:
+        factor: of those that are kept: 1 / (1 - rate); 0 of rate 1, where none is.
+        score_mod: maskloom's own: the score of a pair that is kept, -inf of one that is dropped; offsets are in it.
+    """
+
+    factor: float
+    score_mod: ScoreMod
+
+
 class Request(NamedTuple):
     """One attention, its arguments checked.
 
@@ -20,6 +32,7 @@ class Request(NamedTuple):
         reading: what is known of score_mod, on the CPU; None where that is nothing.
         wants_lse: whether the log-sum-exp of each query is returned, or needed for sink logits.
         deterministic: whether gradients must be the same, bit for bit, at every run.
+        dropout: of probabilities; the log-sum-exp is not changed by it.
     """
 
     query: Tensor
@@ -32,6 +45,7 @@ class Request(NamedTuple):
     deterministic: bool = False
     kernel_options: dict[str, Any] | None = None
     reading: ScoreReading | None = None
+    dropout: Dropout | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.chunks import in_chunks
+from maskloom.attention.dropout.passes import kept_rows
+from maskloom.attention.request import Dropout
 from maskloom.blocks.dense import rows_of
 from maskloom.core import captures
 from maskloom.core.cache import tensors_of
@@ -28,6 +30,7 @@ def attention_in_chunks(
     score_mod: ScoreMod | None,
     scale: float | None,
     dtype: torch.dtype | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reference` of arguments that are checked.
 
@@ -42,6 +45,9 @@ def attention_in_chunks(
     def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
         scores = attention_scores(query.to(wide), key.to(wide), mask, score_mod=score_mod, scale=scale, first=first)
         weights, lse = probabilities(scores)
+        if dropout is not None:
+            dropped = ~kept_rows(dropout, query, key.shape[-2], first)
+            weights = (weights * dropout.factor).masked_fill(dropped, 0.0)
         with without_autocast(query.device):
             out = weights @ _for_each_query_head(value.to(wide), query)
         return out.to(query.dtype), lse

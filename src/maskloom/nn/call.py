@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest
 
 from maskloom.attention.backends.base import BackendName
+from maskloom.attention.dropout.options import checked_rate
 from maskloom.scores.base import ScoreMod, checked_score_mod
 
 
@@ -20,6 +21,8 @@ class AttendOptions(TypedDict, total=False):
     backend: BackendName | Literal["auto"]
     return_aux: AuxRequest | None
     sinks: Tensor | None
+    dropout: float
+    dropout_seed: int | Tensor | None
     clean_padding: bool
     deterministic: bool
     allow_slow: bool
@@ -30,7 +33,7 @@ _NAMES = tuple(AttendOptions.__annotations__)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise a TypeError for a name that is no option, for a log-sum-exp that is asked for, and for no score_mod."""
+    """Raise a TypeError for a name that is no option, for a log-sum-exp that is asked for, and for no score_mod or dropout."""
     for name in options:
         if name not in _NAMES:
             raise TypeError(f"MultiheadFlexAttention.forward() got an unexpected keyword argument {name!r}")
@@ -41,6 +44,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if options.get("score_mod") is not None:
         checked_score_mod(options["score_mod"])
+    checked_rate(options.get("dropout", 0.0))
 
 
 class MultiheadOutput(NamedTuple):

@@ -41,9 +41,11 @@ def check_placing(
     pads: Tensor | None,
     options: AttendOptions,
 ) -> None:
-    """Raise a TypeError or ValueError for positions that are known otherwise, or that nothing reads; for two sinks."""
+    """Raise a TypeError or ValueError for positions that are known otherwise, or that nothing reads; for what the module has."""
     if module.sinks is not None and options.get("sinks") is not None:
         raise ValueError("this module has sinks of its own: give no sinks=")
+    if module.dropout and options.get("dropout"):
+        raise ValueError(f"this module has dropout={module.dropout} of its own, in training: give no dropout=")
     if positions is not None and module.rotary is None:
         raise ValueError("positions are for rotary, and this module has none: make it with rotary=")
     if cache is None:

@@ -56,6 +56,8 @@ class MultiheadFlexAttention(ProjectedHeads):
         rotary: a `Rotary` for heads of this width; layers may share one.
         sinks: one learned logit for each head that takes part in the softmax and has no value (gpt-oss); 0 at first.
         softcap: scores become ``softcap * tanh(score / softcap)``, before a score_mod (Gemma 2).
+        dropout: in training, the share of probabilities that become 0, from 0 to 1, as in nn.MultiheadAttention; see
+            `maskloom.attend`. ``module.dropout`` may be set anew.
         gate: the output is ``out_proj(heads * sigmoid(gate_proj(x)))``, where ``heads`` is the attention of all heads
             side by side, (B, L, H d_head): a factor for each feature of each head.
         device, dtype: of the parameters.
@@ -83,13 +85,14 @@ class MultiheadFlexAttention(ProjectedHeads):
         sinks: bool = False,
         softcap: float | None = None,
         gate: bool = False,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             d_in, d_out, n_heads, bias,
             n_kv_heads=n_kv_heads, d_head=d_head, d_context=d_context, out_bias=out_bias, qk_norm=qk_norm,
-            rotary=rotary, sinks=sinks, softcap=softcap, gate=gate, device=device, dtype=dtype,
+            rotary=rotary, sinks=sinks, softcap=softcap, gate=gate, dropout=dropout, device=device, dtype=dtype,
         )  # fmt: skip
 
     def forward(
@@ -120,8 +123,8 @@ class MultiheadFlexAttention(ProjectedHeads):
             pads: bool (B, L), True = padding, which the cache does not take: see `KVCache.append`. Without a cache the
                 mask says it.
             need_weights: True for the probabilities of each head, "mean" for their average over heads. They cost a table
-                of B × H × L × K.
-            options: of `maskloom.attend`, except return_aux. ``clean_padding=True`` sets the incoming
+                of B × H × L × K, and are those before dropout.
+            options: of `maskloom.attend`, except return_aux; ``dropout_seed`` is for the module's dropout, and not read in eval. ``clean_padding=True`` sets the incoming
                 gradient at padded positions to 0, whatever it was.
 
         Returns:
@@ -157,8 +160,10 @@ class MultiheadFlexAttention(ProjectedHeads):
         )
 
     def _with_own(self, options: AttendOptions) -> AttendOptions:
-        """The options, with the module's own sinks and softcap."""
+        """The options, with the module's own sinks, softcap and dropout."""
         own: AttendOptions = {**options}
+        if self.dropout and self.training:
+            own["dropout"] = self.dropout
         if self.sinks is not None:
             own["sinks"] = self.sinks
         if self.softcap is not None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from maskloom.attention.dropout.options import checked_rate
 from maskloom.core.checks import as_int, is_number
 from maskloom.core.words import brief
 from maskloom.masks.padded import positions_from
@@ -40,6 +41,7 @@ class ProjectedHeads(nn.Module):
         sinks: bool,
         softcap: float | None,
         gate: bool,
+        dropout: float,
         **where: Any,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class ProjectedHeads(nn.Module):
         norms = [nn.RMSNorm(self.d_head, eps=1e-6, **where) if qk_norm else None for _ in "qk"]
         self.q_norm, self.k_norm = norms
         self.rotary = _checked_rotary(rotary, self.d_head)
+        self.dropout = checked_rate(dropout)
         self.softcap = None if softcap is None else softcap_of(softcap)
         self.sinks = nn.Parameter(torch.zeros(self.n_heads, **where)) if sinks else None
 
@@ -189,6 +192,7 @@ class ProjectedHeads(nn.Module):
             "d_context": self.d_context,
             "out_bias": False if self.out_proj.bias is None else None,
             "sinks": None if self.sinks is None else True,
+            "dropout": self.dropout or None,
             "softcap": None if self.softcap is None else float(self.softcap.text),
         }
         return ", ".join([said, *(f"{name}={value}" for name, value in others.items() if value is not None)])

@@ -74,12 +74,13 @@ def added(
         else:
             four = score.expand(1, 1, 1, 1)  # dtypes with dimensions decide
             with mode or nullcontext():
-                make = _added_by_distance if is_by_distance(score_mod) else _added_by_shape
+                make = _added_by_distance if is_by_distance(score_mod) else by_shape
                 made = make(score_mod, four, sizes, starts)
     return made.to(score.dtype)
 
 
-def _added_by_shape(score_mod: ScoreMod, score: Tensor, sizes: Sequence[int], starts: Starts) -> Tensor:
+def by_shape(score_mod: ScoreMod, score: Tensor, sizes: Sequence[int], starts: Starts) -> Tensor:
+    """The result of one of maskloom's own for one score, (1, 1, 1, 1), at all indices: broadcastable to ``sizes``."""
     return score_mod(score, *_axes(_positions(sizes, starts, score.device)))
 
 
@@ -87,7 +88,7 @@ def _added_by_distance(score_mod: ScoreMod, score: Tensor, sizes: Sequence[int],
     """Of each distance once: row i of the result begins at distance ``first key - query i``."""
     (batch, heads, queries, keys), (row, head, query, key) = sizes, starts
     last_query = row, head, query + queries - 1, key
-    of_distances = _added_by_shape(score_mod, score, (batch, heads, 1, queries + keys - 1), last_query)
+    of_distances = by_shape(score_mod, score, (batch, heads, 1, queries + keys - 1), last_query)
     return of_distances.squeeze(2).unfold(-1, keys, 1).flip(2)
 
 

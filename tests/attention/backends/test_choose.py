@@ -230,7 +230,8 @@ def test_auto_on_a_gpu(gpu, monkeypatch):
     found = loom.explain(*inputs(), loom.causal & loom.lengths([13, 5, 2]))
     assert found.backend == "triton" and list(found.ruled_out) == ["decode", "flash", "sdpa", "varlen", "sliced"]
     assert found.ruled_out["sdpa"] == (
-        f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is `causal` or `everything`'
+        f'"auto" takes it on a GPU for half types and more than {L - 1} queries, where the mask is `causal` or `everything`, '
+        "without dropout"
     )
 
 

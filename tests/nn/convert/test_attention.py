@@ -262,6 +262,14 @@ def test_dropout_is_torchs():
     torch.testing.assert_close((weights * 0.7)[kept], ours.eval()(x, x, x, **call)[1][kept])
 
 
+def test_dropout_without_weights_makes_no_table():
+    ours = loom.nn.from_torch(theirs_of(dropout=0.3, batch_first=True))
+    x = sample(B, L, E)
+    with Softmaxes() as softmaxes, torch.no_grad():
+        out = ours(x, x, x, key_padding_mask=PADS, need_weights=False)[0]
+    assert softmaxes.count == 0 and out.isfinite().all()
+
+
 def test_dropout_without_weights():
     """Probabilities are dropped: the mean over many calls is the output without dropout."""
     ours = loom.nn.from_torch(theirs_of(dropout=0.3, batch_first=True))

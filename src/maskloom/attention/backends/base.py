@@ -46,6 +46,8 @@ class Backend(ABC):
     """Whether it visits the tiles of a BlockMask, and skips the others."""
     takes_options: ClassVar[bool] = False
     """Whether torch's kernel_options are for it."""
+    drops: ClassVar[str | None] = None
+    """How it drops probabilities, in one line; None if it cannot."""
     takes_tables: ClassVar[bool] = False
     """Whether the mask goes in as a table, by `with_table`."""
 
@@ -62,7 +64,7 @@ class Backend(ABC):
         """Attention of a request that it does not refuse.
 
         A query that sees nothing has output 0, log-sum-exp -inf and gradients 0. A BlockMask means what
-        `blocks.dense.dense_of` says. Offsets are in mask and score_mod already.
+        `blocks.dense.dense_of` says. Offsets are in mask, score_mod and dropout already.
         """
 
     def prepare(self, request: Request) -> Prepared | None:

@@ -59,7 +59,7 @@ def choose(request: Request, name: BackendName | Literal["auto"], *, in_graph: b
     if asked is not None:
         backend = BACKENDS[asked]
         refused = None if plain else _refused_transform(backend, request)
-        refused = refused or backend.refuse(request) or _refused_options(backend, request)
+        refused = refused or _refused_now(backend, request) or _refused_options(backend, request)
         if refused is not None:
             raise ValueError(f"backend {asked!r} cannot do this: {refused}")
         return Choice(backend, "kernel_options are for it" if name == "auto" else "asked for", named=True)
@@ -88,7 +88,11 @@ def ruled_out(request: Request, chosen: Backend, *, in_graph: bool = False) -> d
 
 
 def _refused_by(backend: Backend, request: Request, in_graph: bool) -> str | None:
-    return (backend.refuse_in_graph(request) if in_graph else None) or backend.refuse(request)
+    return (backend.refuse_in_graph(request) if in_graph else None) or _refused_now(backend, request)
+
+
+def _refused_now(backend: Backend, request: Request) -> str | None:
+    return backend.refuse(request) or _refused_dropout(backend, request)
 
 
 def _order(request: Request) -> tuple[BackendName, ...]:
@@ -97,7 +101,7 @@ def _order(request: Request) -> tuple[BackendName, ...]:
     few: tuple[BackendName, ...] = ("decode",) if is_few(request.query, request.key) else ()
     if request.query.shape[2] <= SHORT:
         return (*few, "varlen", "triton", "reference")
-    whole = request.mask is None or isinstance(request.mask, (Everything, Causal))
+    whole = request.dropout is None and (request.mask is None or isinstance(request.mask, (Everything, Causal)))
     sdpa_too: tuple[BackendName, ...] = ("sdpa",) if whole and request.query.dtype in HALF else ()
     flash: tuple[BackendName, ...] = () if _is_little(request) else ("flash",)
     return (*flash, *sdpa_too, "varlen", "triton", "reference")
@@ -123,6 +127,13 @@ def _refused_transform(backend: Backend, request: Request) -> str | None:
     if beyond is None and backend.name != "sdpa" and inside_transform():
         return "torch.func (vmap, grad, jvp) cannot transform its kernel; sdpa and reference are made of what it can"
     return beyond
+
+
+def _refused_dropout(backend: Backend, request: Request) -> str | None:
+    if request.dropout is None or backend.drops is not None:
+        return None
+    others = ", ".join(name for name, other in BACKENDS.items() if other.drops is not None)
+    return f"it drops no probabilities, which takes a score mod, and a log-sum-exp with a gradient; {others} do"
 
 
 def _refused_options(backend: Backend, request: Request) -> str | None:

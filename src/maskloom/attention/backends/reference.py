@@ -1,5 +1,7 @@
 """The specification of attention, as a backend."""
 
+from typing import Any
+
 from maskloom.attention.backends.base import Backend
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.tables import kept_table
@@ -13,6 +15,7 @@ class Reference(Backend):
     what = "the specification, in chunks of queries"
     where = "where nothing else can"
     why = "nothing else can do this"
+    drops = "the probabilities, by which it multiplies values, become 0 or larger"
 
     def refuse(self, request: Request) -> str | None:
         return None
@@ -21,4 +24,5 @@ class Reference(Backend):
         query, key, value = request.query, request.key, request.value
         table = kept_table(query, key, request.mask)
         mask = request.mask if table is None else table
-        return Attended(*attention_in_chunks(query, key, value, mask, score_mod=request.score_mod, scale=request.scale))
+        options: dict[str, Any] = {"score_mod": request.score_mod, "scale": request.scale, "dropout": request.dropout}
+        return Attended(*attention_in_chunks(query, key, value, mask, **options))

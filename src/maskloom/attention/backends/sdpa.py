@@ -11,6 +11,7 @@
 
 import functools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -20,16 +21,21 @@ from maskloom.attention.backends.compiled import shares_heads
 from maskloom.attention.bias import bias_of, refused_bias
 from maskloom.attention.chunks import in_chunks
 from maskloom.attention.derivatives import with_first_only
-from maskloom.attention.request import Attended, Request
+from maskloom.attention.dropout.passes import kept_rows
+from maskloom.attention.request import Attended, Dropout, Request
 from maskloom.attention.tables import Visibility, kept_table, table_sizes_of, visibility
 from maskloom.attention.zeros import zeros_both_ways
 from maskloom.blocks.dense import rows_of
+from maskloom.core import captures
 from maskloom.core.cache import cached_with, tensors_of
 from maskloom.core.torch_state import inside_vmap
 from maskloom.program.program import MaskMod
 
 CHUNK = 2**26
 """Scores (B × H × queries × K) in one chunk, at most, where the table is larger than that."""
+
+_DROPPED_CHUNK = 2**22
+"""The same where dropout makes the table, of numbers of 8 bytes, at each call."""
 
 
 def sdpa(
@@ -105,6 +111,26 @@ def _attention(
     return out if fully_masked is None else zeros_both_ways(out, fully_masked)
 
 
+def _with_dropout(request: Request, dropout: Dropout) -> Tensor:
+    """Attention in which each key stands twice, so that the softmax is over all pairs and the sum over those that are kept."""
+    mask, kv_len = request.mask, request.key.shape[-2]
+    batch, heads = (1, 1) if mask is None else table_sizes_of(request.query, request.key, mask)
+
+    def some_rows(query: Tensor, key: Tensor, value: Tensor, first: int) -> tuple[Tensor]:
+        kept, count, device = kept_rows(dropout, query, kv_len, first), query.shape[-2], query.device
+        table = torch.cat([kept, ~kept], -1)
+        if mask is not None:
+            rows = rows_of(mask, first, count, batch=batch, heads=heads, kv_len=kv_len, device=device)
+            table = table & torch.cat([rows, rows], -1)
+        fully_masked = _fully_masked(table) if _fills(query) else None
+        return (_attention(query, key, value, table, fully_masked, scale=request.scale),)
+
+    key = torch.cat([request.key, request.key], 2)
+    value = torch.cat([request.value, torch.zeros_like(request.value)], 2)
+    reads = [*tensors_of(mask), *captures.tensors(dropout.score_mod)]
+    return in_chunks(some_rows, request.query, key, value, most=_DROPPED_CHUNK, reads=reads)[0] * dropout.factor
+
+
 _SKIPPED: dict[Visibility, str] = {
     "everything": "nothing, since the mask hides nothing",
     "causal": "what lies above the diagonal",
@@ -120,6 +146,7 @@ class Sdpa(Backend):
     where = "the CPU; GPUs where it needs no table"
     why = "FlexAttention has no backward on the CPU; torch's own attention has"
     takes_tables = True
+    drops = "one pass over each key twice: with its value where the pair is kept, with 0 where it is dropped"
 
     def refuse(self, request: Request) -> str | None:
         if request.score_mod is not None and request.device.type != "cpu":
@@ -127,7 +154,7 @@ class Sdpa(Backend):
         if request.wants_lse:
             return "it gives no log-sum-exp, and so no sinks"
         if request.score_mod is not None:
-            return refused_bias(request)
+            return refused_bias(request) if request.dropout is None else "beside dropout it has no score_mod"
         if request.device.type == "cpu":
             return None
         if inside_vmap():
@@ -138,6 +165,8 @@ class Sdpa(Backend):
         return None if request.score_mod is None else "while torch traces it is not known what score_mod adds"
 
     def run(self, request: Request) -> Attended:
+        if request.dropout is not None:
+            return Attended(_with_dropout(request, request.dropout), None)
         if request.score_mod is not None:
             bias, scale = bias_of(request), request.scale
             return Attended(_attention(request.query, request.key, request.value, bias, scale=scale), None)
@@ -160,9 +189,14 @@ class Sdpa(Backend):
         return self.why if request.device.type == "cpu" else "the mask needs no table: torch's own attention is fastest"
 
     def passed_over(self) -> str:
-        return f'"auto" takes it on a GPU for half types and more than {SHORT} queries, where the mask is `causal` or `everything`'
+        return (
+            f'"auto" takes it on a GPU for half types and more than {SHORT} queries, where the mask is `causal` or '
+            "`everything`, without dropout"
+        )
 
     def skips(self, request: Request) -> str:
+        if request.dropout is not None:
+            return "nothing, since the pairs that are kept go in as a table"
         if request.score_mod is not None:
             return "nothing, since mask and score_mod go in as a table"
         return _SKIPPED[visibility(request.mask)]

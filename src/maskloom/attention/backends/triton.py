@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.backends.base import HALF, Backend, Prepared, blocks_of
 from maskloom.attention.backends.flex import fused, prepared
 from maskloom.attention.backends.triton_scores import no_backward, no_forward
+from maskloom.attention.dropout.passes import IN_TWO_PASSES, in_two_passes
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
 from maskloom.scores.base import ScoreMod
@@ -49,6 +50,7 @@ class Triton(Backend):
     skipped = "hidden tiles"
     by_tiles = True
     takes_options = True
+    drops = IN_TWO_PASSES
 
     def refuse(self, request: Request) -> str | None:
         if request.device.type == "cpu":
@@ -71,6 +73,9 @@ class Triton(Backend):
 
     def run(self, request: Request) -> Attended:
         """Attention by the Triton kernel."""
+        return in_two_passes(self._run, request)
+
+    def _run(self, request: Request) -> Attended:
         return fused(request, blocks_of(request), self._options(request))
 
     def prepare(self, request: Request) -> Prepared:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskloom.attention.backends.base import Backend, Prepared
+from maskloom.attention.dropout.passes import IN_TWO_PASSES, in_two_passes
 from maskloom.attention.request import Attended, Request
 from maskloom.core.torch_state import is_tracing
 
@@ -21,6 +22,7 @@ class Sliced(Backend):
     what = "some queries at a time, with the keys that they see; the backward makes their scores again"
     where = "the CPU, for score mods that learn or do more than add, log-sum-exp and sinks"
     why = "torch's own attention lacks this; hidden keys are skipped"
+    drops = IN_TWO_PASSES
     skipped = "for some queries at a time, the keys before the first and after the last that one of them sees"
 
     def refuse(self, request: Request) -> str | None:
@@ -36,11 +38,15 @@ class Sliced(Backend):
         return _UNTRACED
 
     def run(self, request: Request) -> Attended:
-        return _made(request)(request.query, request.key, request.value)
+        return in_two_passes(_attended, request)
 
     def prepare(self, request: Request) -> Prepared | None:
         made = _made(request)
         return None if made.work.holds_mask else Prepared(made, made.work.nbytes)
+
+
+def _attended(request: Request) -> Attended:
+    return _made(request)(request.query, request.key, request.value)
 
 
 def _made(request: Request) -> "InBands":

@@ -37,7 +37,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     - Nested tensors are refused.
 
     -inf in a float mask hides as True does in a bool one. Other values are added to scores in the kernel, and learn.
-    With ``need_weights=False``, and no dropout in training, the table of weights is never made.
+    With ``need_weights=False`` the table of weights is never made. Dropout is then that of `maskloom.attend`: of the same rate,
+    by a generator of its own, which `torch.manual_seed` sets.
     """
 
     def forward(
@@ -118,11 +119,11 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """The attention (B, H, L, D), and the weights (B, H, L, S) where they are needed: after dropout, as torch's."""
         rate = self.dropout if self.training else 0.0
-        if not (need_weights or rate):
-            return attend(queries, keys, values, masks.mask, score_mod=masks.score_mod), None
+        if not need_weights:
+            return attend(queries, keys, values, masks.mask, score_mod=masks.score_mod, dropout=rate), None
         weights = attention_weights(queries, keys, masks.mask, score_mod=masks.score_mod)
         weights = F.dropout(weights, rate) if rate else weights
-        return weights @ values, weights if need_weights else None
+        return weights @ values, weights
 
     def to_torch(self) -> nn.MultiheadAttention:
         """torch's own module, with copies of the parameters: the inverse of `from_torch`."""
