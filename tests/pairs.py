@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Refused, ...]] = {
         ("dtype", lambda dtype: dtype not in HALF, NO_HALF),
         ("head_dim", lambda size: size not in (64, 128), "it has head dims 64, 128"),
         ("value_dim", lambda size: size is not None, "it has head dims 64, 128"),
-        ("lse", bool, "torch scales its log-sum-exp"),
+        ("lse", bool, "log-sum-exp, which return_aux and sinks need"),
     ),
 }
 

@@ -179,9 +179,7 @@ def test_explain():
 def test_bench(tmp_path, monkeypatch):
     refused = runner.invoke(app, ["bench", "nothing"])
     assert refused.exit_code == 2
-    assert (
-        "there are attention, attention_gpu, attn_gym_masks, blocks, blocks_gpu, compile, exactness" in refused.stderr
-    )
+    assert "there are attention, attention_gpu, attn_gym_masks, blocks, blocks_gpu, compile, " in refused.stderr
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "quick.py").write_text("import sys; print('ran', sys.argv[1:])")
     monkeypatch.chdir(tmp_path)

@@ -60,6 +60,7 @@ def test_compiled_kernels_are_refused_there(monkeypatch):
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
     monkeypatch.setattr(flash, "_major_of", lambda device: 9)
     monkeypatch.setattr(flash, "_HAS_FLASH", True)
+    monkeypatch.setattr(choose, "LITTLE", 0)
     found = {}
 
     def look(x):
