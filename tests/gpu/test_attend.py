@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, noop_mask
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import maskloom as loom
+from maskloom.attention.backends import choose
 from maskloom.attention.backends.compiled import compiled_kinds
 from maskloom.attention.backends.flash import has_flash
 from maskloom.attention.zeros import zeros_both_ways
@@ -51,7 +52,8 @@ def test_backends_by_name(backend, name):
     gather(lambda *qkv: loom.attend(*qkv, mask, backend=backend), *inputs(Q), table=table).check()
 
 
-def test_auto():
+def test_auto(monkeypatch):
+    monkeypatch.setattr(choose, "LITTLE", 0)
     q, k, v = inputs(Q)
     assert loom.explain(q, k, v, loom.causal & loom.lengths(LENS)).backend == FLEX[-1]
     assert loom.explain(q.double(), k.double(), v.double(), loom.causal).backend == "reference"
@@ -227,7 +229,7 @@ def test_log_sum_exp_has_a_gradient_or_is_refused():
 
     gather(both, q, k, v, table=table, plain=plainly).check()
     if has_flash():
-        with pytest.raises(ValueError, match="another base"):
+        with pytest.raises(ValueError, match="has no gradient before torch 2.14"):
             loom.attend(q, k, v, loom.causal, backend="flash", return_aux=LSE)
     assert loom.explain(q, k, v, loom.causal, return_aux=LSE).backend == "triton"
 
