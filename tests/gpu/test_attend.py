@@ -229,7 +229,7 @@ def test_log_sum_exp_has_a_gradient_or_is_refused():
 
     gather(both, q, k, v, table=table, plain=plainly).check()
     if has_flash():
-        with pytest.raises(ValueError, match="has no gradient before torch 2.14"):
+        with pytest.raises(ValueError, match="has no gradient before torch"):
             loom.attend(q, k, v, loom.causal, backend="flash", return_aux=LSE)
     assert loom.explain(q, k, v, loom.causal, return_aux=LSE).backend == "triton"
 
