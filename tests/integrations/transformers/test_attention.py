@@ -1,9 +1,12 @@
 """Models of transformers run by maskloom: equal to "eager" in logits, loss, gradients, weights and generated tokens."""
 
+import inspect
+
 import pytest
 import torch
 from torch.testing import assert_close
 from transformers import DynamicCache
+from transformers.masking_utils import create_chunked_causal_mask
 
 import maskloom as loom
 from tests.integrations.transformers.models import (
@@ -19,6 +22,7 @@ from tests.integrations.transformers.models import (
 )
 
 SIDES = ["none", "right", "left"]
+CHUNKS_TAKE_GROUPS = "block_sequence_ids" in inspect.signature(create_chunked_causal_mask).parameters
 
 
 def compare(ours, eager, real=None):
@@ -137,7 +141,7 @@ def test_weights_that_are_asked_for(name):
     theirs, own = eager(**given), ours(**given)
     kinds = ["encoder_attentions", "decoder_attentions", "cross_attentions"] if name in SEQUENCES else ["attentions"]
     for kind in kinds:
-        assert len(own[kind]) == 2
+        assert len(own[kind]) == len(theirs[kind])  # before 5.18 T5 hands none on
         assert_close(tuple(own[kind]), tuple(theirs[kind]), rtol=1e-5, atol=1e-6)
 
 
@@ -191,6 +195,8 @@ def test_functions_that_the_user_joins_to_the_mask():
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt-oss", "llama4"])
 @pytest.mark.parametrize("cache", ["dynamic", "static", None])
 def test_generation(name, cache):
+    if (name, cache) == ("llama4", "static") and not CHUNKS_TAKE_GROUPS:
+        pytest.skip("generate() of this transformers cannot do it with any attention")
     eager, ours = pair(DECODERS[name])
     real = attention_mask("left")
     given = {"attention_mask": real, "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}

@@ -9,6 +9,7 @@ from maskloom.attention import tables
 from maskloom.integrations.transformers.mask_functions import read_mask_function
 from maskloom.integrations.transformers.masks import layer_mask
 from tests.integrations.transformers.models import BATCH, DECODERS, LENGTH, attention_mask, pair, position_ids, tokens
+from tests.masks.hugging_face import REMAPS_PACKED
 
 GROUPS = torch.tensor([[-1, 0, 0, -1, 1, 1, 1, -1, -1, -1, 2, 2, -1, -1, -1, -1, -1, -1, -1]])
 LEFT = torch.tensor([0, 3, 7])
@@ -74,6 +75,10 @@ def test_they_are_read_as_structured_masks():
     assert read("chunked") == "chunked(4) & causal"
     assert read("groups") == "causal | documents(int64[3, 19])"
     assert read("another") == "None"
+
+
+@pytest.mark.skipif(not REMAPS_PACKED, reason="newer transformers")
+def test_packed_documents_are_read():
     packed = theirs.and_masks(
         theirs.packed_sequence_mask_function(theirs.find_packed_sequence_indices(position_ids())),
         theirs.remap_positions_for_packed_sequence(FUNCTIONS["sliding"], position_ids()),

@@ -6,8 +6,10 @@ from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
 
 from maskloom.integrations.transformers import packing
+from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
+from tests.masks.hugging_face import REMAPS_PACKED
 
 ROW = tokens(1, sum(PACKED))
 
@@ -37,6 +39,27 @@ def test_values_on_a_device_are_not_looked_at(name, monkeypatch):
     monkeypatch.setattr(packing, "readable", lambda table: False)
     assert_close(ours(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
     assert_close(ours(tokens()).logits, eager(tokens()).logits, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.skipif(not REMAPS_PACKED, reason="newer transformers")
+@torch.no_grad()
+def test_a_users_function_beside_packed_documents():
+    """With a cache and without, positions restart for it in each document, as transformers has it."""
+    from transformers import DynamicCache
+    from transformers.masking_utils import create_causal_mask
+
+    _, ours = pair(DECODERS["llama"])
+    odd = {"and_mask_function": lambda b, h, q, k: (q + k) % 3 > 0}
+    given = ours.config, torch.empty(1, sum(PACKED), 1), None
+    expected = torch.block_diag(*[_odd(length) for length in PACKED]).bool()
+    for cache in (None, DynamicCache()):
+        mask = create_causal_mask(*given, cache, position_ids(), **odd)
+        assert packing.isolated(mask, Said()).dense(sum(PACKED), sum(PACKED))[0, 0].equal(expected)
+
+
+def _odd(length):
+    q, k = torch.arange(length)[:, None], torch.arange(length)
+    return ((q + k) % 3 > 0) & (k <= q)
 
 
 @torch.no_grad()

@@ -40,6 +40,15 @@ def read_mask_function(function: MaskFunction) -> Mask | None:
     return None if reader is None else reader(**_cells(function))
 
 
+def is_packed(function: MaskFunction) -> bool:
+    """Whether transformers has put packed documents into the function, by itself or among others."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    if _is_made_by(function, *_JOINED):
+        return any(map(is_packed, _cells(function)["mask_functions"]))
+    return _is_made_by(function, _PACKED, _REMAPPED)
+
+
 def is_relative(mask: Mask) -> bool:
     """Whether the mask only asks how far query and key are apart, so that it is the same in each document."""
     if isinstance(mask, (Causal, Anticausal, Window, Everything)):
@@ -57,7 +66,11 @@ def is_causal(mask: Mask) -> bool:
 
 def inside_documents(segments: Any, mask: Mask) -> Mask:
     """The mask inside each document. Positions restart there, but for tables, which have an entry for each position."""
-    if is_relative(mask) or (not isinstance(mask, FromFunction) and captures.tensors(mask)):
+    if (
+        is_relative(mask)
+        or torch.compiler.is_dynamo_compiling()
+        or (not isinstance(mask, FromFunction) and captures.tensors(mask))
+    ):
         return segments & mask
     return within(segments, mask)
 
@@ -101,8 +114,16 @@ def _window_size(functions: tuple[MaskFunction, ...]) -> int | None:
 
 
 def _read_packed(functions: tuple[MaskFunction, ...]) -> Mask | None:
-    """Packed documents, whose positions restart: transformers joins one function for each half of this."""
-    if len(functions) != 2 or not _is_made_by(functions[0], _PACKED) or not _is_made_by(functions[1], _REMAPPED):
+    """Packed documents, whose positions restart: one function for the documents, and one for the mask in each.
+
+    The second also restarts positions, or (transformers before 5.18) comes first and leaves that out.
+    """
+    if len(functions) != 2:
+        return None
+    if _is_made_by(functions[1], _PACKED):
+        mask = read_mask_function(functions[0])
+        return None if mask is None else inside_documents(documents(_cells(functions[1])["packed_sequence_mask"]), mask)
+    if not (_is_made_by(functions[0], _PACKED) and _is_made_by(functions[1], _REMAPPED)):
         return None
     inner = _cells(functions[1])
     mask = read_mask_function(inner["mask_function"])
@@ -129,17 +150,19 @@ def _code(name: str, *arguments: Any) -> Any:
     return None if factory is None else factory(*arguments).__code__
 
 
-def _is_made_by(function: Any, code: Any) -> bool:
-    return code is not None and getattr(function, "__code__", None) is code
+def _is_made_by(function: Any, *codes: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and any(code is each for each in codes)
 
 
 _TABLE = torch.zeros(1, 1, dtype=torch.int64)
 _OVERLAY = _code("sliding_window_overlay", 1)
 _PACKED = _code("packed_sequence_mask_function", _TABLE)
 _REMAPPED = _code("remap_positions_for_packed_sequence", masking_utils.causal_mask_function, _TABLE)
+_JOINED = _code("and_masks"), _code("or_masks")
 _READERS: dict[Any, Callable[..., Mask | None]] = {
-    _code("and_masks"): _read_and,
-    _code("or_masks"): _read_or,
+    _JOINED[0]: _read_and,
+    _JOINED[1]: _read_or,
     _OVERLAY: _read_overlay,
     _code("sliding_window_bidirectional_overlay", 1): lambda sliding_window: window_both_ways(sliding_window),
     _code("chunked_overlay", 1, _TABLE): _read_chunks,

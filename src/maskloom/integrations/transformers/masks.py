@@ -13,7 +13,13 @@ from maskloom.core.cache import LRU
 from maskloom.core.checks import readable
 from maskloom.core.symbols import as_tensor, is_int
 from maskloom.integrations.transformers.layer_mask import FEW, LayerMask, Place, as_table, columns
-from maskloom.integrations.transformers.mask_functions import MaskFunction, is_causal, is_relative, read_mask_function
+from maskloom.integrations.transformers.mask_functions import (
+    MaskFunction,
+    is_causal,
+    is_packed,
+    is_relative,
+    read_mask_function,
+)
 from maskloom.masks.algebra import And, Mask, and_masks, as_mask, everything
 from maskloom.masks.patterns.padding import key_padding, real
 from maskloom.masks.patterns.relative import Causal, Window, causal
@@ -60,7 +66,11 @@ def layer_mask(
     if attention_mask is not None:
         mask = _with_padding(mask, attention_mask, place, is_causal(pattern))
     return LayerMask(
-        pattern, mask, place, open_to_packing=attention_mask is None, position_ids=_position_ids_of_maker()
+        pattern,
+        mask,
+        place,
+        open_to_packing=attention_mask is None and not is_packed(mask_function),
+        position_ids=_position_ids_of_maker(),
     )
 
 
