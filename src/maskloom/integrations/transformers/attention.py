@@ -51,15 +51,15 @@ def attention(
         attention_mask: what `layer_mask` made; or a user's BlockMask, or table (1 or B, 1 or H, Q, K): bool, True = may
             attend, or floats that are added to the scores, where -inf and the lowest number of the dtype hide.
         scaling: of the scores; by default ``1 / sqrt(D)``.
-        dropout: must be 0.
+        dropout: of probabilities, as `maskloom.attend` drops them.
         keywords: see `Said`.
 
     Returns:
-        (B, Q, H, E), and the weights (B, H, Q, K) where ``output_attentions`` asks for them.
+        (B, Q, H, E), and the weights (B, H, Q, K), before dropout, where ``output_attentions`` asks for them.
 
     Raises:
         TypeError: a keyword that is not known and may change the answer, or a mask of another kind.
-        ValueError: dropout, or a mask that does not fit.
+        ValueError: a mask that does not fit.
     """
     call, told = call_of(module, query, key, value, attention_mask, scaling, dropout, keywords)
     out = attend(call.query, call.key, call.value, call.mask, **call.options).transpose(1, 2).contiguous()
@@ -77,11 +77,15 @@ def call_of(
     keywords: dict[str, Any],
 ) -> tuple[Call, Said]:
     """What `attend` is called with, and the keywords that count."""
-    _refuse_dropout(module, dropout)
     told = said(keywords)
     mask, added = _mask_of(module, query, key, attention_mask, told)
     options: dict[str, Any] = {"scale": scaling, "score_mod": _score_mod(told, added, key.shape[2])}
-    options |= {"sinks": told.sinks, "deterministic": bool(told.deterministic), "kernel_options": told.kernel_options}
+    options |= {
+        "dropout": dropout,
+        "sinks": told.sinks,
+        "deterministic": bool(told.deterministic),
+        "kernel_options": told.kernel_options,
+    }
     return Call(query, key, value, mask, options), told
 
 
@@ -163,22 +167,3 @@ def _added(table: Tensor) -> AddedTable:
     return AddedTable(
         table.reshape([size for size, axis in zip(table.shape, "bhqk", strict=True) if axis in axes]), axes
     )
-
-
-# -- dropout -----------------------------------------------------------------------------------------------------------
-
-
-def _refuse_dropout(module: torch.nn.Module, dropout: float) -> None:
-    if dropout:
-        raise ValueError(
-            f"{type(module).__name__} drops {dropout} of its attention weights while it trains, and maskloom has no dropout: "
-            f"set {_field_of(module, dropout)} to 0 before the model is made, or call model.eval()"
-        )
-
-
-def _field_of(module: torch.nn.Module, dropout: float) -> str:
-    """The field of the config that says so: the one whose name speaks of attention, of those with this value."""
-    fields = vars(getattr(module, "config", None) or torch.nn.Module())
-    named = [name for name, value in fields.items() if "drop" in name and value == dropout]
-    likely = [name for name in named if "att" in name] or named
-    return f"config.{likely[0]}" if likely else "the dropout of attention in its config"
