@@ -1,0 +1,133 @@
+"""A Llama of transformers by each ``attn_implementation``: steps of training, and ``generate()``, in one run.
+
+    python benchmarks/transformers_gpu.py --out build/transformers_gpu.csv
+    python benchmarks/transformers_gpu.py --device cpu --small --out build/transformers_cpu.csv    # that it runs
+
+bf16, 8 layers, 16 heads, 4 KV heads; training without torch.compile, a forward and a backward. Rows are padded on the right, or
+their documents are packed into one row (``packed``). Contenders run by turns; times are medians. For ``generate()`` the prompts
+are padded on the left, all was run once before, and ``prefill_ms`` is that of one token.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from clocks import MIB, once_ms
+from rows import append
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import maskloom.integrations.transformers as hf
+
+CONTENDERS = ("maskloom", "sdpa", "flex_attention", "eager")
+
+
+def model_of(width: int, layers: int, device: str) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=16,
+        num_key_value_heads=4, max_position_embeddings=16384, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(device, torch.bfloat16)
+
+
+def batch_of(rows: int, length: int, share: float, form: str, device: str) -> dict[str, Tensor]:
+    """Rows whose lengths spread evenly around the share that is real."""
+    spread = torch.linspace(-1, 1, rows) * min(share, 1 - share)
+    lengths = ((share + spread) * length).long().clamp(1, length)
+    if form == "packed":
+        ids = torch.randint(1, 8192, (1, int(lengths.sum())), device=device)
+        positions = torch.cat([torch.arange(int(one)) for one in lengths])[None].to(device)
+        return {"input_ids": ids, "position_ids": positions, "labels": ids}
+    real = (torch.arange(length) < lengths[:, None]).long().to(device)
+    ids = torch.randint(1, 8192, (rows, length), device=device) * real
+    return {"input_ids": ids, "attention_mask": real, "labels": ids.masked_fill(real == 0, -100)}
+
+
+def step(model: Any, batch: dict[str, Tensor]) -> None:
+    model.zero_grad()
+    model(**batch, use_cache=False).loss.backward()
+
+
+def by_turns(model: Any, run: Callable[[], object], repeats: int, device: str) -> dict[str, float | str]:
+    """Median milliseconds of each contender; what it raised, in one word, if it did."""
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    failed: dict[str, str] = {}
+    for _ in range(repeats + 1):
+        for name in CONTENDERS:
+            model.set_attn_implementation(name)
+            try:
+                times[name].append(once_ms(run, device=device))
+            except Exception as error:
+                failed[name] = type(error).__name__
+    return {name: failed.get(name) or statistics.median(each[1:]) for name, each in times.items()}
+
+
+def memory_mib(model: Any, run: Callable[[], object], name: str, device: str) -> float | str:
+    if device == "cpu":
+        return ""
+    model.set_attn_implementation(name)
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return round(torch.cuda.max_memory_allocated() / MIB)
+
+
+def generate(model: Any, batch: dict[str, Tensor], count: int) -> None:
+    given = {"do_sample": False, "eos_token_id": None, "max_new_tokens": count, "min_new_tokens": count}
+    model.generate(batch["input_ids"].flip(1), attention_mask=batch["attention_mask"].flip(1), **given)
+
+
+def measure(out: Path, device: str, small: bool) -> None:
+    widths, sizes, layers = ((1024, 2048), ((4, 4096), (8, 8192)), 8) if not small else ((64,), ((2, 64),), 2)
+    for width in widths:
+        model = model_of(width, layers, device)
+        for rows, length in sizes:
+            for form, share in (("padded", 0.5), ("padded", 0.75), ("padded", 1.0), ("packed", 0.5), ("packed", 0.75)):
+                batch = batch_of(rows, length, share, form, device)
+                _training(
+                    out,
+                    model.train(),
+                    batch,
+                    {"width": width, "rows": rows, "length": length, "form": form, "real": share},
+                )
+        prompts = batch_of(8, 1024 if not small else 32, 0.75, "padded", device)
+        _generation(out, model.eval(), prompts, width, 64 if not small else 3)
+
+
+def _training(out: Path, model: Any, batch: dict[str, Tensor], what: dict[str, Any]) -> None:
+    device = batch["input_ids"].device.type
+    for name, ms in by_turns(model, lambda: step(model, batch), 5, device).items():
+        memory = "" if isinstance(ms, str) else memory_mib(model, lambda: step(model, batch), name, device)
+        append(out, {"case": "training", **what, "contender": name, "ms": ms, "prefill_ms": "", "peak_mib": memory})
+
+
+def _generation(out: Path, model: Any, prompts: dict[str, Tensor], width: int, count: int) -> None:
+    rows, length = prompts["input_ids"].shape
+    device = prompts["input_ids"].device.type
+    first = by_turns(model, lambda: generate(model, prompts, 1), 5, device)
+    for name, ms in by_turns(model, lambda: generate(model, prompts, count), 5, device).items():
+        what = {"width": width, "rows": rows, "length": length, "form": "padded left", "real": 0.75}
+        append(
+            out,
+            {
+                "case": f"generate {count}",
+                **what,
+                "contender": name,
+                "ms": ms,
+                "prefill_ms": first[name],
+                "peak_mib": "",
+            },
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args()
+    hf.register()
+    measure(given.out, given.device, given.small)
