@@ -372,3 +372,22 @@ def test_what_does_not_fit_changes_nothing():
     assert cache.longest == 0
     cache.append(K[:, :, :4], V[:, :, :4])
     assert cache.lengths.tolist() == [4] * B
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"scale": "3"},
+        {"backend": "fastest"},
+        {"dropout_seed": 0.5},
+        {"dropout_seed": torch.tensor([1, 2])},
+        {"dropout": 3},
+    ],
+)
+def test_an_option_that_is_wrong_leaves_the_cache_as_it_was(option):
+    attention = loom.MultiheadFlexAttention(6, 6, 3)
+    cache = loom.nn.KVCache(2, 3, size=7, d_head=2)
+    attention(torch.randn(2, 4, 6), loom.causal, cache=cache)
+    with pytest.raises((TypeError, ValueError)):
+        attention(torch.randn(2, 1, 6), loom.causal, cache=cache, **option)
+    assert cache.lengths.tolist() == [4, 4]

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest
 
 from maskloom.attention.backends.base import BackendName
-from maskloom.attention.dropout.options import checked_rate
+from maskloom.attention.backends.choose import check_name
+from maskloom.attention.checks import checked_scale
+from maskloom.attention.dropout.options import checked_rate, checked_seed
 from maskloom.scores.base import ScoreMod, checked_score_mod
 
 
@@ -32,8 +35,11 @@ class AttendOptions(TypedDict, total=False):
 _NAMES = tuple(AttendOptions.__annotations__)
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise a TypeError for a name that is no option, for a log-sum-exp that is asked for, and for no score_mod or dropout."""
+def check_options(options: Mapping[str, Any], device: torch.device) -> None:
+    """Raise a TypeError or ValueError for what `attend` would refuse whatever the tensors: a cache is not yet written to.
+
+    That is a name that is no option, a log-sum-exp that is asked for, and what is no score_mod, scale, backend or dropout.
+    """
     for name in options:
         if name not in _NAMES:
             raise TypeError(f"MultiheadFlexAttention.forward() got an unexpected keyword argument {name!r}")
@@ -44,7 +50,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if options.get("score_mod") is not None:
         checked_score_mod(options["score_mod"])
+    checked_scale(options.get("scale"))
+    check_name(options.get("backend", "auto"))
     checked_rate(options.get("dropout", 0.0))
+    if options.get("dropout_seed") is not None:
+        checked_seed(1.0, options["dropout_seed"], device)
 
 
 class MultiheadOutput(NamedTuple):

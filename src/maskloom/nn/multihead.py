@@ -10,6 +10,7 @@ from maskloom.attention.attend import attend
 from maskloom.attention.checks import placed_beside
 from maskloom.attention.weights import attention_weights
 from maskloom.attention.zeros import zeros_backward
+from maskloom.core.words import what_it_is
 from maskloom.nn.cache import KVCache
 from maskloom.nn.call import AttendOptions, MultiheadOutput, MultiheadOutputWithWeights, check_options
 from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
@@ -133,7 +134,9 @@ class MultiheadFlexAttention(ProjectedHeads):
         Raises:
             TypeError, ValueError: what does not fit, or does not go together, before any work.
         """
-        check_options(options)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a tensor (batch, length, features); got {what_it_is(x)}")
+        check_options(options, x.device)
         check_need_weights(need_weights)
         check_placing(self, block_mask, positions, cache, pads, options)
         context = checked_context(self, x, context, cache)

@@ -7,7 +7,7 @@ compiles nothing.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.autograd import forward_ad
@@ -52,8 +52,7 @@ def choose(request: Request, name: BackendName | Literal["auto"], *, in_graph: b
     Raises:
         ValueError: ``name`` is not known, or that backend cannot do this.
     """
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(name)}")
+    check_name(name)
     asked = _by_options(request) if name == "auto" else name
     plain = forward_ad._current_level < 0 and not inside_transform()  # almost every call, and one question
     if asked is not None:
@@ -69,6 +68,12 @@ def choose(request: Request, name: BackendName | Literal["auto"], *, in_graph: b
         if refused is None and _refused_by(candidate, request, in_graph) is None:
             return Choice(candidate, candidate.reason(request), named=False)
     raise AssertionError("the reference refuses nothing")
+
+
+def check_name(name: Any) -> None:
+    """Raise a ValueError for what is neither "auto" nor the name of a backend."""
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(name)}")
 
 
 def ruled_out(request: Request, chosen: Backend, *, in_graph: bool = False) -> dict[BackendName, str]:
