@@ -26,7 +26,8 @@ EDGE = ("show", "integrations", "testing", "demo", "cli")
 _SUBFOLDERS = {
     "masks": ("patterns", "patterns/packed", "patterns/grids"),
     "blocks": ("intervals", "intervals/rules", "replay"),
-    "attention": ("backends",),
+    "attention": ("backends", "kernels", "plans", "sliced", "dropout"),
+    "nn": ("convert",),
 }
 _WIDTH = 9.0
 _COLUMNS = 158  # characters in a line of files
@@ -60,6 +61,8 @@ def arrows() -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for floor in floors():
         for path in (PACKAGE / floor).rglob("*.py"):
+            if path.parent == PACKAGE / floor and path.name == "__init__.py":  # a namespace may show what stands higher
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maskloom."):
                     below = node.module.split(".")[1]  # type: ignore[union-attr]
