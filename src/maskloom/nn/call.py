@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest
 
-from maskloom.attention.backends.base import BackendName
-from maskloom.attention.backends.choose import check_name
+from maskloom.attention.backends.base import BackendName, check_name
 from maskloom.attention.checks import checked_scale
 from maskloom.attention.dropout.options import checked_rate, checked_seed
 from maskloom.scores.base import ScoreMod, checked_score_mod

@@ -3,16 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
+from maskloom.core.words import brief
 
 BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "sliced", "reference"]
 """In the order of "auto": the first that can do what is asked runs, but for what `choose` says."""
+
+
+def check_name(name: Any) -> None:
+    """Raise a ValueError for what is neither "auto" nor the name of a backend."""
+    if name not in _NAMES:
+        raise ValueError(f"backend is one of {', '.join(_NAMES)}; got {brief(name)}")
+
+
+_NAMES = ("auto", *get_args(BackendName))
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -7,12 +7,12 @@ compiles nothing.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.autograd import forward_ad
 
-from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, BackendName
+from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, BackendName, check_name
 from maskloom.attention.backends.decode import Decode, is_few
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
@@ -24,7 +24,6 @@ from maskloom.attention.request import Request
 from maskloom.attention.sliced.backend import Sliced
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
-from maskloom.core.words import brief
 from maskloom.masks.algebra import Everything
 from maskloom.masks.patterns.relative import Causal
 
@@ -68,12 +67,6 @@ def choose(request: Request, name: BackendName | Literal["auto"], *, in_graph: b
         if refused is None and _refused_by(candidate, request, in_graph) is None:
             return Choice(candidate, candidate.reason(request), named=False)
     raise AssertionError("the reference refuses nothing")
-
-
-def check_name(name: Any) -> None:
-    """Raise a ValueError for what is neither "auto" nor the name of a backend."""
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is one of {', '.join(('auto', *BACKENDS))}; got {brief(name)}")
 
 
 def ruled_out(request: Request, chosen: Backend, *, in_graph: bool = False) -> dict[BackendName, str]:
