@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
-from torch.torch_version import TorchVersion
 
 import maskloom as loom
 from maskloom.attention import attend, resolve
@@ -186,8 +185,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Ampere GPU")
     monkeypatch.setattr(flash, "_HAS_FLASH", True)
     monkeypatch.setattr(decode, "has_triton", lambda: False)
-    monkeypatch.setattr(flash_limits, "_TORCH", TorchVersion("2.11.0"))
-    monkeypatch.setattr(flash_limits, "_FLASH", TorchVersion("4.0.0b36"))
+    monkeypatch.setattr(flash_limits, "_TORCH", flash_limits.version("2.11.0"))
+    monkeypatch.setattr(flash_limits, "_FLASH", flash_limits.version("4.0.0b36"))
     return properties
 
 

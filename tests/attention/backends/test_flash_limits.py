@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch.torch_version import TorchVersion
 
 import maskloom as loom
 from maskloom.attention.backends import flash_limits
-from maskloom.attention.backends.flash_limits import LIMITS, block_size, reads_scalars, refused_by
+from maskloom.attention.backends.flash_limits import LIMITS, block_size, reads_scalars, refused_by, version
 from maskloom.attention.backends.flash_mask import refused
 from maskloom.attention.request import Request
 
@@ -17,8 +16,8 @@ Q, K = 150, 300
 @pytest.fixture
 def versions(monkeypatch):
     def set_to(of_torch, of_flash):
-        monkeypatch.setattr(flash_limits, "_TORCH", TorchVersion(of_torch))
-        monkeypatch.setattr(flash_limits, "_FLASH", TorchVersion(of_flash))
+        monkeypatch.setattr(flash_limits, "_TORCH", version(of_torch))
+        monkeypatch.setattr(flash_limits, "_FLASH", version(of_flash))
 
     return set_to
 
@@ -96,3 +95,9 @@ def test_numbers_in_tensors_are_read_by_newer_versions(versions):
     assert "a tensor without dimensions" in refused(
         mask, torch.device("meta")
     )  # it lies on another device than the attention
+
+
+def test_versions_are_ordered():
+    order = ["2.11.0+cu130", "2.13.0", "2.14.1", "4.0.0b4", "4.0.0b13", "4.0.0b36", "4.0.0", "4.0.1", "nobody knows"]
+    assert sorted(order, key=version) == order
+    assert version("2.13.0a0+git1234") == version("2.13")

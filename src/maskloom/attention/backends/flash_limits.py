@@ -5,14 +5,31 @@ the words of a refusal.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
-from torch.torch_version import TorchVersion
 
 from maskloom.attention.request import Request
+
+Version = tuple[int, int, int, int]
+"""Three numbers of a release, and that of its beta: comparisons of these can be traced, those of version objects cannot (2.11)."""
+
+_FINAL = 1 << 20
+
+
+def version(text: str) -> Version:
+    """A version such as 2.11.0+cu130 or 4.0.0b36."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(?:b(\d+))?", text)
+    if found is None:
+        return _UNKNOWN
+    major, minor, micro, beta = found.groups()
+    return int(major), int(minor), int(micro or 0), _FINAL if beta is None else int(beta)
+
+
+_UNKNOWN: Version = (1 << 20, 0, 0, 0)
 
 
 class Versions(NamedTuple):
@@ -21,8 +38,8 @@ class Versions(NamedTuple):
     A flash-attn-4 whose version is not known (it was not installed as a package) is taken for one without limits of its own.
     """
 
-    torch: TorchVersion
-    flash: TorchVersion
+    torch: Version
+    flash: Version
     gpu: int
 
 
@@ -46,19 +63,20 @@ class Limit(NamedTuple):
     ran: bool
 
 
-def _version_of_flash() -> TorchVersion:
+def _version_of_flash() -> Version:
     if importlib.util.find_spec("flash_attn") is None:
         return _UNKNOWN
-    from importlib.metadata import PackageNotFoundError, version  # which reads folders
+    from importlib import metadata  # which reads folders
 
     try:
-        return TorchVersion(version("flash-attn-4"))
-    except PackageNotFoundError:
+        return version(metadata.version("flash-attn-4"))
+    except metadata.PackageNotFoundError:
         return _UNKNOWN
 
 
-_UNKNOWN = TorchVersion("9999")
-_TORCH, _FLASH = TorchVersion(torch.__version__.partition("+")[0]), _version_of_flash()
+_TORCH, _FLASH = version(torch.__version__), _version_of_flash()
+_TORCH_2_13, _TORCH_2_14 = map(version, ("2.13", "2.14"))
+_B5, _B13, _B17, _B26 = map(version, ("4.0.0b5", "4.0.0b13", "4.0.0b17", "4.0.0b26"))  # of flash-attn-4
 
 
 def _always(request: Request) -> bool:
@@ -80,7 +98,7 @@ def _has_no_full_tables(request: Request) -> bool:
 LIMITS = (
     Limit(
         "flash-attn-4 4.0.0b13, Hopper",
-        lambda at: at.flash == "4.0.0b13" and at.gpu == 9,
+        lambda at: at.flash == _B13 and at.gpu == 9,
         _always,
         "flash-attn-4 4.0.0b13 gives wrong results on Hopper: update it, pip install -U flash-attn-4",
         "flash-attention#2563",
@@ -88,7 +106,7 @@ LIMITS = (
     ),
     Limit(
         "flash-attn-4 from 4.0.0b5 to before 4.0.0b26, Hopper",
-        lambda at: at.gpu == 9 and at.flash >= "4.0.0b5" and at.flash < "4.0.0b26",
+        lambda at: at.gpu == 9 and at.flash >= _B5 and at.flash < _B26,
         lambda request: request.needs_gradients,
         "in flash-attn-4 4.0.0b5 to 4.0.0b25 one backward in a hundred to a thousand is garbage on Hopper: update it, "
         "pip install -U flash-attn-4",
@@ -97,7 +115,7 @@ LIMITS = (
     ),
     Limit(
         "torch before 2.14, or flash-attn-4 before 4.0.0b5",
-        lambda at: at.torch < "2.14" or at.flash < "4.0.0b5",
+        lambda at: at.torch < _TORCH_2_14 or at.flash < _B5,
         _wants_gradient_of_lse,
         "its log-sum-exp, which return_aux and sinks need, has no gradient before torch 2.14",
         "pytorch#189784",
@@ -105,7 +123,7 @@ LIMITS = (
     ),
     Limit(
         "torch before 2.13",
-        lambda at: at.torch < "2.13",
+        lambda at: at.torch < _TORCH_2_13,
         lambda request: request.wants_lse,
         "torch before 2.13 scales its log-sum-exp, which return_aux and sinks need, to another base",
         "pytorch#181824",
@@ -113,7 +131,7 @@ LIMITS = (
     ),
     Limit(
         "torch before 2.14",
-        lambda at: at.torch < "2.14",
+        lambda at: at.torch < _TORCH_2_14,
         _has_no_full_tables,
         "it needs a block mask with full tables (separate_full_blocks=True)",
         "pytorch#188322",
@@ -154,4 +172,4 @@ def block_size(gpu: int) -> tuple[int, int]:
 
 def reads_scalars() -> bool:
     """Whether masks may read tensors without dimensions on the GPU, and numbers that are dynamic (pytorch#189784; read, not run)."""
-    return _TORCH >= "2.14" and _FLASH >= "4.0.0b17"
+    return _TORCH_2_14 <= _TORCH and _B17 <= _FLASH
