@@ -18,8 +18,8 @@ RATES = (0.1, 0.5, 0.03)
 def bits_in_python(seed, b, h, q):
     """SplitMix64 of a row's counter, with Python's integers, which never wrap."""
     most = 2**64 - 1
-    steps = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0xD1342543DE82EF95, 0x2545F4914F6CDD1D)
-    bits = sum(step * at for step, at in zip(steps, (seed, b, h, q), strict=True)) & most
+    bits = ((seed * 0x9E3779B97F4A7C15 + b) * 0xBF58476D1CE4E5B9 + h) * 0xD1342543DE82EF95 + q
+    bits = (bits * 0x2545F4914F6CDD1D) & most
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & most
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & most
     return bits ^ (bits >> 31)

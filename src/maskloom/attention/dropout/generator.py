@@ -93,7 +93,10 @@ class _RowBits(ScoreValue):
     seed: Tensor
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return mixed(self.seed * _signed(_STEPS[0]) + _step(b, 1) + _step(h, 2) + _step(q_idx, 3))
+        counter = self.seed
+        for index, step in zip((b, h, q_idx), _STEPS, strict=True):
+            counter = counter * step + index.to(torch.int64)
+        return mixed(counter * _LAST_STEP)
 
 
 @score_dataclass
@@ -102,14 +105,6 @@ class _KeyPosition(ScoreValue):
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return kv_idx
-
-
-_STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0xD1342543DE82EF95, 0x2545F4914F6CDD1D)
-"""By how much the counter grows with the seed, the batch row, the head and the query: odd, and far from one another's multiples."""
-
-
-def _step(index: Tensor, which: int) -> Tensor:
-    return index.to(torch.int64) * _signed(_STEPS[which])
 
 
 def mixed(bits: Tensor) -> Tensor:
@@ -127,3 +122,11 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
 def _signed(constant: int) -> int:
     """64 bits as int64 has them."""
     return constant - (1 << 64) if constant >> 63 else constant
+
+
+_STEPS = tuple(map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0xD1342543DE82EF95)))
+"""What the counter is multiplied by before the batch row, the head and the query are added to it: odd numbers.
+
+No index is multiplied itself: Inductor (torch 2.11) writes such a product with the constant in int32, where it does not fit."""
+
+_LAST_STEP = 0x2545F4914F6CDD1D

@@ -14,7 +14,7 @@ from torch import Tensor
 
 def until_forward(out: Tensor, tensors: list[Tensor]) -> Tensor:
     """The output of a kernel that reads these tensors: they live until it has run."""
-    return _UntilForward.apply(out, *tensors)
+    return _UntilForward.apply(out, *tensors) if out.requires_grad else _read_too(out, tuple(tensors))
 
 
 def until_backward(tensor: Tensor, tensors: list[Tensor]) -> Tensor:

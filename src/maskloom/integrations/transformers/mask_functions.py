@@ -13,13 +13,13 @@ from transformers import masking_utils
 
 from maskloom.core import captures
 from maskloom.core.checks import readable
-from maskloom.masks.algebra import And, Everything, FromFunction, Mask, and_masks, everything, or_masks
-from maskloom.masks.patterns.blockwise import chunked
+from maskloom.masks.algebra import And, Everything, FromFunction, Mask, Or, and_masks, everything, or_masks
+from maskloom.masks.patterns.blockwise import Chunked, chunked
 from maskloom.masks.patterns.packed.segments import documents
 from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.relative import Anticausal, Causal, Window, anticausal, causal, window, window_both_ways
 from maskloom.masks.patterns.relative import window_counting_itself as sliding
-from maskloom.masks.patterns.shift import shifted
+from maskloom.masks.patterns.shift import Shifted, shifted
 
 MaskFunction = Callable[..., Any]
 """``(batch_idx, head_idx, q_idx, kv_idx) -> bool``, as transformers makes it."""
@@ -66,6 +66,7 @@ def is_causal(mask: Mask) -> bool:
 
 def inside_documents(segments: Any, mask: Mask) -> Mask:
     """The mask inside each document. Positions restart there, but for tables, which have an entry for each position."""
+    mask = _without_padding(mask)
     if (
         is_relative(mask)
         or torch.compiler.is_dynamo_compiling()
@@ -73,6 +74,15 @@ def inside_documents(segments: Any, mask: Mask) -> Mask:
     ):
         return segments & mask
     return within(segments, mask)
+
+
+def _without_padding(mask: Mask) -> Mask:
+    """The mask for rows without padding, as packed ones are: `_read_chunks` cannot see that a tensor on a GPU holds zeros."""
+    if isinstance(mask, Shifted) and isinstance(mask.mask, Chunked):
+        return mask.mask
+    if isinstance(mask, (And, Or)):
+        return type(mask)(tuple(map(_without_padding, mask.parts)))
+    return mask
 
 
 def _conjuncts(mask: Mask) -> tuple[Mask, ...]:
