@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.construct import construct
+from maskloom.blocks.construct import Recipe, recipe_of, recipe_of_kind
 from maskloom.blocks.grid import Wanted, checked_sizes
 from maskloom.blocks.traced import TORCH_TAKES, traced
 from maskloom.core import captures
@@ -81,15 +81,25 @@ def block_mask(
     moves = not (is_zero(q_offset) and is_zero(kv_offset))
     if torch.compiler.is_compiling():
         return traced(shifted(mask, q_offset=q_offset, kv_offset=kv_offset) if moves else mask, wanted, device)
-    mask = simplify(mask) if isinstance(mask, Mask) else mask
     if not moves:
-        return construct(mask, wanted, device, exact=exact)
+        return _recipe(mask, wanted, device, exact).build()
+    mask = simplify(mask) if isinstance(mask, Mask) else mask
     placed = shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask handles positions before 0
         _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
-        return construct(simplify(placed), wanted, device, exact=exact)
+        return recipe_of(simplify(placed), wanted, device, exact=exact).build()
     wanted = wanted._replace(q_offset=q_offset, kv_offset=kv_offset)
-    return construct(mask, wanted, device, shifted=placed, exact=exact)
+    return recipe_of(mask, wanted, device, shifted=placed, exact=exact).build()
+
+
+def _recipe(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exact: bool) -> Recipe:
+    if not isinstance(mask, Mask):
+        return recipe_of(mask, wanted, device, exact=exact)
+
+    def anew() -> Recipe:
+        return recipe_of(simplify(mask), wanted, device, exact=exact)
+
+    return recipe_of_kind(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew()
 
 
 def create_block_mask(
@@ -138,7 +148,7 @@ def create_block_mask(
             mask_mod, wanted, device, separate_full_blocks=separate_full_blocks,
             compute_dq_write_order=compute_dq_write_order, dq_kv_order=dq_kv_order,
         )  # fmt: skip
-    built = construct(mask_mod, wanted, device, separate_full_blocks=separate_full_blocks)
+    built = recipe_of(mask_mod, wanted, device, separate_full_blocks=separate_full_blocks).build()
     return with_write_order(built, dq_kv_order) if compute_dq_write_order else built
 
 

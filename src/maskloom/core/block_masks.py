@@ -24,6 +24,15 @@ def copied_tables(block_mask: BlockMask, **changes: Any) -> BlockMask:
     return BlockMask(**copies)
 
 
+def emptied(block_mask: BlockMask) -> BlockMask:
+    """A BlockMask without tables, which hides nothing, of which only the sizes may be asked."""
+    empty = rebuilt(block_mask, mask_mod=flex.noop_mask)
+    for name, held in vars(empty).items():
+        if isinstance(held, Tensor):
+            setattr(empty, name, None)
+    return empty
+
+
 def with_write_order(built: BlockMask, dq_kv_order: bool) -> BlockMask:
     """The same BlockMask, to which torch's order of writes for a deterministic backward is added."""
     if not isinstance(dq_kv_order, bool):

@@ -57,6 +57,11 @@ class FrozenValue:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return stand_in(self) or super().__reduce_ex__(protocol)
 
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
     def to(self, device: torch.device | str) -> Self:
         """The same value with its tensors on ``device``; the value itself if they are there already."""
         return captures.moved(self, lambda tensor: tensor.to(device))

@@ -34,10 +34,14 @@ class Prepared:
     Attributes:
         run: called with query, key and value.
         nbytes: of the table that it holds.
+        blocks: the BlockMask that the kernel gets, of a backend by tiles.
+        with_blocks: the same with another one of the same kind: a mask of the same structure, tables of the same shapes.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], Attended]
     nbytes: int = 0
+    blocks: BlockMask | None = None
+    with_blocks: Callable[[BlockMask], "Prepared"] | None = None
 
 
 class Backend(ABC):

@@ -91,32 +91,37 @@ def prepared_attention(
         kind, dynamic = _kind(query, key, value, block_mask, mods, wants_lse, options)
     elif options.get("BACKEND") == "FLASH":  # which knows no score_mod of tensors
         kind = (kind, scale)
-    rest = (score_mod, block_mask, scale, shares_heads(query, key), wants_lse, options)
-    return PreparedAttention(_compiled_for(kind, dynamic), rest, captures.has_floats(*mods))
+    rest = (scale, shares_heads(query, key), wants_lse, options)
+    return PreparedAttention(_compiled_for(kind, dynamic), score_mod, block_mask, rest, captures.has_floats(*mods))
 
 
 class PreparedAttention(NamedTuple):
     """A compiled function, and all that it gets beside query, key and value."""
 
     compiled: Callable[..., tuple[Tensor, Tensor | None]]
+    score_mod: ScoreMod | None
+    blocks: BlockMask
     rest: tuple[Any, ...]
     has_floats: bool
+
+    def with_blocks(self, blocks: BlockMask) -> "PreparedAttention":
+        """The same for other blocks of the same kind: masks of one structure, tables of the same shapes."""
+        return self._replace(blocks=blocks)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `fused_attention`."""
         try:
             if not self.has_floats:
-                return self.compiled(query, key, value, *self.rest)
+                return self.compiled(query, key, value, self.score_mod, self.blocks, *self.rest)
             # Python floats are constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)
             with torch._dynamo.config.patch(specialize_float=True):
-                return self.compiled(query, key, value, *self.rest)
+                return self.compiled(query, key, value, self.score_mod, self.blocks, *self.rest)
         except _compiler().FailOnRecompileLimitHit as error:
             raise FallbackError(_not_compiled()) from error
         except _compiler().TorchDynamoException as error:
             _raise_if_no_answer(error)
-            score_mod = self.rest[0]
-            if score_mod is not None:
-                _let_it_raise(score_mod, query.device)
+            if self.score_mod is not None:
+                _let_it_raise(self.score_mod, query.device)
             raise FallbackError(_broken(error)) from error
 
 

@@ -124,8 +124,7 @@ class Flash(Backend):
         return Attended(until_forward(out, held) if held else out, lse)
 
     def prepare(self, request: Request) -> Prepared:
-        attention = prepared(request, self._blocks(request), self._options(request))
-        return Prepared(lambda *qkv: attention.run(*map(_unexpanded, qkv)))
+        return prepared(request, self._blocks(request), self._options(request), _unexpanded)
 
     def _blocks(self, request: Request) -> BlockMask:
         blocks = blocks_of(request)

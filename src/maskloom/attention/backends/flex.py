@@ -1,6 +1,7 @@
 """What FlexAttention's two kernels share: head dims that they do not have are widened with zeros."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.base import Prepared
-from maskloom.attention.backends.compiled import fused_attention, prepared_attention
+from maskloom.attention.backends.compiled import PreparedAttention, fused_attention, prepared_attention
 from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.request import Attended, Request
 from maskloom.core.block_masks import rebuilt
@@ -27,28 +28,69 @@ def fused(request: Request, blocks: BlockMask, options: dict[str, Any] | None) -
         score_mod=request.score_mod, scale=_scale(request), wants_lse=request.wants_lse, kernel_options=options,
     )  # fmt: skip
     if out.requires_grad:  # of a graph, grad_fn cannot be asked
+        if lse is not None and torch.compiler.is_dynamo_compiling():
+            out, lse = _BothHaveGradients.apply(out, lse)
         out = with_first_only(out, _name(options))
     size = request.value.shape[-1]
     return Attended(out[..., :size] if out.shape[-1] > size else out, lse)
 
 
-def prepared(request: Request, blocks: BlockMask, options: dict[str, Any] | None) -> Prepared:
-    """`fused`, for all requests like this one; blocks may be kept with their mask."""
-    sizes, value_dim, name = _kernel_sizes(request), request.value.shape[-1], _name(options)
+class _BothHaveGradients(torch.autograd.Function):
+    """Identity; a missing gradient becomes zeros: Inductor (torch 2.11) has no backward for a log-sum-exp without its output."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        return out.view_as(out), lse.view_as(lse)
+
+    @staticmethod
+    def backward(ctx: Any, of_out: Tensor, of_lse: Tensor) -> tuple[Tensor, Tensor]:
+        return of_out, of_lse
+
+
+class _Run(NamedTuple):
+    """What a plan runs: the compiled function, with what goes in beside query, key and value.
+
+    Attributes:
+        sizes: the head dims of query, key and value that the kernel gets; None where it gets them as they are.
+        change: made of each of the three first; None for nothing.
+    """
+
+    attention: PreparedAttention
+    sizes: tuple[int, int, int] | None
+    value_dim: int
+    name: str
+    change: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        if self.change is not None:
+            query, key, value = map(self.change, (query, key, value))
+        if self.sizes is not None:
+            query, key, value = map(_widened, (query, key, value), self.sizes)
+        out, lse = self.attention(query, key, value)
+        if out.requires_grad:
+            out = with_first_only(out, self.name)
+        return Attended(out if self.sizes is None else out[..., : self.value_dim], lse)
+
+    def prepared(self) -> Prepared:
+        return Prepared(self.__call__, blocks=self.attention.blocks, with_blocks=self._with_blocks)
+
+    def _with_blocks(self, blocks: BlockMask) -> Prepared:
+        return self._replace(attention=self.attention.with_blocks(blocks)).prepared()
+
+
+def prepared(
+    request: Request,
+    blocks: BlockMask,
+    options: dict[str, Any] | None,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Prepared:
+    """`fused`, for all requests like this one; blocks may be kept with their mask. ``change``: of each tensor, before."""
+    sizes, name = _kernel_sizes(request), _name(options)
     as_is = sizes == tuple(tensor.shape[-1] for tensor in _qkv(request))
     query, key, value = (_widened(tensor, size) for tensor, size in zip(_qkv(request), sizes, strict=True))
     how: dict[str, Any] = {"score_mod": request.score_mod, "scale": _scale(request), "wants_lse": request.wants_lse}
     attention = prepared_attention(query, key, value, rebuilt(blocks), **how, options=options or {})
-
-    def run(query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        if not as_is:
-            query, key, value = map(_widened, (query, key, value), sizes)
-        out, lse = attention(query, key, value)
-        if out.requires_grad:
-            out = with_first_only(out, name)
-        return Attended(out if as_is else out[..., :value_dim], lse)
-
-    return Prepared(run)
+    return _Run(attention, None if as_is else sizes, request.value.shape[-1], name, change).prepared()
 
 
 def _qkv(request: Request) -> tuple[Tensor, Tensor, Tensor]:

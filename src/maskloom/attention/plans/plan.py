@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 from maskloom.attention.backends.base import Backend, Prepared
 from maskloom.attention.backends.decode import is_few
 from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
+from maskloom.attention.plans.kinds import plan_like
 from maskloom.attention.plans.steps import run_step
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
@@ -38,6 +39,16 @@ class CallPlan:
     prepared: Prepared
     cast_to: torch.dtype | None
     hidden: Hidden | None = None
+
+    @property
+    def blocks(self) -> BlockMask | None:
+        """The BlockMask that its kernel gets; None where the plan depends on more of the mask."""
+        return self.prepared.blocks if self.hidden is None else None
+
+    def with_blocks(self, blocks: BlockMask) -> "CallPlan":
+        """The same with another BlockMask of the same kind."""
+        assert self.prepared.with_blocks is not None
+        return CallPlan(self.prepared.with_blocks(blocks), self.cast_to)
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +118,7 @@ def planned(
             return None
         offset = _offset_of_step(query, key, q_offset)
         return None if offset is None else run_step(query, key, value, mask, offset, facts, call, checked)
-    found = cached_with(owner, call, lambda: make(*checked()))
+    found = cached_with(owner, call, lambda: plan_like(owner, facts, call, checked, make))
     return None if found is None else found(query, key, value)
 
 

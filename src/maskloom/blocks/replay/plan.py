@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskloom.blocks.replay.captured import CapturedCalls
 from maskloom.core.forks import computed_once
 from maskloom.program.program import Value, leaves
 
 Tensors = tuple[Tensor, ...]
+
+_MOST_CAPTURED = 1 << 26
+"""Maximum bytes of all values of a list that becomes a CUDA graph: with more, its launches take little of the time."""
 
 _aten = torch.ops.aten
 
@@ -51,6 +55,7 @@ class ReplayPlan:
         results: the results of the plan; a tensor where a result depends on no input.
         nbytes: bytes of the tensors that the plan holds.
         on_arrays: the same calls by functions of NumPy, if these give the same bits and are faster.
+        work: bytes of all values, inputs too.
     """
 
     calls: tuple[Call, ...]
@@ -58,13 +63,20 @@ class ReplayPlan:
     results: tuple[Value | Tensor, ...]
     nbytes: int
     on_arrays: tuple[Call, ...] | None = None
+    work: int = 0
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
         """Replay all operations on other inputs of the same shapes, strides and dtypes."""
         if self.on_arrays is None or any(type(tensor) is not Tensor for tensor in inputs):
             with torch.no_grad():
+                if self.work <= _MOST_CAPTURED and inputs and inputs[0].is_cuda:
+                    return self._captured(inputs)
                 return self._function(*inputs)
         return tuple(map(_as_tensor, self._function_of_arrays(*[tensor.numpy() for tensor in inputs])))
+
+    @computed_once
+    def _captured(self) -> CapturedCalls:
+        return CapturedCalls(self._function, self.inputs, self.results)
 
     @computed_once
     def _function(self) -> Callable[..., Tensors]:

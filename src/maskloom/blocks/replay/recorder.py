@@ -110,7 +110,10 @@ class _ReplayRecorder(TorchDispatchMode):
             needed |= read
         held = {id(found): found for found in leaves([ends, *(call.args for call in calls)], Tensor)}
         calls.reverse()
-        return ReplayPlan(tuple(calls), self._inputs, ends, _bytes_of(held.values()), on_arrays(calls, self._values))
+        work = sum(value.nbytes for value in self._values)
+        return ReplayPlan(
+            tuple(calls), self._inputs, ends, _bytes_of(held.values()), on_arrays(calls, self._values), work
+        )
 
     def _view_of_read(self, args: Any) -> Tensor | None:
         """A gather at constant indices, as a view, if the indices have equal steps (the ends of tiles have)."""

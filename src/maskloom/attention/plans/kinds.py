@@ -1,0 +1,143 @@
+"""Plans of a kind: what `attend` decides for a mask whose tensors are new, from a mask of the same structure.
+
+A training step has new lengths. A plan as in `plan` is kept with a mask as long as its tensors stay as they are. Here is what
+of it is the same for all masks of one structure, shapes and numbers: the backend, the compiled function, the form in
+which its kernel takes the mask. Only the tables of the BlockMask are made anew. Nothing here depends on values: it is for
+tensors on a GPU, whose values no check reads.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.attention.backends.base import Backend
+from maskloom.attention.request import Request
+from maskloom.blocks.construct import RecipeOfKind, kind_of, recipe_of
+from maskloom.blocks.grid import Wanted
+from maskloom.core import captures
+from maskloom.core.block_masks import emptied, rebuilt
+from maskloom.core.cache import LRU
+from maskloom.core.checks import readable
+from maskloom.core.pickling import stays_here
+from maskloom.core.templates import Template, template_of
+from maskloom.core.torch_state import float_state, raw_stream
+from maskloom.masks.algebra import Mask
+from maskloom.masks.dense import needed_sizes
+from maskloom.masks.simplify import simplify
+from maskloom.program.program import MaskMod
+
+
+class Plan(Protocol):
+    """What a plan must say of itself to be made again."""
+
+    @property
+    def blocks(self) -> BlockMask | None:
+        """The BlockMask that its kernel gets, if it depends on nothing else of the mask."""
+
+    def with_blocks(self, blocks: BlockMask) -> Self:
+        """The same with another BlockMask of the same kind: a mask of the same structure, tables of the same shapes."""
+
+
+P = TypeVar("P", bound=Plan)
+
+
+class _Kind(NamedTuple):
+    """A plan without tensors.
+
+    Attributes:
+        mask_mod: in the form that the kernel takes, where a BlockMask is given.
+        recipe: of the BlockMask, where a mask is given; it holds the mask in that form.
+    """
+
+    plan: Any
+    mask_mod: Template[MaskMod]
+    recipe: RecipeOfKind | None
+
+    def plan_for(self, owner: Mask | BlockMask, tensors: tuple[Tensor, ...]) -> Any:
+        """The plan for a mask, or a BlockMask, that holds these tensors."""
+        if isinstance(owner, BlockMask):
+            return self.plan.with_blocks(rebuilt(owner, mask_mod=self.mask_mod.filled(tensors)))
+        assert self.recipe is not None
+        with stays_here():
+            return self.plan.with_blocks(self.recipe.of(tensors).build())
+
+
+_kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = LRU(256)
+
+
+def plan_like(
+    owner: Mask | BlockMask,
+    facts: captures.Facts,
+    call: Hashable,
+    checked: Callable[[], tuple[Request, Backend]],
+    make: Callable[[Request, Backend], P | None],
+) -> P | None:
+    """``make(*checked())``, or what it gave for an owner of the same kind, with the tensors of this one.
+
+    Args:
+        facts: of the mask.
+        call: all else that the plan depends on.
+    """
+    key = _key(owner, facts, call)
+    known = None if key is None else _kinds.get(key)
+    if isinstance(known, _Kind):
+        return cast(P, known.plan_for(owner, facts.tensors))
+    request, backend = checked()
+    plan = make(request, backend)
+    if key is not None and known != "no kind":
+        _kinds.put(key, "second time")
+        if known is not None:
+            new = None if plan is None else _kind_of(owner, facts, request, backend, plan)
+            _kinds.put(key, new or "no kind")
+    return plan
+
+
+def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hashable | None:
+    """What is the same for all of a kind; None where there is none."""
+    if not facts.is_plain or not facts.tensors or torch.is_inference_mode_enabled():
+        return None
+    tensors, given = facts.tensors, None
+    if isinstance(owner, BlockMask):
+        tables = {name: held for name, held in vars(owner).items() if isinstance(held, Tensor)}
+        given = owner.BLOCK_SIZE, owner.seq_lengths, tuple(tables)
+        tensors = (*tensors, *tables.values())
+    if not all(map(_is_unread, tensors)):
+        return None
+    mask_mod = owner.mask_mod if isinstance(owner, BlockMask) else owner
+    laid = tuple([(tensor.shape, tensor.stride()) for tensor in tensors])
+    return captures.structure(mask_mod, numbers=True), laid, given, call, float_state(), raw_stream(tensors[0].device)
+
+
+def _is_unread(tensor: Tensor) -> bool:
+    """Whether it is a plain tensor whose values no check reads."""
+    return type(tensor) is Tensor and not readable(tensor)
+
+
+def _kind_of(
+    owner: Mask | BlockMask, facts: captures.Facts, request: Request, backend: Backend, plan: Plan
+) -> _Kind | None:
+    """The kind of a plan; None if it holds tensors that are not the owner's, or has no tiles."""
+    mask_mod = None if plan.blocks is None else template_of(plan.blocks.mask_mod, facts.tensors)
+    if plan.blocks is None or mask_mod is None:
+        return None
+    recipe = None
+    batch, heads, q_len, kv_len = request.sizes
+    device = request.query.device
+    mask = owner.mask_mod if isinstance(owner, BlockMask) else owner
+    needed = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
+    if isinstance(owner, Mask):
+        wanted = Wanted(q_len, kv_len, *needed, backend.block_size(request))
+        recipe = kind_of(recipe_of(simplify(owner), wanted, device).holding(plan.blocks.mask_mod), facts.tensors)
+        if recipe is None:
+            return None
+    elif any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
+        return None
+    return _Kind(plan.with_blocks(emptied(plan.blocks)), mask_mod, recipe)
+
+
+def _stands_for_others(given: int, size: int, needed: int) -> bool:
+    """Whether tables of a BlockMask are for several rows, or heads, of which each needs its own: their values are looked at."""
+    return given != size and needed != 1

@@ -1,0 +1,152 @@
+"""A list of operations as one CUDA graph: one launch in place of some dozens, whose launches take longer than their work.
+
+The graph reads copies of the inputs at fixed addresses, and writes all results into one buffer, which is copied after each
+run: results belong to whoever gets them, as those of the list do. Temporaries of all graphs of a stream share their memory.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.program.program import Value
+
+Tensors = tuple[Tensor, ...]
+
+_BEFORE = 2
+"""Runs of the list before it is captured: capturing takes some milliseconds, and memory that stays."""
+
+_ALIGNED = 16  # bytes
+
+
+class _Place(NamedTuple):
+    """Where a result lies in the buffer: its dtype, and size, strides and offset in elements of that."""
+
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Graph(NamedTuple):
+    inputs: list[Tensor]
+    graph: Any
+    buffer: Tensor
+    places: dict[int, _Place]
+
+
+class CapturedCalls:
+    """A function of tensors on a GPU, captured at its third run. All runs are on one stream.
+
+    Args:
+        function: launches operations on inputs of fixed shapes and strides; it neither waits nor writes into them.
+        results: of the function; a slot below the number of inputs stands for that input.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], inputs: int, results: tuple[Value | Tensor, ...]) -> None:
+        self._function, self._results = function, results
+        self._computed = [
+            at for at, result in enumerate(results) if isinstance(result, Value) and result.slot >= inputs
+        ]
+        self._runs = 0
+        self._graph: _Graph | None = None
+        self._lock = threading.Lock()  # the copies of the inputs are shared
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
+        """The results of the function."""
+        if self._graph is None:
+            self._runs += 1
+            if self._runs != _BEFORE + 1 or not self._may_capture(inputs):
+                return self._function(*inputs)
+            self._graph = self._captured(inputs)
+            if self._graph is None:
+                return self._function(*inputs)
+        static, graph, buffer, places = self._graph
+        with self._lock:
+            torch._foreach_copy_(static, list(inputs))
+            graph.replay()
+            buffer = buffer.clone()
+        typed = {place.dtype: buffer.view(place.dtype) for place in places.values()}
+        return tuple(
+            torch.as_strided(typed[places[at].dtype], *places[at][1:]) if at in places else _as_given(result, inputs)
+            for at, result in enumerate(self._results)
+        )
+
+    def _may_capture(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether there is something to capture, and the inputs can be copied as they lie."""
+        return bool(self._computed) and not any(map(_repeats, inputs))
+
+    def _captured(self, inputs: Sequence[Tensor]) -> _Graph | None:
+        """The graph; None where the operations cannot be captured."""
+        results = self._function(*inputs)
+        found, nbytes = _places([results[at] for at in self._computed])
+        places, device = dict(zip(self._computed, found, strict=True)), inputs[0].device
+        buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        static = list(map(_like, inputs))
+        graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(now)
+        try:
+            with torch.cuda.stream(aside):
+                graph.capture_begin(pool=_pool_of(now), capture_error_mode="thread_local")
+                try:
+                    outs = self._function(*static)
+                    for at, place in places.items():
+                        _into(buffer, place).copy_(_once(outs[at]))
+                finally:
+                    graph.capture_end()
+        except RuntimeError:  # an operation that cannot be captured, or no memory for it
+            return None
+        now.wait_stream(aside)
+        return _Graph(static, graph, buffer, places)
+
+
+_pools: dict[tuple[int | None, int], Any] = {}
+
+
+def _pool_of(stream: torch.cuda.Stream) -> Any:
+    """The memory of all graphs of a stream: they run one after the other, and keep nothing."""
+    return _pools.setdefault((stream.device_index, stream.cuda_stream), torch.cuda.graph_pool_handle())
+
+
+def _as_given(result: Value | Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[result.slot] if isinstance(result, Value) else result
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Whether it shows one entry at several places."""
+    return any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """The entries of a tensor without what expands it."""
+    size = [1 if step == 0 else size for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.as_strided(size, tensor.stride())
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A copy that lies as the tensor does, from the beginning of its memory on."""
+    reach = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    offset = int(tensor.storage_offset())
+    memory = torch.empty(max(0, reach) + offset, dtype=tensor.dtype, device=tensor.device)
+    return memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
+
+
+def _places(results: Sequence[Tensor]) -> tuple[list[_Place], int]:
+    """Where results lie one behind the other, and the bytes of all."""
+    places, end = [], 0
+    for result in results:
+        once = _once(result)
+        steps = torch.empty(once.shape, device="meta").stride()
+        stride = tuple(0 if old == 0 else new for old, new in zip(result.stride(), steps, strict=True))
+        places.append(_Place(result.dtype, tuple(result.shape), stride, end // result.itemsize))
+        end += -(-once.numel() * result.itemsize // _ALIGNED) * _ALIGNED
+    return places, end
+
+
+def _into(buffer: Tensor, place: _Place) -> Tensor:
+    """The part of the buffer for the entries of a result, each once."""
+    size = [1 if step == 0 else size for size, step in zip(place.size, place.stride, strict=True)]
+    return torch.as_strided(buffer.view(place.dtype), size, place.stride, place.offset)

@@ -1,0 +1,141 @@
+"""A plan for a mask of a structure that was seen before is what a plan made from nothing would be."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.attention.plans import kinds
+from maskloom.blocks.dense import dense_of
+from maskloom.core import captures
+from maskloom.core.cache import LRU
+from tests.all_masks import ALL_MASKS, BATCH, HEADS, KV_LEN, Q_LEN
+from tests.attention.test_host_cost import count_calls, launches  # noqa: F401 - a fixture
+
+D = 64
+CHANGING = [name for name, make in ALL_MASKS.items() if captures.tensors(make()) and name != "documents_packed"]
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch, launches):  # noqa: F811
+    """No kinds but those of one test; tensors of which no values are read, as on a GPU."""
+    monkeypatch.setattr(kinds, "readable", lambda tensor: False)
+    monkeypatch.setattr(kinds, "_kinds", LRU(256))
+    return kinds._kinds
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(BATCH, HEADS, length, D, generator=generator).bfloat16() for length in (Q_LEN, KV_LEN, KV_LEN)]
+
+
+def variants(mask):
+    """The mask, and others of its structure."""
+    rolled = captures.moved(mask, lambda table: table.roll(1, 0))
+    return [mask, rolled, captures.moved(mask, lambda table: table.flip(0)), captures.moved(rolled, torch.clone)]
+
+
+def is_right(launched, mask):
+    blocks = launched[4]
+    expected = mask.dense(Q_LEN, KV_LEN, batch=BATCH, heads=HEADS)
+    return torch.equal(dense_of(blocks, BATCH, HEADS).expand_as(expected), expected)
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_masks_of_one_structure(name, backend, launches, known):  # noqa: F811
+    qkv = inputs()
+    for mask in variants(ALL_MASKS[name]()):
+        loom.attend(*qkv, mask, backend=backend)
+        assert is_right(launches[-1], mask)
+    assert [type(kind).__name__ for kind in known.entries().values()] in (["_Kind"], ["str"])
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_block_masks_of_one_structure(name, backend, launches, known):  # noqa: F811
+    qkv = inputs()
+    for mask in variants(ALL_MASKS[name]()):
+        blocks = loom.block_mask(mask, Q_LEN, KV_LEN, batch=BATCH, heads=HEADS)
+        loom.attend(*qkv, blocks, backend=backend)
+        assert is_right(launches[-1], mask)
+        assert launches[-1][4].kv_indices is blocks.kv_indices
+
+
+def test_most_masks_have_kinds(known):
+    qkv = inputs()
+    for name in CHANGING:
+        for mask in variants(ALL_MASKS[name]()):
+            loom.attend(*qkv, mask, backend="triton")
+    found = list(known.entries().values())
+    assert sum(isinstance(kind, kinds._Kind) for kind in found) >= 0.8 * len(found)
+
+
+def test_tensors_that_change_in_place(launches):  # noqa: F811
+    lens = torch.tensor([5, 13, 2])
+    mask, qkv = loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])), inputs()
+    for step in range(6):
+        lens.copy_(torch.tensor([step, 13 - step, 2 * step]))
+        loom.attend(*qkv, mask, backend="triton")
+        assert is_right(launches[-1], mask)
+
+
+def test_numbers_and_shapes_make_kinds_of_their_own(launches, known):  # noqa: F811
+    qkv = inputs()
+    for back in (2, 3, 2, 3, 2, 3):
+        mask = loom.window(back=back) & loom.key_padding(torch.rand(BATCH, KV_LEN) < 0.3)
+        loom.attend(*qkv, mask, backend="triton")
+        assert is_right(launches[-1], mask)
+    shorter = [tensor[:, :, :11] for tensor in qkv]
+    loom.attend(*shorter, loom.window(back=2) & loom.key_padding(torch.rand(BATCH, 11) < 0.3), backend="triton")
+    assert len(known) == 3
+
+
+def test_a_kind_holds_no_tensor_of_the_masks_that_it_was_made_of(known, launches):  # noqa: F811
+    qkv, references = inputs(), []
+    for _ in range(3):
+        pads = torch.rand(BATCH, KV_LEN) < 0.3
+        loom.attend(*qkv, loom.causal & loom.key_padding(pads), backend="triton")
+        references.append(weakref.ref(pads))
+    del pads
+    launches.clear()
+    gc.collect()
+    assert isinstance(known.entries().popitem()[1], kinds._Kind)
+    assert [reference() for reference in references] == [None, None, None]
+
+
+def test_a_function_has_no_kind(known):
+    lens = torch.tensor([5, 13, 2])
+    for _ in range(3):
+        loom.attend(*inputs(), lambda b, h, q_idx, kv_idx: kv_idx < lens[b], backend="triton")
+    assert not len(known)
+
+
+def test_values_that_are_read_have_no_kind(known, monkeypatch):
+    monkeypatch.setattr(kinds, "readable", lambda tensor: True)
+    for _ in range(3):
+        loom.attend(*inputs(), loom.causal & loom.lengths(torch.tensor([5, 13, 2])), backend="triton", q_offset=0)
+    assert not len(known)
+
+
+def test_what_is_wrong_is_said_of_each_mask(known):
+    """Shapes are part of the kind: a mask of other sizes is checked anew."""
+    for _ in range(3):
+        loom.attend(*inputs(), loom.key_padding(torch.rand(BATCH, KV_LEN) < 0.3), backend="triton")
+    with pytest.raises(ValueError, match="batch"):
+        loom.attend(*inputs(), loom.key_padding(torch.rand(BATCH + 1, KV_LEN) < 0.3), backend="triton")
+
+
+def test_calls_for_tensors_that_changed():
+    lens = torch.tensor([5, 13, 2])
+    mask, qkv = loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])), inputs()
+
+    def step():
+        lens.add_(0)
+        loom.attend(*qkv, mask, backend="triton")
+
+    for _ in range(3):
+        step()
+    assert count_calls(step) <= 175

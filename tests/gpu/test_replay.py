@@ -1,0 +1,115 @@
+"""What classifies tiles, as one CUDA graph: the same tables as on the CPU, each time, and results that stay."""
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.blocks.replay import cached
+from maskloom.core import captures
+from maskloom.core.cache import LRU
+from tests.all_masks import ALL_MASKS, BATCH, HEADS, KV_LEN, Q_LEN
+from tests.blocks.random_masks import TABLES
+
+CHANGING = [name for name, make in ALL_MASKS.items() if captures.tensors(make()) and name != "documents_packed"]
+LENS = torch.tensor([1000, 1, 517])
+
+
+@pytest.fixture(autouse=True)
+def plans(monkeypatch):
+    """Those of one test."""
+    monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
+    return cached._plans
+
+
+def graphs(plans):
+    found = [plan.__dict__.get("_captured") for plan in plans.entries().values() if hasattr(plan, "calls")]
+    return [one._graph for one in found if one is not None and one._graph is not None]
+
+
+def tables(blocks):
+    return [getattr(blocks, name).cpu() for name in TABLES]
+
+
+def same(ours, theirs):
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_masks_of_one_structure(name, plans):
+    mask = ALL_MASKS[name]()
+    found, expected = [], []
+    for step in range(7):
+        other = captures.moved(mask, lambda table, step=step: table.roll(step, 0))
+        sizes = {"batch": BATCH, "heads": HEADS, "block_size": 4}
+        expected.append(tables(loom.block_mask(other, Q_LEN, KV_LEN, device="cpu", **sizes)))
+        found.append(loom.block_mask(other.to("cuda"), Q_LEN, KV_LEN, device="cuda", **sizes))
+    assert all(map(same, map(tables, found), expected))  # looked at last: what a graph wrote stays
+
+
+def test_it_is_captured(plans):
+    for step in range(5):
+        loom.block_mask(loom.causal & loom.lengths(LENS.roll(step).cuda()), 1000, 1000)
+    assert len(graphs(plans)) == 1
+
+
+def test_few_launches():
+    def build():
+        return loom.block_mask(loom.causal & loom.lengths(LENS.roll(1).cuda()), 1000, 1000)
+
+    for _ in range(4):
+        build()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        build()
+    launches = [event for event in profile.events() if event.name in ("cudaLaunchKernel", "cuLaunchKernelEx")]
+    assert len(launches) <= 12
+    assert sum(event.name == "cudaGraphLaunch" for event in profile.events()) == 1
+
+
+def test_other_streams_have_their_own(plans):
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    expected = [
+        tables(loom.block_mask(loom.causal & loom.lengths(LENS.roll(step)), 1000, 1000, device="cpu"))
+        for step in range(6)
+    ]
+    found = {}
+    for step in range(6):
+        lens = LENS.roll(step).cuda()
+        torch.cuda.synchronize()
+        for place, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                found[place, step] = loom.block_mask(loom.causal & loom.lengths(lens), 1000, 1000)
+    torch.cuda.synchronize()
+    assert all(same(tables(blocks), expected[step]) for (_, step), blocks in found.items())
+    assert len(graphs(plans)) == 2
+
+
+def test_two_forwards_before_their_backwards():
+    """Each backward has the tables of its own forward."""
+    lengths = [LENS.roll(step).cuda() for step in range(6)]
+    qkv = [torch.randn(3, 2, 1000, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+
+    def gradients(masks):
+        outs = [loom.attend(*qkv, mask, backend="triton") for mask in masks]
+        return [torch.autograd.grad(out.float().square().sum(), qkv) for out in outs]
+
+    together = gradients([loom.causal & loom.lengths(lens) for lens in lengths])
+    for lens, found in zip(lengths, together, strict=True):
+        out = loom.attend(*qkv, loom.causal & loom.lengths(lens), backend="triton")
+        expected = torch.autograd.grad(out.float().square().sum(), qkv)
+        assert all(
+            torch.equal(one, other) for one, other in zip(found[1:], expected[1:], strict=True)
+        )  # of queries they are summed in no fixed order
+
+
+def test_in_a_users_graph():
+    """While the user captures a CUDA graph, nothing is captured within it."""
+    lens = LENS.cuda()
+    for _ in range(4):
+        loom.block_mask(loom.causal & loom.lengths(lens), 1000, 1000, exact=False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        blocks = loom.block_mask(loom.causal & loom.lengths(lens), 1000, 1000, exact=False)
+    lens.copy_(LENS.roll(1))
+    graph.replay()
+    expected = loom.block_mask(loom.causal & loom.lengths(LENS.roll(1)), 1000, 1000, device="cpu", exact=False)
+    assert same(tables(blocks), tables(expected))
