@@ -27,7 +27,7 @@ FLOORS = [
 ]
 """From the bottom of the house to its top: each imports from its own floor and from those below it."""
 EDGE = {"show", "demo", "cli", "testing", "integrations", "__main__"}
-NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "show", "testing")
+NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "distributed", "show", "testing")
 
 
 def room(module: str) -> str:

@@ -21,7 +21,7 @@ from maskloom.masks.patterns.position import prefix, sinks
 from maskloom.masks.patterns.relative import causal, window
 
 if TYPE_CHECKING:  # loaded when they are first used
-    from maskloom import batches, blocks, masks, nn, scores, show, testing
+    from maskloom import batches, blocks, distributed, masks, nn, scores, show, testing
     from maskloom.nn.multihead import MultiheadFlexAttention
     from maskloom.show.plot import visualize_attention_scores
 
@@ -62,6 +62,7 @@ __all__ = [
     "scores",
     "batches",
     "nn",
+    "distributed",
     "show",
     "testing",
 ]
@@ -70,7 +71,7 @@ _LAZY = {
     "MultiheadFlexAttention": "maskloom.nn.multihead",
     "visualize_attention_scores": "maskloom.show.plot",
 }
-_NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "show", "testing")
+_NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "distributed", "show", "testing")
 
 
 def __getattr__(name: str) -> Any:

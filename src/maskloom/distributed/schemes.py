@@ -1,0 +1,146 @@
+"""The ways to share one sequence among ranks: what each costs, and which one "auto" takes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from maskloom.distributed.assignment import Assignment, balance_of, balanced, in_order
+from maskloom.distributed.layout import Layout, tiled_layout, whole_layout
+from maskloom.distributed.tiles import Tiles, positions_in
+
+StrategyName = Literal["heads", "gather", "needed"]
+NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
+
+_FLOPS, _BYTES = 4e14, 2e11
+"""What "auto" takes a GPU to compute, and to receive, in a second: an H200 with NVLink. Their ratio decides."""
+
+
+class Sizes(NamedTuple):
+    """What is to be planned for.
+
+    Attributes:
+        length: positions.
+        heads, kv_heads: of queries, and of keys and values.
+        head_dim: features of a head.
+        itemsize: bytes of a number.
+        batch: rows; 1 where they are not known.
+    """
+
+    length: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    itemsize: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to share a sequence.
+
+    Attributes:
+        names: a strategy for each dimension of the mesh.
+        parts: ranks that share the heads of a group, 1 without "heads".
+        groups: groups that share the rows, 1 with "heads" alone.
+        assignment: query tiles of the groups; None of one group.
+        loads: tiles times heads that each rank visits, by group and part.
+        received: bytes that each rank receives in one forward pass, by group and part.
+        fetched: with "needed" for each group the positions that it gets from the others: int64, rising.
+    """
+
+    names: tuple[StrategyName, ...]
+    parts: int
+    groups: int
+    layout: Layout
+    assignment: Assignment | None
+    loads: tuple[int, ...]
+    received: tuple[int, ...]
+    fetched: tuple[Tensor, ...] | None = None
+
+    @property
+    def balance(self) -> float:
+        """The tiles of the busiest rank over the mean."""
+        return balance_of(self.loads)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the rank which receives most receives in one forward pass."""
+        return max(self.received)
+
+    def seconds(self, unit: int, sizes: Sizes) -> float:
+        """The estimate that "auto" compares: computing and receiving, one after the other."""
+        pairs = max(self.loads) * unit**2
+        return 4 * pairs * sizes.head_dim / _FLOPS + self.bytes / _BYTES
+
+    @property
+    def said(self) -> str:
+        """The strategy in words."""
+        return " × ".join(self.names)
+
+
+def refused(names: Sequence[StrategyName], ranks: Sequence[int], sizes: Sizes) -> str | None:
+    """Why a strategy for each dimension of a mesh cannot be; None if it can."""
+    if names.count("heads") > 1 or len(names) - names.count("heads") > 1:
+        return (
+            f'one dimension shares heads, and one rows: ("heads", "gather") or ("heads", "needed"); got {tuple(names)}'
+        )
+    parts = ranks[names.index("heads")] if "heads" in names else 1
+    if sizes.heads % parts:
+        return f'strategy "heads" gives each rank as many query heads; there are {sizes.heads} heads and {parts} ranks'
+    return None
+
+
+def scheme(names: Sequence[StrategyName], ranks: Sequence[int], tiles: Tiles, sizes: Sizes) -> Scheme:
+    """The scheme of strategies that are not refused."""
+    parts = ranks[names.index("heads")] if "heads" in names else 1
+    rows = next((name for name in names if name != "heads"), None)
+    groups = math.prod(ranks) // parts
+    assignment = None
+    if groups > 1:
+        assignment = in_order(tiles.number, groups) if rows == "needed" else balanced(tiles.counts.sum(0), groups)
+    layout = (
+        whole_layout(sizes.length, parts)
+        if assignment is None
+        else tiled_layout(assignment, sizes.length, tiles.unit, parts)
+    )
+    loads = _loads(tiles, assignment, parts, sizes)
+    fetched = _fetched(tiles, assignment, layout) if rows == "needed" and assignment is not None else None
+    received = _received(layout, parts, groups, fetched, sizes)
+    return Scheme(tuple(names), parts, groups, layout, assignment, loads, received, fetched)
+
+
+def kv_shares(sizes: Sizes, parts: int) -> int:
+    """The heads of keys and values that a part has."""
+    share = sizes.heads // parts
+    return share // math.gcd(share, sizes.heads // sizes.kv_heads)
+
+
+def _loads(tiles: Tiles, assignment: Assignment | None, parts: int, sizes: Sizes) -> tuple[int, ...]:
+    """Tiles times heads of each rank, over the batch."""
+    counts = tiles.counts.expand(sizes.heads, -1).unflatten(0, (parts, -1)).sum(1)
+    rows = 1 if "b" in tiles.marks else sizes.batch
+    own = [list(found) for found in assignment.tiles] if assignment is not None else [list(range(tiles.number))]
+    return tuple(int(counts[part, of].sum()) * rows for of in own for part in range(parts))
+
+
+def _fetched(tiles: Tiles, assignment: Assignment, layout: Layout) -> tuple[Tensor, ...]:
+    found = []
+    for own, held in zip(assignment.tiles, layout.positions, strict=True):
+        needed = tiles.needed[list(own)].any(0) if own else tiles.needed.new_zeros(tiles.needed.shape[1])
+        positions = positions_in(needed, tiles.unit, layout.length)
+        found.append(positions[~torch.isin(positions, held)])
+    return tuple(found)
+
+
+def _received(
+    layout: Layout, parts: int, groups: int, fetched: tuple[Tensor, ...] | None, sizes: Sizes
+) -> tuple[int, ...]:
+    share, kv_share = sizes.heads // parts, kv_shares(sizes, parts)
+    number = sizes.head_dim * sizes.itemsize * sizes.batch
+    by_heads = (parts - 1) * layout.rows * (2 * share + 2 * kv_share) * number  # queries, keys, values; outputs back
+    rows = [(groups - 1) * layout.group_rows] * groups if fetched is None else list(map(len, fetched))
+    return tuple(by_heads + count * 2 * kv_share * number for count in rows for _ in range(parts))

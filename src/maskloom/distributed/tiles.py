@@ -1,0 +1,72 @@
+"""The tiles of the whole mask: what each query tile costs, and which keys it needs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskloom.blocks.classify import classify
+from maskloom.blocks.grid import Wanted, grid_of
+from maskloom.masks.algebra import Mask
+from maskloom.program.mask_program import program_of
+
+_LARGEST, _FEWEST = 128, 16
+_MOST_TILES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of the whole mask.
+
+    Attributes:
+        unit: positions in a tile, of queries and of keys.
+        batch: B that the mask's tables say; None where the mask is the same for every batch row and says none.
+        counts: int64 (H or 1, query tiles), the key tiles that each visits, over all batch rows.
+        needed: bool (query tiles, key tiles), whether any batch row and head visits it.
+        marks: the indices that the mask's answer depends on.
+    """
+
+    unit: int
+    batch: int | None
+    counts: Tensor
+    needed: Tensor
+    marks: frozenset[str]
+
+    @property
+    def number(self) -> int:
+        """The number of query tiles."""
+        return self.counts.shape[1]
+
+
+def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int) -> Tiles:
+    """The tiles of a mask whose tensors are on the CPU.
+
+    Raises:
+        ValueError: B or H that do not fit the mask's tables, or have to be given; a table that is shorter than ``length``.
+    """
+    program = program_of(mask, "cpu")
+    sizes, marks = program.dependence.sizes_for(batch, heads, length, length), program.dependence.marks
+    rows, columns = (size if index in marks else 1 for size, index in zip(sizes, "bh", strict=True))
+    unit = _unit(length, ranks, rows * columns)
+    grid = grid_of(program.dependence, Wanted(length, length, rows, columns, (unit, unit)))
+    visited = classify(program, grid) > 0
+    visited = visited.expand(rows, columns, *visited.shape[2:])
+    said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
+    return Tiles(unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks))
+
+
+def _unit(length: int, ranks: int, tables: int) -> int:
+    """Positions in a tile: 128; fewer where a rank would have less than 16 tiles, and more of very long sequences."""
+    unit = _LARGEST
+    while unit > 1 and -(-length // ranks) < unit * _FEWEST:
+        unit //= 2
+    while tables * (-(-length // unit)) ** 2 > _MOST_TILES and -(-length // ranks) >= 2 * unit * _FEWEST:
+        unit *= 2
+    return unit
+
+
+def positions_in(needed: Tensor, unit: int, length: int) -> Tensor:
+    """The positions in key tiles that are needed: int64, rising. needed: bool (key tiles,)."""
+    firsts = needed.nonzero() * unit
+    positions = (firsts + torch.arange(unit)).flatten()
+    return positions[positions < length]

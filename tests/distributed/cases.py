@@ -1,0 +1,328 @@
+"""What the processes of the tests run: attention by a plan beside attention by one process.
+
+Every function is called on all processes, and raises where they differ from one.
+"""
+
+import random
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.attention.flex_attention import AuxRequest
+
+import maskloom as loom
+from tests.catalog import EVERY
+from tests.distributed.counting import counted
+
+STRATEGIES = ("heads", "gather", "needed")
+LSE = AuxRequest(lse=True)
+D, E = 3, 5
+
+
+def mesh_of(*sizes: int) -> DeviceMesh:
+    names = ("cp",) if len(sizes) < 2 else ("outer", "inner")
+    return init_device_mesh("cpu", sizes or (dist.get_world_size(),), mesh_dim_names=names)
+
+
+def made(batch: int, heads: tuple[int, int], length: int) -> list[Tensor]:
+    """Query, key, value and the incoming gradients of output and log-sum-exp, the same on every process."""
+    generator = torch.Generator().manual_seed(length)
+    shapes = (
+        (heads[0], length, D),
+        (heads[1], length, D),
+        (heads[1], length, E),
+        (heads[0], length, E),
+        (heads[0], length),
+    )
+    return [torch.randn(batch, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def summed(grads: Any) -> list[Tensor]:
+    """Gradients of all processes."""
+    found = [grad.clone() for grad in grads]
+    for grad in found:
+        dist.all_reduce(grad)
+    return found
+
+
+def whole(mask: Any, tensors: list[Tensor], shared: tuple[Tensor, ...] = (), **options: Any) -> list[Tensor]:
+    """Output, log-sum-exp and all gradients of one process."""
+    *qkv, of_out, of_lse = tensors
+    leaves = [one.clone().requires_grad_() for one in qkv]
+    out, aux = loom.attend(*leaves, mask, return_aux=LSE, q_offset=0, **options)
+    return [out, aux.lse, *_gradients(out, aux.lse, of_out, of_lse, [*leaves, *shared])]
+
+
+def by_plan(plan: Any, tensors: list[Tensor], shared: tuple[Tensor, ...] = (), **options: Any) -> list[Tensor]:
+    """The same of all processes, by a plan; gradients go through `shard` to the whole."""
+    *qkv, of_out, of_lse = tensors
+    leaves = [one.clone().requires_grad_() for one in qkv]
+    out, aux = plan.attend(*(plan.shard(one, 2) for one in leaves), return_aux=LSE, **options)
+    assert out.shape[2] == aux.lse.shape[2] == plan.rows
+    assert not out[:, :, plan.pads].any()
+    given = plan.shard(of_out, 2, fill=torch.nan), plan.shard(of_lse, 2)
+    grads = _gradients(out, aux.lse, given[0].nan_to_num(), given[1], [*leaves, *shared])
+    return [plan.unshard(out, 2), plan.unshard(aux.lse, -1), *summed(grads)]
+
+
+def _gradients(out: Tensor, lse: Tensor, of_out: Tensor, of_lse: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    seen = torch.where(lse == -torch.inf, 0.0, lse)
+    return torch.autograd.grad((out * of_out).sum() + (seen * of_lse).sum(), leaves)
+
+
+def check(
+    mask: Any, tensors: list[Tensor], plan: Any, shared: tuple[Tensor, ...] = (), what: str = "", **options: Any
+) -> None:
+    expected = whole(mask, tensors, shared, **options)
+    for at, (found, right) in enumerate(zip(by_plan(plan, tensors, shared, **options), expected, strict=True)):
+        torch.testing.assert_close(found, right, msg=lambda said, at=at: f"{what} {plan.strategy} {at}: {said}")
+
+
+# -- every mask --------------------------------------------------------------------------------------------------------
+
+
+def catalogue() -> int:
+    """Every mask of the catalogue, by one strategy after another: 13 positions, which no number of ranks divides."""
+    mesh, done = mesh_of(), 0
+    for name, (make, q_len, kv_len) in sorted(EVERY.items()):
+        if q_len > 40 or not fits(make(), min(q_len, kv_len)):
+            continue
+        mask, length = make(), min(q_len, kv_len)
+        strategy = STRATEGIES[done % 3]
+        plan = loom.distributed.plan(mask, length, mesh, heads=(2, 1), strategy=strategy, batch=3, q_offset=0)
+        check(mask, made(3, (2, 1), length), plan, what=name)
+        done += 1
+    return done
+
+
+def fits(mask: Any, length: int) -> bool:
+    """Whether it can be a mask of as many queries as keys."""
+    try:
+        loom.attend(*made(3, (2, 1), length)[:3], mask, q_offset=0)
+    except ValueError:
+        return False
+    return True
+
+
+def compositions(count: int) -> None:
+    """Random masks of the catalogue's parts, over 1,009 positions, some of batch rows and of heads."""
+    mesh, rng, length, heads = mesh_of(), random.Random(dist.get_world_size()), 1009, (6, 2)
+    tensors = made(2, heads, length)
+    for at in range(count):
+        mask = composed(rng, length, heads[0])
+        strategies = [*STRATEGIES, "auto"] if heads[0] % dist.get_world_size() == 0 else ["gather", "needed", "auto"]
+        strategy = strategies[at % len(strategies)]
+        plan = loom.distributed.plan(mask, length, mesh, heads=heads, strategy=strategy, batch=2)
+        check(mask, tensors, plan, what=repr(mask))
+
+
+def composed(rng: random.Random, length: int, heads: int) -> loom.Mask:
+    parts = [
+        loom.causal,
+        loom.window(back=rng.randint(0, 200), ahead=rng.randint(0, 60)),
+        loom.documents(offsets=sorted({0, length, *(rng.randint(1, length) for _ in range(7))})),
+        loom.documents(torch.arange(length) // rng.randint(20, 400)),
+        loom.lengths([rng.randint(1, length), rng.randint(1, length)]),
+        loom.prefix(rng.randint(1, length)),
+        loom.masks.chunked(rng.randint(30, 300)),
+        loom.masks.strided(rng.randint(2, 90)),
+        loom.masks.per_head([loom.causal, loom.window(back=rng.randint(1, 90))] * (heads // 2)),
+        lambda b, h, q_idx, kv_idx: (q_idx // 7 + kv_idx // 11 + h) % 3 != b,
+        loom.masks.from_dense(
+            torch.rand(length, length, generator=torch.Generator().manual_seed(rng.randint(0, 99))) < 0.1
+        ),
+    ]
+    first, second, third = (loom.as_mask(part) for part in rng.sample(parts, 3))
+    return first & second | third if rng.random() < 0.5 else first & ~second
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def relative(length: int) -> Any:
+    """A plain score_mod that depends on all four indices, and learns."""
+    table = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+
+    def score_mod(score, b, h, q_idx, kv_idx):
+        return score * (1 + 0.1 * b) + table[(q_idx + 2 * kv_idx + h) % 7]
+
+    return score_mod, table
+
+
+def options() -> None:
+    """Score mods, sinks, dropout, padding that is cleaned, heads 32/8 and MQA, scale, deterministic."""
+    mesh, length = mesh_of(), 101
+    ids = torch.arange(length) // 23
+    world = dist.get_world_size()
+    masks = {
+        "documents": loom.causal & loom.documents(ids),
+        "by row": loom.causal & loom.lengths([97, 31]),
+        "by head": loom.masks.per_head([loom.causal, loom.window(back=9)] * 6),
+    }
+    for name, mask in masks.items():
+        for strategy in STRATEGIES:
+            plan = loom.distributed.plan(mask, length, mesh, heads=(12, 4), strategy=strategy, batch=2)
+            tensors, what = made(2, (12, 4), length), f"{name}, {world} ranks"
+            sinks = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+            score_mod, table = relative(length)
+            check(mask, tensors, plan, (sinks, table), what, sinks=sinks, score_mod=score_mod)
+            check(mask, tensors, plan, what=what, score_mod=loom.scores.alibi(12), scale=0.3, deterministic=True)
+            check(mask, tensors, plan, what=what, dropout=0.3, dropout_seed=7)
+    for heads in ((12, 1), (32, 8)):
+        tensors = made(1, heads, 37)
+        for strategy in ("auto", *(STRATEGIES if heads[0] % world == 0 else STRATEGIES[1:])):
+            plan = loom.distributed.plan(loom.causal, 37, mesh, heads=heads, strategy=strategy)
+            check(loom.causal, tensors, plan, what=f"heads {heads}")
+
+
+def padding() -> None:
+    """NaN in padded positions and in rows that fill up reaches nothing."""
+    mesh, length = mesh_of(), 37
+    mask, pads = loom.causal & loom.lengths([31, 5]), torch.arange(37) >= torch.tensor([[31], [5]])
+    for strategy in STRATEGIES:
+        plan = loom.distributed.plan(mask, length, mesh, heads=(6, 2), strategy=strategy)
+        tensors = made(2, (6, 2), length)
+        *qkv, of_out, _ = tensors
+        expected = whole(mask, tensors)[0]
+        leaves = [one.masked_fill(pads[:, None, :, None], torch.nan).requires_grad_() for one in qkv]
+        out = plan.attend(*(plan.shard(one, 2, fill=torch.nan) for one in leaves), clean_padding=True)
+        torch.testing.assert_close(plan.unshard(out, 2), expected)
+        grads = torch.autograd.grad((out * plan.shard(of_out, 2)).sum(), leaves)
+        assert all(grad.isfinite().all() for grad in grads)
+        leaves = [one.clone().requires_grad_() for one in qkv]
+        local = [plan.shard(one, 2, fill=torch.nan) for one in leaves]
+        out = plan.attend(*local)
+        torch.testing.assert_close(plan.unshard(out, 2), expected)
+        grads = torch.autograd.grad((out * plan.shard(of_out, 2)).sum(), local)
+        assert not any(grad[:, :, plan.pads].any() for grad in grads)
+
+
+def documents_apart() -> None:
+    """The output of document 1 stays, bit for bit, whatever document 0 holds."""
+    mesh, length = mesh_of(), 211
+    mask = loom.causal & loom.documents(offsets=[0, 83, 211])
+    query, key, value, *_ = made(1, (6, 2), length)
+    for strategy in STRATEGIES if 6 % dist.get_world_size() == 0 else STRATEGIES[1:]:
+        plan = loom.distributed.plan(mask, length, mesh, heads=(6, 2), strategy=strategy)
+        found = []
+        for change in (0.0, 3.0):
+            moved = [torch.cat([one[:, :, :83] + change, one[:, :, 83:]], 2) for one in (query, key, value)]
+            out = plan.unshard(plan.attend(*(plan.shard(one, 2) for one in moved)), 2)
+            found.append(out)
+        assert torch.equal(found[0][:, :, 83:], found[1][:, :, 83:])
+        assert not torch.equal(found[0][:, :, :83], found[1][:, :, :83])
+
+
+def counts() -> None:
+    """Bytes that move are those that the plan says; two collectives with heads, one with rows."""
+    mesh, length = mesh_of(), 1009
+    masks = loom.causal, loom.window(back=63), loom.causal & loom.documents(torch.arange(length) // 97)
+    for mask in masks:
+        for strategy in STRATEGIES if 6 % dist.get_world_size() == 0 else STRATEGIES[1:]:
+            plan = loom.distributed.plan(
+                mask, length, mesh, heads=(6, 2), strategy=strategy, batch=2, head_dim=3, dtype=torch.float64
+            )
+            query, key, _, *_ = made(2, (6, 2), length)
+            local = [plan.shard(one, 2) for one in (query, key, key)]
+            with counted() as moved:
+                plan.attend(*local)
+            received = torch.tensor(moved.bytes)
+            dist.all_reduce(received, dist.ReduceOp.MAX)
+            assert int(received) == plan.bytes, (plan.strategy, int(received), plan.bytes)
+            assert moved.calls == (2 if strategy == "heads" else 1)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def rows() -> None:
+    """shard and unshard are inverse in every dimension, dtype and length; and how their gradients count."""
+    mesh, world = mesh_of(), dist.get_world_size()
+    for length in (1, 2, 7, 37, 130):
+        for strategy in ("gather", "needed") + (("heads",) if 6 % world == 0 else ()):
+            plan = loom.distributed.plan(loom.causal, length, mesh, heads=6, strategy=strategy)
+            assert plan.rows >= -(-length // world)
+            for dim, x in (
+                (0, torch.arange(length)),
+                (1, torch.randn(3, length, 2)),
+                (-1, torch.rand(5, length) > 0.5),
+            ):
+                local = plan.shard(x, dim)
+                assert local.shape[dim] == plan.rows
+                assert torch.equal(plan.unshard(local, dim), x)
+            labels = plan.shard(torch.arange(length) + 5, 0, fill=-100)
+            assert torch.equal(labels == -100, plan.pads)
+            assert torch.equal(labels[~plan.pads], plan.positions[~plan.pads] + 5)
+            assert (plan.positions[plan.pads] == -1).all()
+            gradients_of_rows(plan, length)
+
+
+def gradients_of_rows(plan: Any, length: int) -> None:
+    x, weight = torch.arange(1.0, length + 1, requires_grad=True), torch.arange(length) - 3.0
+    same = torch.autograd.grad((plan.unshard(plan.shard(x, 0) ** 2, 0) * weight).sum(), x)
+    torch.testing.assert_close(summed(same)[0], 2 * x.detach() * weight)  # counts once, though every rank computes it
+    share = weight * (torch.arange(length) % dist.get_world_size() == dist.get_rank())
+    parts = torch.autograd.grad((plan.unshard(plan.shard(x, 0) ** 2, 0, grads="sum") * share).sum(), x)
+    torch.testing.assert_close(summed(parts)[0], 2 * x.detach() * weight)
+
+
+# -- two dimensions ----------------------------------------------------------------------------------------------------
+
+
+def hybrid() -> None:
+    """Heads and rows on a mesh with two dimensions, in both orders."""
+    mesh, length = mesh_of(2, 2), 211
+    masks = {
+        "causal": loom.causal,
+        "documents": loom.causal & loom.documents(torch.arange(length) // 29),
+        "by head": loom.masks.per_head([loom.causal, loom.window(back=9), loom.everything] * 2),
+        "by row": loom.causal & loom.lengths([211, 50]),
+    }
+    for name, mask in masks.items():
+        for strategy in (("heads", "gather"), ("gather", "heads"), ("heads", "needed"), ("needed", "heads"), "auto"):
+            plan = loom.distributed.plan(mask, length, mesh, heads=(6, 2), strategy=strategy, batch=2)
+            assert strategy in ("auto", plan.strategy)
+            tensors = made(2, (6, 2), length)
+            sinks = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+            check(mask, tensors, plan, (sinks,), name, sinks=sinks, score_mod=loom.scores.alibi(6))
+            check(mask, tensors, plan, what=name, dropout=0.2, dropout_seed=3)
+            x = torch.arange(211)
+            assert torch.equal(plan.unshard(plan.shard(x, 0), 0), x)
+
+
+def offset() -> None:
+    """Queries that do not begin at 0: for mask, score_mod and dropout alike."""
+    mesh, length = mesh_of(), 37
+    mask = loom.causal & loom.window(back=30)
+    for strategy in STRATEGIES:
+        plan = loom.distributed.plan(mask, length, mesh, heads=(6, 2), strategy=strategy, q_offset=11)
+        check_offset(plan, mask, made(1, (6, 2), length), 11)
+
+
+def check_offset(plan: Any, mask: Any, tensors: list[Tensor], q_offset: int) -> None:
+    options: dict[str, Any] = {"score_mod": loom.scores.alibi(6), "dropout": 0.25, "dropout_seed": 5}
+    expected = loom.attend(*tensors[:3], mask, q_offset=q_offset, **options)
+    out = plan.attend(*(plan.shard(one, 2) for one in tensors[:3]), **options)
+    torch.testing.assert_close(plan.unshard(out, 2), expected)
+
+
+def some_heads() -> None:
+    """Tensors of some of the heads, as tensor parallel ranks have them."""
+    mesh, length = mesh_of(), 37
+    mask = loom.masks.per_head([loom.causal, loom.window(back=9), loom.everything, loom.window(back=2)] * 2)
+    query, key, value, *_ = made(1, (8, 4), length)
+    expected = loom.attend(query, key, value, mask, score_mod=loom.scores.alibi(8))
+    for strategy in STRATEGIES:
+        plan = loom.distributed.plan(mask, length, mesh, heads=(8, 4), strategy=strategy)
+        parts = [query[:, 4:], key[:, 2:], value[:, 2:]]
+        local = [plan.shard(one, 2) for one in parts]
+        out = plan.attend(*local, score_mod=loom.scores.alibi(8), h_offset=4)
+        torch.testing.assert_close(plan.unshard(out, 2), expected[:, 4:])
+
+
+def all_of(*names: Any) -> None:
+    """Several of these, one after another: what takes longest is to begin processes."""
+    for name, *arguments in names:
+        globals()[name](*arguments)
