@@ -72,6 +72,35 @@ def test_batches_are_full():
     assert real[0] < 0.5 and real[1] > 0.9
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_steps_follow_from_ranks_times_batches_that_each_accumulates(packed):
+    def steps(world_size, accumulate):
+        ranks = [list(sampler) for sampler in samplers(LENGTHS, 700, world_size, accumulate=accumulate, packed=packed)]
+        assert {len(batches) % accumulate for batches in ranks} == {0}
+        starts = range(0, len(ranks[0]), accumulate)
+        return [sorted(batch for batches in ranks for batch in batches[at : at + accumulate]) for at in starts]
+
+    found = [steps(*pair) for pair in ((1, 6), (2, 3), (3, 2), (6, 1))]
+    assert found == found[:1] * 4 and len(found[0]) > 5
+
+
+def test_a_state_among_accumulated_batches_goes_on_there():
+    whole = list(TokenBudgetSampler(LENGTHS, 700, accumulate=3))
+    sampler = TokenBudgetSampler(LENGTHS, 700, accumulate=3)
+    first = list(islice(sampler.consume(sampler), 4))
+    resumed = TokenBudgetSampler(LENGTHS, 700, accumulate=3)
+    resumed.load_state_dict(sampler.state_dict())
+    assert first + list(resumed.consume(resumed)) == whole and len(resumed) % 3 == 0
+
+
+def test_a_state_from_before_there_was_accumulation_is_taken():
+    state = TokenBudgetSampler(LENGTHS, 700).state_dict()
+    del state["accumulate"]
+    TokenBudgetSampler(LENGTHS, 700).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state has accumulate=1, and this sampler accumulate=2"):
+        TokenBudgetSampler(LENGTHS, 700, accumulate=2).load_state_dict(state)
+
+
 def test_the_order_follows_from_seed_and_epoch():
     def drawn(seed, epoch, **options):
         sampler = TokenBudgetSampler(LENGTHS, 700, seed=seed, **options)
@@ -223,6 +252,8 @@ def test_long_sequences_count_or_go_as_asked():
     [
         (lambda: TokenBudgetSampler([5, 9], 8), ValueError, "1 of 2 sequences are longer than the budget 8; the first is number 1, with 9. over= takes truncate or drop"),
         (lambda: TokenBudgetSampler([], 8), ValueError, "each rank needs a sequence; got 0 for 1 ranks"),
+        (lambda: TokenBudgetSampler([5, 3], 8, accumulate=0), ValueError, "accumulate is"),
+        (lambda: TokenBudgetSampler([5, 3], 8, accumulate=3), ValueError, "each of 3 batches of a rank needs a sequence; got 2 for 1 ranks"),
         (lambda: TokenBudgetSampler([5, 3], 8, rank=0, world_size=3), ValueError, "each rank needs a sequence; got 2 for 3 ranks"),
         (lambda: TokenBudgetSampler([5], 0), ValueError, "budget is a number of positions, at least 1; got 0"),
         (lambda: TokenBudgetSampler([0.5], 8), TypeError, "lengths are integers; got torch.float32"),

@@ -47,6 +47,9 @@ class TokenBudgetSampler(Sampler[list[int]]):
         shuffle: whether sequences and steps are drawn anew in each epoch.
         seed: an int, at least 0.
         rank, world_size: by default those of torch.distributed if it is initialised, else 0 and 1.
+        accumulate: batches of each rank in a step of the optimiser; they are drawn one after the other. Which sequences
+            are in a step follows from ``world_size * accumulate`` alone: two ranks that accumulate 4 batches and eight
+            ranks that accumulate none take the same steps.
         over: what becomes of a sequence longer than the budget: a ValueError, or it counts as one of ``budget`` tokens
             ("truncate", for a collator that truncates), or it is left out ("drop").
         drop_last: see above.
@@ -56,7 +59,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
     Raises:
         TypeError, ValueError: not integers (n,), no sequences, sizes below 1, a length above the budget, a rank that is
-            not in the world, fewer sequences than ranks.
+            not in the world, fewer sequences than a step has batches.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        accumulate: int = 1,
         over: Over = "raise",
         drop_last: bool = False,
     ) -> None:
@@ -77,12 +81,14 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self._packed, self._shuffle, self._drop_last = packed, shuffle, drop_last
         self._seed = count("seed", seed, of="the random order")
         self.rank, self.world_size = _place(rank, world_size)
+        self._accumulate = count("accumulate", accumulate, least=1, of="batches of a rank in a step")
         if over not in get_args(Over):
             raise ValueError(f"over is one of {', '.join(get_args(Over))}; got {brief(over)}")
         lens = lengths_on_host(lengths)
         self._chosen, self._lengths = _within_budget(lens, self._budget, over)
-        if len(self._chosen) < self.world_size:
-            raise ValueError(f"each rank needs a sequence; got {len(self._chosen)} for {self.world_size} ranks")
+        if len(self._chosen) < self.world_size * self._accumulate:
+            whose = "rank" if self._accumulate == 1 else f"of {self._accumulate} batches of a rank"
+            raise ValueError(f"each {whose} needs a sequence; got {len(self._chosen)} for {self.world_size} ranks")
         self.epoch = self._consumed = self._drawn = 0
         self._counts = self._is_counted = False  # whether `consume` counts now, and whether it counts what was drawn
         self._planned: tuple[int, Steps] = (-1, [])
@@ -93,8 +99,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         return self._batches(self._steps(), self._consumed)
 
     def __len__(self) -> int:
-        """The number of steps of the epoch, the same for all ranks."""
-        return len(self._steps())
+        """The number of this rank's batches in the epoch, the same for all ranks: steps × ``accumulate``."""
+        return len(self._steps()) * self._accumulate
 
     def consume(self, loader: Iterable[T]) -> Iterator[T]:
         """The batches of a loader that has this sampler, counted as they are handed out, until the epoch ends.
@@ -114,7 +120,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             self._counts = False
         if self._consumed != len(self):
             raise RuntimeError(
-                f"the loader gave {self._consumed} batches, and this sampler has {len(self)} steps: is it the "
+                f"the loader gave {self._consumed} batches, and this sampler has {len(self)}: is it the "
                 "batch_sampler of the loader?"
             )
         self.set_epoch(self.epoch + 1)
@@ -141,9 +147,10 @@ class TokenBudgetSampler(Sampler[list[int]]):
         """Go on behind the last batch that was consumed.
 
         Raises:
-            ValueError: the state is of another world size, seed, budget or data set, or its epoch had another order (as
+            ValueError: the state is of another world size, accumulation, seed, budget or data set, or its epoch had another order (as
                 another version of NumPy may draw one): the batches would be others. Nothing is changed then.
         """
+        state = {"accumulate": 1, **state}  # what states had before there was one
         own = {"epoch": None, "consumed": None, **self._settings(), "order": None}
         for name, value in own.items():
             if name not in state:
@@ -168,23 +175,24 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
     def _settings(self) -> dict[str, Any]:
         """What the order of batches follows from, beside the epoch."""
-        names = ("world_size", "seed", "budget", "packed", "buckets", "shuffle", "drop_last")
-        found = {name: getattr(self, name if name == "world_size" else f"_{name}") for name in names}
+        names = ("seed", "budget", "packed", "buckets", "shuffle", "drop_last", "accumulate")
+        found = {"world_size": self.world_size} | {name: getattr(self, f"_{name}") for name in names}
         return found | {"sequences": len(self._chosen), "checksum": zlib.crc32(self._lengths.tobytes())}
 
     def _batches(self, steps: Steps, start: int) -> Iterator[list[int]]:
-        for step in steps[start:]:
+        own = [step[at] for step in steps for at in range(self.rank, len(step), self.world_size)]
+        for batch in own[start:]:
             self._drawn += 1
-            yield list(step[self.rank])
+            yield list(batch)
 
     def _steps(self) -> Steps:
-        """For each step of the epoch the indices of each rank's batch."""
+        """For each step of the epoch the indices of each batch: those of all ranks, ``accumulate`` times."""
         if self._planned[0] != self.epoch:
             random = np.random.default_rng([self._seed, self.epoch]) if self._shuffle else None
             steps = steps_of(
                 self._lengths,
                 self._budget,
-                self.world_size,
+                self.world_size * self._accumulate,
                 random,
                 packed=self._packed,
                 buckets=self._buckets,
