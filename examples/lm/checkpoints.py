@@ -1,0 +1,135 @@
+"""Checkpoints by torch.distributed.checkpoint: a folder for each, whole or not there at all.
+
+A checkpoint is written into ``step-00000100.part`` and renamed when all of it is on the disk. So a run that is killed at any
+moment leaves the last whole checkpoint as it was.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+Meta = dict[str, Any]
+
+
+def latest(out: Path) -> Path | None:
+    """The newest whole checkpoint in a folder."""
+    return max((path.parent for path in out.glob("step-*/meta.json") if path.parent.suffix != ".part"), default=None)
+
+
+def read_meta(checkpoint: Path) -> Meta:
+    """What the checkpoint says of itself: the step, and all that `save` was given."""
+    return json.loads((checkpoint / "meta.json").read_text())
+
+
+def save(out: Path, step: int, model: nn.Module, optimizer: Optimizer, meta: Meta, *, keep: int = 2) -> None:
+    """Write a checkpoint, by all ranks together, and remove all but the newest ``keep``."""
+    final = out / f"step-{step:08d}"
+    part = final.with_suffix(".part")
+    if final.exists():
+        return
+    if _rank() == 0:
+        for old in out.glob("step-*.part"):  # of a run that was killed
+            shutil.rmtree(old)
+        part.mkdir(parents=True)
+    _barrier()
+    try:
+        _quietly(dcp.save, _state(model, optimizer), checkpoint_id=part)
+        if _rank() == 0:
+            _write(part / "meta.json", json.dumps({"step": step, **meta}))
+            os.rename(part, final)
+            _sync(out)
+    except (OSError, CheckpointException) as error:
+        raise SystemExit(_failed(out, part, step, error)) from error
+    _barrier()
+    if _rank() == 0:
+        for old in sorted(path.parent for path in out.glob("step-*/meta.json"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def load(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Set model, optimiser and the generators of this rank to what they were."""
+    state = _state(model, optimizer)
+    _quietly(dcp.load, state, checkpoint_id=checkpoint)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    _set_generators(state[f"generators-{_rank()}"])
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """Load the weights alone, whatever number of ranks wrote them."""
+    state = {"model": get_model_state_dict(model)}
+    _quietly(dcp.load, state, checkpoint_id=checkpoint)
+
+
+def refuse_other(checkpoint: Path, theirs: Meta, ours: Meta) -> None:
+    """Raise for a checkpoint of another model, corpus or number of ranks."""
+    for name, value in ours.items():
+        if theirs.get(name) == value:
+            continue
+        if isinstance(value, dict) and isinstance(theirs.get(name), dict):
+            refuse_other(checkpoint, {f"{name}.{key}": it for key, it in theirs[name].items()},
+                         {f"{name}.{key}": it for key, it in value.items()})  # fmt: skip
+        shown = [str(it) if len(str(it)) < 60 else f"{str(it)[:60]}..." for it in (theirs.get(name), value)]
+        raise SystemExit(f"{checkpoint} is of another run: {name} is {shown[0]} there, and {shown[1]} here")
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer)
+    return {"model": weights, "optimizer": moments, f"generators-{_rank()}": _generators()}
+
+
+def _generators() -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    return found | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _failed(out: Path, part: Path, step: int, error: BaseException) -> str:
+    shutil.rmtree(part, ignore_errors=True)
+    free = shutil.disk_usage(out).free >> 20
+    return (
+        f"the checkpoint of step {step} could not be written to {out}, where {free} MiB are free: "
+        f"{str(error).splitlines()[-1]}; the last whole one is {latest(out) or 'none'}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    os.fsync(number)
+    os.close(number)
+
+
+def _quietly(call: Any, state: dict[str, Any], **options: Any) -> None:
+    with warnings.catch_warnings(action="ignore"):  # that one process is one process
+        call(state, no_dist=not dist.is_initialized(), **options)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,297 @@
+"""Train a small language model on the functions of Python's own standard library, on one process or many.
+
+    python examples/train_lm.py --out runs/one
+    python examples/train_lm.py --out runs/one --resume --steps 400
+    python examples/train_lm.py --out runs/one --generate "def " "class "
+    torchrun --nproc-per-node 2 examples/train_lm.py --out runs/two --parallel fsdp
+
+Sequences are of very unequal length: half are below 250 bytes, some above 10,000. ``--layout packed`` puts them one behind the
+other into rows of ``--capacity`` tokens; ``padded`` and ``sdpa-dense`` pad them. A step has the same sequences in each layout,
+so the curves are the same, and the speed is not.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lm import checkpoints
+from lm.corpus import STANDARD_LIBRARY, BytePairs, Bytes, Corpus, Sequences, tokenizer_from
+from lm.layouts import IGNORED, MicroBatches
+from lm.metrics import Metrics
+from lm.model import Decoder, ModelConfig, generate, parameter_groups
+from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import maskloom as loom
+from maskloom.batches import Batch, TokenBudgetSampler, pack_lengths
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="a folder for checkpoints and metrics.csv")
+    add("--data", type=Path, default=STANDARD_LIBRARY, help="a folder of Python files")
+    add("--bpe", type=int, metavar="SIZE", help="a vocabulary of so many byte pairs, in place of bytes")
+    add("--layout", choices=("packed", "padded", "sdpa-dense"), default="packed")
+    add("--capacity", type=int, default=1024, help="positions in a batch of one process, and in the longest sequence")
+    add("--over", choices=("truncate", "split", "drop"), default="split", help="what becomes of longer functions")
+    add("--rows", type=int, default=8, help="packed rows in a step, of all processes together")
+    add("--steps", type=int, default=200)
+    add("--lr", type=float, default=2e-3)
+    add("--d-model", type=int, default=128)
+    add("--layers", type=int, default=4)
+    add("--heads", type=int, default=4)
+    add("--kv-heads", type=int, default=2)
+    add("--dropout", type=float, default=0.0)
+    add("--parallel", choices=("ddp", "fsdp"), default="ddp", help="how processes under torchrun share the model")
+    add("--cp", type=int, default=1, help="processes that share each row of tokens (context parallel)")
+    add("--bf16", action="store_true", help="autocast to bfloat16")
+    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile of each block")
+    add("--recompute", action="store_true", help="activation checkpointing of each block")
+    add("--workers", type=int, default=0, help="processes of the loader")
+    add("--seed", type=int, default=0)
+    add("--report-every", type=int, default=10, help="steps")
+    add("--validate-every", type=int, default=50, help="steps")
+    add("--validation-rows", type=int, default=64, help="packed rows of the validation split that are read")
+    add("--save-every", type=int, default=100, help="steps")
+    add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    add("--generate", nargs="+", metavar="PROMPT", help="continue prompts by the newest checkpoint; no training")
+    add("--length", type=int, default=200, help="tokens to generate, at most")
+    add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
+    return parser.parse_args(words)
+
+
+class Inputs(NamedTuple):
+    """What the model takes of a batch on this process: all of each row, or its share."""
+
+    tokens: Tensor
+    targets: Tensor
+    mask: Any
+    options: dict[str, Any]
+    counts: Tensor  # targets, tokens and positions; of a shared row each process counts its part
+    places: list[str]
+
+    def idle(self) -> "Inputs":
+        """The same, but nothing is learnt from it."""
+        no_targets = torch.full_like(self.targets, IGNORED)
+        return self._replace(targets=no_targets, counts=self.counts * torch.tensor([0, 0, 1]))
+
+
+class Sums(NamedTuple):
+    """Of one step and all processes: the loss of all targets together; the numbers of targets, tokens and positions."""
+
+    loss: float
+    targets: float
+    tokens: float
+    positions: float
+
+
+class Trainer:
+    """The data, the model and its optimiser, as this process has them."""
+
+    def __init__(self, given: argparse.Namespace, ranks: Ranks) -> None:
+        self.given, self.ranks = given, ranks
+        corpus = Corpus.read(given.data)
+        self.tokenizer = BytePairs.trained(corpus.training, given.bpe) if given.bpe else Bytes()
+        self.training = Sequences.of(corpus.training, self.tokenizer, given.capacity, given.over)
+        self.validation = Sequences.of(corpus.validation, self.tokenizer, given.capacity, given.over)
+        self.validation = self.validation.some(given.capacity * given.validation_rows)
+        self.collate = MicroBatches(given.layout, given.capacity)
+        self.sampler, self.loader = self.sampled()
+        self.config = ModelConfig(
+            self.tokenizer.vocab_size, given.d_model, given.layers, given.heads, given.kv_heads, given.dropout
+        )
+        self.model = self.built()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model), betas=(0.9, 0.95), fused=True)
+        self.identity = {
+            "model": vars(self.config), "corpus": corpus.digest(), "tokenizer": self.tokenizer.state(),
+            "layout": given.layout, "over": given.over, "processes": ranks.size, "cp": given.cp,
+        }  # fmt: skip
+
+    def sampled(self) -> tuple[TokenBudgetSampler, DataLoader[Any]]:
+        """The sampler of packed rows, the same for every layout, and its loader."""
+        given, (rank, size) = self.given, self.ranks.data
+        if given.rows % size or given.rows < 1:
+            raise SystemExit(f"--rows is a multiple of {size}, the processes with rows of their own; got {given.rows}")
+        sampler = TokenBudgetSampler(
+            self.training.lengths(), given.capacity, packed=True, seed=given.seed, rank=rank, world_size=size,
+            accumulate=given.rows // size,
+        )  # fmt: skip
+        loader: DataLoader[Any] = DataLoader(
+            self.training, batch_sampler=sampler, collate_fn=self.collate, num_workers=given.workers,
+            pin_memory=self.ranks.device.type == "cuda", generator=torch.Generator(),
+        )  # fmt: skip
+        return sampler, loader
+
+    def built(self) -> nn.Module:
+        """The model, the same on every process at first."""
+        torch.manual_seed(self.given.seed)
+        model = Decoder(self.config, recompute=self.given.recompute).to(self.ranks.device)
+        for block in model.blocks if self.given.compile else ():
+            block.compile(backend=self.given.compile)
+        torch.manual_seed(self.given.seed + self.ranks.data[0])  # of dropout
+        return shared_out(model, self.ranks, self.given.parallel, bf16=self.given.bf16)
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """The batches of each step, epoch after epoch."""
+        while True:
+            rows = self.sampler.consume(self.loader)
+            for first in rows:
+                yield [
+                    *first,
+                    *(batch for _ in range(self.given.rows // self.ranks.data[1] - 1) for batch in next(rows)),
+                ]
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """A batch, or this process's share of each row, on the device."""
+        real = int(batch.lengths.sum())  # all but the first token of each document are targets
+        counts = torch.tensor([real - len(batch.lengths), real, batch.ids.numel()], dtype=torch.float64)
+        given, batch = self.given, batch.to(self.ranks.device, non_blocking=True)
+        tokens, positions, mask = batch.inputs, batch.positions, batch.mask
+        targets: Any = batch.targets
+        if given.cp > 1:
+            heads = given.heads, given.kv_heads
+            mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=heads)
+            tokens, positions = mask.shard(tokens, dim=1), mask.shard(positions, dim=1)
+            targets = mask.shard(targets, dim=1, fill=IGNORED)
+        options = {"positions": positions} | ({"backend": "sdpa"} if given.layout == "sdpa-dense" else {})
+        return Inputs(tokens, targets, mask, options, counts / given.cp, batch.fields["place"])
+
+    def shares(self, batches: list[Batch]) -> list[Inputs]:
+        """The inputs of some batches. All processes run equally many: who has too few runs the last again, idly."""
+        found = [self.inputs(batch) for batch in batches]
+        return found + [found[-1].idle()] * (self.ranks.most(len(found)) - len(found))
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """The sum over the targets of this process."""
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.given.bf16):
+            logits = self.model(inputs.tokens, inputs.mask, **inputs.options)
+        return F.cross_entropy(logits.flatten(0, 1).float(), inputs.targets.flatten(), reduction="sum")
+
+    def step(self, batches: list[Batch], lr: float) -> Sums:
+        """Gradients of all batches of all processes, each target counted once; then one step of the optimiser."""
+        shares, losses = self.shares(batches), []
+        counts = self.ranks.sum(*torch.stack([inputs.counts for inputs in shares]).sum(0).tolist())
+        for number, inputs in enumerate(shares, 1):
+            with synchronised(self.model, number == len(shares)):
+                loss = self.loss(inputs)
+                (loss * (self.ranks.size / counts[0])).backward()  # gradients are averaged over processes
+            losses.append(loss.detach())
+        norm, (total,) = clipped(self.model, 1.0), self.ranks.sum(float(sum(losses)))
+        if not math.isfinite(total + norm):
+            wrong = [inputs.places for inputs, loss in zip(shares, losses, strict=True) if not loss.isfinite()]
+            where = f", first in a batch of {', '.join(wrong[0])}" if wrong else ""
+            raise FloatingPointError(f"the loss is {total} and the norm of its gradient {norm}{where}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Sums(total, *counts)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The mean loss of a target of the validation split."""
+        rank, size = self.ranks.data
+        rows = pack_lengths(self.validation.lengths(), self.given.capacity)
+        if len(rows) < size:
+            raise SystemExit(f"validation has {len(rows)} rows for {size} processes; --validation-rows takes more")
+        batches = [batch for row in rows[rank::size] for batch in self.collate([self.validation[at] for at in row])]
+        self.model.eval()
+        shares = self.shares(batches)
+        loss, targets = self.ranks.sum(
+            sum(float(self.loss(inputs)) for inputs in shares), sum(float(inputs.counts[0]) for inputs in shares)
+        )
+        self.model.train()
+        return loss / targets
+
+    def save(self, step: int) -> None:
+        meta = {**self.identity, "sampler": self.sampler.state_dict()}
+        checkpoints.save(self.given.out, step, self.model, self.optimizer, meta)
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint; the number of steps that were done."""
+        newest = checkpoints.latest(self.given.out)
+        if newest is None:
+            return 0
+        if not self.given.resume:
+            raise SystemExit(f"{newest} is there: --resume goes on from it, and another --out begins anew")
+        meta = checkpoints.read_meta(newest)
+        checkpoints.refuse_other(newest, meta, self.identity)
+        try:
+            self.sampler.load_state_dict(meta["sampler"])
+        except ValueError as error:
+            raise SystemExit(f"{newest} is of another run: {error}") from None
+        checkpoints.load(newest, self.model, self.optimizer)
+        return meta["step"]
+
+
+def lr_at(step: int, given: argparse.Namespace) -> float:
+    """A rise over a twentieth of the steps, then half a cosine down to a tenth."""
+    rise = min(1.0, (step + 1) / max(1, given.steps / 20))
+    return given.lr * min(rise, 0.55 + 0.45 * math.cos(math.pi * step / given.steps))
+
+
+def train(given: argparse.Namespace, ranks: Ranks) -> None:
+    trainer = Trainer(given, ranks)
+    start = trainer.resume()
+    given.out.mkdir(parents=True, exist_ok=True)
+    labels = {"layout": given.layout, "corpus": trainer.identity["corpus"]}
+    metrics = Metrics(given.out / "metrics.csv", labels, given.steps, start, quiet=ranks.rank > 0)
+    metrics.say(described(trainer))
+    with metrics.bar:
+        for step, batches in zip(range(start + 1, given.steps + 1), trainer.steps(), strict=False):
+            try:
+                metrics.step(*trainer.step(batches, lr_at(step - 1, given)))
+            except FloatingPointError as error:
+                raise SystemExit(f"step {step}: {error}. Checkpoints stay as they were") from None
+            is_last = step == given.steps
+            validation = trainer.validate() if is_last or step % given.validate_every == 0 else None
+            if validation is not None or step % given.report_every == 0:
+                metrics.report(step, validation)
+            if is_last or step % given.save_every == 0:
+                trainer.save(step)
+
+
+def described(trainer: Trainer) -> str:
+    """What is trained on what."""
+    training, given = trainer.training, trainer.given
+    done = {"truncate": "truncated", "split": "split", "drop": "dropped"}[given.over]
+    return (
+        f"corpus {trainer.identity['corpus']}: {len(training)} sequences to train on, {len(trainer.validation)} to validate; "
+        f"{training.over} longer than {given.capacity} tokens were {done}, {training.lost:.1%} of all tokens are lost\n"
+        f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,} parameters, {given.layout}; "
+        f"unigram entropy {trainer.validation.unigram_entropy():.3f} nats a token, "
+        f"{trainer.validation.bytes_per_token:.2f} bytes a token"
+    )
+
+
+def write(given: argparse.Namespace) -> list[str]:
+    """Continue the prompts by the newest checkpoint, all in one batch."""
+    newest = checkpoints.latest(given.out)
+    if newest is None:
+        raise SystemExit(f"there is no checkpoint in {given.out}")
+    meta = checkpoints.read_meta(newest)
+    tokenizer = tokenizer_from(meta["tokenizer"])
+    model = Decoder(ModelConfig(**meta["model"])).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    checkpoints.load_model(newest, model)
+    prompts = [torch.tensor([tokenizer.end, *tokenizer.encode(prompt)]) for prompt in given.generate]
+    found = generate(model, prompts, given.length, end=tokenizer.end, temperature=given.temperature, seed=given.seed)
+    return [prompt + tokenizer.decode(ids.tolist()) for prompt, ids in zip(given.generate, found, strict=True)]
+
+
+def main(words: list[str] | None = None) -> None:
+    given = arguments(words)
+    if given.generate:
+        print(*write(given), sep="\n\n")
+        return
+    with processes(given.cp) as ranks:
+        train(given, ranks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The example that trains: layouts, processes, checkpoints, generation, and what it says when it cannot."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import train_lm
+from lm import checkpoints
+from lm.corpus import STANDARD_LIBRARY, Bytes, Corpus, Sequences
+
+from tests.examples.runs import TINY, curve
+
+MODULES = ("bisect.py", "textwrap.py", "heapq.py", "string.py", "shlex.py", "queue.py", "copy.py", "calendar.py")
+ROOT = Path(__file__).parents[2]
+nightly = pytest.mark.skipif("config.getoption('hypothesis_profile') != 'nightly'", reason="minutes: make nightly")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name in MODULES:
+        shutil.copy(STANDARD_LIBRARY / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """Trains with some options; the folder of the run."""
+    made = {}
+
+    def trained(*options):
+        if options not in made:
+            made[options] = tmp_path_factory.mktemp("run")
+            train_lm.main(["--out", str(made[options]), "--data", str(data), *TINY, *options])
+        return made[options]
+
+    return trained
+
+
+def weights(out):
+    newest = checkpoints.latest(out)
+    model = train_lm.Decoder(train_lm.ModelConfig(**checkpoints.read_meta(newest)["model"]))
+    checkpoints.load_model(newest, model)
+    return model.state_dict()
+
+
+def assert_same_curve(ours, theirs, within):
+    torch.testing.assert_close(
+        torch.tensor(curve(ours)), torch.tensor(curve(theirs)), rtol=0, atol=within, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--layout", "padded"),
+        ("--layout", "sdpa-dense"),
+        ("--recompute",),
+        ("--workers", "1"),
+    ],
+    ids=" ".join,
+)
+def test_the_curve_is_the_same_whatever_the_layout(run, options):
+    assert_same_curve(run(*options), run(), within=1e-3)
+    assert curve(run())[-1][2] < curve(run())[0][2] - 0.5  # it learns
+
+
+@nightly
+def test_compiled_blocks_follow_the_curve(run):
+    assert_same_curve(run("--compile", "eager"), run(), within=1e-3)
+
+
+@nightly
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_it_learns_more_than_how_often_each_byte_occurs(tmp_path, layout):
+    """A few minutes: the whole standard library, to 0.75 of the entropy of single bytes."""
+    words = "--d-model 96 --layers 3 --capacity 512 --steps 200 --lr 4e-3 --validate-every 200 --validation-rows 40"
+    train_lm.main(["--out", str(tmp_path), "--layout", layout, *words.split()])
+    corpus = Corpus.read(STANDARD_LIBRARY)
+    validation = Sequences.of(corpus.validation, Bytes(), 512, "split").some(40 * 512)
+    assert curve(tmp_path)[-1][3] <= 0.75 * validation.unigram_entropy()
+
+
+def test_half_precision_follows_the_curve(run):
+    assert_same_curve(run("--bf16"), run(), within=0.03)
+
+
+def test_two_processes_train_as_one(run, data, tmp_path):
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "tests.examples.several", str(tmp_path), str(data), "1", "ddp", "fsdp"),
+    ]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for way in ("ddp", "fsdp"):
+        assert_same_curve(tmp_path / way, run(), within=1e-3)
+        assert checkpoints.read_meta(checkpoints.latest(tmp_path / way))["processes"] == 2
+    assert_generates(tmp_path / "fsdp")  # one process writes with what two have trained
+    with pytest.raises(SystemExit, match=r"of another run: processes is 2 there, and 1 here"):
+        train_lm.main(["--out", str(tmp_path / "ddp"), "--data", str(data), *TINY, "--resume"])
+
+
+def assert_generates(out):
+    given = train_lm.arguments(["--out", str(out), "--generate", "def f(", "x", "--length", "7"])
+    assert [text[: len(prompt)] for text, prompt in zip(train_lm.write(given), ("def f(", "x"), strict=True)]
+
+
+class Interrupt(BaseException):
+    """A run that ends in the middle of a step."""
+
+
+@pytest.mark.parametrize("options", [(), ("--layout", "padded", "--dropout", "0.2", "--workers", "1")], ids=" ".join)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, data, tmp_path, monkeypatch, options):
+    words = ["--out", str(tmp_path), "--data", str(data), *TINY, *options]
+    steps = []
+
+    def interrupted(trainer, batches, lr, step=train_lm.Trainer.step):
+        steps.append(lr)
+        if len(steps) == 5:
+            raise Interrupt
+        return step(trainer, batches, lr)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_lm.Trainer, "step", interrupted)
+        with pytest.raises(Interrupt):
+            train_lm.main(words)
+    assert checkpoints.latest(tmp_path).name == "step-00000003"
+    train_lm.main([*words, "--resume"])
+    for (name, ours), theirs in zip(weights(tmp_path).items(), weights(run(*options)).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert str(curve(tmp_path)) == str(curve(run(*options)))
+
+
+def test_prompts_of_unequal_length_are_continued_as_each_is_alone(run):
+    prompts = ["def ", "class Foo(", "x"]
+
+    def written(*some):
+        words = ["--out", str(run()), "--generate", *some, "--length", "11", "--temperature", "0.8"]
+        return train_lm.write(train_lm.arguments(words))
+
+    assert written(*prompts) == [written(prompt)[0] for prompt in prompts]
+
+
+def test_byte_pairs_are_trained_and_kept(run, capsys):
+    pytest.importorskip("tokenizers")
+    out = run("--bpe", "300")
+    assert "bytes a token" in capsys.readouterr().out
+    assert '"BPE"' in checkpoints.read_meta(checkpoints.latest(out))["tokenizer"]
+    assert_generates(out)
+
+
+def test_what_is_done_is_said(run, capsys):
+    run("--over", "drop")
+    out = capsys.readouterr().out
+    assert "longer than 192 tokens were dropped" in out and "of all tokens are lost" in out
+    assert "unigram entropy" in out and "6/6" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "/nowhere"], "there is no folder /nowhere to read Python files from"),
+        (["--rows", "0"], "--rows is a multiple of 1, the processes with rows of their own; got 0"),
+        (["--cp", "2"], "--cp 2 needs torchrun with a multiple of 2 processes"),
+        (["--generate", "x", "--out", "/nowhere"], "there is no checkpoint in /nowhere"),
+        (
+            ["--lr", "1e30"],
+            r"step 2: the loss is [0-9.]+ and the norm of its gradient nan\. Checkpoints stay as they were",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_failure_is_clear(data, tmp_path, options, words):
+    with pytest.raises(SystemExit, match=words):
+        train_lm.main(["--out", str(tmp_path / "run"), "--data", str(data), *TINY, *options])
+    assert not list(tmp_path.glob("run/step-*"))
+
+
+def test_the_functions_that_gave_nan_are_named(data, tmp_path, monkeypatch):
+    def poisoned(trainer, inputs, loss=train_lm.Trainer.loss):
+        return loss(trainer, inputs) * (torch.nan if "textwrap.py" in " ".join(inputs.places) else 1)
+
+    monkeypatch.setattr(train_lm.Trainer, "loss", poisoned)
+    words = r"step \d: the loss is nan and the norm of its gradient nan, first in a batch of .*\btextwrap\.py:\d+"
+    with pytest.raises(SystemExit, match=words):
+        train_lm.main(["--out", str(tmp_path), "--data", str(data), *TINY, "--save-every", "41"])
+    assert checkpoints.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], r"step-00000006 is there: --resume goes on from it, and another --out begins anew"),
+        (["--resume", "--d-model", "32"], r"step-00000006 is of another run: model.d_model is 16 there, and 32 here"),
+        (["--resume", "--seed", "1"], r"of another run: the state has seed=0, and this sampler seed=1"),
+        (["--resume", "--layout", "padded"], r"of another run: layout is packed there, and padded here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_checkpoint_of_another_run_is_an_error(run, data, options, words):
+    with pytest.raises(SystemExit, match=words):
+        train_lm.main(["--out", str(run()), "--data", str(data), *TINY, *options])
+
+
+def test_another_corpus_is_an_error(run, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "more.py").write_text("def f(): pass\n")
+    with pytest.raises(SystemExit, match=r"of another run: corpus is [0-9a-f]{16} there, and [0-9a-f]{16} here"):
+        train_lm.main(["--out", str(run()), "--data", str(tmp_path / "data"), *TINY, "--resume"])
+
+
+def test_the_script_is_short():
+    assert len((ROOT / "examples" / "train_lm.py").read_text().splitlines()) < 300
