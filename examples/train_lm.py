@@ -152,8 +152,9 @@ class Trainer:
         real = int(batch.lengths.sum())  # all but the first token of each document are targets
         counts = torch.tensor([real - len(batch.lengths), real, batch.ids.numel()], dtype=torch.float64)
         given, batch = self.given, batch.to(self.ranks.device, non_blocking=True)
-        tokens, positions, mask = batch.inputs, batch.positions, batch.mask
+        tokens, positions = batch.inputs, batch.positions
         targets: Any = batch.targets
+        mask: Any = batch.mask
         if given.cp > 1:
             heads = given.heads, given.kv_heads
             mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=heads)

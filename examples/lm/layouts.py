@@ -17,24 +17,34 @@ Sequence = dict[str, Any]
 class MicroBatches:
     """The ``collate_fn`` of the loader: the same sequences in every layout.
 
-    packed: one row of ``capacity`` positions. padded and sdpa-dense: rows of similar length, padded to the longest of them;
-    as many batches as it takes to keep to ``capacity`` positions in each.
+    packed: one row of ``capacity`` positions. padded and sdpa-dense: rows of similar length (``by_length=False``: in the order
+    in which they were drawn), padded to the longest of them; as many batches as it takes to keep to ``capacity`` positions
+    in each.
     """
 
     layout: Layout
     capacity: int
+    by_length: bool = True
 
     def __call__(self, sequences: list[Sequence]) -> list[Batch]:
         if self.layout == "packed":
             return [Collator(loom.causal, packed=True, length=self.capacity, blocks=False)(sequences)]
-        return [Collator(loom.causal, blocks=False)(rows) for rows in _of_similar_length(sequences, self.capacity)]
+        ordered = sorted(sequences, key=_length) if self.by_length else sequences
+        return [Collator(loom.causal, blocks=False)(rows) for rows in _within(ordered, self.capacity)]
 
 
-def _of_similar_length(sequences: list[Sequence], positions: int) -> list[list[Sequence]]:
-    """The sequences, shortest first, in as few batches as keep to so many positions."""
+def _within(sequences: list[Sequence], positions: int) -> list[list[Sequence]]:
+    """The sequences in order, in batches that need at most so many positions when they are padded to their longest."""
     batches: list[list[Sequence]] = [[]]
-    for one in sorted(sequences, key=lambda sequence: len(sequence["input_ids"])):
-        if len(one["input_ids"]) * (len(batches[-1]) + 1) > positions and batches[-1]:
+    longest = 0
+    for one in sequences:
+        longest = max(longest, _length(one))
+        if longest * (len(batches[-1]) + 1) > positions and batches[-1]:
             batches.append([])
+            longest = _length(one)
         batches[-1].append(one)
     return batches
+
+
+def _length(sequence: Sequence) -> int:
+    return len(sequence["input_ids"])

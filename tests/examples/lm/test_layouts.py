@@ -33,6 +33,11 @@ def test_padded_batches_keep_to_the_capacity(layout):
     assert [place for batch in batches for place in batch.fields["place"]] == list("203514")
 
 
+def test_padded_batches_may_keep_the_order():
+    batches = MicroBatches("padded", 31, by_length=False)(sequences())
+    assert [batch.lengths.tolist() for batch in batches] == [[3], [17], [2, 5], [29], [7]]
+
+
 def test_every_layout_has_the_same_targets():
     found = [targets_of(MicroBatches(layout, 64)(sequences())) for layout in ("packed", "padded", "sdpa-dense")]
     assert found[0] == found[1] == found[2] and len(found[0]) == sum(LENGTHS) - len(LENGTHS)
