@@ -2,7 +2,6 @@
 
     torchrun --nproc-per-node 2 benchmarks/context_parallel.py --lengths 32768 65536 131072
     torchrun --nproc-per-node 2 benchmarks/context_parallel.py --masks window documents --lengths 1048576 --repeats 3
-    python benchmarks/context_parallel.py --parts --lengths 65536
     torchrun --nproc-per-node 2 benchmarks/context_parallel.py --tiny --device cpu
 
 Every rank has the whole sequence once, for ``attend`` on its GPU alone, and then its rows of it. Before a strategy is timed, its
@@ -10,8 +9,6 @@ output and gradients are compared with those of one GPU; ``error`` is the larges
 compared with the float64 reference first, over the masks of `checked_masks`. Contenders take turns in rounds;
 a time is the median over rounds of the slowest rank. ``received`` is counted at the collectives, ``planned`` is what the plan said: bytes of
 a forward pass. ``torch`` is torch's own context parallel around scaled_dot_product_attention, where it applies.
-
-``--parts`` needs one GPU: the attention that each rank of two would run, one after the other, without any exchange.
 """
 
 import argparse
@@ -34,8 +31,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no package that is installed
 
 import maskloom as loom
-from maskloom.distributed.part import Place, part_of
-from maskloom.distributed.planning import checked
 from tests.distributed.counting import counted
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -47,10 +42,6 @@ Run = Callable[[], Tensor]
 
 def main() -> None:
     arguments = parsed()
-    if arguments.parts:
-        for row in parts(arguments):
-            write(arguments, row)
-        return
     mesh = begin(arguments.device)
     first = mesh.get_local_rank() == 0
     check_all(mesh, arguments)
@@ -69,7 +60,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--repeats", type=int, default=10, help="rounds")
-    parser.add_argument("--parts", action="store_true", help="the parts of two ranks, one after the other, on one GPU")
     parser.add_argument("--no-check", action="store_true", help="no comparison with the reference at 1,009 positions")
     parser.add_argument("--tiny", action="store_true", help="few positions: does everything run?")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/context_parallel.csv"))
@@ -313,11 +303,11 @@ def once(contender: Contender, mesh: DeviceMesh) -> Tensor:
     with contender.ready() as forward:
         wait(mesh)
         dist.barrier()
-        marks = [mark(mesh)]
+        marks = [mark(mesh.device_type)]
         out = forward()
-        marks.append(mark(mesh))
+        marks.append(mark(mesh.device_type))
         out.backward(contender.grad)
-        marks.append(mark(mesh))
+        marks.append(mark(mesh.device_type))
         wait(mesh)
     for leaf in contender.leaves:
         leaf.grad = None
@@ -326,8 +316,8 @@ def once(contender: Contender, mesh: DeviceMesh) -> Tensor:
     return found
 
 
-def mark(mesh: DeviceMesh) -> Any:
-    if mesh.device_type == "cpu":
+def mark(device: str) -> Any:
+    if device == "cpu":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -349,73 +339,6 @@ def medians(found: list[Tensor]) -> dict[str, float]:
     forward, backward = (statistics.median(float(one[part]) for one in found) for part in range(2))
     step = statistics.median(float(one.sum()) for one in found)
     return {"forward_ms": forward, "backward_ms": backward, "step_ms": step}
-
-
-# -- the parts of two ranks on one GPU -----------------------------------------------------------------------------------
-
-
-def parts(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """The attention of each of two ranks, without exchange: forward and backward."""
-    device = torch.empty(0, device=arguments.device).device
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for length in arguments.lengths:
-        for name in arguments.masks:
-            mask = mask_of(name, length)
-            yield {
-                **part_row(length, name, "whole", 0),
-                **time_part(None, mask, length, device, dtype, arguments.repeats),
-            }
-            for strategy in arguments.strategies[:3]:
-                for rank in range(2):
-                    asked = checked(mask, length, [2], heads=(HEADS, KV_HEADS), strategy=(strategy,), head_dim=HEAD_DIM)
-                    scheme = asked.schemes[0]
-                    place = Place(0, rank, None, None) if strategy == "heads" else Place(rank, 0, None, None)
-                    part = part_of(asked.mask, asked.tiles.marks, 0, scheme, place, device)
-                    found = time_part(part, mask, length, device, dtype, arguments.repeats)
-                    load = scheme.loads[rank]
-                    yield {**part_row(length, name, strategy, rank, load, scheme.received[rank]), **found}
-
-
-def part_row(
-    length: int, mask: str, strategy: str, rank: int, load: int | str = "", received: int | str = ""
-) -> dict[str, object]:
-    return {"length": length, "mask": mask, "strategy": strategy, "rank": rank, "tiles": load, "received": received}
-
-
-def time_part(
-    part: Any, mask: loom.Mask, length: int, device: torch.device, dtype: torch.dtype, repeats: int
-) -> dict[str, object]:
-    """Median milliseconds of one rank's attention."""
-    heads, kv_heads, queries, keys = HEADS, KV_HEADS, length, length
-    held = mask.to(device)
-    if part is not None:
-        heads, kv_heads = HEADS // part.parts, max(1, KV_HEADS // part.parts)
-        first = part.place.part * heads if part.parts > 1 else None
-        held, queries = part.masks(None, first).plain, part.queries
-        kv_positions = part.positions[1]
-        keys = length if kv_positions is None else len(kv_positions)
-    shapes = (heads, queries), (kv_heads, keys), (kv_heads, keys), (heads, queries)
-    query, key, value, grad = (torch.randn(1, *shape, HEAD_DIM, device=device, dtype=dtype) for shape in shapes)
-    leaves = [one.requires_grad_() for one in (query, key, value)]
-    found = []
-    for _ in range(repeats + 2):
-        marks = [one_mark(device)]
-        out = loom.attend(*leaves, held)
-        marks.append(one_mark(device))
-        torch.autograd.grad(out, leaves, grad)
-        marks.append(one_mark(device))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(torch.tensor([between(*pair) for pair in itertools.pairwise(marks)]))
-    return {"queries": queries, "keys": keys, **{key: f"{value:.3f}" for key, value in medians(found[2:]).items()}}
-
-
-def one_mark(device: torch.device) -> Any:
-    if device.type == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 if __name__ == "__main__":

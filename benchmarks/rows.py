@@ -35,8 +35,15 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "flash_attn_4": _version("flash-attn-4"),
-        "command": shlex.join(["python", *_program(), *_arguments()]),
+        "command": shlex.join([*_launcher(), *_program(), *_arguments()]),
     }
+
+
+def _launcher() -> list[str]:
+    """python, or torchrun with the number of processes."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
 
 
 def _arguments() -> list[str]:

@@ -1,5 +1,6 @@
 """Which positions of the sequence each rank holds, in which order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,16 +43,16 @@ class Layout:
         return found
 
 
-def whole_layout(length: int, parts: int) -> Layout:
-    """One group that holds the sequence in its order."""
-    return Layout(length, (torch.arange(length),), -(-length // parts), parts)
+def layout_of(assignment: Assignment | None, length: int, unit: int, rows: int, parts: int) -> Layout:
+    """Groups that hold tiles of ``unit`` positions; without an assignment, one group that holds the sequence in its order."""
+    if assignment is None:
+        return Layout(length, (torch.arange(length),), rows, parts)
+    return Layout(length, tuple(positions_of(own, unit, length) for own in assignment.tiles), rows, parts)
 
 
-def tiled_layout(assignment: Assignment, length: int, unit: int, parts: int) -> Layout:
-    """Groups that hold tiles of ``unit`` positions."""
-    positions = []
-    for own in assignment.tiles:
-        all_of = (torch.tensor(own, dtype=torch.int64)[:, None] * unit + torch.arange(unit)).flatten()
-        positions.append(all_of[all_of < length])
-    longest = max(map(len, positions))
-    return Layout(length, tuple(positions), -(-longest // parts), parts)
+def positions_of(tiles: Sequence[int] | Tensor, unit: int, length: int) -> Tensor:
+    """The positions in some tiles: int64, rising. tiles: rising numbers."""
+    numbers = tiles if isinstance(tiles, Tensor) else torch.tensor(tiles, dtype=torch.int64)
+    positions = (numbers[:, None] * unit + torch.arange(unit)).flatten()
+    is_cut = len(numbers) > 0 and (int(numbers[-1]) + 1) * unit > length
+    return positions[: len(positions) - ((int(numbers[-1]) + 1) * unit - length)] if is_cut else positions

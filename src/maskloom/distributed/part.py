@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from maskloom.core import captures
 from maskloom.distributed.collectives import Fetching, Gathering, by_heads, by_rows, fetched, gathered
 from maskloom.distributed.coordinates import Coordinates, placed_mask
+from maskloom.distributed.layout import Layout, positions_of
 from maskloom.distributed.schemes import Scheme
 from maskloom.masks.algebra import Mask, nothing
 from maskloom.masks.simplify import simplify
@@ -99,8 +100,9 @@ class Part:
 
     def back(self, out: Tensor, fill: float = 0.0) -> Tensor:
         """What came of this rank's queries, (B, H, Q, E), as rows of all heads: (B, heads, rows, E)."""
-        rows = self.rows * self.parts
-        out = torch.nn.functional.pad(out[:, :, : self.queries], (0, 0, 0, rows - self.queries), value=fill)
+        empty = self.rows * self.parts - self.queries
+        if empty:
+            out = torch.nn.functional.pad(out[:, :, : self.queries], (0, 0, 0, empty), value=fill)
         return out if self.place.by_heads is None else by_rows([out], self.place.by_heads)[0]
 
 
@@ -119,50 +121,68 @@ def _for_parts(tensor: Tensor, heads: int, kv_heads: int, parts: int) -> Tensor:
 
 
 def part_of(
-    mask: Mask, marks: frozenset[str], q_offset: int, scheme: Scheme, place: Place, device: torch.device
+    mask: Mask,
+    marks: frozenset[str],
+    scheme: Scheme,
+    layout: Layout,
+    place: Place,
+    *,
+    q_offset: int,
+    unit: int,
+    device: torch.device,
 ) -> Part:
     """What the rank at a place does.
 
     Args:
         mask: of the whole, with tensors on the CPU.
         marks: the indices that it depends on.
+        layout: that of the scheme.
         q_offset: the position of the first query in the mask.
+        unit: positions in a tile.
     """
-    exchange, (q_positions, kv_positions) = _exchange(scheme, place.group, device)
-    if q_offset:
-        q_positions = _placed(torch.arange(scheme.layout.length), device) if q_positions is None else q_positions
-        q_positions = q_positions + q_offset
+    own = layout.positions[place.group]
+    exchange, keys = _exchange(scheme, layout, place.group, unit, device)
+    queries = None if scheme.groups == 1 and not q_offset else _placed(own, device)
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
-    queries = len(scheme.layout.positions[place.group])
-    positions = q_positions, kv_positions
-    return Part(on_device, marks, place, scheme.parts, scheme.layout.rows, queries, exchange, positions)
+    positions = queries if queries is None else queries + q_offset, keys
+    return Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions)
 
 
 def _exchange(
-    scheme: Scheme, group: int, device: torch.device
-) -> tuple[Gathering | Fetching | None, tuple[Tensor | None, Tensor | None]]:
-    """How a group gets keys of others, and the positions of its queries and keys: int32 on the device."""
+    scheme: Scheme, layout: Layout, group: int, unit: int, device: torch.device
+) -> tuple[Gathering | Fetching | None, Tensor | None]:
+    """How a group gets keys of others, and the positions of all its keys, None where these are in order."""
     if scheme.groups == 1:
-        return None, (None, None)
-    if scheme.fetched is None:
-        places = scheme.layout.places()
-        in_order = bool((places == torch.arange(len(places))).all())
-        how = Gathering(None if in_order else sent_to(places, device), len(places))
-        return how, (_placed(scheme.layout.positions[group], device), None)
-    return _fetching(scheme.layout.positions, scheme.fetched, group, device)
+        return None, None
+    if scheme.foreign is not None:
+        assert scheme.assignment is not None
+        return _fetching(layout, scheme.foreign, scheme.assignment.tiles, group, unit, device)
+    places = layout.places()
+    in_order = bool((places == torch.arange(len(places))).all())
+    return Gathering(None if in_order else sent_to(places, device), len(places)), None
 
 
 def _fetching(
-    held: tuple[Tensor, ...], fetched: tuple[Tensor, ...], group: int, device: torch.device
-) -> tuple[Fetching, tuple[Tensor, Tensor]]:
-    own, wanted = held[group], fetched[group]
-    sent = tuple(sent_to(torch.searchsorted(own, other[torch.isin(other, own)]), device) for other in fetched)
-    received = tuple(int(torch.isin(wanted, other).sum()) for other in held)
-    before = sum(received[:group])
+    layout: Layout,
+    foreign: tuple[Tensor, ...],
+    tiles: tuple[tuple[int, ...], ...],
+    group: int,
+    unit: int,
+    device: torch.device,
+) -> tuple[Fetching, Tensor]:
+    """Groups hold tiles in order, so what comes from lower groups lies before a group's own."""
+
+    def held_by(needed: Tensor, other: int) -> Tensor:
+        numbers = torch.tensor([tile for tile in tiles[other] if needed[tile]], dtype=torch.int64)
+        return positions_of(numbers, unit, layout.length)
+
+    own = layout.positions[group]
+    sent = tuple(sent_to(torch.searchsorted(own, held_by(needed, group)), device) for needed in foreign)
+    received = [held_by(foreign[group], other) for other in range(len(tiles))]
     kept = own if len(own) else own.new_zeros(1)  # one row at least: attention takes no empty tensors
-    keys = torch.cat([wanted[:before], kept, wanted[before:]])
-    how = Fetching(sent, received, len(kept), group, any(map(len, fetched)))
-    return how, (_placed(own, device), _placed(keys, device))
+    keys = torch.cat([*received[:group], kept, *received[group:]])
+    moves = any(bool(needed.any()) for needed in foreign)
+    return Fetching(sent, tuple(map(len, received)), len(kept), group, moves), _placed(keys, device)
 
 
 def _placed(positions: Tensor, device: torch.device) -> Tensor:

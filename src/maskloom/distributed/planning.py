@@ -14,6 +14,7 @@ from maskloom.core.checks import as_int, count, integer, is_number
 from maskloom.core.words import brief
 from maskloom.distributed.agreement import agree
 from maskloom.distributed.digest import Digest, digest_of
+from maskloom.distributed.layout import layout_of
 from maskloom.distributed.part import Place, part_of, sent_to
 from maskloom.distributed.report import Report
 from maskloom.distributed.rows import Whole
@@ -179,15 +180,17 @@ def _checked_strategy(strategy: Any, dims: int) -> list[tuple[StrategyName, ...]
 
 def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
     chosen = min(asked.schemes, key=lambda one: one.seconds(asked.tiles.unit, asked.sizes))
-    device = _device_of(mesh)
-    part = part_of(asked.mask, asked.tiles.marks, asked.q_offset, chosen, _place(chosen, mesh), device)
-    place = part.place
-    own = chosen.layout.of_rank(place.group, place.part)
-    whole = Whole(_gathering_order(place), sent_to(chosen.layout.places(), device), sent_to(own, device))
-    report = Report(chosen, asked.schemes, asked.refused, asked.named, asked.tiles.unit, asked.sizes)
+    device, place, unit, sizes = _device_of(mesh), _place(chosen, mesh), asked.tiles.unit, asked.sizes
+    layout = layout_of(chosen.assignment, sizes.length, unit, chosen.rows, chosen.parts)
+    part = part_of(
+        asked.mask, asked.tiles.marks, chosen, layout, place, q_offset=asked.q_offset, unit=unit, device=device
+    )
+    own = layout.of_rank(place.group, place.part)
+    whole = Whole(_gathering_order(place), sent_to(layout.places(), device), sent_to(own, device))
+    report = Report(chosen, asked.schemes, asked.refused, asked.named, unit, sizes)
     return Plan(
-        part.mask, mesh, asked.sizes.length, chosen.layout.rows, whole.positions, sent_to(own < 0, device),
-        chosen, asked.sizes, asked.tiles.batch, part, whole, report,
+        part.mask, mesh, sizes.length, chosen.rows, whole.positions, sent_to(own < 0, device),
+        chosen, sizes, asked.tiles.batch, part, whole, report,
     )  # fmt: skip
 
 

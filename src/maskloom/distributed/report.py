@@ -27,7 +27,7 @@ class Report(NamedTuple):
         scheme, sizes = self.chosen, self.sizes
         lines = [
             f"strategy: {scheme.said} ({self._why()})",
-            f"length: {sizes.length} positions in {len(scheme.loads)} times {scheme.layout.rows} rows",
+            f"length: {sizes.length} positions in {len(scheme.loads)} times {scheme.rows} rows",
             f"queries: {self._order()}",
             f"bytes: {_amount(scheme.bytes)} received by the rank that receives most, in a forward pass; {self._counted()}",
             f"balance: {scheme.balance:.3f}, the tiles of the busiest rank over the mean",

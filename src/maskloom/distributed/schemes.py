@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from maskloom.distributed.assignment import Assignment, balance_of, balanced, in_order
-from maskloom.distributed.layout import Layout, tiled_layout, whole_layout
-from maskloom.distributed.tiles import Tiles, positions_in
+from maskloom.distributed.tiles import Tiles
 
 StrategyName = Literal["heads", "gather", "needed"]
 NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
@@ -46,20 +44,21 @@ class Scheme:
         names: a strategy for each dimension of the mesh.
         parts: ranks that share the heads of a group, 1 without "heads".
         groups: groups that share the rows, 1 with "heads" alone.
+        rows: of each rank.
         assignment: query tiles of the groups; None of one group.
         loads: tiles times heads that each rank visits, by group and part.
         received: bytes that each rank receives in one forward pass, by group and part.
-        fetched: with "needed" for each group the positions that it gets from the others: int64, rising.
+        foreign: with "needed" for each group bool (key tiles,), those that it needs of others.
     """
 
     names: tuple[StrategyName, ...]
     parts: int
     groups: int
-    layout: Layout
+    rows: int
     assignment: Assignment | None
     loads: tuple[int, ...]
     received: tuple[int, ...]
-    fetched: tuple[Tensor, ...] | None = None
+    foreign: tuple[Tensor, ...] | None = None
 
     @property
     def balance(self) -> float:
@@ -102,15 +101,13 @@ def scheme(names: Sequence[StrategyName], ranks: Sequence[int], tiles: Tiles, si
     assignment = None
     if groups > 1:
         assignment = in_order(tiles.number, groups) if rows == "needed" else balanced(tiles.counts.sum(0), groups)
-    layout = (
-        whole_layout(sizes.length, parts)
-        if assignment is None
-        else tiled_layout(assignment, sizes.length, tiles.unit, parts)
-    )
+    longest = sizes.length if assignment is None else max(tiles.positions_in(own) for own in assignment.tiles)
+    each = -(-longest // parts)
     loads = _loads(tiles, assignment, parts, sizes)
-    fetched = _fetched(tiles, assignment, layout) if rows == "needed" and assignment is not None else None
-    received = _received(layout, parts, groups, fetched, sizes)
-    return Scheme(tuple(names), parts, groups, layout, assignment, loads, received, fetched)
+    foreign = _foreign(tiles, assignment) if rows == "needed" and assignment is not None else None
+    fetched = [(groups - 1) * parts * each] * groups if foreign is None else list(map(tiles.positions_in, foreign))
+    received = _received(each, parts, fetched, sizes)
+    return Scheme(tuple(names), parts, groups, each, assignment, loads, received, foreign)
 
 
 def kv_shares(sizes: Sizes, parts: int) -> int:
@@ -127,20 +124,19 @@ def _loads(tiles: Tiles, assignment: Assignment | None, parts: int, sizes: Sizes
     return tuple(int(counts[part, of].sum()) * rows for of in own for part in range(parts))
 
 
-def _fetched(tiles: Tiles, assignment: Assignment, layout: Layout) -> tuple[Tensor, ...]:
+def _foreign(tiles: Tiles, assignment: Assignment) -> tuple[Tensor, ...]:
+    """Key tiles that each group needs and does not hold."""
     found = []
-    for own, held in zip(assignment.tiles, layout.positions, strict=True):
-        needed = tiles.needed[list(own)].any(0) if own else tiles.needed.new_zeros(tiles.needed.shape[1])
-        positions = positions_in(needed, tiles.unit, layout.length)
-        found.append(positions[~torch.isin(positions, held)])
+    for own in assignment.tiles:
+        needed = tiles.needed[list(own)].any(0)
+        needed[list(own)] = False
+        found.append(needed)
     return tuple(found)
 
 
-def _received(
-    layout: Layout, parts: int, groups: int, fetched: tuple[Tensor, ...] | None, sizes: Sizes
-) -> tuple[int, ...]:
+def _received(rows: int, parts: int, fetched: Sequence[int], sizes: Sizes) -> tuple[int, ...]:
+    """Bytes for each rank: of queries, keys, values and outputs by heads, and of keys and values that groups fetch."""
     share, kv_share = sizes.heads // parts, kv_shares(sizes, parts)
     number = sizes.head_dim * sizes.itemsize * sizes.batch
-    by_heads = (parts - 1) * layout.rows * (2 * share + 2 * kv_share) * number  # queries, keys, values; outputs back
-    rows = [(groups - 1) * layout.group_rows] * groups if fetched is None else list(map(len, fetched))
-    return tuple(by_heads + count * 2 * kv_share * number for count in rows for _ in range(parts))
+    by_heads = (parts - 1) * rows * 2 * (share + kv_share) * number
+    return tuple(by_heads + count * 2 * kv_share * number for count in fetched for _ in range(parts))

@@ -1,8 +1,8 @@
 """The tiles of the whole mask: what each query tile costs, and which keys it needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from maskloom.blocks.classify import classify
@@ -24,8 +24,10 @@ class Tiles:
         counts: int64 (H or 1, query tiles), the key tiles that each visits, over all batch rows.
         needed: bool (query tiles, key tiles), whether any batch row and head visits it.
         marks: the indices that the mask's answer depends on.
+        length: positions; the last tile may be cut by it.
     """
 
+    length: int
     unit: int
     batch: int | None
     counts: Tensor
@@ -36,6 +38,12 @@ class Tiles:
     def number(self) -> int:
         """The number of query tiles."""
         return self.counts.shape[1]
+
+    def positions_in(self, some: Sequence[int] | Tensor) -> int:
+        """How many positions some tiles have, by their rising numbers, or by a bool for each."""
+        count = int(some.sum()) if isinstance(some, Tensor) else len(some)
+        has_last = bool(some[-1]) if isinstance(some, Tensor) else count > 0 and some[-1] == self.number - 1
+        return count * self.unit - (self.number * self.unit - self.length if has_last else 0)
 
 
 def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int) -> Tiles:
@@ -52,7 +60,7 @@ def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int)
     visited = classify(program, grid) > 0
     visited = visited.expand(rows, columns, *visited.shape[2:])
     said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
-    return Tiles(unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks))
+    return Tiles(length, unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks))
 
 
 def _unit(length: int, ranks: int, tables: int) -> int:
@@ -63,10 +71,3 @@ def _unit(length: int, ranks: int, tables: int) -> int:
     while tables * (-(-length // unit)) ** 2 > _MOST_TILES and -(-length // ranks) >= 2 * unit * _FEWEST:
         unit *= 2
     return unit
-
-
-def positions_in(needed: Tensor, unit: int, length: int) -> Tensor:
-    """The positions in key tiles that are needed: int64, rising. needed: bool (key tiles,)."""
-    firsts = needed.nonzero() * unit
-    positions = (firsts + torch.arange(unit)).flatten()
-    return positions[positions < length]
