@@ -1,12 +1,9 @@
-"""Models of transformers run by maskloom: equal to "eager" in logits, loss, gradients, weights and generated tokens."""
-
-import inspect
+"""What models of transformers do around their attention: checkpoints, autocast, weights, masks of the user, one graph."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 from transformers import DynamicCache
-from transformers.masking_utils import create_chunked_causal_mask
 
 import maskloom as loom
 from tests.integrations.transformers.models import (
@@ -15,72 +12,13 @@ from tests.integrations.transformers.models import (
     ENCODERS,
     LENGTH,
     SEQUENCES,
+    SIDES,
     VISION,
     attention_mask,
+    compare,
     pair,
     tokens,
 )
-
-SIDES = ["none", "right", "left"]
-CHUNKS_TAKE_GROUPS = "block_sequence_ids" in inspect.signature(create_chunked_causal_mask).parameters
-
-
-def compare(ours, eager, real=None):
-    """Equal at real positions, finite at all."""
-    assert ours.isfinite().all()
-    real = slice(None) if real is None else real
-    assert_close(ours[real], eager[real], rtol=1e-5, atol=5e-6)
-
-
-# -- forward -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", DECODERS)
-@torch.no_grad()
-def test_a_decoder(name):
-    eager, ours = pair(DECODERS[name])
-    for use_cache in (False, True):
-        compare(ours(tokens(), use_cache=use_cache).logits, eager(tokens(), use_cache=use_cache).logits)
-        for side in SIDES:
-            given = {"attention_mask": attention_mask(side), "use_cache": use_cache}
-            compare(ours(tokens(), **given).logits, eager(tokens(), **given).logits, attention_mask(side).bool())
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@torch.no_grad()
-def test_an_encoder(name):
-    eager, ours = pair(ENCODERS[name])
-    compare(ours(tokens())[0], eager(tokens())[0])
-    for side in SIDES:
-        real = attention_mask(side)
-        compare(ours(tokens(), real)[0], eager(tokens(), real)[0], real.bool())
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-@pytest.mark.parametrize("length", [7, LENGTH])  # as many decoder positions as encoder positions, too
-@torch.no_grad()
-def test_an_encoder_and_decoder(name, length):
-    eager, ours = pair(SEQUENCES[name])
-    sources = {"input_features": torch.randn(BATCH, 7, 22)} if name == "whisper" else {"input_ids": tokens()}
-    for side in SIDES if name != "whisper" else ["none"]:
-        given = {**sources, "decoder_input_ids": tokens(length=length), "attention_mask": attention_mask(side)}
-        if name == "whisper":
-            del given["attention_mask"]
-        compare(ours(**given).logits, eager(**given).logits)
-
-
-@pytest.mark.parametrize("name", VISION)
-@torch.no_grad()
-def test_a_vision_tower(name):
-    eager, ours = pair(VISION[name])
-    given = {
-        "input_ids": tokens(),
-        "attention_mask": attention_mask("none"),
-        "pixel_values": torch.randn(BATCH, 3, 20, 20),
-    }
-    theirs, own = eager(**given), ours(**given)
-    compare(own.image_embeds, theirs.image_embeds)
-    compare(own.text_embeds, theirs.text_embeds)
 
 
 @torch.no_grad()
@@ -99,17 +37,6 @@ def loss_and_gradients(model, given):
     loss = model(**given).loss
     loss.backward()
     return loss.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-oss", "llama4", "t5"])
-def test_loss_and_gradients(name):
-    eager, ours = pair({**DECODERS, **SEQUENCES}[name])
-    for side in SIDES:
-        real = attention_mask(side)
-        # nothing is learned at the first real token, which a padded position would foretell
-        labels = tokens().masked_fill((real == 0) | (real.roll(1, 1) == 0), -100)
-        given = {"input_ids": tokens(), "attention_mask": real, "labels": labels}
-        assert_close(loss_and_gradients(ours, given), loss_and_gradients(eager, given), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -192,35 +119,12 @@ def test_functions_that_the_user_joins_to_the_mask():
 # -- generation --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt-oss", "llama4"])
-@pytest.mark.parametrize("cache", ["dynamic", "static", None])
-def test_generation(name, cache):
-    if (name, cache) == ("llama4", "static") and not CHUNKS_TAKE_GROUPS:
-        pytest.skip("generate() of this transformers cannot do it with any attention")
-    eager, ours = pair(DECODERS[name])
-    real = attention_mask("left")
-    given = {"attention_mask": real, "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
-    given |= {"cache_implementation": cache} if cache else {"use_cache": False}
-    prompts = tokens().masked_fill(real == 0, 0)
-    assert ours.generate(prompts, **given).equal(eager.generate(prompts, **given))
-
-
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
 def test_other_ways_to_generate(options):
     eager, ours = pair(DECODERS["gemma3"])
     given = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, **options}
     prompts = tokens(batch=1)
     assert ours.generate(prompts, **given).equal(eager.generate(prompts, **given))
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_generation_of_an_encoder_and_decoder(name):
-    eager, ours = pair(SEQUENCES[name])
-    sources = torch.randn(BATCH, 7, 22) if name == "whisper" else tokens()
-    given = {"max_new_tokens": 7, "do_sample": False} | (
-        {} if name == "whisper" else {"attention_mask": attention_mask("left")}
-    )
-    assert ours.generate(sources, **given).equal(eager.generate(sources, **given))
 
 
 @torch.no_grad()

@@ -101,6 +101,20 @@ def test_what_always_holds_is_left_out(given, mask):
     assert repr(layer_mask(**{"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH, **given}).mask) == mask
 
 
+def test_padded_queries_are_hidden_in_training_alone():
+    """``generate()`` goes on from the last position, even if that is padding."""
+    given = {
+        "batch_size": BATCH,
+        "q_length": LENGTH,
+        "kv_length": LENGTH,
+        "attention_mask": attention_mask("right").bool(),
+    }
+    assert not layer_mask(**given).mask.dense(LENGTH, LENGTH, batch=BATCH)[1, 0, 15].any()
+    with torch.no_grad():
+        seen = layer_mask(**given).mask.dense(LENGTH, LENGTH, batch=BATCH)[1, 0, 15]
+    assert seen.equal(attention_mask("right")[1].bool() & (torch.arange(LENGTH) <= 15))
+
+
 def test_an_option_that_is_not_known():
     with pytest.raises(TypeError, match="transformers gives tilt to its mask functions"):
         layer_mask(batch_size=1, q_length=2, kv_length=2, tilt=3)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
 
-from maskloom.integrations.transformers import mask_functions, packing
+from maskloom.integrations.transformers import packing
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
@@ -29,17 +29,6 @@ def test_what_the_collator_flattens(name, use_cache):
         batch = DataCollatorWithFlattening(return_tensors="pt", **flags)(features)
         batch.pop("labels")
         assert_close(ours(**batch, use_cache=use_cache).logits, apart(eager), rtol=1e-5, atol=5e-6)
-
-
-@pytest.mark.parametrize("name", ["llama", "llama4"])
-@torch.no_grad()
-def test_values_on_a_device_are_not_looked_at(name, monkeypatch):
-    """Then each row is taken for one that may be packed."""
-    eager, ours = pair(DECODERS[name])
-    for module in (packing, mask_functions):
-        monkeypatch.setattr(module, "readable", lambda table: False)
-    assert_close(ours(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
-    assert_close(ours(tokens()).logits, eager(tokens()).logits, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.skipif(not REMAPS_PACKED, reason="newer transformers")
@@ -109,11 +98,23 @@ def test_offsets_beside_several_rows():
         ours(tokens(), cu_seq_lens_q=torch.tensor([0, 7, 17]))
 
 
+@pytest.mark.parametrize("name", ["gpt-oss", "llama4"])  # one tells its layers the positions, one does not
 @torch.no_grad()
-def test_packed_in_one_graph():
-    eager, ours = pair(DECODERS["gpt-oss"])
-    out = torch.compile(ours, backend="eager", fullgraph=True)(ROW, position_ids=position_ids()).logits
-    assert_close(out, apart(eager), rtol=1e-5, atol=5e-6)
+def test_packed_in_one_graph(name):
+    torch._dynamo.reset()
+    eager, ours = pair(DECODERS[name])
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    assert_close(compiled(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
+    plain = torch.arange(sum(PACKED))[None]  # the same graph
+    assert_close(compiled(ROW, position_ids=plain).logits, eager(ROW).logits, rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_packed_in_a_graph_for_each_layer():
+    eager, ours = pair(DECODERS["llama4"])
+    for layer in ours.model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    assert_close(ours(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
 
 
 def test_a_layers_mask_moves_and_says_what_it_is():

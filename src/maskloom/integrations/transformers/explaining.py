@@ -59,9 +59,10 @@ class ModelExplanation:
 
 
 def explain(model: PreTrainedModel, batch: Mapping[str, Any]) -> ModelExplanation:
-    """Run the model on a batch once, without gradients, and say for each layer what ran and why.
+    """Run the model on a batch once, and say for each layer what ran and why.
 
-    What runs may differ with gradients: a backend without a backward is then ruled out.
+    What runs differs with gradients: padded queries are then hidden, and a backend without a backward is ruled out. So
+    call this under ``torch.no_grad()`` for what runs there.
 
     Args:
         model: loaded with ``attn_implementation="maskloom"``, at least in a part.
@@ -76,7 +77,7 @@ def explain(model: PreTrainedModel, batch: Mapping[str, Any]) -> ModelExplanatio
         raise TypeError(f"explain takes a batch as a dict of arguments, model(**batch); got {type(batch).__name__}")
     register()
     found = ModelExplanation(others=_others(model))
-    with _recording(model, found), torch.no_grad():
+    with _recording(model, found):
         model(**batch)
     return found
 

@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.build import block_mask
 from maskloom.core import captures
+from maskloom.integrations.transformers.positions import NO_POSITIONS, Positions
 from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.from_tables import from_dense
 
@@ -43,7 +44,7 @@ class LayerMask(BlockMask):
         mask: the same for `attend`: where a plain function is in it, which may change unseen, what was built from it.
         place: where queries and keys stand.
         open_to_packing: no padding was given, so that the row may hold several documents.
-        position_ids: (1 or B, Q), if what made the mask had some.
+        positions: what the maker of the mask knows of positions.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class LayerMask(BlockMask):
         place: Place,
         *,
         open_to_packing: bool = True,
-        position_ids: Tensor | None = None,
+        positions: Positions = NO_POSITIONS,
     ) -> None:
         self.pattern = pattern
         self.unbuilt = unbuilt
         self.mask = built(unbuilt, place)
         self.place = place
         self.open_to_packing = open_to_packing
-        self.position_ids = position_ids
+        self.positions = positions
         self.isolated: tuple[Any, Mask | BlockMask] | None = None  # what tells documents, and the mask with them
 
     @property
@@ -80,7 +81,7 @@ class LayerMask(BlockMask):
         place = Place(*map(moved, self.place))._replace(device=torch.device(device))
         return LayerMask(
             moved(self.pattern), moved(self.unbuilt), place,
-            open_to_packing=self.open_to_packing, position_ids=moved(self.position_ids),
+            open_to_packing=self.open_to_packing, positions=Positions(moved(self.positions.ids), self.positions.are_read),
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -120,11 +121,16 @@ def columns(place: Place) -> int:
     return -(-place.kv_len // _ROUND) * _ROUND if few else place.kv_len
 
 
+def takes_table(place: Place) -> bool:
+    """Whether a table of elements serves as well as a table of tiles."""
+    return place.device.type == "cpu" or place.q_len <= FEW
+
+
 def built(mask: Mask, place: Place) -> Mask | BlockMask:
     """What `attend` takes and keeps: a mask, or what was built here from one with a plain function in it."""
     if torch.compiler.is_dynamo_compiling() or not captures.may_change(mask):
         return mask
-    if place.device.type == "cpu" or place.q_len <= FEW:
+    if takes_table(place):
         return as_table(mask, place)
     return block_mask(mask, place.q_len, place.kv_len, batch=place.batch, device=place.device)
 

@@ -67,11 +67,7 @@ def is_causal(mask: Mask) -> bool:
 def inside_documents(segments: Any, mask: Mask) -> Mask:
     """The mask inside each document. Positions restart there, but for tables, which have an entry for each position."""
     mask = _without_padding(mask)
-    if (
-        is_relative(mask)
-        or torch.compiler.is_dynamo_compiling()
-        or (not isinstance(mask, FromFunction) and captures.tensors(mask))
-    ):
+    if is_relative(mask) or (not isinstance(mask, FromFunction) and captures.tensors(mask)):
         return segments & mask
     return within(segments, mask)
 

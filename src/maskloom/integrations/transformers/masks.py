@@ -1,6 +1,5 @@
 """The half that makes masks: what transformers calls once for each kind of layer in a forward."""
 
-import sys
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from maskloom.integrations.transformers.mask_functions import (
     is_relative,
     read_mask_function,
 )
+from maskloom.integrations.transformers.positions import positions_of_maker
 from maskloom.masks.algebra import And, Mask, and_masks, as_mask, everything
 from maskloom.masks.patterns.padding import key_padding, real
 from maskloom.masks.patterns.relative import Causal, Window, causal
@@ -41,7 +41,8 @@ def layer_mask(
 ) -> LayerMask:
     """The mask of one kind of layer, for `attention`; transformers' ``AttentionMaskInterface`` calls it.
 
-    A query at a padded position of a causal mask sees nothing, as in flash attention; its output is 0.
+    With gradients a query at a padded position of a causal mask sees nothing, as in flash attention; its output is 0.
+    Without, it sees what "eager" shows it: ``generate()`` goes on from the last position, even if that is padding.
 
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset: see `Place`.
@@ -64,14 +65,11 @@ def layer_mask(
     if read is not None and q_length <= FEW and not (mask is everything or _is_at_start(place)):
         mask = as_table(mask, place)
     if attention_mask is not None:
-        mask = _with_padding(mask, attention_mask, place, is_causal(pattern))
-    return LayerMask(
-        pattern,
-        mask,
-        place,
-        open_to_packing=attention_mask is None and not is_packed(mask_function),
-        position_ids=_position_ids_of_maker(),
-    )
+        mask = _with_padding(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
+        return LayerMask(pattern, mask, place, open_to_packing=False)
+    positions = positions_of_maker()
+    packed = positions.are_read if torch.compiler.is_dynamo_compiling() else is_packed(mask_function)
+    return LayerMask(pattern, mask, place, open_to_packing=not packed, positions=positions)
 
 
 def placed(pattern: Mask, place: Place) -> Mask:
@@ -88,20 +86,6 @@ def placed(pattern: Mask, place: Place) -> Mask:
 def _lasting(offset: int | Tensor, place: Place) -> int | Tensor:
     """An offset, in a tensor unless it is 0: a mask is recorded once for all offsets in tensors, and for each int."""
     return offset if is_int(offset) and offset == 0 else as_tensor(offset, place.device)
-
-
-def _position_ids_of_maker() -> Tensor | None:
-    """The position ids that transformers' ``create_causal_mask`` and its kin have when they call `layer_mask`.
-
-    They use them for packed rows, unless there is a cache, and do not hand them on. Some models (Llama 4) give none to
-    their layers, so that this is the only place where packing is seen.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return None
-    maker = sys._getframe(2)
-    is_theirs = maker.f_code.co_filename == masking_utils.__file__
-    ids = maker.f_locals.get("position_ids") if is_theirs else None
-    return ids if isinstance(ids, Tensor) else None
 
 
 def _with_padding(mask: Mask, attention_mask: Tensor, place: Place, hides_queries: bool) -> Mask:

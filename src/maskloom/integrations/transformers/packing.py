@@ -42,12 +42,13 @@ def _positions(layer: LayerMask, told: Said) -> Tensor | None:
     torch.compile a mask that could not be read is taken for one of these, since that of cross-attention can be.
     """
     place = layer.place
-    if not layer.open_to_packing or place.q_len == 1:
+    if not layer.open_to_packing or layer.positions.are_read or place.q_len == 1:
         return None
     may_be_causal = is_causal(layer.pattern) or (
         torch.compiler.is_dynamo_compiling() and not is_relative(layer.pattern)
     )
-    ids = told.position_ids if layer.position_ids is None and may_be_causal else layer.position_ids
+    known = layer.positions.ids
+    ids = told.position_ids if known is None and may_be_causal else known
     fits = (
         isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] in (1, place.batch) and ids.shape[1] == place.q_len
     )

@@ -44,10 +44,12 @@ def register(*, ignore: Iterable[str] = ()) -> None:
     _check_version()
     from maskloom.integrations.transformers.attention import attention  # here: it stands on the whole house
     from maskloom.integrations.transformers.masks import layer_mask
+    from maskloom.integrations.transformers.positions import listen
 
     ignore_keywords(names)
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, layer_mask)
+    listen(NAME)
 
 
 def _checked_names(ignore: Iterable[str]) -> set[str]:

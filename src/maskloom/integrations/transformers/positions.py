@@ -1,0 +1,83 @@
+"""What transformers' makers of masks know of positions when they call `layer_mask`, and do not hand on.
+
+They look for packed documents in position ids, unless there is a cache. Some models (Llama 4) give none to their layers, so
+that this is the only place where packing is seen.
+"""
+
+import functools
+import sys
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import masking_utils
+
+
+class Positions(NamedTuple):
+    """Attributes:
+    ids: (1 or B, Q), the position ids, where there are some.
+    are_read: whether transformers has looked for packed documents, and put those that it found into the mask.
+    """
+
+    ids: Tensor | None = None
+    are_read: bool = False
+
+
+NO_POSITIONS = Positions()
+
+_told: list[Positions] = []  # inside torch.compile: what the maker that is running knows
+
+_NEEDED = "_preprocess_mask_arguments"  # every maker of transformers calls it first
+
+
+def positions_of_maker() -> Positions:
+    """What the caller of the caller knows.
+
+    Raises:
+        RuntimeError: inside torch.compile, with a transformers that cannot be asked there.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _of_traced_maker()
+    maker = sys._getframe(2)
+    if maker.f_code.co_filename != masking_utils.__file__:
+        return NO_POSITIONS
+    known = maker.f_locals
+    return _positions(known.get("position_ids"), known.get("attention_mask"), known.get("past_key_values"))
+
+
+def _of_traced_maker() -> Positions:
+    if not hasattr(masking_utils, _NEEDED):
+        raise RuntimeError(
+            f"inside torch.compile transformers {transformers.__version__} does not tell whether a row holds several "
+            "documents: give attention_mask, ones for rows without padding"
+        )
+    return _told.pop() if _told else NO_POSITIONS
+
+
+def _positions(ids: Any, attention_mask: Tensor | None, cache: Any) -> Positions:
+    if not isinstance(ids, Tensor):
+        return NO_POSITIONS
+    return Positions(ids, attention_mask is None and cache is None)
+
+
+def listen(name: str) -> None:
+    """Let makers of masks for the implementation ``name`` tell what they know, where their frame cannot be read.
+
+    That is inside torch.compile. Outside it nothing changes.
+    """
+    whole = getattr(masking_utils, _NEEDED, None)
+    if whole is None or hasattr(whole, "__wrapped__"):
+        return
+
+    @functools.wraps(whole)
+    def telling(
+        config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, position_ids: Any, *rest: Any, **named: Any
+    ) -> Any:  # fmt: skip
+        made = whole(config, inputs_embeds, attention_mask, past_key_values, position_ids, *rest, **named)
+        asks = not made[0] and attention_mask is None and config._attn_implementation == name
+        if asks and torch.compiler.is_dynamo_compiling():
+            _told[:] = [_positions(position_ids, attention_mask, past_key_values)]
+        return made
+
+    setattr(masking_utils, _NEEDED, telling)
