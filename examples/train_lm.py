@@ -13,6 +13,7 @@ so the curves are the same, and the speed is not.
 import argparse
 import math
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, BytePairs, Bytes, Corpus, Sequences, tokenizer_from
 from lm.layouts import IGNORED, MicroBatches
-from lm.metrics import Metrics
+from lm.metrics import Metrics, Sums
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
 from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
 from torch import Tensor, nn
@@ -82,15 +83,6 @@ class Inputs(NamedTuple):
         return self._replace(targets=no_targets, counts=self.counts * torch.tensor([0, 0, 1]))
 
 
-class Sums(NamedTuple):
-    """Of one step and all processes: the loss of all targets together; the numbers of targets, tokens and positions."""
-
-    loss: float
-    targets: float
-    tokens: float
-    positions: float
-
-
 class Trainer:
     """The data, the model and its optimiser, as this process has them."""
 
@@ -142,10 +134,8 @@ class Trainer:
         while True:
             rows = self.sampler.consume(self.loader)
             for first in rows:
-                yield [
-                    *first,
-                    *(batch for _ in range(self.given.rows // self.ranks.data[1] - 1) for batch in next(rows)),
-                ]
+                others = islice(rows, self.given.rows // self.ranks.data[1] - 1)
+                yield list(chain(first, *others))
 
     def inputs(self, batch: Batch) -> Inputs:
         """A batch, or this process's share of each row, on the device."""
@@ -238,6 +228,7 @@ def lr_at(step: int, given: argparse.Namespace) -> float:
 
 
 def train(given: argparse.Namespace, ranks: Ranks) -> None:
+    """All steps that are left, with reports, validation and checkpoints."""
     trainer = Trainer(given, ranks)
     start = trainer.resume()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -247,15 +238,17 @@ def train(given: argparse.Namespace, ranks: Ranks) -> None:
     with metrics.bar:
         for step, batches in zip(range(start + 1, given.steps + 1), trainer.steps(), strict=False):
             try:
-                metrics.step(*trainer.step(batches, lr_at(step - 1, given)))
+                metrics.step(trainer.step(batches, lr_at(step - 1, given)))
             except FloatingPointError as error:
                 raise SystemExit(f"step {step}: {error}. Checkpoints stay as they were") from None
             is_last = step == given.steps
+            is_saved = is_last or step % given.save_every == 0
             validation = trainer.validate() if is_last or step % given.validate_every == 0 else None
-            if validation is not None or step % given.report_every == 0:
+            if is_saved or validation is not None or step % given.report_every == 0:
                 metrics.report(step, validation)
-            if is_last or step % given.save_every == 0:
+            if is_saved:
                 trainer.save(step)
+            metrics.mark()
 
 
 def described(trainer: Trainer) -> str:
@@ -287,11 +280,14 @@ def write(given: argparse.Namespace) -> list[str]:
 
 def main(words: list[str] | None = None) -> None:
     given = arguments(words)
-    if given.generate:
-        print(*write(given), sep="\n\n")
-        return
-    with processes(given.cp) as ranks:
-        train(given, ranks)
+    try:
+        if given.generate:
+            print(*write(given), sep="\n\n")
+        else:
+            with processes(given.cp) as ranks:
+                train(given, ranks)
+    except OSError as error:  # a full disk, a folder that is not ours
+        raise SystemExit(f"train_lm: {error}") from error
 
 
 if __name__ == "__main__":

@@ -3,11 +3,20 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 COLUMNS = ("layout", "corpus", "step", "tokens", "loss", "validation", "real", "tokens_per_s")
+
+
+class Sums(NamedTuple):
+    """Of one step and all processes: the loss of all targets together; the numbers of targets, tokens and positions."""
+
+    loss: float
+    targets: float
+    tokens: float
+    positions: float
 
 
 class Metrics:
@@ -17,13 +26,16 @@ class Metrics:
     positions that held a token; and real tokens per second.
     """
 
+    _sums: Sums
+    _seconds: float
+
     def __init__(self, path: Path, labels: dict[str, str], steps: int, start: int, *, quiet: bool) -> None:
         self.path, self.labels, self.quiet = path, labels, quiet
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet
         )
         self._task = self.bar.add_task("training", total=steps, completed=start)
-        self.rows = [row for row in _rows_of(path) if int(row["step"]) <= start]
+        self.rows = [] if quiet else [row for row in _rows_of(path) if int(row["step"]) <= start]
         self.tokens = int(self.rows[-1]["tokens"]) if self.rows else 0
         self._clear()
         if not quiet:
@@ -34,23 +46,28 @@ class Metrics:
         if not self.quiet:
             self.bar.console.print(text, highlight=False, soft_wrap=True)
 
-    def step(self, loss: float, targets: float, real: float, positions: float) -> None:
-        """Count a step: sums over all processes."""
-        for name, number in (("loss", loss), ("targets", targets), ("real", real), ("positions", positions)):
-            self._sums[name] += number
-        self.tokens += int(real)
+    def step(self, sums: Sums) -> None:
+        """Count a step."""
+        self._sums = Sums(*map(sum, zip(self._sums, sums, strict=True)))
+        self.tokens += round(sums.tokens)
+        self._seconds += time.perf_counter() - self._since
+        self.mark()
         self.bar.advance(self._task)
+
+    def mark(self) -> None:
+        """The next step begins now: what was done since the last one is not counted into its time."""
+        self._since = time.perf_counter()
 
     def report(self, step: int, validation: float | None) -> None:
         """Write a row of the steps since the last one."""
-        sums, seconds = self._sums, time.perf_counter() - self._since
+        sums = self._sums
         numbers = {
             "step": step,
             "tokens": self.tokens,
-            "loss": f"{sums['loss'] / sums['targets']:.5f}" if sums["targets"] else "",
+            "loss": f"{sums.loss / sums.targets:.5f}",
             "validation": "" if validation is None else f"{validation:.5f}",
-            "real": f"{sums['real'] / sums['positions']:.3f}" if sums["positions"] else "",
-            "tokens_per_s": round(sums["real"] / seconds),
+            "real": f"{sums.tokens / sums.positions:.3f}",
+            "tokens_per_s": round(sums.tokens / self._seconds),
         }
         self.rows.append({**self.labels, **{name: str(number) for name, number in numbers.items()}})
         if not self.quiet:
@@ -59,8 +76,8 @@ class Metrics:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums = dict.fromkeys(("loss", "targets", "real", "positions"), 0.0)
-        self._since = time.perf_counter()
+        self._sums, self._seconds = Sums(0, 0, 0, 0), 0.0
+        self.mark()
 
     def _write(self) -> None:
         with self.path.open("w", newline="") as file:

@@ -1,5 +1,6 @@
 """The example that trains: layouts, processes, checkpoints, generation, and what it says when it cannot."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import torch
 import train_lm
 from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, Bytes, Corpus, Sequences
+from lm.metrics import Metrics
 
 from tests.examples.runs import TINY, curve
 
@@ -115,7 +117,11 @@ class Interrupt(BaseException):
     """A run that ends in the middle of a step."""
 
 
-@pytest.mark.parametrize("options", [(), ("--layout", "padded", "--dropout", "0.2", "--workers", "1")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [("--report-every", "2"), ("--layout", "padded", "--dropout", "0.2", "--workers", "1")],
+    ids=" ".join,
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, data, tmp_path, monkeypatch, options):
     words = ["--out", str(tmp_path), "--data", str(data), *TINY, *options]
     steps = []
@@ -191,6 +197,15 @@ def test_the_functions_that_gave_nan_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=words):
         train_lm.main(["--out", str(tmp_path), "--data", str(data), *TINY, "--save-every", "41"])
     assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_full_disk_is_said(data, tmp_path, monkeypatch):
+    def full(metrics):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(metrics.path))
+
+    monkeypatch.setattr(Metrics, "_write", full)
+    with pytest.raises(SystemExit, match=r"train_lm: \[Errno 28\] No space left on device: .*metrics\.csv"):
+        train_lm.main(["--out", str(tmp_path), "--data", str(data), *TINY])
 
 
 @pytest.mark.parametrize(
