@@ -143,7 +143,8 @@ def test_inside_a_full_graph_compile():
         for run in (compiled, attention):
             out = run(*qkv, seed(number))
             found.append([out, *torch.autograd.grad(out.square().sum(), qkv)])
-        torch.testing.assert_close(*found[-2:], rtol=2e-2, atol=2e-2)
+        for ours, eager in zip(*found[-2:], strict=True):  # a query that sees few keys has large gradients that cancel
+            assert (ours - eager).float().norm() < 0.01 * eager.float().norm()
 
 
 def test_no_wait_for_the_device():

@@ -48,7 +48,7 @@ def test_nothing_waits_for_the_device():
     _, ours = on_gpu("gemma3")
     ids, real = tokens(length=LENGTH).cuda(), right_padded()
     given = {"attention_mask": real, "use_cache": False}  # a new sliding cache of transformers 5.17 waits by itself
-    for _ in range(2):  # what classifies the tiles is recorded at the second mask of a kind
+    for _ in range(6):  # plans of a kind are made at the second mask, a CUDA graph at the third run after
         ours(ids, **given)
         ours(ids, use_cache=False)
     torch.cuda.set_sync_debug_mode("error")

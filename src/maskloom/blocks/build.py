@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.construct import Recipe, recipe_of, recipe_of_kind
+from maskloom.blocks.construct import Recipe, built_like, recipe_of
 from maskloom.blocks.grid import Wanted, checked_sizes
 from maskloom.blocks.traced import TORCH_TAKES, traced
 from maskloom.core import captures
@@ -82,7 +82,7 @@ def block_mask(
     if torch.compiler.is_compiling():
         return traced(shifted(mask, q_offset=q_offset, kv_offset=kv_offset) if moves else mask, wanted, device)
     if not moves:
-        return _recipe(mask, wanted, device, exact).build()
+        return _built(mask, wanted, device, exact)
     mask = simplify(mask) if isinstance(mask, Mask) else mask
     placed = shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask handles positions before 0
@@ -92,14 +92,14 @@ def block_mask(
     return recipe_of(mask, wanted, device, shifted=placed, exact=exact).build()
 
 
-def _recipe(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exact: bool) -> Recipe:
+def _built(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exact: bool) -> BlockMask:
     if not isinstance(mask, Mask):
-        return recipe_of(mask, wanted, device, exact=exact)
+        return recipe_of(mask, wanted, device, exact=exact).build()
 
     def anew() -> Recipe:
         return recipe_of(simplify(mask), wanted, device, exact=exact)
 
-    return recipe_of_kind(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew()
+    return built_like(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew().build()
 
 
 def create_block_mask(

@@ -4,9 +4,10 @@ A block mask that follows from numbers alone is kept, and copied for later calls
 `Recipe` is kept for all masks of the same structure.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +16,15 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
+from maskloom.blocks.replay.captured import CapturedCalls
+from maskloom.blocks.tile_states import Decided
 from maskloom.core import captures
-from maskloom.core.block_masks import copied_tables
+from maskloom.core.block_masks import TABLES, copied_tables
 from maskloom.core.cache import LRU
+from maskloom.core.forks import computed_once
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import can_cache, float_state
+from maskloom.core.torch_state import can_cache, float_state, raw_stream
 from maskloom.masks.algebra import Mask
 from maskloom.program.mask_program import MaskProgram, program_of
 from maskloom.program.program import MaskMod
@@ -46,6 +50,13 @@ class Recipe:
     held: MaskMod
     exact: bool = True
     separate_full_blocks: bool = True
+
+    @property
+    def is_decided_by_intervals(self) -> bool:
+        """Whether no element need be evaluated to decide a tile. Asking waits for the device."""
+        count = Decided()
+        classify(self.program, self.grid, count=count)
+        return count.evaluation == 0
 
     def holding(self, held: MaskMod) -> "Recipe":
         """The same, of a BlockMask that holds another, equal mask."""
@@ -100,47 +111,83 @@ def recipe_of(
     return Recipe(program, grid_of(program.dependence, wanted), held, exact, separate_full_blocks)
 
 
-class RecipeOfKind(NamedTuple):
+@dataclass(frozen=True)
+class RecipeOfKind:
     """The recipe of all masks of one structure, without tensors.
 
     Attributes:
         slots: which of a mask's tensors are those of its program, in the order there.
+        held: the mask that the BlockMask holds.
+        is_captured: whether all of it becomes one CUDA graph.
     """
 
     program: MaskProgram
     slots: tuple[int, ...]
     held: Template[MaskMod]
-    rest: tuple[Grid, bool, bool]
+    grid: Grid
+    exact: bool
+    separate_full_blocks: bool
+    is_captured: bool
 
-    def of(self, tensors: Sequence[Tensor]) -> Recipe:
-        """The recipe of the mask that holds these tensors."""
-        grid, exact, separate_full_blocks = self.rest
+    def build(self, tensors: tuple[Tensor, ...]) -> BlockMask:
+        """The BlockMask of the mask that holds these tensors."""
+        if not self.is_captured:
+            return self._recipe(tensors).build()
+        held = self.held.filled(tensors)
+        check_can_be_sent(held)
+        with torch.no_grad():
+            tables: dict[str, Any] = dict(zip(TABLES, self._tables(tensors), strict=True))
+        return BlockMask(
+            seq_lengths=(self.grid.q_len, self.grid.kv_len),
+            BLOCK_SIZE=(self.grid.q_block, self.grid.kv_block),
+            mask_mod=held,
+            **tables,
+        )
+
+    def _recipe(self, tensors: Sequence[Tensor]) -> Recipe:
         held = self.held.filled(tensors)
         program = self.program.of(held, [tensors[slot] for slot in self.slots])
-        return Recipe(program, grid, held, exact, separate_full_blocks)
+        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks)
+
+    @computed_once
+    def _tables(self) -> CapturedCalls:
+        """The tables, from the mask's tensors."""
+
+        def tables(*tensors: Tensor) -> tuple[Tensor, ...]:
+            built = self._recipe(tensors).build()
+            return tuple([getattr(built, name) for name in TABLES])
+
+        return CapturedCalls(tables, [None for _ in TABLES])
+
+
+_MOST_CAPTURED = 1 << 18
+"""Maximum tiles of a block mask that is built by a CUDA graph: the memory of that stays."""
+
+_MOST_COPIED = 1 << 22
+"""Maximum bytes of the tensors of its mask, which are copied each time."""
 
 
 _kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = LRU(256)
 
 
-def recipe_of_kind(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> Recipe:
-    """``make()``, or the recipe that it gave for a mask of the same structure, with the tensors of this one.
+def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> BlockMask:
+    """The BlockMask of ``make()``, or of the recipe that it gave for a mask of the same structure.
 
     Args:
         arguments: all that the recipe depends on beside the mask.
     """
     facts = captures.facts_of(mask)
     if facts.may_change or not facts.is_plain or not can_cache():
-        return make()
-    shapes = tuple([tensor.shape for tensor in facts.tensors])
-    key = captures.structure(mask, numbers=True), shapes, arguments, float_state()
+        return make().build()
+    laid = tuple([(tensor.shape, tensor.stride(), raw_stream(tensor.device)) for tensor in facts.tensors])
+    key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
     known = _kinds.get(key)
     if isinstance(known, RecipeOfKind):
-        return known.of(facts.tensors)
+        return known.build(facts.tensors)
     recipe = make()
     if known != "no kind":
         _kinds.put(key, "second time" if known is None else kind_of(recipe, facts.tensors) or "no kind")
-    return recipe
+    return recipe.build()
 
 
 def kind_of(recipe: Recipe, tensors: Sequence[Tensor]) -> RecipeOfKind | None:
@@ -149,5 +196,14 @@ def kind_of(recipe: Recipe, tensors: Sequence[Tensor]) -> RecipeOfKind | None:
     slots = tuple([places.get(id(tensor), -1) for tensor in recipe.program.held])
     if recipe.program.key is None or held is None or -1 in slots:
         return None
-    rest = recipe.grid, recipe.exact, recipe.separate_full_blocks
-    return RecipeOfKind(recipe.program.of(noop_mask, []), slots, held, rest)
+    program, grid = recipe.program.of(noop_mask, []), recipe.grid
+    is_captured = (
+        not recipe.exact  # then nothing waits
+        and recipe.separate_full_blocks
+        and program.device.type == "cuda"
+        and not torch.is_inference_mode_enabled()
+        and math.prod(grid.shape) <= _MOST_CAPTURED
+        and sum(tensor.nbytes for tensor in tensors) <= _MOST_COPIED
+        and {tensor.device for tensor in tensors} == {program.device}
+    )
+    return RecipeOfKind(program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)

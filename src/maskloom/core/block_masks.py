@@ -11,6 +11,12 @@ from maskloom.core.words import brief
 
 _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more of them
 
+TABLES = (
+    "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
+    "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
+)  # fmt: skip
+"""The names of its tables: for each query tile, and for each key tile."""
+
 
 def rebuilt(block_mask: BlockMask, **changes: Any) -> BlockMask:
     """A new BlockMask that differs in ``changes``. Works while torch compiles too, where nothing can be copied."""

@@ -4,9 +4,14 @@ A training step has new lengths. A plan as in `plan` is kept with a mask as long
 of it is the same for all masks of one structure, shapes and numbers: the backend, the compiled function, the form in
 which its kernel takes the mask. Only the tables of the BlockMask are made anew. Nothing here depends on values: it is for
 tensors on a GPU, whose values no check reads.
+
+Whether tiles that intervals leave open are looked at closely, for which the host waits for the GPU, is decided by the mask
+that the kind is made of: where intervals decide all its tiles, they are taken to do so for the others. Where they
+do not, attention visits a tile that it could have skipped; its result is the same.
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, cast
 
 import torch
@@ -62,7 +67,7 @@ class _Kind(NamedTuple):
             return self.plan.with_blocks(rebuilt(owner, mask_mod=self.mask_mod.filled(tensors)))
         assert self.recipe is not None
         with stays_here():
-            return self.plan.with_blocks(self.recipe.of(tensors).build())
+            return self.plan.with_blocks(self.recipe.build(tensors))
 
 
 _kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = LRU(256)
@@ -130,7 +135,8 @@ def _kind_of(
     needed = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
     if isinstance(owner, Mask):
         wanted = Wanted(q_len, kv_len, *needed, backend.block_size(request))
-        recipe = kind_of(recipe_of(simplify(owner), wanted, device).holding(plan.blocks.mask_mod), facts.tensors)
+        whole = recipe_of(simplify(owner), wanted, device).holding(plan.blocks.mask_mod)
+        recipe = kind_of(replace(whole, exact=not whole.is_decided_by_intervals), facts.tensors)
         if recipe is None:
             return None
     elif any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maskloom.program.program import Value
-
 Tensors = tuple[Tensor, ...]
 
 _BEFORE = 2
@@ -42,14 +40,12 @@ class CapturedCalls:
 
     Args:
         function: launches operations on inputs of fixed shapes and strides; it neither waits nor writes into them.
-        results: of the function; a slot below the number of inputs stands for that input.
+        given: for each result, the number of the input that it is, or a tensor that it always is; None if it is computed.
     """
 
-    def __init__(self, function: Callable[..., Tensors], inputs: int, results: tuple[Value | Tensor, ...]) -> None:
-        self._function, self._results = function, results
-        self._computed = [
-            at for at, result in enumerate(results) if isinstance(result, Value) and result.slot >= inputs
-        ]
+    def __init__(self, function: Callable[..., Tensors], given: Sequence[int | Tensor | None]) -> None:
+        self._function, self._given = function, given
+        self._computed = [at for at, known in enumerate(given) if known is None]
         self._runs = 0
         self._graph: _Graph | None = None
         self._lock = threading.Lock()  # the copies of the inputs are shared
@@ -70,8 +66,8 @@ class CapturedCalls:
             buffer = buffer.clone()
         typed = {place.dtype: buffer.view(place.dtype) for place in places.values()}
         return tuple(
-            torch.as_strided(typed[places[at].dtype], *places[at][1:]) if at in places else _as_given(result, inputs)
-            for at, result in enumerate(self._results)
+            torch.as_strided(typed[places[at].dtype], *places[at][1:]) if known is None else _as_given(known, inputs)
+            for at, known in enumerate(self._given)
         )
 
     def _may_capture(self, inputs: Sequence[Tensor]) -> bool:
@@ -90,7 +86,7 @@ class CapturedCalls:
         aside.wait_stream(now)
         try:
             with torch.cuda.stream(aside):
-                graph.capture_begin(pool=_pool_of(now), capture_error_mode="thread_local")
+                graph.capture_begin(pool=_memory_of(now), capture_error_mode="thread_local")
                 try:
                     outs = self._function(*static)
                     for at, place in places.items():
@@ -98,21 +94,37 @@ class CapturedCalls:
                 finally:
                     graph.capture_end()
         except RuntimeError:  # an operation that cannot be captured, or no memory for it
+            _end_what_failed(aside)
             return None
         now.wait_stream(aside)
+        _first_graphs.setdefault(_name_of(now), graph)
         return _Graph(static, graph, buffer, places)
 
 
-_pools: dict[tuple[int | None, int], Any] = {}
+def _end_what_failed(stream: torch.cuda.Stream) -> None:
+    """Capture something else: torch's generator believes until then that it is captured (2.11), and refuses to give numbers."""
+    with torch.cuda.stream(stream):
+        one, graph = torch.ones(1, device=stream.device), torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        one.add_(1)
+        graph.capture_end()
 
 
-def _pool_of(stream: torch.cuda.Stream) -> Any:
-    """The memory of all graphs of a stream: they run one after the other, and keep nothing."""
-    return _pools.setdefault((stream.device_index, stream.cuda_stream), torch.cuda.graph_pool_handle())
+_first_graphs: dict[tuple[int | None, int], Any] = {}
+"""The first graph of each stream, kept for its memory: all graphs of a stream run one after the other, and share that."""
 
 
-def _as_given(result: Value | Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    return inputs[result.slot] if isinstance(result, Value) else result
+def _memory_of(stream: torch.cuda.Stream) -> Any:
+    first = _first_graphs.get(_name_of(stream))
+    return None if first is None else first.pool()
+
+
+def _name_of(stream: torch.cuda.Stream) -> tuple[int | None, int]:
+    return stream.device_index, stream.cuda_stream
+
+
+def _as_given(known: int | Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    return known if isinstance(known, Tensor) else inputs[known]
 
 
 def _repeats(tensor: Tensor) -> bool:

@@ -76,7 +76,12 @@ class ReplayPlan:
 
     @computed_once
     def _captured(self) -> CapturedCalls:
-        return CapturedCalls(self._function, self.inputs, self.results)
+        return CapturedCalls(self._function, [self._given(result) for result in self.results])
+
+    def _given(self, result: Value | Tensor) -> int | Tensor | None:
+        if isinstance(result, Tensor):
+            return result
+        return result.slot if result.slot < self.inputs else None
 
     @computed_once
     def _function(self) -> Callable[..., Tensors]:
