@@ -101,10 +101,13 @@ def pack(x: Tensor, pads_or_lengths: Tensor | Sequence[int] | Packed, *, total: 
     if isinstance(pads_or_lengths, Tensor) and pads_or_lengths.dtype == torch.bool:
         pads = flags("pads_or_lengths", pads_or_lengths, true_means="padding")
         _check_shape(tuple(pads.shape), x, "its padding")
-        offsets, index = _of_pads(pads.to(x.device, non_blocking=True), total)
+        pads = pads.to(x.device, non_blocking=True)
+        offsets, index = _offsets_of((~pads).sum(1)), index_of_pads(pads, total)
     else:
         lens = _checked_lengths(pads_or_lengths, rows, length)
-        offsets, index = _of_lengths(lens, length, _total_of(pads_or_lengths, lens, total), x.device)
+        total = _total_of(pads_or_lengths, lens, total)
+        lens = lens.long().to(x.device, non_blocking=True)  # few numbers: the host only puts them in the queue
+        offsets, index = _offsets_of(lens), index_of_lengths(lens, length, total)
     return Packed(_picked(x, index), offsets, index, (rows, length))
 
 
@@ -165,22 +168,26 @@ def _total_of(given: object, lens: Tensor, total: int | None) -> int:
     return total
 
 
-def _of_lengths(lens: Tensor, length: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The offsets, and where each token stands in the padded batch."""
-    lens = lens.long().to(device, non_blocking=True)  # few numbers: the host only puts them in the queue
-    offsets = pad(lens.cumsum(0), (1, 0))
-    places = torch.arange(len(lens), device=device) * length - offsets[:-1]  # from a token's place to its position
-    index = torch.arange(total, device=device) + places.repeat_interleave(lens, output_size=total)
-    return offsets.to(torch.int32), index
+def _offsets_of(lens: Tensor) -> Tensor:
+    return pad(lens.cumsum(0), (1, 0)).to(torch.int32)
 
 
-def _of_pads(pads: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
+def index_of_lengths(lens: Tensor, length: int, total: int) -> Tensor:
+    """Where each token stands among the B · L positions of a batch: int64 (total,), of lengths (B,) that add up to it."""
+    lens = lens.long()
+    rows = torch.arange(len(lens), device=lens.device)
+    places = rows * length - (lens.cumsum(0) - lens)  # from a token's place among the tokens to its position
+    index = torch.arange(total, device=lens.device)
+    return index + places.repeat_interleave(lens, output_size=total)
+
+
+def index_of_pads(pads: Tensor, total: int | None) -> Tensor:
+    """The same of pads (B, L), True = padding, anywhere; without a total this waits for a device."""
     real = ~pads.flatten()
-    offsets = pad((~pads).sum(1).cumsum(0), (1, 0)).to(torch.int32)
     if total is None:
-        return offsets, real.nonzero()[:, 0]
+        return real.nonzero()[:, 0]
     if readable(pads) and int(real.sum()) != total:
         raise ValueError(f"total is {total}, and {int(real.sum())} positions are real")
     places = torch.where(real, real.cumsum(0) - 1, total)  # padding is written behind the end, which is cut off
     positions = torch.arange(len(real), device=pads.device)
-    return offsets, positions.new_zeros(total + 1).scatter(0, places, positions)[:total]
+    return positions.new_zeros(total + 1).scatter(0, places, positions)[:total]

@@ -129,11 +129,11 @@ class RecipeOfKind:
     separate_full_blocks: bool
     is_captured: bool
 
-    def build(self, tensors: tuple[Tensor, ...]) -> BlockMask:
-        """The BlockMask of the mask that holds these tensors."""
+    def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
+        """The BlockMask of the mask that holds these tensors, and remarks on them."""
         if not self.is_captured:
-            return self._recipe(tensors).build()
-        held = self.held.filled(tensors)
+            return self._recipe(tensors, remarks).build()
+        held = self.held.filled(tensors, remarks)
         check_can_be_sent(held)
         with torch.no_grad():
             tables: dict[str, Any] = dict(zip(TABLES, self._tables(tensors), strict=True))
@@ -144,8 +144,8 @@ class RecipeOfKind:
             **tables,
         )
 
-    def _recipe(self, tensors: Sequence[Tensor]) -> Recipe:
-        held = self.held.filled(tensors)
+    def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
+        held = self.held.filled(tensors, remarks)
         program = self.program.of(held, [tensors[slot] for slot in self.slots])
         return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks)
 
@@ -183,16 +183,19 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
     known = _kinds.get(key)
     if isinstance(known, RecipeOfKind):
-        return known.build(facts.tensors)
+        return known.build(facts.tensors, facts.remarks)
     recipe = make()
     if known != "no kind":
-        _kinds.put(key, "second time" if known is None else kind_of(recipe, facts.tensors) or "no kind")
+        _kinds.put(key, "second time" if known is None else kind_of(recipe, facts.tensors, facts.remarks) or "no kind")
     return recipe.build()
 
 
-def kind_of(recipe: Recipe, tensors: Sequence[Tensor]) -> RecipeOfKind | None:
+def kind_of(recipe: Recipe, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()) -> RecipeOfKind | None:
     """The recipe without tensors; None if it holds others than these, or if masks of one structure have other programs."""
-    held, places = template_of(recipe.held, tensors), {id(tensor): place for place, tensor in enumerate(tensors)}
+    held, places = (
+        template_of(recipe.held, tensors, remarks),
+        {id(tensor): place for place, tensor in enumerate(tensors)},
+    )
     slots = tuple([places.get(id(tensor), -1) for tensor in recipe.program.held])
     if recipe.program.key is None or held is None or -1 in slots:
         return None

@@ -14,6 +14,7 @@ from maskloom.core.block_masks import checked_block_mask, with_write_order
 from maskloom.core.cache import LRU
 from maskloom.core.checks import as_int, count
 from maskloom.core.forks import fork_safe_lock
+from maskloom.core.host_count import uncounted
 from maskloom.core.torch_state import float_state
 from maskloom.core.weak_table import IdentityTable
 from maskloom.core.words import brief
@@ -69,6 +70,7 @@ def updatable(block_mask: BlockMask) -> BlockMask:
         TypeError: not a BlockMask.
     """
     own = _changed(block_mask, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
+    own.mask_mod = uncounted(own.mask_mod)
     if captures.tensors(own.mask_mod):
         _owned.put(own.mask_mod, True)
     return own

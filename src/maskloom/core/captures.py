@@ -147,6 +147,7 @@ class Facts:
         tensors: each tensor once, in the order of the walk.
         kinds: the types of all leaves.
         holds_dtensors: whether one of the tensors is distributed over devices.
+        remarks: as often as they stand in it, in the order of the walk.
     """
 
     tensors: tuple[Tensor, ...]
@@ -156,6 +157,7 @@ class Facts:
     is_plain: bool
     holds_dtensors: bool
     searches: bool
+    remarks: tuple["Remark", ...] = ()
     _skeletons: dict[bool, Hashable] = dataclasses.field(default_factory=dict)
 
     def skeleton(self, held: object, numbers: bool) -> Hashable:
@@ -214,6 +216,7 @@ def _found_in(held: object) -> Facts:
         is_plain=all(isinstance(found, _PLAIN) for found in others),
         holds_dtensors=any(map(is_dtensor, leaves)),
         searches=any(getattr(type(found), "searches", False) for found, _ in walked),
+        remarks=tuple(leaf for leaf in leaves if isinstance(leaf, Remark)),
     )
 
 
@@ -241,7 +244,9 @@ def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
     waiting = [held]
     while waiting:
         found = waiting.pop()
-        if is_int(found):  # a leaf; its id would make a constant of a number that torch traces
+        if is_int(found) or isinstance(
+            found, Remark
+        ):  # a leaf; an int's id would make a constant of one that torch traces
             yield found, None
             continue
         if id(found) in seen:
@@ -293,6 +298,10 @@ def _leaf_key(leaf: Any, numbers: bool) -> tuple[type, Any] | type:
 
 class Opaque:
     """Base of objects that never change, hold no tensor, and are fully described by the other fields beside them."""
+
+
+class Remark(Opaque):
+    """Base of what is known of tensors that stand beside it: objects of one structure each have their own."""
 
 
 _VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)

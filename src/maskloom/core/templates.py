@@ -12,12 +12,12 @@ from maskloom.core.flatten import flatten
 T = TypeVar("T")
 
 _Made = dict[int, Any]
-_Filler = Callable[[Sequence[Tensor], _Made], Any]
+_Filler = Callable[[Sequence[Any], _Made], Any]
 
 
 @dataclass(frozen=True)
 class Slot(captures.Opaque):
-    """The place of a tensor."""
+    """The place of a tensor, or of a remark."""
 
     number: int
 
@@ -25,21 +25,30 @@ class Slot(captures.Opaque):
 class Template(Generic[T]):
     """What an object is but for its tensors; `template_of` makes one."""
 
-    def __init__(self, held: T) -> None:
+    def __init__(self, held: T, remarks: Sequence[captures.Remark] = ()) -> None:
         self._held = held
+        self._no_remarks = [type(remark)() for remark in remarks]
         self._filler = _filler_of(held, {})
 
-    def filled(self, tensors: Sequence[Tensor]) -> T:
-        """The object with these tensors in its slots."""
-        return self._held if self._filler is None else cast(T, self._filler(tensors, {}))
+    def filled(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> T:
+        """The object with these tensors, and the remarks on them, in its slots."""
+        if self._filler is None:
+            return self._held
+        remarks = self._no_remarks if remarks is None else remarks
+        return cast(T, self._filler([*tensors, *remarks], {}))
 
 
-def template_of(held: T, tensors: Sequence[Tensor]) -> Template[T] | None:
-    """The template of an object, whose slots are numbered as ``tensors`` are; None if it holds another tensor."""
-    places = {id(tensor): Slot(number) for number, tensor in enumerate(tensors)}
+def template_of(held: T, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()) -> Template[T] | None:
+    """The template of an object, whose slots are numbered as ``tensors`` and then ``remarks`` are; None if it holds another tensor.
+
+    Other remarks are left out: they are on tensors that the template does not hold.
+    """
+    places = {id(leaf): Slot(number) for number, leaf in enumerate([*tensors, *remarks])}
     if not all(id(tensor) in places for tensor in captures.tensors(held)):
         return None
-    return Template(captures.moved(held, lambda tensor: places[id(tensor)]))
+    without_tensors = captures.moved(held, lambda tensor: places[id(tensor)])
+    held = captures.moved(without_tensors, lambda remark: places.get(id(remark)) or type(remark)(), of=captures.Remark)
+    return Template(held, remarks)
 
 
 def _filler_of(held: Any, known: dict[int, _Filler | None]) -> _Filler | None:
@@ -63,7 +72,7 @@ def _filler_of(held: Any, known: dict[int, _Filler | None]) -> _Filler | None:
 def _once(
     name: int, parts: tuple[tuple[Any, _Filler | None], ...], unflatten: Callable[[tuple[Any, ...]], Any]
 ) -> _Filler:
-    def filler(tensors: Sequence[Tensor], made: _Made) -> Any:
+    def filler(tensors: Sequence[Any], made: _Made) -> Any:
         if name not in made:
             made[name] = unflatten(tuple([part if fill is None else fill(tensors, made) for part, fill in parts]))
         return made[name]

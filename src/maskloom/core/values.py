@@ -10,6 +10,7 @@ from torch import Tensor
 from maskloom.core import captures
 from maskloom.core.pickling import stand_in
 from maskloom.core.symbols import as_tensor, is_dynamic, is_int
+from maskloom.core.torch_state import counting_writes
 
 C = TypeVar("C", bound=type)
 
@@ -62,6 +63,7 @@ class FrozenValue:
         vars(new).update(vars(self))
         return new
 
+    @counting_writes
     def to(self, device: torch.device | str) -> Self:
         """The same value with its tensors on ``device``; the value itself if they are there already."""
         return captures.moved(self, lambda tensor: tensor.to(device))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskloom.core.checks import is_zero
 from maskloom.masks.algebra import And, Mask, as_mask, is_torch_and
-from maskloom.masks.padded import PaddingMask, Position
+from maskloom.masks.padded import NO_COUNTS, CountedSides, PaddingMask, Position
 from maskloom.masks.patterns.shift import Shifted
 from maskloom.program.program import MaskMod
 
@@ -49,6 +49,17 @@ def known_hidden_queries(mask_mod: MaskMod, q_len: int) -> Tensor | None:
     """
     found = [part.hidden_queries(q_len) for part in _paddings(mask_mod)]
     return _all_of([hidden for hidden in found if hidden is not None])
+
+
+def counted_padding(mask_mod: MaskMod) -> CountedSides:
+    """The padding that the host counted when a mask was made; nothing if several parts of the mask say what is padding.
+
+    It follows the rule of `known_padding`, with the same error; under `shifted` nothing is counted.
+    """
+    placed = _paddings(mask_mod)
+    if len(placed) != 1 or not (is_zero(placed[0].first_query) and is_zero(placed[0].first_key)):
+        return NO_COUNTS
+    return placed[0].mask.counted_sides()
 
 
 def _all_of(hidden: Sequence[Tensor]) -> Tensor | None:

@@ -1,11 +1,13 @@
 """Masks that know which positions they hide, and helpers for padding tables and lengths."""
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskloom.core.checks import is_zero, may_be_negative
+from maskloom.core.host_count import HostCount
 from maskloom.masks.algebra import Mask
 from maskloom.masks.signed import Signed, read_from_zero
 
@@ -44,6 +46,42 @@ def ends(is_real: Tensor) -> Tensor:
     return (is_real * torch.arange(1, is_real.shape[1] + 1, device=is_real.device)).amax(1)
 
 
+class CountedPadding(NamedTuple):
+    """The padding of one side, queries or keys, and how much of it is real, as the host knows.
+
+    Attributes:
+        table: the lengths of the rows, integers (B,), with the padding behind them; or bool (B, L), True = padding.
+    """
+
+    table: Tensor
+    counted: HostCount
+
+
+class CountedSides(NamedTuple):
+    """The counted padding of queries and of keys; None where the host has not counted it."""
+
+    queries: CountedPadding | None
+    keys: CountedPadding | None
+
+
+NO_COUNTS = CountedSides(None, None)
+
+
+def counted_sides(
+    queries: Tensor, q_count: HostCount, keys: Tensor, kv_count: HostCount, *, are_real: bool = False
+) -> CountedSides:
+    """The sides of a mask with these tables, as far as their counts hold. With ``are_real`` flags mark what is no padding."""
+    found = _counted(queries, q_count, are_real)
+    return CountedSides(found, found if queries is keys else _counted(keys, kv_count, are_real))
+
+
+def _counted(table: Tensor, count: HostCount, are_real: bool) -> CountedPadding | None:
+    # dynamo sees no count of writes: what uses a count in a graph has to check it there
+    if count.total is None or not (torch.compiler.is_dynamo_compiling() or count.holds_for(table)):
+        return None
+    return CountedPadding(~table if are_real else table, count)
+
+
 class PaddingMask(Mask):
     """A mask that hides certain keys from every query, and knows which keys these are."""
 
@@ -61,6 +99,10 @@ class PaddingMask(Mask):
     def row_ends(self) -> Tensor | None:
         """The position after the last real one, query or key, in each row: integers (B or 1,); None if unknown."""
         return None
+
+    def counted_sides(self) -> "CountedSides":
+        """The padding among queries and among keys, where the host has counted it; one object if both have one table."""
+        return NO_COUNTS
 
     def signed(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, signed: Signed) -> Tensor:
         return read_from_zero(self, b, h, q_idx, kv_idx, Signed(False, signed.kv))

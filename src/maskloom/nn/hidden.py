@@ -13,6 +13,7 @@ from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from maskloom.masks.patterns.shift import shifted
 from maskloom.nn.call import AttendOptions
+from maskloom.nn.packing import Packing, Tokens
 from maskloom.program.program import MaskMod
 
 
@@ -26,13 +27,16 @@ class Hidden(NamedTuple):
     x: Tensor | None
     context: Tensor | None = None
 
-    def cleaned(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The inputs with zeros at padding, and zeros in their gradients there."""
-        if self.x is not None:
-            x = zeros_both_ways(x, self.x)
-        if context is not None and self.context is not None:
-            context = zeros_both_ways(context, self.context)
-        return x, context
+    def cleaned(self, x: Tensor, context: Tensor | None, packing: Packing) -> tuple[Tensor, Tensor | None]:
+        """The inputs without what lies in padding: their tokens where they are packed, else zeros there, in gradients too."""
+        x = _cleaned(x, self.x, packing.queries)
+        return x, None if context is None else _cleaned(context, self.context, packing.keys)
+
+
+def _cleaned(x: Tensor, pads: Tensor | None, tokens: Tokens | None) -> Tensor:
+    if tokens is not None:
+        return tokens.taken(x)
+    return x if pads is None else zeros_both_ways(x, pads)
 
 
 def hidden_by_mask(

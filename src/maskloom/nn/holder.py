@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
+from maskloom.core.host_count import HostCount
 from maskloom.core.values import FrozenValue
 
 M = TypeVar("M")
@@ -55,7 +56,8 @@ class Holder(nn.Module, Generic[M]):
             raise TypeError(f"a Holder holds a mask, a score_mod or a BlockMask; got {type(held).__name__}")
         self._persistent = persistent
         self._names: list[str] = []
-        self._template = _replaced(held, Tensor, self._registered)
+        counted_never = _replaced(held, HostCount, lambda count: HostCount())  # a state dict brings other values
+        self._template = _replaced(counted_never, Tensor, self._registered)
         self._make()
 
     def forward(self, *indices: Any) -> M:

@@ -15,6 +15,7 @@ from maskloom.nn.cache import KVCache
 from maskloom.nn.call import AttendOptions, MultiheadOutput, MultiheadOutputWithWeights, check_options
 from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
 from maskloom.nn.inputs import check_need_weights, check_placing, checked_context
+from maskloom.nn.packing import NOT_PACKED, Packing, heads_in_batch, packing_of
 from maskloom.nn.projections import Positions, ProjectedHeads
 from maskloom.nn.rotary import Rotary
 from maskloom.nn.upcoming import Upcoming
@@ -141,18 +142,22 @@ class MultiheadFlexAttention(ProjectedHeads):
         check_placing(self, block_mask, positions, cache, pads, options)
         context = checked_context(self, x, context, cache)
         coming = None if cache is None else cache.upcoming(x.shape[1], pads)
+        packing = NOT_PACKED
         if coming is None:
             hidden = hidden_by_mask(x, context, block_mask, self.n_heads, options)
+            packing = packing_of(x, context, block_mask)
         else:
             hidden = Hidden((coming.positions < 0)[..., None] if coming.is_padded else None)
-        x, context = hidden.cleaned(x, context)
-        queries, new_keys, new_values = self.projected(x, context)
-        queries, new_keys = self.turned(queries, new_keys, positions, coming, options.get("q_offset"))
+        queries, new_keys, new_values, rows = self._projected_of(
+            x, context, hidden, packing, positions, coming, options
+        )
         keys, values, mask, passed = new_keys, new_values, block_mask, options
         if cache is not None:
             keys, values, mask, passed = _cached(cache, coming, new_keys, new_values, block_mask, options)
+        elif packing.is_whole:
+            passed = {**options, "clean_padding": False}  # what is packed is clean
         passed = self._with_own(passed)
-        out = self.combined(attend(queries, keys, values, mask, **passed), x)
+        out = self.combined(attend(queries, keys, values, mask, **passed), rows, packing.queries)
         if hidden.x is not None and options.get("clean_padding"):
             out = zeros_backward(out, hidden.x)
         if not need_weights:
@@ -161,6 +166,26 @@ class MultiheadFlexAttention(ProjectedHeads):
         return MultiheadOutputWithWeights(
             out, queries, new_keys, weights.mean(1) if need_weights == "mean" else weights
         )
+
+    def _projected_of(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        hidden: Hidden,
+        packing: Packing,
+        positions: Positions | None,
+        coming: Upcoming | None,
+        options: AttendOptions,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the whole batch, and x as they were made of it: packed, or with zeros at padding."""
+        q_shape = x.shape[0], x.shape[1]
+        kv_shape = q_shape if context is None else (context.shape[0], context.shape[1])
+        angles = self.angles_of_both(q_shape, kv_shape, positions, coming, options.get("q_offset"), x.device)
+        x, context = hidden.cleaned(x, context, packing)
+        queries, keys, values = self.projected(x, context)
+        queries = self.turned(queries, angles[0], packing.queries, fills=self.fills("queries"))
+        keys = self.turned(keys, angles[1], packing.keys, fills=self.fills("keys"))
+        return queries, keys, values if packing.keys is None else heads_in_batch(values, packing.keys), x
 
     def _with_own(self, options: AttendOptions) -> AttendOptions:
         """The options, with the module's own sinks, softcap and dropout."""

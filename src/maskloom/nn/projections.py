@@ -9,7 +9,8 @@ from maskloom.attention.dropout.options import checked_rate
 from maskloom.core.checks import as_int, is_number
 from maskloom.core.words import brief
 from maskloom.masks.padded import positions_from
-from maskloom.nn.rotary import Rotary
+from maskloom.nn.packing import Tokens, heads_in_batch, may_fill
+from maskloom.nn.rotary import Angles, Rotary
 from maskloom.nn.state_names import rename_in, renamed
 from maskloom.nn.upcoming import Upcoming
 from maskloom.scores.softcap import softcap as softcap_of
@@ -106,38 +107,65 @@ class ProjectedHeads(nn.Module):
         """(B, L, n d_head) as (B, n, L, d_head)."""
         return projected.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
-    def turned(
+    def angles_of_both(
         self,
-        queries: Tensor,
-        keys: Tensor,
+        q_shape: tuple[int, int],
+        kv_shape: tuple[int, int],
         positions: Positions | None,
         coming: Upcoming | None,
         q_offset: int | Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys, turned by their positions where there is a rotary."""
-        rotary, q_len, kv_len = self.rotary, queries.shape[2], keys.shape[2]
+        device: torch.device,
+    ) -> tuple[Angles | None, Angles | None]:
+        """The angles of queries (B, L) and of keys (B, K); None without a rotary."""
+        rotary, q_len, kv_len = self.rotary, q_shape[1], kv_shape[1]
         if rotary is None:
-            return queries, keys
-        batch, device = queries.shape[0], queries.device
+            return None, None
         q_at, kv_at = _positions_of_both(q_len, kv_len, positions, coming, q_offset, device)
         length = kv_len
         if coming is not None:
             length = coming.longest
         elif rotary.depends_on_length:
             length = max(rotary.length_of(q_at, q_len), rotary.length_of(kv_at, kv_len))
-        q_angles = rotary.angles(q_at, (batch, q_len), device, length=length)
+        q_angles = rotary.angles(q_at, q_shape, device, length=length)
         if q_at is kv_at and q_len == kv_len:
-            return rotary.turned(queries, q_angles), rotary.turned(keys, q_angles)
-        return rotary.turned(queries, q_angles), rotary.turned(
-            keys, rotary.angles(kv_at, (batch, kv_len), device, length=length)
-        )
+            return q_angles, q_angles
+        return q_angles, rotary.angles(kv_at, kv_shape, device, length=length)
 
-    def combined(self, attended: Tensor, x: Tensor) -> Tensor:
-        """The output (B, L, d_out) of the heads' attention (B, H, L, d_head); x is what the gate reads."""
-        heads = attended.transpose(1, 2).flatten(2)
+    def turned(self, heads: Tensor, angles: Angles | None, tokens: Tokens | None, *, fills: bool) -> Tensor:
+        """Queries or keys (B, n, L, d_head), turned where there is a rotary.
+
+        Args:
+            heads: the same, or (1, n, T + 1, d_head) of packed ``tokens``.
+            fills: whether the projection makes something of padding, which is 0: it has a bias.
+        """
+        if tokens is None:
+            return heads if self.rotary is None or angles is None else self.rotary.turned(heads, angles)
+        if self.rotary is None or angles is None:
+            return heads_in_batch(heads, tokens, fills=fills)
+        turned = self.rotary.turned(heads, Angles(*map(tokens.of_table, angles)))
+        if not fills:
+            return heads_in_batch(turned, tokens)
+        padding = heads[:, :, -1:].expand(tokens.shape[0], -1, tokens.shape[1], -1)
+        return heads_in_batch(turned, tokens, fills=self.rotary.turned(padding, angles))
+
+    def fills(self, side: Literal["queries", "keys"]) -> bool:
+        """Whether the projection of queries, or of keys, makes something of padding, which is 0."""
+        if self.d_context is None:
+            return may_fill(self.in_proj)
+        return may_fill(self.q_proj if side == "queries" else self.kv_proj)
+
+    def combined(self, attended: Tensor, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """The output (B, L, d_out) of the heads' attention (B, H, L, d_head).
+
+        Args:
+            x: what the gate reads, (B, L, d_in), or (1, T + 1, d_in) of packed ``tokens``.
+        """
+        heads = attended.transpose(1, 2)
+        heads = (heads if tokens is None else tokens.taken(heads)).flatten(2)
         if self.gate_proj is not None:
             heads = heads * torch.sigmoid(self.gate_proj(x))
-        return self.out_proj(heads)
+        out = self.out_proj(heads)
+        return out if tokens is None else tokens.put_back(out, fills=may_fill(self.out_proj))
 
     # -- parameters ------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,15 @@ Hugging Face's ``attention_mask``, goes to `real`.
 """
 
 from collections.abc import Sequence
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
 from maskloom.core.checks import INTEGERS, flags, length_table, readable
+from maskloom.core.host_count import HostCount, counted_flags, counted_lengths
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
-from maskloom.masks.padded import PaddingMask, Position, ends, outside, pads_at
+from maskloom.masks.padded import CountedSides, PaddingMask, Position, counted_sides, ends, outside, pads_at
 from maskloom.masks.signed import Signed, without_negative
 
 __all__ = ["lengths", "real", "padding", "key_padding", "create_padding_mask"]
@@ -26,6 +28,8 @@ class Lengths(PaddingMask):
 
     q_lens: Tensor
     kv_lens: Tensor
+    q_count: HostCount = field(default_factory=HostCount)
+    kv_count: HostCount = field(default_factory=HostCount)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (q_idx < self.q_lens[b]) & (kv_idx < self.kv_lens[b])
@@ -45,8 +49,11 @@ class Lengths(PaddingMask):
     def row_ends(self) -> Tensor:
         return torch.maximum(self.q_lens, self.kv_lens)
 
+    def counted_sides(self) -> CountedSides:
+        return counted_sides(self.q_lens, self.q_count, self.kv_lens, self.kv_count)
+
     def beside_causal(self) -> Mask:
-        return QueryLengths(self.q_lens) if self.q_lens is self.kv_lens else self
+        return QueryLengths(self.q_lens, self.q_count) if self.q_lens is self.kv_lens else self
 
 
 @mask_dataclass
@@ -57,6 +64,8 @@ class Padding(Tabled, PaddingMask):
 
     q_pads: Tensor
     kv_pads: Tensor
+    q_count: HostCount = field(default_factory=HostCount)
+    kv_count: HostCount = field(default_factory=HostCount)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return ~(self.q_pads[b, q_idx] | self.kv_pads[b, kv_idx])
@@ -73,6 +82,9 @@ class Padding(Tabled, PaddingMask):
     def row_ends(self) -> Tensor:
         return torch.maximum(ends(~self.q_pads), ends(~self.kv_pads))
 
+    def counted_sides(self) -> CountedSides:
+        return counted_sides(self.q_pads, self.q_count, self.kv_pads, self.kv_count)
+
 
 @mask_dataclass
 class Real(Tabled, PaddingMask):
@@ -82,6 +94,8 @@ class Real(Tabled, PaddingMask):
 
     q_real: Tensor
     kv_real: Tensor
+    q_count: HostCount = field(default_factory=HostCount)
+    kv_count: HostCount = field(default_factory=HostCount)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.q_real[b, q_idx] & self.kv_real[b, kv_idx]
@@ -98,6 +112,9 @@ class Real(Tabled, PaddingMask):
     def row_ends(self) -> Tensor:
         return torch.maximum(ends(self.q_real), ends(self.kv_real))
 
+    def counted_sides(self) -> CountedSides:
+        return counted_sides(self.q_real, self.q_count, self.kv_real, self.kv_count, are_real=True)
+
 
 @mask_dataclass
 class KeyPadding(PaddingMask):
@@ -106,6 +123,7 @@ class KeyPadding(PaddingMask):
     runs_in_flash = True
 
     pads: Tensor
+    count: HostCount = field(default_factory=HostCount)
     name = "key_padding"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -116,6 +134,12 @@ class KeyPadding(PaddingMask):
 
     def row_ends(self) -> Tensor:
         return ends(~self.pads)
+
+    def counted_sides(self) -> CountedSides:
+        return counted_sides(self.pads, self.count, self.pads, self.count)._replace(queries=None)
+
+    def __repr__(self) -> str:
+        return f"key_padding({shown(self.pads)})"
 
 
 def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None = None) -> Lengths:
@@ -138,10 +162,11 @@ def lengths(lens: Tensor | Sequence[int], kv_lens: Tensor | Sequence[int] | None
     """
     q_lens = length_table("lens", lens)
     if kv_lens is None:
-        return Lengths(q_lens, q_lens)
+        count = counted_lengths(q_lens)
+        return Lengths(q_lens, q_lens, count, count)
     keys = length_table("kv_lens", kv_lens)
     _same_batch("lens", q_lens, "kv_lens", keys)
-    return Lengths(q_lens, keys)
+    return Lengths(q_lens, keys, counted_lengths(q_lens), counted_lengths(keys))
 
 
 def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
@@ -169,10 +194,11 @@ def real(is_real: Tensor, kv_is_real: Tensor | None = None) -> Real:
     """
     q_real = _real_flags("is_real", is_real)
     if kv_is_real is None:
-        return Real(q_real, q_real)
+        count = counted_flags(q_real, real=True)
+        return Real(q_real, q_real, count, count)
     kv_real = _real_flags("kv_is_real", kv_is_real)
     _same_batch("is_real", q_real, "kv_is_real", kv_real)
-    return Real(q_real, kv_real)
+    return Real(q_real, kv_real, counted_flags(q_real, real=True), counted_flags(kv_real, real=True))
 
 
 def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
@@ -197,10 +223,11 @@ def padding(pads: Tensor, kv_pads: Tensor | None = None) -> Padding:
     """
     q_pads = flags("pads", pads, true_means="padding")
     if kv_pads is None:
-        return Padding(q_pads, q_pads)
+        count = counted_flags(q_pads, real=False)
+        return Padding(q_pads, q_pads, count, count)
     keys = flags("kv_pads", kv_pads, true_means="padding")
     _same_batch("pads", q_pads, "kv_pads", keys)
-    return Padding(q_pads, keys)
+    return Padding(q_pads, keys, counted_flags(q_pads, real=False), counted_flags(keys, real=False))
 
 
 create_padding_mask = padding
@@ -226,7 +253,8 @@ def key_padding(pads: Tensor) -> KeyPadding:
     Raises:
         TypeError: not bool. ValueError: another shape.
     """
-    return KeyPadding(flags("pads", pads, true_means="padding"))
+    table = flags("pads", pads, true_means="padding")
+    return KeyPadding(table, counted_flags(table, real=False))
 
 
 def _real_flags(name: str, is_real: Tensor) -> Tensor:
@@ -257,6 +285,7 @@ class QueryLengths(PaddingMask):
     runs_in_flash = True
 
     lens: Tensor
+    count: HostCount = field(default_factory=HostCount)
     description = "q_idx < lens[b]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -273,3 +302,6 @@ class QueryLengths(PaddingMask):
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
+
+    def counted_sides(self) -> CountedSides:
+        return counted_sides(self.lens, self.count, self.lens, self.count)

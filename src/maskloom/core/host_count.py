@@ -1,0 +1,68 @@
+"""How many positions a table of padding leaves real, counted by the host when a mask is made of the table."""
+
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from maskloom.core.captures import Remark, moved
+from maskloom.core.checks import readable
+
+
+class HostCount(Remark):
+    """A count, beside the table that it was made of; it says nothing that the table does not, so all counts are equal.
+
+    Each table has its own, an empty one if the host did not count it. A mask keeps it when its tables move to a device, where the host would have to wait for their values. A write into the table
+    that was counted, or into one that was moved, makes it void (`holds_for`).
+
+    Attributes:
+        total: the real positions of all batch rows; None if the host did not count them.
+        longest: the real positions of the longest row, or the length of a table of flags.
+    """
+
+    total: int | None
+    longest: int
+
+    def __init__(self, source: Tensor | None = None, total: int | None = None, longest: int = 0) -> None:
+        self._source, self.total, self.longest = source, total, longest
+        self._version = None if source is None else source._version
+
+    def holds_for(self, table: Tensor) -> bool:
+        """Whether this is known to be the count of a table: the one that was counted or a copy, with no write into either."""
+        source = self._source
+        if self.total is None or source is None or source._version != self._version or table.is_inference():
+            return False
+        return table is source or table._version == 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostCount)
+
+    def __hash__(self) -> int:
+        return hash(HostCount)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None or self._source._version != self._version:
+            return HostCount, ()
+        return HostCount, (self._source, self.total, self.longest)
+
+
+T = TypeVar("T")
+
+
+def uncounted(held: T) -> T:
+    """The same mask without counts, for a mask whose tensors will hold other values."""
+    return moved(held, lambda count: HostCount(), of=HostCount)
+
+
+def counted_lengths(lens: Tensor) -> HostCount:
+    """The count of lengths (B,), where the host has their values."""
+    if not readable(lens) or lens.is_inference() or not lens.numel():
+        return HostCount()
+    return HostCount(lens, int(lens.sum()), int(lens.max()))
+
+
+def counted_flags(table: Tensor, *, real: bool) -> HostCount:
+    """The count of flags (B, L), of which those that are ``real`` stand for real positions, where the host has their values."""
+    if not readable(table) or table.is_inference():
+        return HostCount()
+    marked = int(table.count_nonzero())
+    return HostCount(table, marked if real else table.numel() - marked, table.shape[1])

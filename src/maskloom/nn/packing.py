@@ -1,0 +1,143 @@
+"""The real tokens of padded inputs in one row, where the host knows how many there are: padding then costs no projection.
+
+The attention itself stays as it is, over (B, L): it skips the tiles of padding already. So what a mask, a score_mod or dropout
+means does not change. Around it, projections, norms, rotary, gate and the projection back work on tokens alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskloom.batches.packed import index_of_lengths, index_of_pads
+from maskloom.core.cache import cached_with
+from maskloom.core.torch_state import can_cache, inside_transform, is_exporting
+from maskloom.masks.known_padding import counted_padding
+from maskloom.masks.padded import CountedPadding
+from maskloom.nn.token_rows import put_back, taken
+from maskloom.program.program import MaskMod
+
+LEAST = {"cpu": 512}
+"""The positions of a batch from which on packing pays, by the type of the device."""
+
+_LEAST_ELSEWHERE = 4096  # below, the host's time to launch more kernels is more than what they save
+_MOST_REAL = 15 / 16
+
+
+class Tokens(NamedTuple):
+    """Where the real tokens of one padded input stand.
+
+    Attributes:
+        places: int64 (T + 1,), theirs among B · L; the last is any place.
+        shape: (B, L).
+    """
+
+    places: Tensor
+    shape: tuple[int, int]
+
+    def taken(self, x: Tensor) -> Tensor:
+        """The tokens of x (B, L, ...) and a row of zeros for padding: (1, T + 1, ...)."""
+        return taken(x.flatten(0, 1), self.places)[None]
+
+    def put_back(self, rows: Tensor, *, fills: bool) -> Tensor:
+        """The batch (B, L, ...) of rows (1, T + 1, ...), with the last row, or zeros, at padding."""
+        batch, length = self.shape
+        return put_back(rows[0], self.places, batch * length, fills=fills).unflatten(0, (batch, length))
+
+    def of_table(self, table: Tensor) -> Tensor:
+        """The entries of the tokens in a table by position, (L, ...) or (B or 1, 1, L, ...): (T + 1, ...)."""
+        batch, length = self.shape
+        if table.ndim == 2:
+            return table.index_select(0, self.places % length)
+        return table[:, 0].expand(batch, -1, -1).flatten(0, 1).index_select(0, self.places)
+
+
+def heads_in_batch(heads: Tensor, tokens: Tokens, *, fills: bool | Tensor = False) -> Tensor:
+    """The heads (B, n, L, d) of packed ones (1, n, T + 1, d): at padding zeros, the last row, or a tensor (B, n, L, d)."""
+    rows = heads.transpose(1, 2)
+    if not isinstance(fills, Tensor):
+        return tokens.put_back(rows, fills=fills).transpose(1, 2)
+    padding = fills.transpose(1, 2).flatten(0, 1)
+    return padding.index_copy(0, tokens.places[:-1], rows[0, :-1]).unflatten(0, tokens.shape).transpose(1, 2)
+
+
+def may_fill(layer: nn.Module) -> bool:
+    """Whether a layer may make something else than 0 of 0: a plain one without a bias does not."""
+    return not (isinstance(layer, nn.Linear) and layer.bias is None)
+
+
+class Packing(NamedTuple):
+    """The tokens of x, and of what keys and values are made of; None where that is not packed."""
+
+    queries: Tokens | None
+    keys: Tokens | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all inputs are packed: then what lies in padding has come nowhere."""
+        return self.queries is not None and self.keys is not None
+
+
+NOT_PACKED = Packing(None, None)
+
+
+def pays(total: int, batch: int, length: int, device: torch.device) -> bool:
+    """Whether packing so many tokens of a batch saves more than it costs."""
+    positions = batch * length
+    return positions >= LEAST.get(device.type, _LEAST_ELSEWHERE) and 0 < total <= _MOST_REAL * positions
+
+
+def packing_of(x: Tensor, context: Tensor | None, mask: BlockMask | MaskMod | Tensor | None) -> Packing:
+    """How inputs (B, L, ...) and (B, K, ...) are packed under a mask; `NOT_PACKED` where that is not known, or does not pay.
+
+    Kept with the mask, so that all layers share it. No device is waited for.
+    """
+    if mask is None or isinstance(mask, Tensor) or not _may_pack():
+        return NOT_PACKED
+    q_shape, device = (x.shape[0], x.shape[1]), x.device
+    kv_shape = q_shape if context is None else (context.shape[0], context.shape[1])
+
+    def find() -> Packing:
+        counts = counted_padding(mask.mask_mod if isinstance(mask, BlockMask) else mask)
+        if context is not None:
+            return Packing(_tokens(counts.queries, q_shape, device), _tokens(counts.keys, kv_shape, device))
+        tokens = _tokens(counts.queries, q_shape, device) if counts.queries is counts.keys else None
+        return Packing(tokens, tokens)
+
+    return cached_with(mask, ("packing", q_shape, kv_shape, context is None, device), find, functions_too=True)
+
+
+def _may_pack() -> bool:
+    """Whether a count that the host took stays right: not in a graph that is run again with other values."""
+    if torch.compiler.is_dynamo_compiling():
+        return not (is_exporting() or inside_transform())
+    return can_cache() and forward_ad._current_level < 0
+
+
+def _tokens(padding: CountedPadding | None, shape: tuple[int, int], device: torch.device) -> Tokens | None:
+    if padding is None or padding.table.shape[0] != shape[0] or padding.counted.longest > shape[1]:
+        return None
+    table, total, (batch, length) = padding.table, padding.counted.total, shape
+    assert total is not None
+    if table.device != device or not pays(total, batch, length, device):
+        return None
+    if table.dtype == torch.bool:
+        if table.shape[1] != length:
+            return None
+        _check_in_graph(lambda: table.numel() - table.sum(), total)
+        index = index_of_pads(table, total)
+    else:
+        _check_in_graph(table.sum, total)
+        index = index_of_lengths(table, length, total)
+    return Tokens(torch.nn.functional.pad(index, (0, 1)), shape)
+
+
+def _check_in_graph(now: Callable[[], Any], total: int) -> None:
+    """In a compiled graph, which sees no writes: an error of the device if a table no longer has ``total`` real positions."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._assert_async(
+            now() == total, "the lengths or pads of a mask were written to after it was made: make the mask anew"
+        )

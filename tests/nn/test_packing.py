@@ -1,0 +1,305 @@
+"""Packing inside the module: the same results as with padding, where the host knows how much is real; fewer rows computed."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+import maskloom as loom
+from maskloom.nn import packing
+from maskloom.nn.packing import NOT_PACKED, packing_of, pays
+
+B, L, K, D, D_CONTEXT = 3, 11, 13, 7, 5
+LENS, KV_LENS = [7, 0, 9], [13, 4, 2]
+PADS = torch.zeros(B, L, dtype=torch.bool)
+PADS[0, :3] = PADS[1, 5:7] = PADS[2, 9:] = True
+KV_PADS = torch.arange(B * K).view(B, K) % 3 == 1
+
+MASKS = {
+    "lengths": lambda: loom.causal & loom.lengths(LENS),
+    "block mask": lambda: loom.block_mask(loom.causal & loom.lengths(torch.tensor(LENS)), L, L),
+    "padding": lambda: loom.padding(PADS) & (loom.window(back=4) | loom.sinks(1)),
+    "real": lambda: loom.real(~PADS) & loom.causal,
+    "a function": lambda: loom.lengths(LENS) & (lambda b, h, q, k: q >= k - 1),
+}
+CROSS = {
+    "lengths": lambda: loom.lengths(LENS, KV_LENS),
+    "padding": lambda: loom.padding(PADS, KV_PADS),
+    "keys alone": lambda: loom.key_padding(KV_PADS),
+    "block mask": lambda: loom.block_mask(loom.lengths(LENS, KV_LENS), L, K),
+}
+MODULES = {
+    "plain": {},
+    "bias": {"bias": True},
+    "no bias": {"out_bias": False, "rotary": loom.nn.Rotary(6)},
+    "all": {
+        "bias": True, "n_kv_heads": 2, "qk_norm": True, "gate": True, "sinks": True, "softcap": 3.0,
+        "rotary": loom.nn.Rotary(6, scaling={"rope_type": "dynamic", "factor": 2.0, "max_position_embeddings": 5}),
+    },
+}  # fmt: skip
+CALLS = {
+    "plain": {},
+    "weights": {"need_weights": True},
+    "clean padding": {"clean_padding": True},
+    "dropout": {"dropout": 0.5, "dropout_seed": 3},
+    "score_mod": {"score_mod": loom.scores.alibi(4)},
+    "first positions": {"q_offset": 0},
+}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Packing pays from the first position on."""
+    monkeypatch.setitem(packing.LEAST, "cpu", 1)
+
+
+def made(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return loom.MultiheadFlexAttention(D, 10, 4, d_head=6, dtype=torch.float64, **options)
+
+
+def inputs(length=L, width=D):
+    return torch.randn(B, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
+
+
+def results(module, mask, context=None, **call):
+    """All that a call gives, and all gradients, of a loss of all that it gives, queries and keys at padding too."""
+    module.zero_grad()
+    x = inputs().requires_grad_()
+    context = None if context is None else context.clone().requires_grad_()
+    found = module(x, mask, context=context, **call)
+    generator = torch.Generator().manual_seed(5)
+    sum((one * torch.randn(one.shape, dtype=one.dtype, generator=generator)).sum() for one in found).backward()
+    leaves = [x, *module.parameters(), *([] if context is None else [context])]
+    return [*found, *(leaf.grad for leaf in leaves)]
+
+
+def compare(monkeypatch, module, make, context=None, **call):
+    """Packed and padded give the same; packed it is where a count is known."""
+    expected = results(module, make(), context, **call)
+    monkeypatch.setitem(packing.LEAST, "cpu", 1)
+    mask = make()
+    assert packing_of(inputs(), context, mask) != NOT_PACKED
+    for one, other in zip(results(module, mask, context, **call), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", MODULES)
+@pytest.mark.parametrize("mask", MASKS)
+def test_packed_equals_padded(monkeypatch, mask, options):
+    compare(monkeypatch, made(**MODULES[options]), MASKS[mask])
+
+
+@pytest.mark.parametrize("mask", ["lengths", "block mask", "padding"])
+@pytest.mark.parametrize("call", CALLS)
+def test_options_mean_the_same(monkeypatch, call, mask):
+    compare(monkeypatch, made(gate=True), MASKS[mask], **CALLS[call])
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.arange(L) * 2 - 4, torch.arange(B * L).view(B, L) - 5], ids=["all", "rows"]
+)
+@pytest.mark.parametrize("options", ["no bias", "all"])
+def test_positions_are_those_of_tokens(monkeypatch, options, positions):
+    compare(monkeypatch, made(**MODULES[options]), MASKS["padding"], positions=positions)
+
+
+@pytest.mark.parametrize("options", MODULES)
+@pytest.mark.parametrize("mask", CROSS)
+def test_both_sides_of_cross_attention(monkeypatch, mask, options):
+    compare(monkeypatch, made(d_context=D_CONTEXT, **MODULES[options]), CROSS[mask], inputs(K, D_CONTEXT))
+    packed = packing_of(inputs(), inputs(K), CROSS[mask]())
+    assert (packed.queries is None) == (mask == "keys alone")
+    assert packed.keys is not None
+
+
+def test_a_context_through_the_fused_projection(monkeypatch):
+    compare(monkeypatch, made(bias=True), CROSS["lengths"], inputs(K))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_nothing_leaks_from_padding(always, mask):
+    module, pads = made(bias=True, gate=True), PADS
+    if mask in ("lengths", "block mask", "a function"):
+        pads = loom.batches.pads_from_lengths(LENS, L)
+    found = []
+    for filling in (0.0, torch.nan):
+        module.zero_grad()
+        x = inputs().masked_fill(pads[..., None], filling).requires_grad_()
+        out = module(x, MASKS[mask](), clean_padding=True).out
+        out.backward(torch.ones_like(out).masked_fill(pads[..., None], filling))
+        found.append([out, x.grad, *(parameter.grad for parameter in module.parameters())])
+    assert all(map(torch.equal, *found))
+    assert not found[0][1][pads].any()
+    torch.testing.assert_close(found[0][0][pads], module.out_proj.bias.expand(int(pads.sum()), -1))
+
+
+def test_projections_work_on_tokens_alone(always):
+    seen = []
+    module = made(gate=True)
+    for layer in (module.in_proj, module.gate_proj, module.out_proj):
+        layer.register_forward_hook(lambda layer, given, out: seen.append(tuple(given[0].shape[:2])))
+    module(inputs(), loom.causal & loom.lengths(LENS))
+    assert seen == [(1, sum(LENS) + 1)] * 3  # one more row stands for padding
+    seen.clear()
+    module(
+        inputs(), loom.causal & loom.lengths(torch.tensor(LENS)) & loom.padding(PADS)
+    )  # two parts say what is padding
+    assert seen == [(B, L)] * 3
+
+
+def test_all_layers_share_what_is_made_of_a_mask(always):
+    mask = loom.causal & loom.lengths(LENS)
+    first, second = (packing_of(inputs(width=width), None, mask) for width in (D, 5))
+    assert first.queries is first.keys is second.queries
+
+
+def test_the_rule():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert pays(960, 2, 512, cpu)
+    assert not pays(961, 2, 512, cpu)  # nearly all is real
+    assert not pays(0, 2, 512, cpu)
+    assert not pays(100, 2, 512, gpu)  # the host needs longer
+    assert pays(100, 8, 512, gpu)
+
+
+def counted(mask):
+    return packing_of(inputs(), None, mask).queries is not None
+
+
+def test_writes_make_a_count_void(always):
+    for table, make in ((torch.tensor(LENS), loom.lengths), (PADS.clone(), loom.padding), (~PADS, loom.real)):
+        mask = loom.causal & make(table)
+        assert counted(mask)
+        copies = [copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))]
+        assert all(map(counted, copies))
+        table[0] = table[1]
+        assert not counted(mask)
+        assert not counted(copy.deepcopy(mask)) and not counted(pickle.loads(pickle.dumps(mask)))
+        assert all(map(counted, copies))
+        assert counted(loom.causal & make(table))
+
+
+def test_what_is_moved_keeps_its_count_until_a_write(always):
+    lens = torch.tensor(LENS)
+    mask = loom.causal & loom.lengths(lens)
+    moved = copied(mask)
+    assert counted(moved)
+    moved.parts[1].q_lens.add_(1)
+    assert not counted(moved) and counted(mask)
+    later = copied(mask)
+    lens.add_(1)
+    assert not counted(mask)
+    assert not counted(later)  # the host's numbers are gone; its own are right, but nobody knows
+
+
+def copied(mask):
+    """The mask with its tensors elsewhere, as `to` puts them on a GPU."""
+    from maskloom.core import captures
+
+    return captures.moved(mask, torch.Tensor.clone)
+
+
+def test_tensors_that_get_other_values_are_not_counted(always):
+    mask = loom.causal & loom.lengths(LENS)
+    assert not counted(loom.nn.Holder(mask)())
+    assert not counted(loom.blocks.updatable(loom.block_mask(mask, L, L)))
+    with torch.inference_mode():
+        assert not counted(loom.lengths(torch.tensor(LENS)))  # nobody counts writes into it
+        assert counted(loom.lengths(LENS))
+
+
+def test_counts_change_nothing_else():
+    known, unknown = loom.lengths(LENS), loom.nn.Holder(loom.lengths(LENS))()
+    assert known == unknown and hash(known) == hash(unknown) and repr(known) == repr(unknown) == "lengths(int64[3])"
+    keys = loom.key_padding(PADS)
+    assert repr(keys) == "key_padding(bool[3, 11])"
+
+
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_one_graph_for_all_lengths(always, options):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    module = made(**MODULES[options])
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for lens in (LENS, [3, 5, 2], [11, 2, 6], [4, 4, 8]):
+        mask = loom.block_mask(loom.causal & loom.lengths(lens), L, L)
+        for one, other in zip(results(compiled, mask), results(module, mask), strict=True):
+            torch.testing.assert_close(one, other)
+    assert counter.frame_count <= 2
+    assert all("repeat_interleave" in str(graph.graph) for graph in counter.graphs)
+
+
+def test_writes_into_a_mask_that_a_graph_knows_are_an_error(always):
+    torch._dynamo.reset()
+    lens = torch.tensor(LENS)
+    mask = loom.block_mask(loom.causal & loom.lengths(lens), L, L)
+    compiled = torch.compile(made(), fullgraph=True, backend="aot_eager")
+    compiled(inputs(), mask)
+    lens.sub_(2).clamp_(min=0)
+    with pytest.raises(RuntimeError, match="were written to after it was made: make the mask anew"):
+        compiled(inputs(), mask)
+
+
+def test_under_autocast_and_checkpointing(monkeypatch):
+    module, mask = made(bias=True).float(), loom.causal & loom.lengths(LENS)
+    expected = module(inputs().float(), mask).out
+    monkeypatch.setitem(packing.LEAST, "cpu", 1)
+    x = inputs().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = checkpoint(lambda x: module(x, copy.copy(mask)).out, x, use_reentrant=False)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).norm() / expected.norm() < 4 * torch.finfo(torch.bfloat16).eps
+    out.sum().backward()
+    assert x.grad.isfinite().all()
+    assert module.in_proj.bias.grad.isfinite().all()
+
+
+def test_gradients_of_gradients(always):
+    module = made(bias=True)
+    mask = loom.causal & loom.lengths(LENS)
+    x = inputs().requires_grad_()
+    call = lambda x: module(x, mask, backend="reference").out  # noqa: E731
+    assert torch.autograd.gradcheck(call, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+def test_nothing_is_packed_under_transforms(always):
+    module, mask = made(), loom.causal & loom.lengths(LENS)
+    gradient = torch.func.grad(lambda x: module(x, mask).out.square().sum())(inputs())
+    x = inputs().requires_grad_()
+    module(x, mask).out.square().sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+
+
+def test_longer_rows_and_other_batches_stay_padded(always):
+    assert packing_of(inputs(5), None, loom.lengths(LENS)) == NOT_PACKED
+    assert packing_of(inputs()[:2], None, loom.lengths(LENS)) == NOT_PACKED
+    assert packing_of(inputs(), None, loom.masks.shifted(loom.lengths(LENS), q_offset=1)) == NOT_PACKED
+    assert packing_of(inputs(), None, loom.lengths(LENS, LENS)) == NOT_PACKED  # no one table says that both are one
+    assert packing_of(inputs(), None, None) == NOT_PACKED
+
+
+def test_masks_of_one_kind_have_counts_of_their_own(always):
+    """Block masks of one structure are built by one recipe, from the third on."""
+    for lens in (LENS, [3, 5, 2], [11, 2, 6], [4, 4, 8], torch.tensor([1, 2, 3])):
+        mask = loom.causal & loom.lengths(lens)
+        for build in (loom.block_mask, lambda mask, q, k: loom.create_block_mask(mask, B, None, q, k)):
+            built = build(mask, L, L)
+            assert len(packing_of(inputs(), None, built).queries.places) == int(sum(lens)) + 1
+            loom.attend(*[torch.randn(B, 2, L, 6) for _ in "qkv"], mask)
+        assert counted(mask)
+    for lens, kv_lens in (
+        (LENS, KV_LENS),
+        ([3, 5, 2], [1, 7, 8]),
+        (LENS, torch.tensor([1, 2, 3])),
+        ([2, 2, 2], [3, 4, 5]),
+    ):
+        built = loom.block_mask(loom.lengths(lens, kv_lens), L, K)
+        packed = packing_of(inputs(), inputs(K), built)
+        assert len(packed.queries.places) == sum(lens) + 1
+        assert len(packed.keys.places) == int(sum(kv_lens)) + 1
