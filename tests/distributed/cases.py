@@ -3,7 +3,9 @@
 Every function is called on all processes, and raises where they differ from one.
 """
 
+import os
 import random
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -326,3 +328,154 @@ def all_of(*names: Any) -> None:
     """Several of these, one after another: what takes longest is to begin processes."""
     for name, *arguments in names:
         globals()[name](*arguments)
+
+
+# -- DTensors ----------------------------------------------------------------------------------------------------------
+
+
+def dtensors() -> dict[str, str]:
+    """DTensors that share heads or batch rows over another dimension of the mesh; and the words for others."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh, length = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tp", "cp")), 37
+    masks = {
+        "by head": loom.masks.per_head([loom.causal, loom.window(back=9)] * 4),
+        "by row": loom.causal & loom.lengths([37, 11]),
+    }
+    *qkv, of_out, _ = made(2, (8, 4), length)
+    sinks = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for name, mask in masks.items():
+        options = {"score_mod": loom.scores.alibi(8), "dropout": 0.2, "dropout_seed": 3, "sinks": sinks}
+        leaves = [one.clone().requires_grad_() for one in qkv]
+        expected = loom.attend(*leaves, mask, **options)
+        grads = torch.autograd.grad(expected, leaves, of_out)
+        for strategy in STRATEGIES:
+            plan = loom.distributed.plan(mask, length, mesh["cp"], heads=(8, 4), strategy=strategy, batch=2)
+            for placement in (Shard(0), Shard(1), Replicate()):
+                rank, size = mesh.get_local_rank("tp"), 2
+                mine = [plan.shard(one, 2) for one in qkv]
+                if not placement.is_replicate():
+                    mine = [one.chunk(size, placement.dim)[rank] for one in mine]
+                parts = [DTensor.from_local(one.requires_grad_(), mesh["tp"], [placement]) for one in mine]
+                out, aux = plan.attend(*parts, return_aux=LSE, **options)
+                assert out.placements == aux.lse.placements == parts[0].placements, name
+                torch.testing.assert_close(plan.unshard(out.full_tensor(), 2), expected)
+                out.backward(DTensor.from_local(_part(plan.shard(of_out, 2), placement, rank), mesh["tp"], [placement]))
+                for one, grad in zip(mine, grads, strict=True):
+                    torch.testing.assert_close(one.grad, _part(plan.shard(grad, 2), placement, rank))
+    local = [plan.shard(one, 2) for one in qkv]
+    whole_ = [DTensor.from_local(one, mesh["tp"], [Replicate()]) for one in local]
+    by_rows = [DTensor.from_local(one, mesh["tp"], [Shard(2)]) for one in local]
+    by_heads = [DTensor.from_local(one, mesh["tp"], [Shard(1)]) for one in local]
+    calls = {
+        "one": lambda: plan.attend(whole_[0], local[1], local[2]),
+        "rows": lambda: plan.attend(*by_rows),
+        "unlike": lambda: plan.attend(whole_[0], by_heads[1], by_heads[2]),
+        "offset": lambda: plan.attend(*whole_, h_offset=0),
+    }
+    return {name: said(call) for name, call in calls.items()}
+
+
+def _part(tensor: Tensor, placement: Any, rank: int) -> Tensor:
+    return tensor if placement.is_replicate() else tensor.chunk(2, placement.dim)[rank]
+
+
+def said(call: Any) -> str:
+    """The words of an error."""
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def disagreements() -> dict[str, str]:
+    """What each process is told where they ask for different plans."""
+    mesh, rank = mesh_of(), dist.get_rank()
+    offsets = [0, 11, 37] if rank < 2 else [0, 12, 37]
+    asked: dict[str, dict[str, Any]] = {
+        "length": {"length": 37 + (rank == 1)},
+        "heads": {"heads": (6, 2) if rank else (6, 3)},
+        "strategy": {"strategy": "gather" if rank < 2 else "needed"},
+        "program": {"mask": loom.causal if rank < 2 else loom.window(back=3)},
+        "tensors": {"mask": loom.documents(offsets=offsets)},
+        "refused": {"heads": (6, 2) if rank < 2 else (7, 2)},
+        "everyone": {"heads": (5, 1), "strategy": "heads"},
+        "long rows": {"mask": loom.lengths([41])},
+    }
+    alike = {"mask": loom.causal, "length": 37, "heads": (6, 2), "strategy": "gather"}
+
+    def plan(mask: Any, length: int, **options: Any) -> Any:
+        return loom.distributed.plan(mask, length, mesh, **options)
+
+    found = {name: said(lambda other=other: plan(**(alike | other))) for name, other in asked.items()}
+    functions = {"mask": (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)}
+    plan(**(alike | functions))  # two functions that do the same are the same
+    return found
+
+
+def refusals() -> dict[str, str]:
+    """What `plan` and `Plan` refuse."""
+    mesh, two = mesh_of(), mesh_of(1, 2)
+    plan = loom.distributed.plan(loom.causal, 37, mesh, heads=(6, 2), strategy="heads")
+    by_row = loom.distributed.plan(loom.causal & loom.lengths([37, 5]), 37, mesh, heads=(6, 2), strategy="gather")
+    query, key, value = (torch.randn(2, heads, plan.rows, D) for heads in (6, 2, 2))
+    whole_, alike = torch.randn(37), {"heads": (6, 2)}
+    calls = {
+        "mask": lambda: loom.distributed.plan(3, 37, mesh, **alike),
+        "mesh": lambda: loom.distributed.plan(loom.causal, 37, "cp", **alike),
+        "length 0": lambda: loom.distributed.plan(loom.causal, 0, mesh, **alike),
+        "word": lambda: loom.distributed.plan(loom.causal, 37, mesh, strategy="ring", **alike),
+        "one name for two": lambda: loom.distributed.plan(loom.causal, 37, two, strategy="heads", **alike),
+        "two rows": lambda: loom.distributed.plan(loom.causal, 37, two, strategy=("gather", "needed"), **alike),
+        "ratio": lambda: loom.distributed.plan(loom.causal, 37, mesh, heads=(6, 4)),
+        "table": lambda: loom.distributed.plan(loom.documents(torch.arange(9)), 37, mesh, **alike),
+        "rows": lambda: plan.attend(query[:, :, 1:], key, value),
+        "heads": lambda: plan.attend(query[:, :4], key, value),
+        "heads beyond": lambda: plan.attend(query[:, :4], key, value, h_offset=3),
+        "share": lambda: plan.attend(query[:, :3], key[:, :1], value[:, :1], h_offset=3),
+        "batch": lambda: by_row.attend(query[:1, :, :20], key[:1, :, :20], value[:1, :, :20]),
+        "padding": lambda: plan.attend(query, key, value, clean_padding=True),
+        "score_mod": lambda: plan.attend(query, key, value, score_mod=loom.scores.alibi(4)),
+        "sinks": lambda: plan.attend(query, key, value, sinks=torch.zeros(3)),
+        "shard": lambda: plan.shard(whole_[1:], 0),
+        "shard dim": lambda: plan.shard(whole_, 0.0),
+        "unshard": lambda: plan.unshard(whole_, 0),
+        "grads": lambda: plan.unshard(plan.shard(whole_, 0), 0, grads="mean"),
+    }
+    return {name: said(call) for name, call in calls.items()}
+
+
+def dying(alone: int) -> str:
+    """One process dies in the middle of a step; the words that the others get."""
+    mesh, length = mesh_of(), 37
+    plan = loom.distributed.plan(loom.causal, length, mesh, heads=(6, 2), strategy="gather")
+    query, key, value, *_ = made(1, (6, 2), length)
+    local = [plan.shard(one, 2).requires_grad_() for one in (query, key, value)]
+    out = plan.attend(*local)
+    if dist.get_rank() == alone:
+        os._exit(3)
+    return _runtime_error(lambda: out.sum().backward())
+
+
+def absent() -> str:
+    """One process never plans; the words that the others get when the time is over."""
+    store = dist.distributed_c10d._get_default_store()
+    mesh = mesh_of()
+    if dist.get_rank() == 1:
+        store.wait(["over"], timedelta(seconds=60))
+        return ""
+    found = _runtime_error(lambda: loom.distributed.plan(loom.causal, 37, mesh, heads=6))
+    store.set("over", "yes")
+    return found
+
+
+def _runtime_error(call: Any) -> str:
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"

@@ -14,15 +14,18 @@ def agree(facts: Facts, mesh: DeviceMesh) -> None:
     """Compare what all ranks of a mesh ask for. Collective; where the group has a CPU backend, no device is waited for.
 
     Raises:
-        ValueError: the ranks differ, in the words of what differs; or another rank refused its arguments.
+        ValueError: the ranks differ, in the words of what differs; or another rank refused its arguments. A rank that did so
+            itself raises its own error.
     """
     everyones = all_facts(facts, mesh)
+    if facts["error"] is not None:
+        return
     for rank, others in enumerate(everyones):
-        if others["error"] is not None and facts["error"] is None:
+        if others["error"] is not None:
             raise ValueError(f"rank {rank} of the mesh cannot plan: {others['error']}")
     for name, value in everyones[0].items():
         differs = [rank for rank, others in enumerate(everyones) if others[name] != value]
-        if differs and name != "error":
+        if differs:
             rank = differs[0]
             raise ValueError(
                 f"the ranks of a mesh plan the same; {name} differs: rank 0 has {value}, rank {rank} has {everyones[rank][name]}"

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from maskloom.attention.checks import told_of
+from maskloom.attention.clean_padding import Hidden
 from maskloom.core import captures
 from maskloom.core.checks import as_int, count, integer, is_number
 from maskloom.core.words import brief
@@ -17,12 +19,13 @@ from maskloom.distributed.digest import Digest, digest_of
 from maskloom.distributed.layout import layout_of
 from maskloom.distributed.part import Place, part_of, sent_to
 from maskloom.distributed.report import Report
-from maskloom.distributed.rows import Whole
+from maskloom.distributed.rows import Whole, rows_of
 from maskloom.distributed.schemes import NAMES, Scheme, Sizes, StrategyName, refused, scheme
 from maskloom.distributed.sequence_plan import Plan
 from maskloom.distributed.tiles import Tiles, tiles_of
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.declared import longest_row
+from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from maskloom.masks.patterns.shift import shifted
 from maskloom.program.program import MaskMod
 
@@ -99,7 +102,7 @@ def _asked(
 ) -> tuple[dict[str, Any], "Asked | Exception"]:
     """What this rank asks for, to be compared with others; and it checked, or the error."""
     facts = {name: brief(option) for name, option in {"length": length, **options}.items()}
-    names = "the mask's program", "the values of the mask's tensors", "error"
+    names = "the mask's program", "a tensor of the mask", "error"
     try:
         asked = checked(mask, length, ranks, **options)
     except Exception as error:
@@ -190,8 +193,17 @@ def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
     report = Report(chosen, asked.schemes, asked.refused, asked.named, unit, sizes)
     return Plan(
         part.mask, mesh, sizes.length, chosen.rows, whole.positions, sent_to(own < 0, device),
-        chosen, sizes, asked.tiles.batch, part, whole, report,
+        chosen, sizes, asked.tiles.batch, _hidden(part.mask, sizes.length, whole.positions), part, whole, report,
     )  # fmt: skip
+
+
+def _hidden(mask: Mask, length: int, positions: Tensor) -> Hidden | None:
+    """Padding of a mask at a rank's rows."""
+    keys = known_padding(mask, length)
+    if keys is None:
+        return None
+    queries = known_hidden_queries(mask, length)
+    return Hidden(rows_of(keys, 1, True, positions), None if queries is None else rows_of(queries, 1, True, positions))
 
 
 def _device_of(mesh: DeviceMesh) -> torch.device:

@@ -3,30 +3,25 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
+from torch.nn.attention.flex_attention import AuxRequest
 
 from maskloom.attention.backends.base import BackendName
-from maskloom.attention.checks import check_options, check_score_mod_fits, checked_tensors
-from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
-from maskloom.attention.request import Attended
-from maskloom.core.checks import head_offset
+from maskloom.attention.clean_padding import Hidden
 from maskloom.core.torch_state import uncompiled
-from maskloom.core.words import brief
-from maskloom.distributed.coordinates import placed_score
+from maskloom.distributed.attending import Asked, attended
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
 from maskloom.distributed.rows import Whole, checked_dim, rows_of, whole_of
 from maskloom.distributed.schemes import Scheme, Sizes
 from maskloom.masks.algebra import Mask
-from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.nn.shared_sequence import SharedSequence
 from maskloom.scores.base import ScoreMod
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(SharedSequence):
     """How the ranks of a mesh share one sequence. Made by `maskloom.distributed.plan`.
 
     Attributes:
@@ -38,6 +33,8 @@ class Plan:
         pads: bool (rows,), True for rows that only fill up.
         batch: the batch rows that the mask is for; None where it is for any number.
         scheme, sizes: what was chosen, and for what.
+        hidden: padding of the mask at this rank's rows; None where the mask does not say it.
+        part: what this rank does.
     """
 
     mask: Mask
@@ -49,7 +46,8 @@ class Plan:
     scheme: Scheme
     sizes: Sizes
     batch: int | None
-    _part: Part
+    hidden: Hidden | None
+    part: Part
     _whole: Whole
     _report: Report
 
@@ -151,6 +149,8 @@ class Plan:
         Args:
             query: (B, H, rows, D). key: (B, Hkv, rows, D). value: (B, Hkv, rows, E). Rows that only fill up may hold
                 anything: they are hidden, their output and gradients are 0.
+                DTensors that share batch rows or heads (tensor parallel) are taken too: their offsets are known, and the
+                output is shared as the query is.
             h_offset: the first of these heads among those that mask and score_mod are for, as in `maskloom.attend`.
             sinks: (H,), of the query's heads.
             dropout_seed: give the same on every rank. None draws one from torch's generator.
@@ -167,123 +167,13 @@ class Plan:
             "scale": scale, "backend": backend, "dropout": dropout, "dropout_seed": dropout_seed,
             "deterministic": deterministic, "allow_slow": allow_slow, "kernel_options": kernel_options,
         }  # fmt: skip
-        return uncompiled(_attended)(
-            self, query, key, value, score_mod, h_offset, sinks, return_aux, clean_padding, options
-        )
+        asked = Asked(score_mod, sinks, return_aux, clean_padding, options)
+        return uncompiled(attended)(self, query, key, value, h_offset, asked)
 
-    def hidden(self) -> Hidden | None:
-        """Padding of the whole mask at this rank's rows; None where the mask does not say it."""
-        keys = known_padding(self.mask, self.length)
-        queries = known_hidden_queries(self.mask, self.length)
-        if keys is None:
-            return None
-        return Hidden(self._at_rows(keys), None if queries is None else self._at_rows(queries))
-
-    def _at_rows(self, pads: Tensor) -> Tensor:
-        return rows_of(pads, 1, True, self.positions)
-
-
-def _attended(
-    plan: Plan,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_mod: ScoreMod | None,
-    h_offset: int | None,
-    sinks: Tensor | None,
-    return_aux: AuxRequest | None,
-    clean_padding: bool,
-    options: dict[str, Any],
-) -> Any:
-    query, key, value = checked_tensors(query, key, value)
-    first = _check_fits(plan, query, key, score_mod, h_offset, (return_aux, sinks, options["kernel_options"]))
-    hidden = _known_hidden(plan) if clean_padding else None
-    if hidden is not None:
-        query, key, value = cleaned(query, key, value, hidden)
-    found = _attended_by_part(plan._part, query, key, value, score_mod, first, sinks, return_aux, options)
-    if hidden is not None:
-        found = zero_hidden_gradients(found, hidden)
-    return found.out if return_aux is None else (found.out, AuxOutput(lse=found.lse))
-
-
-def _attended_by_part(
-    part: Part,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_mod: ScoreMod | None,
-    h_offset: int | None,
-    sinks: Tensor | None,
-    return_aux: AuxRequest | None,
-    options: dict[str, Any],
-) -> Attended:
-    from maskloom.attention.attend import attend  # the chain of imports would be too long
-
-    share = query.shape[1] // part.parts
-    first = part.place.part * share
-    masks = part.masks(None, h_offset if part.parts == 1 else first + (h_offset or 0))
-    sinks = None if sinks is None else sinks[first : first + share]
-    own = part.brought(query, key, value)
-    attended = attend(
-        *own, masks.placing if options["dropout"] else masks.plain, q_offset=0, return_aux=return_aux, sinks=sinks,
-        score_mod=None if score_mod is None else placed_score(score_mod, masks.at), **options,
-    )  # fmt: skip
-    out, aux = attended if return_aux is not None else (attended, None)
-    lse = None if aux is None or aux.lse is None else part.back(aux.lse[..., None], -torch.inf)[..., 0]
-    return Attended(part.back(out), lse)
-
-
-def _check_fits(
-    plan: Plan,
-    query: Tensor,
-    key: Tensor,
-    score_mod: ScoreMod | None,
-    h_offset: int | None,
-    options: tuple[AuxRequest | None, Tensor | None, dict[str, Any] | None],
-) -> int | None:
-    """The first head among those of the plan, of tensors and options that fit it; None: they are all."""
-    for name, tensor in (("query", query), ("key", key)):
-        if tensor.shape[2] != plan.rows:
-            raise ValueError(
-                f"{name} has the rows of one rank, (batch, heads, {plan.rows}, head dim); got {tuple(tensor.shape)}"
-            )
-    if plan.batch is not None and query.shape[0] != plan.batch:
-        raise ValueError(f"the plan is for a mask of {plan.batch} batch rows; query is {tuple(query.shape)}")
-    if query.device.type != plan.mesh.device_type:
-        raise ValueError(f"the plan is for a mesh of {plan.mesh.device_type}; query is on {query.device}")
-    check_options(query, *options)
-    first = None if h_offset is None else _first_head(plan, query.shape[1], h_offset)
-    if h_offset is None and query.shape[1] != plan.sizes.heads:
-        raise ValueError(
-            f"the plan is for {plan.sizes.heads} query heads; query is {tuple(query.shape)}. Of some of the heads say which, "
-            "h_offset= the first"
-        )
-    if query.shape[1] % plan.scheme.parts:
-        raise ValueError(
-            f'strategy "heads" gives each rank as many query heads; there are {query.shape[1]} heads and '
-            f"{plan.scheme.parts} ranks"
-        )
-    if score_mod is not None and h_offset is None:
-        check_score_mod_fits(score_mod, query.shape[1], query.device)
-    return first
-
-
-def _first_head(plan: Plan, heads: int, h_offset: int) -> int:
-    first = head_offset(h_offset)
-    if not isinstance(first, int):
-        raise TypeError("h_offset of a plan is an int: masks are made for it once")
-    if first + heads > plan.sizes.heads:
-        raise ValueError(
-            f"the plan is for {plan.sizes.heads} query heads; heads {first} to {first + heads - 1} are asked for"
-        )
-    return first
-
-
-def _known_hidden(plan: Plan) -> Hidden:
-    hidden = plan.hidden()
-    if hidden is None:
-        raise ValueError(
-            "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding, documents or "
-            f"from_dense, alone or joined to others with &; got {brief(plan.mask)}"
-        )
-    return hidden
+    @property
+    def hidden_rows(self) -> Tensor:
+        """bool (B or 1, rows), True for padding that the mask hides from queries and keys, and for rows that only fill up."""
+        if self.hidden is None:
+            return self.pads[None]
+        keys, queries = self.hidden
+        return keys if queries is None else keys & queries

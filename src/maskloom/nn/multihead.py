@@ -18,6 +18,7 @@ from maskloom.nn.inputs import check_need_weights, check_placing, checked_contex
 from maskloom.nn.packing import NOT_PACKED, Packing, heads_in_batch, packing_of
 from maskloom.nn.projections import Positions, ProjectedHeads
 from maskloom.nn.rotary import Rotary
+from maskloom.nn.shared_sequence import SharedSequence, check_goes_with_plan, multihead_by_plan
 from maskloom.nn.upcoming import Upcoming
 from maskloom.program.program import MaskMod
 from maskloom.scores.compose import compose
@@ -100,7 +101,7 @@ class MultiheadFlexAttention(ProjectedHeads):
     def forward(
         self,
         x: Tensor,
-        block_mask: BlockMask | MaskMod | Tensor | None = None,
+        block_mask: BlockMask | MaskMod | Tensor | SharedSequence | None = None,
         *,
         context: Tensor | None = None,
         positions: Positions | None = None,
@@ -117,7 +118,8 @@ class MultiheadFlexAttention(ProjectedHeads):
                 context); or a table as in `attend`: (L, K), (B, L, K) or (B, H, L, K), True = may attend (in
                 nn.MultiheadAttention True hides). Padding of x and context: ``lengths(lens, kv_lens)``,
                 ``padding(pads, kv_pads)`` and their kin. With a cache a Mask or mask_mod of true positions, `causal` say,
-                for tokens of any step.
+                for tokens of any step. Or a plan (`maskloom.distributed.plan`), if x are this rank's rows of a sequence that
+                ranks share: there is no context and no cache, and rotary uses ``plan.positions``.
             context: (B, K, d_context), what keys and values are made of, for cross-attention.
             positions: of each token, for rotary: integers (L,) or (B, L), by default 0, 1, ... from ``q_offset`` on. Of
                 packed rows and padding on the left give them. Of x and context a pair; None is 0, 1, ...
@@ -139,6 +141,10 @@ class MultiheadFlexAttention(ProjectedHeads):
             raise TypeError(f"x is a tensor (batch, length, features); got {what_it_is(x)}")
         check_options(options, x.device)
         check_need_weights(need_weights)
+        if isinstance(block_mask, SharedSequence):
+            check_goes_with_plan(options, context=context, cache=cache, pads=pads, need_weights=need_weights)
+            check_placing(self, None, positions, None, None, options)
+            return multihead_by_plan(self, x, block_mask, positions, self._with_own(options))
         check_placing(self, block_mask, positions, cache, pads, options)
         context = checked_context(self, x, context, cache)
         coming = None if cache is None else cache.upcoming(x.shape[1], pads)

@@ -1,0 +1,135 @@
+"""Attention by a plan: checks, exchange, attention to this rank's part, and back."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
+
+from maskloom.attention.checks import check_options, check_score_mod_fits, checked_tensors
+from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
+from maskloom.attention.request import Attended
+from maskloom.core import captures
+from maskloom.core.checks import head_offset
+from maskloom.core.words import brief
+from maskloom.distributed.coordinates import placed_score
+from maskloom.distributed.dtensors import local_of, local_sinks, wrapped
+from maskloom.distributed.part import Part
+from maskloom.scores.base import ScoreMod
+
+if TYPE_CHECKING:
+    from maskloom.distributed.sequence_plan import Plan
+
+
+class Asked(NamedTuple):
+    """The options of `Plan.attend`; ``passed`` are those that `maskloom.attend` gets as they are."""
+
+    score_mod: ScoreMod | None
+    sinks: Tensor | None
+    return_aux: AuxRequest | None
+    clean_padding: bool
+    passed: dict[str, Any]
+
+
+class Offsets(NamedTuple):
+    """The first batch row and the first head of some tensors in the whole; None: they are all."""
+
+    b: int | None
+    h: int | None
+
+
+def attended(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | None, asked: Asked) -> Any:
+    """What `Plan.attend` returns."""
+    if not any(map(captures.is_dtensor, (query, key, value))):
+        found = _attended(plan, query, key, value, Offsets(None, _checked_offset(h_offset)), asked)
+        return found.out if asked.return_aux is None else (found.out, AuxOutput(lse=found.lse))
+    if h_offset is not None:
+        raise ValueError("of DTensors the first head is known: give no h_offset")
+    local = local_of(query, key, value)
+    asked = asked._replace(sinks=local_sinks(asked.sinks, local, local.query.shape[1]))
+    found = _attended(plan, local.query, local.key, local.value, Offsets(local.b_offset, local.h_offset), asked)
+    out = wrapped(found.out, local)
+    if asked.return_aux is None:
+        return out
+    return out, AuxOutput(lse=None if found.lse is None else wrapped(found.lse, local))
+
+
+def _attended(plan: "Plan", query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:
+    query, key, value = checked_tensors(query, key, value)
+    _check_fits(plan, query, key, offsets)
+    check_options(query, asked.return_aux, asked.sinks, asked.passed["kernel_options"])
+    if asked.score_mod is not None and offsets.h is None:
+        check_score_mod_fits(asked.score_mod, query.shape[1], query.device)
+    hidden = _known_hidden(plan, offsets.b, query.shape[0]) if asked.clean_padding else None
+    if hidden is not None:
+        query, key, value = cleaned(query, key, value, hidden)
+    found = _by_part(plan.part, query, key, value, offsets, asked)
+    return found if hidden is None else zero_hidden_gradients(found, hidden)
+
+
+def _by_part(part: Part, query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:
+    from maskloom.attention.attend import attend  # the chain of imports would be too long
+
+    share = query.shape[1] // part.parts
+    first = part.place.part * share
+    masks = part.masks(offsets.b, offsets.h if part.parts == 1 else first + (offsets.h or 0))
+    own = part.brought(query, key, value)
+    found = attend(
+        *own, masks.placing if asked.passed["dropout"] else masks.plain, q_offset=0, return_aux=asked.return_aux,
+        sinks=None if asked.sinks is None else asked.sinks[first : first + share],
+        score_mod=None if asked.score_mod is None else placed_score(asked.score_mod, masks.at), **asked.passed,
+    )  # fmt: skip
+    out, aux = found if asked.return_aux is not None else (found, None)
+    lse = None if aux is None or aux.lse is None else part.back(aux.lse[..., None], -torch.inf)[..., 0]
+    return Attended(part.back(out), lse)
+
+
+def _check_fits(plan: "Plan", query: Tensor, key: Tensor, offsets: Offsets) -> None:
+    """Raise a ValueError for tensors that do not fit the plan."""
+    batch, heads = query.shape[:2]
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.shape[2] != plan.rows:
+            raise ValueError(
+                f"{name} has the rows of one rank, (batch, heads, {plan.rows}, head dim); got {tuple(tensor.shape)}"
+            )
+    if query.device.type != plan.mesh.device_type:
+        raise ValueError(f"the plan is for a mesh of {plan.mesh.device_type}; query is on {query.device}")
+    if plan.batch is not None and (batch != plan.batch if offsets.b is None else offsets.b + batch > plan.batch):
+        raise ValueError(f"the plan is for a mask of {plan.batch} batch rows; query is {tuple(query.shape)}")
+    if offsets.h is None and heads != plan.sizes.heads:
+        raise ValueError(
+            f"the plan is for {plan.sizes.heads} query heads; query is {tuple(query.shape)}. Of some of the heads say which, "
+            "h_offset= the first"
+        )
+    if offsets.h is not None and offsets.h + heads > plan.sizes.heads:
+        last = offsets.h + heads - 1
+        raise ValueError(f"the plan is for {plan.sizes.heads} query heads; heads {offsets.h} to {last} are asked for")
+    if heads % plan.scheme.parts:
+        raise ValueError(
+            f'strategy "heads" gives each rank as many query heads; there are {heads} heads and {plan.scheme.parts} ranks'
+        )
+
+
+def _checked_offset(h_offset: int | None) -> int | None:
+    if h_offset is None:
+        return None
+    first = head_offset(h_offset)
+    if not isinstance(first, int):
+        raise TypeError("h_offset of a plan is an int: masks are made for it once")
+    return first
+
+
+def _known_hidden(plan: "Plan", b_offset: int | None, batch: int) -> Hidden:
+    if plan.hidden is None:
+        raise ValueError(
+            "clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding, documents or "
+            f"from_dense, alone or joined to others with &; got {brief(plan.mask)}"
+        )
+    if b_offset is None:
+        return plan.hidden
+
+    def of_rows(pads: Tensor) -> Tensor:
+        return pads if len(pads) == 1 else pads[b_offset : b_offset + batch]
+
+    keys, queries = plan.hidden
+    return Hidden(of_rows(keys), None if queries is None else of_rows(queries))
