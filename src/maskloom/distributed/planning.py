@@ -20,7 +20,8 @@ from maskloom.distributed.layout import layout_of
 from maskloom.distributed.part import Place, part_of, sent_to
 from maskloom.distributed.report import Report
 from maskloom.distributed.rows import Whole, rows_of
-from maskloom.distributed.schemes import NAMES, Scheme, Sizes, StrategyName, refused, scheme
+from maskloom.distributed.scheme import NAMES, Scheme, Sizes, StrategyName
+from maskloom.distributed.schemes import refused, scheme
 from maskloom.distributed.sequence_plan import Plan
 from maskloom.distributed.tiles import Tiles, tiles_of
 from maskloom.masks.algebra import Mask, as_mask

@@ -14,7 +14,7 @@ from maskloom.distributed.attending import Asked, attended
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
 from maskloom.distributed.rows import Whole, checked_dim, rows_of, whole_of
-from maskloom.distributed.schemes import Scheme, Sizes
+from maskloom.distributed.scheme import Scheme, Sizes
 from maskloom.masks.algebra import Mask
 from maskloom.nn.shared_sequence import SharedSequence
 from maskloom.scores.base import ScoreMod
