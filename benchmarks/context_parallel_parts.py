@@ -24,9 +24,9 @@ from torch.distributed.device_mesh import init_device_mesh
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no package that is installed
 
 import maskloom as loom
-from maskloom.distributed.layout import layout_of
 from maskloom.distributed.part import Part, Place, part_of
 from maskloom.distributed.planning import checked
+from maskloom.distributed.sharing.layout import layout_of
 
 STRATEGIES = ("heads", "gather", "needed")
 Row = dict[str, object]

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskloom.distributed import collectives
+from maskloom.distributed.exchange import collectives
 
 
 class Received:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from maskloom.core import captures
-from maskloom.distributed.collectives import Fetching, Gathering, by_heads, by_rows, fetched, gathered
 from maskloom.distributed.coordinates import Coordinates, placed_mask
-from maskloom.distributed.layout import Layout, positions_of
-from maskloom.distributed.scheme import Scheme
+from maskloom.distributed.exchange.collectives import Fetching, Gathering, by_heads, by_rows, fetched, gathered
+from maskloom.distributed.sharing.layout import Layout, positions_of
+from maskloom.distributed.sharing.scheme import Scheme
 from maskloom.masks.algebra import Mask, nothing
 from maskloom.masks.simplify import simplify
 

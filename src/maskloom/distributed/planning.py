@@ -16,14 +16,14 @@ from maskloom.core.checks import as_int, count, integer, is_number
 from maskloom.core.words import brief
 from maskloom.distributed.agreement import agree
 from maskloom.distributed.digest import Digest, digest_of
-from maskloom.distributed.layout import layout_of
+from maskloom.distributed.exchange.rows import Whole, rows_of
 from maskloom.distributed.part import Place, part_of, sent_to
 from maskloom.distributed.report import Report
-from maskloom.distributed.rows import Whole, rows_of
-from maskloom.distributed.scheme import NAMES, Scheme, Sizes, StrategyName
-from maskloom.distributed.schemes import refused, scheme
 from maskloom.distributed.sequence_plan import Plan
-from maskloom.distributed.tiles import Tiles, tiles_of
+from maskloom.distributed.sharing.layout import layout_of
+from maskloom.distributed.sharing.scheme import NAMES, Scheme, Sizes, StrategyName
+from maskloom.distributed.sharing.schemes import refused, scheme
+from maskloom.distributed.sharing.tiles import Tiles, tiles_of
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.declared import longest_row
 from maskloom.masks.known_padding import known_hidden_queries, known_padding

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from maskloom.distributed.scheme import Scheme, Sizes
+from maskloom.distributed.sharing.scheme import Scheme, Sizes
 
 
 class Report(NamedTuple):

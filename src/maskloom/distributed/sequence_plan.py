@@ -11,10 +11,10 @@ from maskloom.attention.backends.base import BackendName
 from maskloom.attention.clean_padding import Hidden
 from maskloom.core.torch_state import uncompiled
 from maskloom.distributed.attending import Asked, attended
+from maskloom.distributed.exchange.rows import Whole, checked_dim, rows_of, whole_of
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
-from maskloom.distributed.rows import Whole, checked_dim, rows_of, whole_of
-from maskloom.distributed.scheme import Scheme, Sizes
+from maskloom.distributed.sharing.scheme import Scheme, Sizes
 from maskloom.masks.algebra import Mask
 from maskloom.nn.shared_sequence import SharedSequence
 from maskloom.scores.base import ScoreMod

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from maskloom.distributed.assignment import Assignment, balance_of
+from maskloom.distributed.sharing.assignment import Assignment, balance_of
 
 StrategyName = Literal["heads", "gather", "needed"]
 NAMES: tuple[StrategyName, ...] = get_args(StrategyName)

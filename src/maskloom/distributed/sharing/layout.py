@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskloom.distributed.assignment import Assignment
+from maskloom.distributed.sharing.assignment import Assignment
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskloom.distributed.assignment import Assignment, balanced, in_order
-from maskloom.distributed.scheme import Scheme, Sizes, StrategyName
-from maskloom.distributed.tiles import Tiles
+from maskloom.distributed.sharing.assignment import Assignment, balanced, in_order
+from maskloom.distributed.sharing.scheme import Scheme, Sizes, StrategyName
+from maskloom.distributed.sharing.tiles import Tiles
 
 
 def refused(names: Sequence[StrategyName], ranks: Sequence[int], sizes: Sizes) -> str | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from maskloom.core.words import brief
-from maskloom.distributed.collectives import all_gather
+from maskloom.distributed.exchange.collectives import all_gather
 
 
 class Whole(NamedTuple):

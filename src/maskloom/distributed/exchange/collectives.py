@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from maskloom.distributed.packing import (
+from maskloom.distributed.exchange.packing import (
     fill,
     packed,
     packed_by_heads,
