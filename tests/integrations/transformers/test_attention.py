@@ -139,9 +139,19 @@ def test_a_prompt_in_parts():
 # -- torch.compile -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_model_without_gradients(mode):
+    eager, ours = pair(DECODERS["gpt-oss"])
+    with mode():
+        compare(ours(tokens()).logits, eager(tokens()).logits)
+        real = attention_mask("left")
+        compare(ours(tokens(), real).logits, eager(tokens(), real).logits, real.bool())
+
+
 @pytest.mark.parametrize("name", ["mistral"])
 @torch.no_grad()
 def test_a_whole_model_in_one_graph(name):
+    torch._dynamo.reset()
     eager, ours = pair(DECODERS[name])
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     for side in SIDES:
@@ -149,6 +159,16 @@ def test_a_whole_model_in_one_graph(name):
         compare(
             compiled(tokens(), attention_mask=real).logits, eager(tokens(), attention_mask=real).logits, real.bool()
         )
+
+
+@torch.no_grad()
+def test_an_exported_model():
+    eager, ours = pair(DECODERS["gemma2"])
+    given = {"input_ids": tokens(), "attention_mask": attention_mask("left"), "use_cache": False}
+    exported = torch.export.export(ours, (), given, strict=False).module()
+    real = attention_mask("right")  # of others
+    given["attention_mask"] = real
+    compare(exported(**given).logits, eager(**given).logits, real.bool())
 
 
 def test_dropout_of_attention_weights_in_training():

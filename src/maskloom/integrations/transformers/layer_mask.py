@@ -68,6 +68,20 @@ class LayerMask(BlockMask):
     def shape(self) -> tuple[int, ...]:
         return self.place.batch, 1, self.place.q_len, self.place.kv_len
 
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def device(self) -> torch.device:
+        return self.place.device
+
     def contiguous(self) -> "LayerMask":
         """Itself. ``generate()`` asks for it with static caches."""
         return self
