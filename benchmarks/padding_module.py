@@ -3,8 +3,8 @@
     python benchmarks/padding_module.py --out benchmarks/results/padding_module.csv
     python benchmarks/padding_module.py --device cpu --small      # to try it
 
-bf16, 16 heads, causal; the block masks are built outside. The longest row is full, and the others are spread evenly so that the
-wanted share is real. ``contender`` is one of
+bf16, 16 heads, causal; the block masks are built outside. The longest row is full, where there is room, and the others are spread evenly so
+that the wanted share is real. ``contender`` is one of
 
 - ``host``: the mask was made of a list, so the module packs tokens before its projections, if its rule says that this pays;
 - ``device``: the same lengths on the device, which nobody waits for: the module computes padding too (on a GPU alone);
@@ -101,13 +101,13 @@ def sizes(width: int, arguments: argparse.Namespace) -> Iterator[Size]:
 
 
 def lengths_of(size: Size, share: float) -> list[int]:
-    """Lengths of which the longest is full, that have this share of all positions, spread evenly."""
-    if size.batch == 1:
-        return [round(share * size.length)]
-    mean = (share * size.batch - 1) / (size.batch - 1)  # of the others, in rows
-    spread = min(mean, 1 - mean) * 0.9
-    steps = [2 * row / max(size.batch - 2, 1) - 1 if size.batch > 2 else 0.0 for row in range(size.batch - 1)]
-    return [size.length, *(max(round((mean + spread * step) * size.length), 0) for step in steps)]
+    """Lengths that have this share of all positions, spread evenly; the longest is full, if there is room for it."""
+    full = 1 if share * size.batch >= 1.2 or share == 1 else 0
+    others = size.batch - full
+    mean = (share * size.batch - full) / max(others, 1)  # in rows
+    spread = 0.9 * min(mean, 1 - mean)
+    steps = [2 * row / (others - 1) - 1 if others > 1 else 0.0 for row in range(others)]
+    return [size.length] * full + [round((mean + spread * step) * size.length) for step in steps]
 
 
 class Modules:

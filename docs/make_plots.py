@@ -48,13 +48,18 @@ BLOCK_COLUMNS = {
     "tables_mb": "tables MiB",
     "torch_eager_peak_mb": "torch's peak, eager",
 }
+PACKING = {
+    "host": ("maskloom, lengths known to the host", "-o", "#17406d"),
+    "device": ("maskloom, lengths on the device", "--s", "#c1461f"),
+    "by hand": ("packed by hand", ":^", "#2e8b57"),
+}
 WAYS = ("intervals", "witnesses", "evaluation")
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Write docs/pictures/blocks.png, blocks_gpu.png and attention_gpu.png."""
+    """Write docs/pictures/blocks.png, blocks_gpu.png, attention_gpu.png and padding_module.png."""
     for name in ("blocks", "blocks_gpu"):
         rows = rows_of(name)
         if rows:
@@ -62,6 +67,10 @@ def main() -> None:
     attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded" and row["step_ms"]]
     if attention:
         loom.show.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
+
+    padding = rows_of("padding_module")
+    if padding:
+        loom.show.save_figure(padding_plot(padding), HERE / "pictures" / "padding_module.png", dpi=150)
 
 
 def rows_of(name: str) -> list[Row]:
@@ -128,6 +137,37 @@ def attention_plot(rows: list[Row]) -> Figure:
     figure.suptitle(f"Attention, forward and backward together, on {_machine(rows[0])}", fontsize=10)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def padding_plot(rows: list[Row]) -> Figure:
+    """The module's time over that of a full batch against the share that is real: a panel for each size and mode."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    kinds = list(dict.fromkeys((row["width"], row["batch"], row["length"]) for row in rows))
+    figure = Figure(figsize=(2.6 * len(kinds) + 0.5, 2.5 * len(modes) + 1), layout="constrained")
+    panels = figure.subplots(len(modes), len(kinds), sharex=True, sharey=True, squeeze=False)
+    for line, mode in zip(panels, modes, strict=True):
+        for axes, kind in zip(line, kinds, strict=True):
+            here = [row for row in rows if (row["mode"], row["width"], row["batch"], row["length"]) == (mode, *kind)]
+            for contender, (label, style, colour) in PACKING.items():
+                found = sorted(
+                    (float(row["real"]), float(row["of_full"])) for row in here if row["contender"] == contender
+                )
+                axes.plot(
+                    *zip(*found, strict=True) if found else ([], []), style, color=colour, markersize=4, label=label
+                )
+            axes.plot([0.3, 1], [0.35, 1.05], color="0.6", linewidth=1, label="the share that is real + 0.05")
+            axes.set_title(f"{mode}, width {kind[0]}, {kind[1]} × {kind[2]}", fontsize=8)
+            axes.grid(color="0.92")
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[-1]:
+        axes.set_xlabel("share of positions that is real")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("time, of a full batch's")
+    figure.suptitle(f"The module, forward and backward, on {_machine(rows[0])}", fontsize=10)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
     )
     return figure
 

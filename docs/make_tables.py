@@ -57,6 +57,30 @@ def packing() -> str:
     return table(lines)
 
 
+def padding_module() -> str:
+    """The module's time over that of a full batch by the share that is real, and its plot; nothing before it is measured."""
+    rows = rows_of("padding_module")
+    if not rows:
+        return ""
+    shares = list(dict.fromkeys(row["share"] for row in rows))
+    lines = [" | ".join(["width, batch", "", *(f"{float(share):.0%} real" for share in shares)])]
+    for kind in dict.fromkeys(
+        (row["width"], row["batch"], row["length"], row["mode"], row["contender"]) for row in rows
+    ):
+        width, batch, length, mode, contender = kind
+        if contender == "full":
+            continue
+        found = {row["share"]: row["of_full"] for row in rows if kind == tuple(row[name] for name in _PADDING_KIND)}
+        words = make_plots.PACKING[contender][0]
+        cells = [make_plots._cell(found.get(share, "")) for share in shares]
+        lines.append(" | ".join([f"{width}, {batch} × {length}, {mode}", words, *cells]))
+    picture = "![Time of the module against the share of positions that is real](pictures/padding_module.png)"
+    return f"{picture}\n\n{table(lines)}"
+
+
+_PADDING_KIND = ("width", "batch", "length", "mode", "contender")
+
+
 def in_short() -> str:
     """The GPU in the README: attention, block masks, compiling."""
     lines = [" | with torch alone | with maskloom | times faster"]
@@ -168,7 +192,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
-    "padded_or_packed.md": {"packing": packing},
+    "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
     "../README.md": {"gpu": in_short},
 }
 
