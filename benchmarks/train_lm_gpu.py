@@ -29,7 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from lm.corpus import STANDARD_LIBRARY, Bytes, Corpus, Sequences
-from lm.layouts import IGNORED, MicroBatches
+from lm.layouts import IGNORED, MicroBatches, mask_of
 from lm.model import Decoder, ModelConfig, parameter_groups
 
 import maskloom as loom
@@ -46,10 +46,11 @@ def contenders(capacity: int, device: str) -> dict[str, tuple[MicroBatches, str]
     found = {
         "packed: attend": (packed, "attend"),
         "packed: torch varlen": (packed, "varlen"),
-        "padded: attend": (padded, "attend"),
         "padded: sdpa, dense": (padded, "sdpa"),
-        "padded, drawn: attend": (drawn, "attend"),
+        "padded: attend": (padded, "attend"),
         "padded, drawn: sdpa, dense": (drawn, "sdpa"),
+        "packed: attend, block masks": (packed, "attend, blocks"),
+        "padded, drawn: attend": (drawn, "attend"),
         "packed: sdpa, dense": (packed, "sdpa"),
     }
     return {name: case for name, case in found.items() if case[1] != "varlen" or device == "cuda"}
@@ -61,7 +62,9 @@ class Sdpa(loom.MultiheadFlexAttention):
     def forward(self, x: Tensor, table: Any, *, positions: Any = None, **options: Any) -> MultiheadOutput:  # type: ignore[override]
         queries, keys, values = self.projected(x, None)
         queries, keys = self.turned(queries, keys, positions, None, None)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=table, enable_gqa=True)
+        shared = self.n_heads // self.n_kv_heads  # torch's fused kernels take no grouped heads beside a table
+        keys, values = (tensor.repeat_interleave(shared, 1) for tensor in (keys, values))
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=table)
         return MultiheadOutput(self.combined(out, x), queries, keys)
 
 
@@ -80,14 +83,15 @@ class TorchVarlen(loom.MultiheadFlexAttention):
         return MultiheadOutput(self.combined(out.unflatten(0, (1, -1)).transpose(1, 2), x), queries, keys)
 
 
-def mask_of(batch: Batch, whose: str) -> Any:
-    """What an attention takes for a mask, made from what the batch has on the device."""
+def mask_for(batch: Batch, whose: str) -> Any:
+    """What an attention takes for a mask, made from what the batch has on the device, once for all blocks."""
     if whose == "attend":
-        return batch.mask
+        return mask_of("packed" if batch.packed else "padded", batch)
+    if whose == "attend, blocks":
+        return mask_of("padded", batch)
     if whose == "varlen":
         return batch.cu_seqlens
-    length, device = batch.ids.shape[1], batch.ids.device
-    places = torch.arange(length, device=device)
+    places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     same = batch.ids[:, :, None] == batch.ids[:, None, :] if batch.packed else (batch.ids >= 0)[:, None, :]
     return (same & (places[:, None] >= places))[:, None]
 
@@ -95,8 +99,8 @@ def mask_of(batch: Batch, whose: str) -> Any:
 def built(config: ModelConfig, whose: str, device: str, compiled: bool) -> Decoder:
     torch.manual_seed(0)
     model = Decoder(config)
-    kind = {"attend": None, "sdpa": Sdpa, "varlen": TorchVarlen}[whose]
-    for block in model.blocks if kind else ():
+    kind = {"sdpa": Sdpa, "varlen": TorchVarlen}.get(whose, loom.MultiheadFlexAttention)
+    for block in model.blocks:
         block.attention.__class__ = kind  # the same parameters
     for block in model.blocks if compiled else ():
         block.compile()
@@ -124,7 +128,7 @@ class Run:
     def loss(self, batch: Batch) -> Tensor:
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(batch.inputs, mask_of(batch, self.whose), positions=batch.positions)
+            logits = self.model(batch.inputs, mask_for(batch, self.whose), positions=batch.positions)
         targets: Any = batch.targets
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -154,13 +158,9 @@ class Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def warm_up(self) -> float:
-        """All steps once, so that every shape is compiled; the seconds that it took."""
-        return once_ms(self.all_steps, device=self.device) / 1e3
-
     def backends(self) -> str:
         """What runs attention in the batches, if maskloom chooses it."""
-        if self.whose != "attend":
+        if not self.whose.startswith("attend"):
             return self.whose
         return ", ".join(sorted({self._backend(batch) for batches in self.batches for batch in batches}))
 
@@ -171,7 +171,7 @@ class Run:
             torch.zeros(rows, heads, length, config.d_model // config.n_heads, device=self.device, dtype=dtype)
             for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)
         )
-        mask = batch.to(self.device).mask
+        mask = mask_for(batch.to(self.device), self.whose)
         return loom.explain(query.requires_grad_(), key, value, mask, compiled=self.is_compiled).backend
 
     def memory_mib(self) -> float | str:
@@ -192,6 +192,19 @@ def sampled(sequences: Sequences, capacity: int, count: int) -> list[Sample]:
     return [[sequences[at] for at in row] for row in islice(sampler, count)]
 
 
+def begun(
+    case: tuple[MicroBatches, str], config: ModelConfig, samples: list[Sample], given: Any, reference: Run
+) -> tuple[Run, dict[str, Any]]:
+    """A contender, checked, that has seen every shape; and what was found."""
+    first = time.perf_counter()
+    run = Run(case, config, samples, given)
+    loss, gradient = run.checked(reference)
+    run.all_steps()
+    wait(given.device)
+    seconds = round(time.perf_counter() - first, 1)
+    return run, {"loss": round(loss, 5), "gradient": round(gradient, 5), "first_pass_s": seconds}
+
+
 def measured(given: Any, config: ModelConfig, samples: list[Sample], capacity: int) -> dict[str, dict[str, Any]]:
     start = time.perf_counter()
     cases = contenders(capacity, given.device)
@@ -203,10 +216,11 @@ def measured(given: Any, config: ModelConfig, samples: list[Sample], capacity: i
     for name in [name for name in cases if not given.only or name in given.only]:
         if time.perf_counter() - start > given.seconds:
             break
-        run = Run(cases[name], config, samples, given)
-        loss, gradient = run.checked(reference)
-        found[name] = {"loss": round(loss, 5), "gradient": round(gradient, 5), "first_pass_s": round(run.warm_up(), 1)}
-        runs[name] = run
+        try:
+            runs[name], found[name] = begun(cases[name], config, samples, given, reference)
+        except Exception as error:  # the others are measured all the same
+            print(name, "failed:", type(error).__name__, error, flush=True)
+            continue
         print(name, found[name], f"{time.perf_counter() - start:.0f} s", flush=True)
     for _ in range(given.passes):
         for run in runs.values():
@@ -228,7 +242,7 @@ def main() -> None:
         "--steps", type=int, default=24, help="steps in a pass; a step is the sequences of one packed row"
     )
     parser.add_argument("--passes", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=420, help="no contender is compiled later than that")
+    parser.add_argument("--seconds", type=float, default=360, help="no contender is begun later than that")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--small", action="store_true", help="a tiny model in float32, not compiled")
     parser.add_argument("--only", nargs="*", help="names of contenders")

@@ -6,7 +6,7 @@ python -m docs.make_tables
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from docs import make_backends, make_plots
+from docs import make_backends, make_plots, make_training
 from docs.make_backends import table
 from docs.make_plots import _is_number, rows_of
 
@@ -193,6 +193,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
+    "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
     "../README.md": {"gpu": in_short},
 }
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, BytePairs, Bytes, Corpus, Sequences, tokenizer_from
-from lm.layouts import IGNORED, MicroBatches
+from lm.layouts import IGNORED, MicroBatches, mask_of
 from lm.metrics import Metrics, Sums
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
 from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
@@ -145,7 +145,9 @@ class Trainer:
         tokens, positions = batch.inputs, batch.positions
         targets: Any = batch.targets
         mask: Any = batch.mask
-        if given.cp > 1:
+        if given.cp == 1:
+            mask = mask_of(given.layout, batch)
+        else:
             heads = given.heads, given.kv_heads
             mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=heads)
             tokens, positions = mask.shard(tokens, dim=1), mask.shard(positions, dim=1)

@@ -192,6 +192,8 @@ class Sequences(Dataset[dict[str, Any]]):
     @classmethod
     def of(cls, functions: list[Function], tokenizer: Tokenizer, capacity: int, over: Over) -> "Sequences":
         """At most ``capacity`` tokens in each: longer ones are truncated, split or dropped, and counted."""
+        if capacity < 2:
+            raise SystemExit(f"the capacity is at least 2 tokens, one to read and one to predict; got {capacity}")
         end = tokenizer.end
         whole = [torch.tensor([end, *tokenizer.encode(function.text), end]) for function in functions]
         pieces = [_fitted(tokens, capacity, over) for tokens in whole]

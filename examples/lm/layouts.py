@@ -33,6 +33,20 @@ class MicroBatches:
         return [Collator(loom.causal, blocks=False)(rows) for rows in _within(ordered, self.capacity)]
 
 
+def mask_of(layout: Layout, batch: Batch) -> Any:
+    """What attention takes for the mask of a batch, made once for all blocks of the model.
+
+    packed: the mask itself, which says where documents are. padded: its block mask. sdpa-dense: its table.
+    """
+    assert batch.mask is not None
+    rows, length = batch.ids.shape
+    if layout == "packed":
+        return batch.mask
+    if layout == "padded":
+        return loom.block_mask(batch.mask, length, length)
+    return batch.mask.dense(length, length, batch=rows)
+
+
 def _within(sequences: list[Sequence], positions: int) -> list[list[Sequence]]:
     """The sequences in order, in batches that need at most so many positions when they are padded to their longest."""
     batches: list[list[Sequence]] = [[]]

@@ -72,7 +72,7 @@ class Metrics:
         self.rows.append({**self.labels, **{name: str(number) for name, number in numbers.items()}})
         if not self.quiet:
             self._write()
-        self.say("  ".join(f"{name} {number}" for name, number in numbers.items() if number != ""))
+        self.say(_line(numbers))
         self._clear()
 
     def _clear(self) -> None:
@@ -84,6 +84,12 @@ class Metrics:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = [f"step {row['step']}", f"loss {row['loss']}", row["validation"] and f"validation {row['validation']}"]
+    wasted = f"{1 - float(row['real']):.1%} of positions wasted"
+    return "  ".join(filter(None, [*parts, f"{row['tokens_per_s']:,} tokens/s", wasted]))
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

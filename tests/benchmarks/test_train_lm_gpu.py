@@ -24,10 +24,11 @@ def test_it_runs(tmp_path):
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["contender"] for row in rows] == [
         "packed: attend",
-        "padded: attend",
         "padded: sdpa, dense",
-        "padded, drawn: attend",
+        "padded: attend",
         "padded, drawn: sdpa, dense",
+        "packed: attend, block masks",
+        "padded, drawn: attend",
         "packed: sdpa, dense",
     ]
     assert {row["loss"] for row in rows} == {rows[0]["loss"]} and {row["backends"] for row in rows} == {"sdpa"}

@@ -58,7 +58,8 @@ def test_the_code_of_your_own_mask_runs(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["backends.md", "decoding.md", "from_multihead_attention.md", "hugging_face.md", "module.md"]
+    "page",
+    ["backends.md", "decoding.md", "from_multihead_attention.md", "hugging_face.md", "module.md", "train_a_model.md"],
 )
 def test_the_code_of_pages_prints_what_they_say(page, capsys):
     code = code_of(page)

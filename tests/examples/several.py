@@ -5,6 +5,7 @@ from pathlib import Path
 
 import train_lm
 from lm.parallel import processes
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.examples.runs import TINY
 
@@ -12,12 +13,13 @@ WAYS = {
     "ddp": [],
     "fsdp": ["--parallel", "fsdp", "--layout", "padded", "--recompute"],
     "cp": ["--cp", "2"],
-    "cp, fsdp": ["--cp", "2", "--parallel", "fsdp"],
+    "cp, fsdp": ["--cp", "2", "--parallel", "fsdp", "--layout", "padded", "--recompute"],
 }
 
 if __name__ == "__main__":
-    out, data, cp, *names = sys.argv[1:]
-    with processes(int(cp)) as ranks:
+    out, data, *names = sys.argv[1:]
+    with processes(1) as ranks:
         for name in names:
-            words = ["--out", str(Path(out) / name), "--data", data, *TINY, *WAYS[name]]
-            train_lm.train(train_lm.arguments(words), ranks)
+            given = train_lm.arguments(["--out", str(Path(out) / name), "--data", data, *TINY, *WAYS[name]])
+            mesh = init_device_mesh("cpu", (2 // given.cp, given.cp), mesh_dim_names=("data", "cp"))
+            train_lm.train(given, ranks._replace(mesh=mesh))

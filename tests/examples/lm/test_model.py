@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lm.layouts import MicroBatches
+from lm.layouts import MicroBatches, mask_of
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
 
 CONFIG = ModelConfig(vocab_size=53, d_model=24, n_layers=2, n_heads=6, n_kv_heads=3)
@@ -32,7 +32,7 @@ def logits_of(model, layout, given):
     for batch in MicroBatches(layout, 37)(numbered):
         options = {"backend": "sdpa"} if layout == "sdpa-dense" else {}
         with torch.no_grad():
-            logits = model(batch.inputs, batch.mask, positions=batch.positions, **options)
+            logits = model(batch.inputs, mask_of(layout, batch), positions=batch.positions, **options)
         for document, number in enumerate(batch.fields["place"]):
             found[number] = logits[batch.ids == document]
     return [found[str(number)] for number in range(len(given))]

@@ -1,0 +1,105 @@
+"""Pictures and tables of the example that trains, from committed rows.
+
+python -m docs.make_training
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import maskloom as loom
+from docs.make_backends import table
+from docs.make_plots import Row, rows_of
+
+HERE = Path(__file__).parent
+LAYOUTS = {"packed": ("#17406d", "-", 5.0), "padded": ("#c1461f", "--", 2.6), "sdpa-dense": ("#e8c547", ":", 1.6)}
+"""Colour, style and width of each layout: curves lie on one another, so that the later ones are thinner."""
+SHARE = 0.75
+
+
+def main() -> None:
+    """Write docs/pictures/train_lm.png and train_lm_gpu.png."""
+    for name, draw in (("train_lm", curves), ("train_lm_gpu", speeds)):
+        rows = rows_of(name)
+        if rows:
+            loom.show.save_figure(draw(rows), HERE / "pictures" / f"{name}.png", dpi=150)
+
+
+def curves(rows: Sequence[Row]) -> Figure:
+    """Training and validation loss against tokens, one curve for each layout, and the line that is to be reached."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, column, title in zip(panels, ("loss", "validation"), ("training", "validation"), strict=True):
+        for layout, (colour, style, width) in LAYOUTS.items():
+            found = [row for row in rows if row["layout"] == layout and row[column]]
+            tokens = [int(row["tokens"]) / 1000 for row in found]
+            axes.plot(tokens, [float(row[column]) for row in found], style, color=colour, linewidth=width, label=layout)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("thousands of real tokens")
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    unigram = float(rows[0]["unigram"])
+    for height, words in ((unigram, "entropy of single bytes"), (SHARE * unigram, f"{SHARE:g} of it")):
+        panels[1].axhline(height, color="0.55", linewidth=0.9)
+        panels[1].text(
+            1, height + 0.02, words, transform=panels[1].get_yaxis_transform(), ha="right", color="0.35", fontsize=8
+        )
+    panels[0].set_ylabel("loss, nats a token")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def speeds(rows: Sequence[Row]) -> Figure:
+    """Real tokens per second of each contender."""
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{row['contender']} ({float(row['real']):.0%} real)" for row in rows]
+    heights = [int(row["tokens_per_s"]) / 1000 for row in rows]
+    colours = ["#17406d" if "attend" in row["contender"] else "#9a9a9a" for row in rows]
+    axes.barh(range(len(rows)), heights, 0.7, color=colours)
+    for place, height in enumerate(heights):
+        axes.text(height, place, f" {height:.0f}", va="center", fontsize=8, color="0.3")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("thousands of real tokens per second")
+    axes.set_title(f"Training on {rows[0]['device']}, torch {rows[0]['torch']}", fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def learnt() -> str:
+    """The last validation loss of each layout, beside the entropy of single tokens."""
+    lines = ["layout | steps | real tokens | positions with a token | validation loss | of the entropy of single bytes"]
+    rows = rows_of("train_lm")
+    for layout in LAYOUTS:
+        found = [row for row in rows if row["layout"] == layout]
+        if found:
+            last, loss = found[-1], float(found[-1]["validation"])
+            real = sum(float(row["real"]) for row in found) / len(found)
+            share = loss / float(last["unigram"])
+            lines.append(
+                f"`{layout}` | {last['step']} | {int(last['tokens']):,} | {real:.0%} | {loss:.3f} | {share:.3f}"
+            )
+    return table(lines)
+
+
+def measured() -> str:
+    """Real tokens per second on a GPU, for each layout and attention."""
+    rows = rows_of("train_lm_gpu")
+    if not rows:
+        return "Not measured yet."
+    lines = [
+        "batch and attention | positions with a token | real tokens per second | of the first | GiB beside the weights | runs on"
+    ]
+    for row in rows:
+        memory = f"{int(row['memory_mib']) / 1024:.1f}"
+        speed = f"{int(row['tokens_per_s']):,}"
+        lines.append(
+            f"{row['contender']} | {float(row['real']):.0%} | {speed} | {float(row['of_first']):.2f} | {memory} | {row['backends']}"
+        )
+    return table(lines)
+
+
+if __name__ == "__main__":
+    main()
