@@ -1,6 +1,5 @@
 """FlexAttention with FlashAttention 4, which torch calls FLASH."""
 
-import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ def _find_flash() -> bool:
 _HAS_FLASH = _find_flash()
 
 
-@functools.cache
 def _major_of(device: torch.device) -> int:
-    """The first number of a GPU's compute capability: 9 is Hopper."""
+    """The first number of a GPU's compute capability: 9 is Hopper. (Not cached: dynamo warns users of a cache that it traces.)"""
     return torch.cuda.get_device_properties(device).major
 
 

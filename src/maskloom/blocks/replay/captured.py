@@ -4,8 +4,10 @@ The graph reads copies of the inputs at fixed addresses, and writes all results 
 run: results belong to whoever gets them, as those of the list do. Temporaries of all graphs of a stream share their memory.
 """
 
+import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +15,8 @@ from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
 
-_BEFORE = 2
-"""Runs of the list before it is captured: capturing takes some milliseconds, and memory that stays."""
+_ATTEMPTS = (3, 10, 100)
+"""The runs at which it is captured, the later ones if that failed before: it takes some milliseconds, and memory that stays."""
 
 _ALIGNED = 16  # bytes
 
@@ -54,7 +56,7 @@ class CapturedCalls:
         """The results of the function."""
         if self._graph is None:
             self._runs += 1
-            if self._runs != _BEFORE + 1 or not self._may_capture(inputs):
+            if self._runs not in _ATTEMPTS or not self._may_capture(inputs):
                 return self._function(*inputs)
             self._graph = self._captured(inputs)
             if self._graph is None:
@@ -85,7 +87,7 @@ class CapturedCalls:
         aside = torch.cuda.Stream(device)
         aside.wait_stream(now)
         try:
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(aside), _uncollected():
                 graph.capture_begin(pool=_memory_of(now), capture_error_mode="thread_local")
                 try:
                     outs = self._function(*static)
@@ -99,6 +101,18 @@ class CapturedCalls:
         now.wait_stream(aside)
         _first_graphs.setdefault(_name_of(now), graph)
         return _Graph(static, graph, buffer, places)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A context without garbage collection: what it frees on a GPU, another graph say, would end the capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _end_what_failed(stream: torch.cuda.Stream) -> None:
