@@ -32,14 +32,13 @@ class _Taken(torch.autograd.Function):
     def forward(ctx: Any, batch: Tensor, index: Tensor, sums: bool) -> Tensor:
         ctx.save_for_backward(index)
         ctx.size, ctx.sums = batch.shape[0], sums
-        rows = batch.index_select(0, index)
-        rows[-1] = _sum_elsewhere(batch, index) if sums else 0
-        return rows
+        return _rows(batch, index, sums)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        return _PutBack.apply(gradient, index, ctx.size, ctx.sums), None, None
+        back = _PutBack.apply if torch.is_grad_enabled() else _batch
+        return back(gradient, index, ctx.size, ctx.sums), None, None
 
 
 class _PutBack(torch.autograd.Function):
@@ -49,13 +48,26 @@ class _PutBack(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, index: Tensor, size: int, fills: bool) -> Tensor:
         ctx.save_for_backward(index)
         ctx.fills = fills
-        batch = rows[-1].expand(size, *rows.shape[1:]).clone() if fills else rows.new_zeros(size, *rows.shape[1:])
-        return batch.index_copy_(0, index[:-1], rows[:-1])
+        return _batch(rows, index, size, fills)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (index,) = ctx.saved_tensors
-        return _Taken.apply(gradient, index, ctx.fills), None, None, None
+        back = _Taken.apply if torch.is_grad_enabled() else _rows
+        return back(gradient, index, ctx.fills), None, None, None
+
+
+def _rows(batch: Tensor, index: Tensor, sums: bool) -> Tensor:
+    rows = batch.index_select(0, index)
+    rows[-1] = _sum_elsewhere(batch, index) if sums else 0
+    return rows
+
+
+def _batch(rows: Tensor, index: Tensor, size: int, fills: bool) -> Tensor:
+    batch = rows[-1].expand(size, *rows.shape[1:]).clone() if fills else rows.new_zeros(size, *rows.shape[1:])
+    if torch.compiler.is_dynamo_compiling():  # a graph of torch 2.11 loses the gradient of what is written in place
+        return batch.index_copy(0, index[:-1], rows[:-1])
+    return batch.index_copy_(0, index[:-1], rows[:-1])
 
 
 def _sum_elsewhere(batch: Tensor, index: Tensor) -> Tensor:
