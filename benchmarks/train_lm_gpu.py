@@ -56,16 +56,30 @@ def contenders(capacity: int, device: str) -> dict[str, tuple[MicroBatches, str]
     return {name: case for name, case in found.items() if case[1] != "varlen" or device == "cuda"}
 
 
+def heads_of(module: loom.MultiheadFlexAttention, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, heads, L, d_head), normed and turned."""
+    heads = module.in_proj(x).unflatten(-1, (-1, module.d_head)).transpose(1, 2)
+    queries, keys, values = heads.split([module.n_heads, module.n_kv_heads, module.n_kv_heads], 1)
+    rotary, q_norm, k_norm = module.rotary, module.q_norm, module.k_norm
+    assert rotary is not None and q_norm is not None and k_norm is not None
+    queries, keys = rotary(normed(q_norm, queries), positions), rotary(normed(k_norm, keys), positions)
+    return queries.to(values.dtype), keys.to(values.dtype), values
+
+
+def normed(norm: torch.nn.RMSNorm, heads: Tensor) -> Tensor:
+    """In the dtype of the heads, as torch's fused kernel takes it under autocast."""
+    return F.rms_norm(heads, norm.normalized_shape, norm.weight.to(heads.dtype), norm.eps)
+
+
 class Sdpa(loom.MultiheadFlexAttention):
     """torch's own attention with a dense table, as one would write it."""
 
     def forward(self, x: Tensor, table: Any, *, positions: Any = None, **options: Any) -> MultiheadOutput:  # type: ignore[override]
-        queries, keys, values = self.projected(x, None)
-        queries, keys = self.turned(queries, keys, positions, None, None)
+        queries, keys, values = heads_of(self, x, positions)
         shared = self.n_heads // self.n_kv_heads  # torch's fused kernels take no grouped heads beside a table
         keys, values = (tensor.repeat_interleave(shared, 1) for tensor in (keys, values))
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=table)
-        return MultiheadOutput(self.combined(out, x), queries, keys)
+        return MultiheadOutput(self.out_proj(out.transpose(1, 2).flatten(2)), queries, keys)
 
 
 class TorchVarlen(loom.MultiheadFlexAttention):
@@ -75,12 +89,11 @@ class TorchVarlen(loom.MultiheadFlexAttention):
         from torch.nn.attention import varlen
 
         attention: Any = varlen.varlen_attn
-        queries, keys, values = self.projected(x, None)
-        queries, keys = self.turned(queries, keys, positions, None, None)
+        queries, keys, values = heads_of(self, x, positions)
         rows = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (queries, keys, values)]
         shared = {"enable_gqa": True} if "enable_gqa" in inspect.signature(attention).parameters else {}
         out = attention(*rows, ends, ends, x.shape[1], x.shape[1], window_size=(-1, 0), **shared)
-        return MultiheadOutput(self.combined(out.unflatten(0, (1, -1)).transpose(1, 2), x), queries, keys)
+        return MultiheadOutput(self.out_proj(out.flatten(1)[None]), queries, keys)
 
 
 def mask_for(batch: Batch, whose: str) -> Any:
