@@ -6,7 +6,7 @@ python -m docs.make_tables
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from docs import make_backends, make_plots, make_training
+from docs import make_backends, make_models, make_plots, make_training
 from docs.make_backends import table
 from docs.make_plots import _is_number, rows_of
 
@@ -184,7 +184,8 @@ AIMS_OF_BLOCKS: list[tuple[str, Sequence[str], Sequence[int], str, str]] = [
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "backends.md": make_backends.GUIDE,
+    "backends.md": {**make_backends.GUIDE, "whole_model": make_models.whole_model},
+    "decoding.md": {"decoding": make_models.decoding},
     "notes/backends.md": make_backends.NOTES,
     "blocks.md": {
         "cpu": lambda: blocks_beside_torch("blocks", [1 << 10, 1 << 13]),
