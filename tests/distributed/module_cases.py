@@ -166,6 +166,21 @@ def said(call: Any) -> str:
     return "nothing"
 
 
+def compiled() -> list[int]:
+    """A layer compiled around a plan: the graph breaks at `plan.attend`, and a plan for new documents compiles nothing anew."""
+    import torch._dynamo.utils
+
+    layer, mesh, counts = Layer(), mesh_of(), list[int]()
+    fast = torch.compile(layer, backend="eager")
+    x = torch.randn(2, LENGTH, D, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for width in (11, 7, 5):
+        mask = loom.causal & loom.documents(torch.arange(LENGTH) // width)
+        plan = loom.distributed.plan(mask, LENGTH, mesh, heads=(HEADS, KV_HEADS), strategy="gather")
+        torch.testing.assert_close(plan.unshard(fast(plan.shard(x, 1), plan), 1), layer(x, mask))
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return counts
+
+
 def all_of(*names: str) -> None:
     """Several of these, one after another: what takes longest is to begin processes."""
     for name in names:

@@ -120,6 +120,17 @@ def test_the_code_of_padded_or_packed_runs(capsys, tmp_path):
         assert run.stdout == printed, run.stderr
 
 
+def test_the_code_of_several_gpus_runs_on_two_processes(tmp_path):
+    (tmp_path / "shared.py").write_text(code_of("several_gpus.md"))
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "shared.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout == printed_in("several_gpus.md")[0], run.stderr
+
+
 WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 
 

@@ -19,3 +19,8 @@ def test_what_does_not_go_with_a_plan_is_named(tmp_path):
         "length": "x has the rows of one rank, (batch, 19, 12), as plan.shard makes them; got (2, 37, 12)",
         "pair": "with a plan positions are those of the rows, one tensor: there is no context",
     }
+
+
+def test_a_compiled_model_takes_new_plans_without_compiling_anew(tmp_path):
+    counts = everywhere(2, tmp_path / "store", module_cases.compiled)[0]
+    assert counts[0] == counts[1] == counts[2] > 0

@@ -140,6 +140,10 @@ def uncompiled(function: F) -> F:
     return _disabled(function) if "torch._dynamo" in sys.modules else function
 
 
-@functools.cache
+_made: dict[Any, Any] = {}  # not functools.cache, of which dynamo warns
+
+
 def _disabled(function: F) -> F:
-    return torch.compiler.disable(function)
+    if function not in _made:
+        _made[function] = torch.compiler.disable(function)
+    return cast(F, _made[function])
