@@ -183,6 +183,24 @@ AIMS_OF_BLOCKS: list[tuple[str, Sequence[str], Sequence[int], str, str]] = [
 ]
 
 
+def context_parallel() -> str:
+    """One sequence on several GPUs: each strategy beside one GPU."""
+    lines = ["mask | positions | GPUs | | strategy | step, ms | times one GPU | received, MiB | tiles, most over mean"]
+    for row in rows_of_if_measured("context_parallel"):
+        received = f"{int(row['received']) / 2**20:.0f}" if row["received"] else "–"
+        times = [f"{float(row[name]):.2f}" if row[name] else "–" for name in ("step_ms", "speedup")]
+        lines.append(
+            f"{row['mask']} | {int(row['length']):,} | {row['ranks']} | {row['contender']} | {row['strategy'] or '–'} | "
+            f"{' | '.join(times)} | {received} | {row['balance'] or '–'}"
+        )
+    return table(lines) if len(lines) > 1 else "No rows are committed yet."
+
+
+def rows_of_if_measured(name: str) -> list[dict[str, str]]:
+    """The committed rows; none where there is no such file."""
+    return rows_of(name) if (DOCS.parent / "benchmarks" / "results" / f"{name}.csv").exists() else []
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "backends.md": {**make_backends.GUIDE, "whole_model": make_models.whole_model},
     "decoding.md": {"decoding": make_models.decoding},
@@ -194,6 +212,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
+    "several_gpus.md": {"context_parallel": context_parallel},
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
     "../README.md": {"gpu": in_short},
 }
