@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 import maskloom as loom
 from docs.make_backends import table
 from docs.make_plots import Row, rows_of
+from examples import plot_curves
 
 HERE = Path(__file__).parent
-LAYOUTS = {"packed": ("#17406d", "-", 5.0), "padded": ("#c1461f", "--", 2.6), "sdpa-dense": ("#e8c547", ":", 1.6)}
-"""Colour, style and width of each layout: curves lie on one another, so that the later ones are thinner."""
+LAYOUTS = ("packed", "padded", "sdpa-dense")
 SHARE = 0.75
 
 
@@ -27,26 +27,12 @@ def main() -> None:
 
 
 def curves(rows: Sequence[Row]) -> Figure:
-    """Training and validation loss against tokens, one curve for each layout, and the line that is to be reached."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, title in zip(panels, ("loss", "validation"), ("training", "validation"), strict=True):
-        for layout, (colour, style, width) in LAYOUTS.items():
-            found = [row for row in rows if row["layout"] == layout and row[column]]
-            tokens = [int(row["tokens"]) / 1000 for row in found]
-            axes.plot(tokens, [float(row[column]) for row in found], style, color=colour, linewidth=width, label=layout)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("thousands of real tokens")
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
-    unigram = float(rows[0]["unigram"])
+    """The curves of each layout, and the line that is to be reached."""
+    figure = plot_curves.curves({layout: [row for row in rows if row["layout"] == layout] for layout in LAYOUTS})
+    axes, unigram = figure.axes[1], float(rows[0]["unigram"])
     for height, words in ((unigram, "entropy of single bytes"), (SHARE * unigram, f"{SHARE:g} of it")):
-        panels[1].axhline(height, color="0.55", linewidth=0.9)
-        panels[1].text(
-            1, height + 0.02, words, transform=panels[1].get_yaxis_transform(), ha="right", color="0.35", fontsize=8
-        )
-    panels[0].set_ylabel("loss, nats a token")
-    panels[0].legend(frameon=False, fontsize=8)
+        axes.axhline(height, color="0.55", linewidth=0.9)
+        axes.text(1, height + 0.02, words, transform=axes.get_yaxis_transform(), ha="right", color="0.35", fontsize=8)
     return figure
 
 

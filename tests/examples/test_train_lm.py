@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, Bytes, Corpus, Sequences
 from lm.metrics import Metrics
 
+from examples import plot_curves
 from tests.examples.runs import TINY, curve
 
 MODULES = ("bisect.py", "textwrap.py", "heapq.py", "string.py", "shlex.py", "queue.py", "copy.py", "calendar.py")
@@ -88,11 +88,18 @@ def test_it_learns_more_than_how_often_each_byte_occurs(tmp_path):
     assert curve(tmp_path)[-1][3] <= 0.75 * validation.unigram_entropy()
 
 
+def test_curves_of_runs_are_drawn_into_one_picture(run, tmp_path):
+    plot_curves.main([str(run()), str(run("--layout", "padded")), "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match=r"is no folder of a run: it has no metrics\.csv"):
+        plot_curves.main([str(tmp_path)])
+
+
 def test_half_precision_follows_the_curve(run):
     assert_same_curve(run("--bf16"), run(), within=0.03)
 
 
-WAYS = ["ddp", "fsdp"] + ["cp", "cp, fsdp"] * (find_spec("maskloom.nn.shared_sequence") is not None)
+WAYS = ["ddp", "fsdp", "cp", "cp, fsdp"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
