@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import init_device_mesh
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no package that is installed
 
 import maskloom as loom
+from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.part import Part, Place, part_of
-from maskloom.distributed.planning import checked
 from maskloom.distributed.sharing.layout import layout_of
 
 STRATEGIES = ("heads", "gather", "needed")
@@ -75,10 +75,10 @@ def rows(name: str, length: int, device: str, repeats: int) -> Iterator[Row]:
 def part_for(mask: loom.Mask, length: int, strategy: str, rank: int, device: torch.device) -> tuple[Part, int, int]:
     """What a rank of two does, its tiles times heads, and the bytes that it receives."""
     asked = checked(mask, length, [2], heads=(HEADS, KV_HEADS), strategy=strategy, head_dim=HEAD_DIM)
-    scheme, unit = asked.schemes[0], asked.tiles.unit
-    layout = layout_of(scheme.assignment, length, unit, scheme.rows, scheme.parts)
+    tiles, _, (scheme,) = weighed(asked, [2])
+    layout = layout_of(scheme.assignment, length, tiles.unit, scheme.rows, scheme.parts)
     place = Place(0, rank, None, None) if strategy == "heads" else Place(rank, 0, None, None)
-    part = part_of(asked.mask, asked.tiles.marks, scheme, layout, place, q_offset=0, unit=unit, device=device)
+    part = part_of(asked.mask, tiles.marks, scheme, layout, place, q_offset=0, unit=tiles.unit, device=device)
     return part, scheme.loads[rank], scheme.received[rank]
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import maskloom as loom
-from maskloom.distributed.planning import Asked, checked
+from maskloom.distributed.asking import Weighed, checked, weighed
 
 PICTURE = Path(__file__).parent / "pictures" / "strategies.png"
 RANKS, LENGTH = 4, 256
@@ -41,7 +41,7 @@ def picture() -> Figure:
     for row, strategy in enumerate(STRATEGIES):
         for column, (name, mask) in enumerate(masks().items()):
             asked = checked(mask, LENGTH, [RANKS], heads=(8, 2), strategy=strategy)
-            _draw(axes[row][column], asked)
+            _draw(axes[row][column], weighed(asked, [RANKS]))
             if row == 0:
                 axes[row][column].set_title(name)
         axes[row][0].set_ylabel(f'"{strategy}"\nqueries')
@@ -49,7 +49,7 @@ def picture() -> Figure:
     return figure
 
 
-def _draw(axes: Axes, asked: Asked) -> None:
+def _draw(axes: Axes, asked: Weighed) -> None:
     """Visible tiles in the colours of the ranks that compute them; below, the keys that each gets from others."""
     scheme, visible = asked.schemes[0], asked.tiles.needed
     count = asked.tiles.number

@@ -479,3 +479,29 @@ def _runtime_error(call: Any) -> str:
     except RuntimeError as error:
         return str(error)
     return "nothing"
+
+
+def kept() -> None:
+    """One plan for masks that do the same; another one for other values, sizes and strategies; none for functions."""
+    mesh = mesh_of()
+
+    def plan(offsets: list[int], **options: Any) -> Any:
+        alike = {"heads": (6, 2), "strategy": "gather"}
+        mask = loom.causal & loom.documents(offsets=offsets)
+        return loom.distributed.plan(mask, 37, mesh, **(alike | options))
+
+    first = plan([0, 11, 37])
+    assert plan([0, 11, 37]) is first
+    others = [
+        plan([0, 12, 37]), plan([0, 11, 37], strategy="needed"), plan([0, 11, 37], heads=(6, 3)), plan([0, 11, 37], batch=3),
+        plan([0, 11, 37], head_dim=64), plan([0, 11, 37], q_offset=0),
+    ]  # fmt: skip
+    assert [one is first for one in others] == [False] * 5 + [True]
+    offsets = torch.tensor([0, 11, 37])
+    ids = torch.arange(37) // 11
+    held = loom.distributed.plan(loom.documents(ids), 37, mesh, heads=6, strategy="gather")
+    ids += 1  # the same mask object, with other values
+    ids[0] = 0
+    assert loom.distributed.plan(loom.documents(ids), 37, mesh, heads=6, strategy="gather") is not held
+    function = lambda b, h, q_idx, kv_idx: q_idx >= offsets[0] + kv_idx  # noqa: E731
+    assert loom.distributed.plan(function, 37, mesh, heads=6) is not loom.distributed.plan(function, 37, mesh, heads=6)

@@ -39,3 +39,7 @@ def test_what_is_refused_is_named(tmp_path):
         "unshard": "ValueError: unshard takes 19 rows in dim 0; got shape (37,)",
         "grads": 'ValueError: grads is "same" or "sum"; got \'mean\'',
     }
+
+
+def test_plans_are_kept_by_what_was_asked(tmp_path):
+    everywhere(2, tmp_path / "store", cases.kept)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.distributed.planning import checked
+from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.sharing.scheme import Sizes
 from maskloom.distributed.sharing.schemes import kv_shares
 
@@ -12,13 +12,12 @@ LENGTH = 8192
 
 
 def schemes(mask, ranks, **options):
-    found = checked(mask, LENGTH, ranks, **({"heads": (32, 8)} | options))
+    found = weighed(checked(mask, LENGTH, ranks, **({"heads": (32, 8)} | options)), ranks)
     return {one.said: one for one in found.schemes}, found
 
 
 def auto(mask, ranks, length=65536, **options):
-    found = checked(mask, length, ranks, **({"heads": (32, 8)} | options))
-    return min(found.schemes, key=lambda one: one.seconds(found.tiles.unit, found.sizes)).said
+    return weighed(checked(mask, length, ranks, **({"heads": (32, 8)} | options)), ranks).best.said
 
 
 def test_the_window_moves_between_neighbours_alone():
@@ -66,7 +65,7 @@ def test_auto_takes_heads_where_these_are_all_that_move_little():
 
 def test_auto_passes_over_heads_that_ranks_do_not_divide():
     found = checked(loom.causal, LENGTH, [3], heads=(32, 8))
-    assert [one.said for one in found.schemes] == ["gather", "needed"]
+    assert found.ways == (("gather",), ("needed",))
     words = 'strategy "heads" gives each rank as many query heads; there are 32 heads and 3 ranks'
     assert found.refused == {"heads": words}
     with pytest.raises(ValueError, match=r"there are 32 heads and 3 ranks"):

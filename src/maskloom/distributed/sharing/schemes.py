@@ -10,15 +10,15 @@ from maskloom.distributed.sharing.scheme import Scheme, Sizes, StrategyName
 from maskloom.distributed.sharing.tiles import Tiles
 
 
-def refused(names: Sequence[StrategyName], ranks: Sequence[int], sizes: Sizes) -> str | None:
+def refused(names: Sequence[StrategyName], ranks: Sequence[int], heads: int) -> str | None:
     """Why a strategy for each dimension of a mesh cannot be; None if it can."""
     if names.count("heads") > 1 or len(names) - names.count("heads") > 1:
         return (
             f'one dimension shares heads, and one rows: ("heads", "gather") or ("heads", "needed"); got {tuple(names)}'
         )
     parts = ranks[names.index("heads")] if "heads" in names else 1
-    if sizes.heads % parts:
-        return f'strategy "heads" gives each rank as many query heads; there are {sizes.heads} heads and {parts} ranks'
+    if heads % parts:
+        return f'strategy "heads" gives each rank as many query heads; there are {heads} heads and {parts} ranks'
     return None
 
 
