@@ -37,34 +37,40 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="a folder for checkpoints and metrics.csv")
     add("--data", type=Path, default=STANDARD_LIBRARY, help="a folder of Python files")
-    add("--bpe", type=int, metavar="SIZE", help="a vocabulary of so many byte pairs, in place of bytes")
+    add("--bpe", type=count, metavar="SIZE", help="a vocabulary of so many byte pairs, in place of bytes")
     add("--layout", choices=("packed", "padded", "sdpa-dense"), default="packed")
-    add("--capacity", type=int, default=1024, help="positions in a batch of one process, and in the longest sequence")
+    add("--capacity", type=count, default=1024, help="positions in a batch of one process, and in the longest sequence")
     add("--over", choices=("truncate", "split", "drop"), default="split", help="what becomes of longer functions")
-    add("--rows", type=int, default=8, help="packed rows in a step, of all processes together")
-    add("--steps", type=int, default=200)
+    add("--rows", type=count, default=8, help="packed rows in a step, of all processes together")
+    add("--steps", type=count, default=200)
     add("--lr", type=float, default=2e-3)
-    add("--d-model", type=int, default=128)
-    add("--layers", type=int, default=4)
-    add("--heads", type=int, default=4)
-    add("--kv-heads", type=int, default=2)
+    add("--d-model", type=count, default=128)
+    add("--layers", type=count, default=4)
+    add("--heads", type=count, default=4)
+    add("--kv-heads", type=count, default=2)
     add("--dropout", type=float, default=0.0)
     add("--parallel", choices=("ddp", "fsdp"), default="ddp", help="how processes under torchrun share the model")
-    add("--cp", type=int, default=1, help="processes that share each row of tokens (context parallel)")
+    add("--cp", type=count, default=1, help="processes that share each row of tokens (context parallel)")
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile of each block")
     add("--recompute", action="store_true", help="activation checkpointing of each block")
     add("--workers", type=int, default=0, help="processes of the loader")
     add("--seed", type=int, default=0)
-    add("--report-every", type=int, default=10, help="steps")
-    add("--validate-every", type=int, default=50, help="steps")
-    add("--validation-rows", type=int, default=64, help="packed rows of the validation split that are read")
-    add("--save-every", type=int, default=100, help="steps")
+    add("--report-every", type=count, default=10, help="steps")
+    add("--validate-every", type=count, default=50, help="steps")
+    add("--validation-rows", type=count, default=64, help="packed rows of the validation split that are read")
+    add("--save-every", type=count, default=100, help="steps")
     add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     add("--generate", nargs="+", metavar="PROMPT", help="continue prompts by the newest checkpoint; no training")
-    add("--length", type=int, default=200, help="tokens to generate, at most")
+    add("--length", type=count, default=200, help="tokens to generate, at most")
     add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     return parser.parse_args(words)
+
+
+def count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"it is a whole number, at least 1; got {word}")
+    return int(word)
 
 
 class Inputs(NamedTuple):
@@ -108,7 +114,7 @@ class Trainer:
     def sampled(self) -> tuple[TokenBudgetSampler, DataLoader[Any]]:
         """The sampler of packed rows, the same for every layout, and its loader."""
         given, (rank, size) = self.given, self.ranks.data
-        if given.rows % size or given.rows < 1:
+        if given.rows % size:
             raise SystemExit(f"--rows is a multiple of {size}, the processes with rows of their own; got {given.rows}")
         sampler = TokenBudgetSampler(
             self.training.lengths(), given.capacity, packed=True, seed=given.seed, rank=rank, world_size=size,
@@ -144,12 +150,9 @@ class Trainer:
         given, batch = self.given, batch.to(self.ranks.device, non_blocking=True)
         tokens, positions = batch.inputs, batch.positions
         targets: Any = batch.targets
-        mask: Any = batch.mask
-        if given.cp == 1:
-            mask = mask_of(given.layout, batch)
-        else:
-            heads = given.heads, given.kv_heads
-            mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=heads)
+        mask: Any = mask_of(given.layout, batch) if given.cp == 1 else batch.mask
+        if given.cp > 1:
+            mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=(given.heads, given.kv_heads))
             tokens, positions = mask.shard(tokens, dim=1), mask.shard(positions, dim=1)
             targets = mask.shard(targets, dim=1, fill=IGNORED)
         options = {"positions": positions} | ({"backend": "sdpa"} if given.layout == "sdpa-dense" else {})
@@ -256,10 +259,9 @@ def train(given: argparse.Namespace, ranks: Ranks) -> None:
 def described(trainer: Trainer) -> str:
     """What is trained on what."""
     training, given = trainer.training, trainer.given
-    done = {"truncate": "truncated", "split": "split", "drop": "dropped"}[given.over]
     return (
-        f"corpus {trainer.identity['corpus']}: {len(training)} sequences to train on, {len(trainer.validation)} to validate; "
-        f"{training.over} longer than {given.capacity} tokens were {done}, {training.lost:.1%} of all tokens are lost\n"
+        f"corpus {trainer.identity['corpus']}: {len(training)} sequences to train on, {len(trainer.validation)} to validate\n"
+        f"{training.over} were longer than {given.capacity} tokens (--over {given.over}), {training.lost:.1%} of tokens are lost\n"
         f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,} parameters, {given.layout}; "
         f"unigram entropy {trainer.validation.unigram_entropy():.3f} nats a token, "
         f"{trainer.validation.bytes_per_token:.2f} bytes a token"

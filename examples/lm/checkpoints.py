@@ -72,15 +72,24 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
 
 
 def refuse_other(checkpoint: Path, theirs: Meta, ours: Meta) -> None:
-    """Raise for a checkpoint of another model, corpus or number of ranks."""
-    for name, value in ours.items():
-        if theirs.get(name) == value:
-            continue
-        if isinstance(value, dict) and isinstance(theirs.get(name), dict):
-            refuse_other(checkpoint, {f"{name}.{key}": it for key, it in theirs[name].items()},
-                         {f"{name}.{key}": it for key, it in value.items()})  # fmt: skip
-        shown = [str(it) if len(str(it)) < 60 else f"{str(it)[:60]}..." for it in (theirs.get(name), value)]
-        raise SystemExit(f"{checkpoint} is of another run: {name} is {shown[0]} there, and {shown[1]} here")
+    """Raise for a checkpoint of another model, corpus or number of processes."""
+    there = _flat(theirs)
+    for name, value in _flat(ours).items():
+        if there.get(name) != value:
+            shown = f"{name} is {_brief(there.get(name))} there, and {_brief(value)} here"
+            raise SystemExit(f"{checkpoint} is of another run: {shown}")
+
+
+def _flat(meta: Meta, prefix: str = "") -> Meta:
+    """With ``model.d_model`` for what is inside of ``model``."""
+    found: Meta = {}
+    for name, value in meta.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _brief(value: object) -> str:
+    return str(value) if len(str(value)) < 60 else f"{str(value)[:60]}..."
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
