@@ -16,6 +16,7 @@ B, L, K, D, D_CONTEXT = 3, 11, 13, 7, 5
 LENS, KV_LENS = [7, 0, 9], [13, 4, 2]
 PADS = torch.zeros(B, L, dtype=torch.bool)
 PADS[0, :3] = PADS[1, 5:7] = PADS[2, 9:] = True
+IDS = torch.where(PADS, -1, PADS.cumsum(1))  # a document ends where padding begins
 KV_PADS = torch.arange(B * K).view(B, K) % 3 == 1
 
 MASKS = {
@@ -23,6 +24,8 @@ MASKS = {
     "block mask": lambda: loom.block_mask(loom.causal & loom.lengths(torch.tensor(LENS)), L, L),
     "padding": lambda: loom.padding(PADS) & (loom.window(back=4) | loom.sinks(1)),
     "real": lambda: loom.real(~PADS) & loom.causal,
+    "documents": lambda: loom.causal & loom.documents(IDS),
+    "inside documents": lambda: loom.masks.within(loom.documents(IDS), loom.causal | loom.masks.prefix(2)),
     "a function": lambda: loom.lengths(LENS) & (lambda b, h, q, k: q >= k - 1),
 }
 CROSS = {
@@ -156,6 +159,33 @@ def test_all_layers_share_what_is_made_of_a_mask(always):
     mask = loom.causal & loom.lengths(LENS)
     first, second = (packing_of(inputs(width=width), None, mask) for width in (D, 5))
     assert first.queries is first.keys is second.queries
+
+
+@pytest.mark.parametrize(("packed", "side"), [(False, "right"), (False, "left"), (True, "right")])
+def test_what_a_collator_makes_is_counted(monkeypatch, packed, side):
+    collate = loom.batches.Collator(loom.causal, packed=packed, side=side, length=13)
+    batch = collate([torch.arange(length) for length in (7, 2, 12)])
+    batch = pickle.loads(pickle.dumps(batch))  # as a worker sends it
+    monkeypatch.setitem(packing.LEAST, "cpu", 1)
+    x = torch.randn(*batch.inputs.shape, D)
+    for mask in (batch.mask, batch.blocks):
+        assert len(packing_of(x, None, mask).queries.places) == 21 + 1
+
+
+def test_nan_in_padding_through_a_model(always):
+    layers = [made() for _ in range(3)]
+    back = [torch.nn.Linear(10, D, dtype=torch.float64) for _ in layers]
+    mask = loom.block_mask(MASKS["padding"](), L, L)
+    found = []
+    for filling in (0.0, torch.nan):
+        x = inputs().masked_fill(PADS[..., None], filling)
+        for layer, linear in zip(layers, back, strict=True):
+            x = x + linear(layer(torch.nn.functional.layer_norm(x, (D,)), mask, clean_padding=True).out)
+        for layer in layers:
+            layer.zero_grad()
+        x[~PADS].square().sum().backward()
+        found.append([x[~PADS], *(parameter.grad for layer in layers for parameter in layer.parameters())])
+    assert all(map(torch.equal, *found))
 
 
 def test_the_rule():

@@ -66,3 +66,10 @@ def counted_flags(table: Tensor, *, real: bool) -> HostCount:
         return HostCount()
     marked = int(table.count_nonzero())
     return HostCount(table, marked if real else table.numel() - marked, table.shape[1])
+
+
+def counted_ids(ids: Tensor) -> HostCount:
+    """The count of ids (B, L), of which negative ones stand for padding, where the host has their values."""
+    if ids.ndim == 1 or not readable(ids) or ids.is_inference():
+        return HostCount()
+    return HostCount(ids, int((ids >= 0).count_nonzero()), ids.shape[1])

@@ -1,6 +1,7 @@
 """Masks that know which positions they hide, and helpers for padding tables and lengths."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -68,18 +69,23 @@ NO_COUNTS = CountedSides(None, None)
 
 
 def counted_sides(
-    queries: Tensor, q_count: HostCount, keys: Tensor, kv_count: HostCount, *, are_real: bool = False
+    queries: Tensor,
+    q_count: HostCount,
+    keys: Tensor,
+    kv_count: HostCount,
+    *,
+    pads_of: Callable[[Tensor], Tensor] | None = None,
 ) -> CountedSides:
-    """The sides of a mask with these tables, as far as their counts hold. With ``are_real`` flags mark what is no padding."""
-    found = _counted(queries, q_count, are_real)
-    return CountedSides(found, found if queries is keys else _counted(keys, kv_count, are_real))
+    """The sides of a mask with these tables, as far as their counts hold. ``pads_of`` makes pads of tables that are none."""
+    found = _counted(queries, q_count, pads_of)
+    return CountedSides(found, found if queries is keys else _counted(keys, kv_count, pads_of))
 
 
-def _counted(table: Tensor, count: HostCount, are_real: bool) -> CountedPadding | None:
+def _counted(table: Tensor, count: HostCount, pads_of: Callable[[Tensor], Tensor] | None) -> CountedPadding | None:
     # dynamo sees no count of writes: what uses a count in a graph has to check it there
     if count.total is None or not (torch.compiler.is_dynamo_compiling() or count.holds_for(table)):
         return None
-    return CountedPadding(~table if are_real else table, count)
+    return CountedPadding(table if pads_of is None else pads_of(table), count)
 
 
 class PaddingMask(Mask):

@@ -113,7 +113,7 @@ class Real(Tabled, PaddingMask):
         return torch.maximum(ends(self.q_real), ends(self.kv_real))
 
     def counted_sides(self) -> CountedSides:
-        return counted_sides(self.q_real, self.q_count, self.kv_real, self.kv_count, are_real=True)
+        return counted_sides(self.q_real, self.q_count, self.kv_real, self.kv_count, pads_of=torch.logical_not)
 
 
 @mask_dataclass

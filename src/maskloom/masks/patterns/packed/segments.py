@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar, overload
+from dataclasses import field
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from maskloom.core.checks import (
     readable,
     refuse_length,
 )
+from maskloom.core.host_count import HostCount, counted_ids
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
 from maskloom.masks.lookups import at
-from maskloom.masks.padded import PaddingMask, Position, ends, pads_at
+from maskloom.masks.padded import NO_COUNTS, CountedSides, PaddingMask, Position, counted_sides, ends, pads_at
 from maskloom.masks.patterns.packed.cross_documents import (
     CrossDocuments,
     PackedCrossDocuments,
@@ -50,6 +52,10 @@ class Segmented(Tabled, PaddingMask):
         return at(self.ids, b, q_idx), at(self.ids, b, kv_idx)
 
 
+def _negative(ids: Tensor) -> Tensor:
+    return ids < 0
+
+
 class _ByIds(Segmented):
     """Documents: positions with equal ids see each other."""
 
@@ -65,7 +71,18 @@ class Documents(_ByIds):
     """Documents by an id for each position; their layout is unknown. See `documents`."""
 
     ids: Tensor
+    count: HostCount = field(default_factory=HostCount)
     name = "documents"
+
+    def counted_sides(self) -> CountedSides:
+        return (
+            NO_COUNTS
+            if self.ids.ndim == 1
+            else counted_sides(self.ids, self.count, self.ids, self.count, pads_of=_negative)
+        )
+
+    def __repr__(self) -> str:
+        return f"documents({shown(self.ids)})"
 
 
 @mask_dataclass
@@ -189,7 +206,8 @@ def documents(
         return CountedDocuments(positions, ids_from_positions(positions))
     if ids is not None and kv_ids is not None:
         return cross_documents(ids, kv_ids)
-    return Documents(integers_by_position("ids", ids))
+    table = integers_by_position("ids", ids)
+    return Documents(table, counted_ids(table))
 
 
 def _check_beside(ids: object, offsets: object, kv_ids: object, kv_offsets: object, kv_length: object) -> None:
@@ -261,7 +279,9 @@ def copied_segments(segments: Segments) -> Segments:
     """The segments with their own tensors; only those from ids are copied here, the others were before."""
     if not isinstance(segments, (Documents, CrossDocuments)):
         return segments
-    return type(segments)(*[getattr(segments, field.name).clone() for field in dataclasses.fields(segments)])
+    held: list[Any] = [getattr(segments, field.name) for field in dataclasses.fields(segments)]
+    copies: list[Any] = [one.clone() if isinstance(one, Tensor) else one for one in held]
+    return type(segments)(*copies)
 
 
 def positions_inside(name: str, segments: AnyDocuments) -> Tensor:

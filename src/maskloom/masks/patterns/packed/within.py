@@ -13,7 +13,7 @@ from maskloom.core.values import FrozenValue, value
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, as_mask, mask_dataclass
 from maskloom.masks.lookups import at
-from maskloom.masks.padded import PaddingMask, Position
+from maskloom.masks.padded import CountedSides, PaddingMask, Position
 from maskloom.masks.patterns.packed.cross_documents import CrossDocuments, PackedCrossDocuments
 from maskloom.masks.patterns.packed.segments import (
     AnyDocuments,
@@ -125,6 +125,9 @@ class Within(Tabled, PaddingMask):
 
     def row_ends(self) -> Tensor | None:
         return self.segments.row_ends()
+
+    def counted_sides(self) -> CountedSides:
+        return self.segments.counted_sides()
 
 
 def within(
