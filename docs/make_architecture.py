@@ -28,6 +28,7 @@ _SUBFOLDERS = {
     "blocks": ("intervals", "intervals/rules", "replay"),
     "attention": ("backends", "kernels", "plans", "sliced", "dropout"),
     "nn": ("convert",),
+    "distributed": ("sharing", "exchange"),
 }
 _WIDTH = 9.0
 _COLUMNS = 158  # characters in a line of files

@@ -1,0 +1,107 @@
+"""Plans on a GPU: a mesh of one is `attend`; the parts of two ranks run on FLASH where the whole does, and are its rows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+import maskloom as loom
+from maskloom.attention.backends.flash import has_flash
+from maskloom.distributed.asking import checked, weighed
+from maskloom.distributed.part import Place, part_of
+from maskloom.distributed.sharing.layout import layout_of
+
+LENGTH, HEADS, KV_HEADS, D = 4096 + 77, 8, 2, 128
+DEVICE = torch.device("cuda", 0)
+MASKS = {
+    "causal": loom.causal,
+    "documents": loom.causal & loom.documents(offsets=[0, 700, 2500, 2501, LENGTH]),
+    "ids": loom.causal & loom.documents(torch.arange(LENGTH) // 900),
+    "window": loom.window(back=511),
+    "by head": loom.masks.per_head([loom.causal, loom.window(back=99)] * 4),
+    "lengths": loom.causal & loom.lengths([LENGTH - 300]),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = tmp_path_factory.mktemp("one") / "store"
+    dist.init_process_group(init_method=f"file://{store}", rank=0, world_size=1)
+    yield init_device_mesh("cuda", (1,), mesh_dim_names=("cp",))
+    dist.destroy_process_group()
+
+
+def made(dtype=torch.bfloat16):
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    shapes = [(1, heads, LENGTH, D) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return [torch.randn(shape, generator=generator, device=DEVICE).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mesh_of_one_is_attend(name, mesh):
+    *qkv, grad = made()
+    plan = loom.distributed.plan(MASKS[name], LENGTH, mesh["cp"], heads=(HEADS, KV_HEADS))
+    found = []
+    for attend in (plan.attend, lambda *qkv: loom.attend(*qkv, MASKS[name].to(DEVICE))):
+        leaves = [one.detach().requires_grad_() for one in qkv]
+        out = attend(*leaves)
+        found.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for one, right in zip(*found, strict=True):
+        assert float((one - right).float().norm() / right.float().norm()) < 5e-3
+
+
+def test_a_steady_call_waits_for_nothing(mesh):
+    query, key, value, _ = made()
+    plan = loom.distributed.plan(MASKS["documents"], LENGTH, mesh["cp"], heads=(HEADS, KV_HEADS))
+    for _ in range(2):
+        plan.attend(query, key, value)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan.attend(query, key, value)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("strategy", ["heads", "gather", "needed"])
+@pytest.mark.parametrize("name", MASKS)
+def test_parts_of_two_ranks_are_rows_and_heads_of_the_whole(name, strategy):
+    mask, (query, key, value, _) = MASKS[name], made()
+    whole = loom.attend(query, key, value, mask.to(DEVICE))
+    asked = checked(mask, LENGTH, [2], heads=(HEADS, KV_HEADS), strategy=strategy)
+    tiles, _, (scheme,) = weighed(asked, [2])
+    layout = layout_of(scheme.assignment, LENGTH, tiles.unit, scheme.rows, scheme.parts)
+    for rank in range(2):
+        place = Place(0, rank, None, None) if strategy == "heads" else Place(rank, 0, None, None)
+        part = part_of(asked.mask, tiles.marks, scheme, layout, place, q_offset=0, unit=tiles.unit, device=DEVICE)
+        if strategy == "heads":
+            own, kv = slice(rank * HEADS // 2, (rank + 1) * HEADS // 2), slice(rank, rank + 1)
+            tensors, expected = (query[:, own], key[:, kv], value[:, kv]), whole[:, own]
+        else:
+            rows = layout.positions[rank].to(DEVICE)
+            keys = part.positions[1]
+            tensors = query[:, :, rows], *(one if keys is None else one[:, :, keys] for one in (key, value))
+            expected = whole[:, :, rows]
+        held = part.masks(None, rank * HEADS // 2 if strategy == "heads" else None).plain
+        found = loom.attend(*tensors, held, q_offset=0)
+        assert float((found - expected).float().norm() / expected.float().norm()) < 5e-3
+        if has_flash():
+            given = loom.explain(query, key, value, mask.to(DEVICE), backend="flash")
+            assert loom.explain(*tensors, held, q_offset=0, backend="flash").backend == given.backend
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_equal_one(tmp_path):
+    """The benchmark compares every strategy with the reference, and with one GPU, before it times anything."""
+    script = Path(__file__).parent.parent.parent / "benchmarks" / "context_parallel.py"
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    command = ["--standalone", "--nproc-per-node", "2", str(script), "--lengths", "8192", "--repeats", "1"]
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command, "--out", str(tmp_path / "rows.csv")],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
