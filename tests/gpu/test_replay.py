@@ -63,7 +63,7 @@ def test_whole_block_masks(name, monkeypatch):
     assert all(map(same, map(tables, found), expected))
     kinds = [kind for kind in construct._kinds.entries().values() if not isinstance(kind, str) and kind.is_captured]
     assert len(kinds) == 1
-    assert kinds[0]._tables._graph is not None
+    assert kinds[0]._computed._graph is not None
 
 
 def test_it_is_captured(plans):

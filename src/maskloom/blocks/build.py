@@ -19,7 +19,7 @@ from maskloom.core.checks import as_int, end_of, is_zero, may_be_negative, posit
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.patterns.shift import shifted
-from maskloom.masks.simplify import simplify
+from maskloom.masks.simplify import simplified, simplify
 from maskloom.program.mask_program import program_of
 from maskloom.program.program import MaskMod
 
@@ -97,7 +97,7 @@ def _built(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exa
         return recipe_of(mask, wanted, device, exact=exact).build()
 
     def anew() -> Recipe:
-        return recipe_of(simplify(mask), wanted, device, exact=exact)
+        return recipe_of(simplified(mask), wanted, device, exact=exact)
 
     return built_like(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew().build()
 

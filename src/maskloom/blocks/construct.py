@@ -16,7 +16,9 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
-from maskloom.blocks.replay.captured import CapturedCalls
+from maskloom.blocks.replay.captured import CapturedCalls, Tensors
+from maskloom.blocks.replay.plan import ReplayPlan
+from maskloom.blocks.replay.recorder import record_replay
 from maskloom.blocks.tile_states import Decided
 from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, copied_tables
@@ -24,8 +26,9 @@ from maskloom.core.cache import LRU
 from maskloom.core.forks import computed_once
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import can_cache, float_state, raw_stream
+from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled
 from maskloom.masks.algebra import Mask
+from maskloom.masks.simplify import simplified, simplify
 from maskloom.program.mask_program import MaskProgram, program_of
 from maskloom.program.program import MaskMod
 
@@ -116,11 +119,13 @@ class RecipeOfKind:
     """The recipe of all masks of one structure, without tensors.
 
     Attributes:
-        slots: which of a mask's tensors are those of its program, in the order there.
+        derive: computes from a mask's tensors those that its simpler form holds besides; None where there are none.
+        slots: which of all these are the tensors of its program, in the order there.
         held: the mask that the BlockMask holds.
         is_captured: whether all of it becomes one CUDA graph.
     """
 
+    derive: ReplayPlan | None
     program: MaskProgram
     slots: tuple[int, ...]
     held: Template[MaskMod]
@@ -132,11 +137,13 @@ class RecipeOfKind:
     def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
         """The BlockMask of the mask that holds these tensors, and remarks on them."""
         if not self.is_captured:
-            return self._recipe(tensors, remarks).build()
-        held = self.held.filled(tensors, remarks)
-        check_can_be_sent(held)
+            derived = () if self.derive is None else self.derive.run(tensors)
+            return self._recipe((*tensors, *derived), remarks).build()
         with torch.no_grad():
-            tables: dict[str, Any] = dict(zip(TABLES, self._tables(tensors), strict=True))
+            found = self._computed(tensors)
+        tables: dict[str, Any] = dict(zip(TABLES, found, strict=False))
+        held = self.held.filled((*tensors, *found[len(TABLES) :]), remarks)
+        check_can_be_sent(held)
         return BlockMask(
             seq_lengths=(self.grid.q_len, self.grid.kv_len),
             BLOCK_SIZE=(self.grid.q_block, self.grid.kv_block),
@@ -150,14 +157,16 @@ class RecipeOfKind:
         return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks)
 
     @computed_once
-    def _tables(self) -> CapturedCalls:
-        """The tables, from the mask's tensors."""
+    def _computed(self) -> CapturedCalls:
+        """The tables, and the derived tensors, from the mask's tensors."""
 
-        def tables(*tensors: Tensor) -> tuple[Tensor, ...]:
-            built = self._recipe(tensors).build()
-            return tuple([getattr(built, name) for name in TABLES])
+        def computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+            derived = () if self.derive is None else self.derive.listed(tensors)
+            built = self._recipe((*tensors, *derived)).build()
+            return *[getattr(built, name) for name in TABLES], *derived
 
-        return CapturedCalls(tables, [None for _ in TABLES])
+        results = 0 if self.derive is None else len(self.derive.results)
+        return CapturedCalls(computed, [None] * (len(TABLES) + results))
 
 
 _MOST_CAPTURED = 1 << 18
@@ -186,18 +195,25 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
         return known.build(facts.tensors, facts.remarks)
     recipe = make()
     if known != "no kind":
-        _kinds.put(key, "second time" if known is None else kind_of(recipe, facts.tensors, facts.remarks) or "no kind")
+        _kinds.put(
+            key, "second time" if known is None else kind_of(recipe, mask, facts.tensors, facts.remarks) or "no kind"
+        )
     return recipe.build()
 
 
-def kind_of(recipe: Recipe, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()) -> RecipeOfKind | None:
-    """The recipe without tensors; None if it holds others than these, or if masks of one structure have other programs."""
-    held, places = (
-        template_of(recipe.held, tensors, remarks),
-        {id(tensor): place for place, tensor in enumerate(tensors)},
-    )
+def kind_of(
+    recipe: Recipe, mask: Mask, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()
+) -> RecipeOfKind | None:
+    """The recipe without tensors; None if it holds others than these, or if masks of one structure have other programs.
+
+    Args:
+        mask: of which it is, before it was `simplified`; it holds ``tensors``, and ``remarks`` on them.
+    """
+    derived, derive = _derived(mask, tensors)
+    known = [*tensors, *derived]
+    held, places = template_of(recipe.held, known, remarks), {id(tensor): place for place, tensor in enumerate(known)}
     slots = tuple([places.get(id(tensor), -1) for tensor in recipe.program.held])
-    if recipe.program.key is None or held is None or -1 in slots:
+    if recipe.program.key is None or held is None or -1 in slots or (derived and derive is None):
         return None
     program, grid = recipe.program.of(noop_mask, []), recipe.grid
     is_captured = (
@@ -206,7 +222,26 @@ def kind_of(recipe: Recipe, tensors: Sequence[Tensor], remarks: Sequence[capture
         and program.device.type == "cuda"
         and not torch.is_inference_mode_enabled()
         and math.prod(grid.shape) <= _MOST_CAPTURED
-        and sum(tensor.nbytes for tensor in tensors) <= _MOST_COPIED
-        and {tensor.device for tensor in tensors} == {program.device}
+        and sum(tensor.nbytes for tensor in known) <= _MOST_COPIED
+        and {tensor.device for tensor in known} == {program.device}
     )
-    return RecipeOfKind(program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)
+    return RecipeOfKind(derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)
+
+
+def _derived(mask: Mask, tensors: Sequence[Tensor]) -> tuple[list[Tensor], ReplayPlan | None]:
+    """The tensors that the mask's simpler form computes, and how; no plan if that cannot be repeated."""
+    names = set(map(id, tensors))
+
+    def others(form: Mask) -> Tensors:
+        return tuple([tensor for tensor in captures.tensors(form) if id(tensor) not in names])
+
+    found = others(simplified(mask))
+    if not found:
+        return [], None
+    again, plan = uncompiled(record_replay)(lambda: others(simplify(mask)), tensors)
+    same = [_meta(tensor) for tensor in again] == [_meta(tensor) for tensor in found]
+    return list(found), plan if same else None
+
+
+def _meta(tensor: Tensor) -> Hashable:
+    return tensor.dtype, tensor.shape, tensor.stride()

@@ -20,6 +20,7 @@ from dataclasses import replace
 from operator import is_
 from typing import Any, cast
 
+from maskloom.core.cache import cached_with
 from maskloom.masks.algebra import (
     And,
     Mask,
@@ -57,6 +58,17 @@ def simplify(mask: Mask) -> Mask:
         inner = simplify(mask.mask)
         return mask if inner is mask.mask else replace(cast(Any, mask), mask=inner)  # each is a dataclass
     return mask
+
+
+def simplified(mask: Mask) -> Mask:
+    """`simplify`, kept with the mask: what it computes from tensors is then computed once."""
+
+    def cheaper() -> Mask | None:
+        found = simplify(mask)
+        return None if found is mask else found
+
+    found = cached_with(mask, ("simplified",), cheaper)
+    return mask if found is None else found
 
 
 def describe(mask: Mask) -> str:

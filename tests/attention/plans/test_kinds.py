@@ -26,6 +26,17 @@ def known(monkeypatch, launches):  # noqa: F811
     return kinds._kinds
 
 
+@loom.masks.mask_dataclass
+class Permuted(loom.Mask):
+    """Visible are the keys whose places a table allows."""
+
+    table: torch.Tensor
+    places: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.table[self.places[kv_idx]]
+
+
 def inputs():
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(BATCH, HEADS, length, D, generator=generator).bfloat16() for length in (Q_LEN, KV_LEN, KV_LEN)]
@@ -71,6 +82,28 @@ def test_most_masks_have_kinds(known):
             loom.attend(*qkv, mask, backend="triton")
     found = list(known.entries().values())
     assert sum(isinstance(kind, kinds._Kind) for kind in found) >= 0.8 * len(found)
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+def test_packed_documents(backend, launches, known):  # noqa: F811
+    """Their simpler form holds tensors that are computed from theirs."""
+    qkv = [tensor[:, :, :Q_LEN] for tensor in inputs()]
+    for ends in ([0, 2, 2, 11], [0, 1, 7, 13], [0, 4, 9, 9], [0, 13, 13, 13], [0, 3, 5, 12]):
+        mask = loom.causal & loom.documents(offsets=torch.tensor(ends), length=Q_LEN)
+        loom.attend(*qkv, mask, backend=backend)
+        expected = mask.dense(Q_LEN, Q_LEN)
+        assert torch.equal(dense_of(launches[-1][4], BATCH, HEADS).expand_as(expected), expected)
+    assert [type(kind).__name__ for kind in known.entries().values()] == ["_Kind"]
+
+
+def test_a_mask_whose_reads_depend_on_values_has_no_kind(launches, known):  # noqa: F811
+    """A table read at the entries of another: where one is negative, the kernel gets another form of the mask."""
+    table = torch.rand(KV_LEN) < 0.5
+    for places in (torch.arange(KV_LEN), torch.arange(KV_LEN).flip(0), torch.arange(KV_LEN) - 5, torch.arange(KV_LEN)):
+        mask = Permuted(table, places)
+        loom.attend(*inputs(), mask, backend="triton")
+        assert is_right(launches[-1], mask)
+    assert not any(isinstance(kind, kinds._Kind) for kind in known.entries().values())
 
 
 def test_tensors_that_change_in_place(launches):  # noqa: F811

@@ -43,8 +43,17 @@ def with_mended_reads(mask_mod: MaskMod, device: torch.device, *, narrow: bool =
 
 
 def _needs_mending(mask_mod: MaskMod, device: torch.device, narrow: bool) -> bool:
-    verdict = known_of(mask_mod, device, ("reads", narrow), lambda: _verdict(mask_mod, device, narrow))
+    verdict = _verdict_of_kind(mask_mod, device, narrow)
     return (_verdict(mask_mod, device, narrow) if verdict.by_values else verdict).mends
+
+
+def reads_by_values(mask_mod: MaskMod, device: torch.device) -> bool:
+    """Whether the values of its tables say how a kernel reads it rightly, so that masks of its structure may differ in that."""
+    return any(_verdict_of_kind(mask_mod, device, narrow).by_values for narrow in (False, True))
+
+
+def _verdict_of_kind(mask_mod: MaskMod, device: torch.device, narrow: bool) -> "_Verdict":
+    return known_of(mask_mod, device, ("reads", narrow), lambda: _verdict(mask_mod, device, narrow))
 
 
 class _Verdict(NamedTuple):

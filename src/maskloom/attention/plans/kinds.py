@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.base import Backend
+from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.request import Request
 from maskloom.blocks.construct import RecipeOfKind, kind_of, recipe_of
 from maskloom.blocks.grid import Wanted
@@ -31,7 +32,7 @@ from maskloom.core.templates import Template, template_of
 from maskloom.core.torch_state import float_state, raw_stream
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import needed_sizes
-from maskloom.masks.simplify import simplify
+from maskloom.masks.simplify import simplified
 from maskloom.program.program import MaskMod
 
 
@@ -58,16 +59,18 @@ class _Kind(NamedTuple):
     """
 
     plan: Any
-    mask_mod: Template[MaskMod]
+    mask_mod: Template[MaskMod] | None
     recipe: RecipeOfKind | None
 
-    def plan_for(self, owner: Mask | BlockMask, tensors: tuple[Tensor, ...]) -> Any:
-        """The plan for a mask, or a BlockMask, that holds these tensors."""
+    def plan_for(self, owner: Mask | BlockMask, facts: captures.Facts) -> Any:
+        """The plan for a mask, or a BlockMask, of which these are the facts."""
         if isinstance(owner, BlockMask):
-            return self.plan.with_blocks(rebuilt(owner, mask_mod=self.mask_mod.filled(tensors)))
+            assert self.mask_mod is not None
+            mask_mod = self.mask_mod.filled(facts.tensors, facts.remarks)
+            return self.plan.with_blocks(rebuilt(owner, mask_mod=mask_mod))
         assert self.recipe is not None
         with stays_here():
-            return self.plan.with_blocks(self.recipe.build(tensors))
+            return self.plan.with_blocks(self.recipe.build(facts.tensors, facts.remarks))
 
 
 _kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = LRU(256)
@@ -89,7 +92,7 @@ def plan_like(
     key = _key(owner, facts, call)
     known = None if key is None else _kinds.get(key)
     if isinstance(known, _Kind):
-        return cast(P, known.plan_for(owner, facts.tensors))
+        return cast(P, known.plan_for(owner, facts))
     request, backend = checked()
     plan = make(request, backend)
     if key is not None and known != "no kind":
@@ -124,24 +127,27 @@ def _is_unread(tensor: Tensor) -> bool:
 def _kind_of(
     owner: Mask | BlockMask, facts: captures.Facts, request: Request, backend: Backend, plan: Plan
 ) -> _Kind | None:
-    """The kind of a plan; None if it holds tensors that are not the owner's, or has no tiles."""
-    mask_mod = None if plan.blocks is None else template_of(plan.blocks.mask_mod, facts.tensors)
-    if plan.blocks is None or mask_mod is None:
+    """The kind of a plan; None if it holds tensors that do not follow from the owner's, or has no tiles."""
+    if plan.blocks is None:
         return None
-    recipe = None
     batch, heads, q_len, kv_len = request.sizes
-    device = request.query.device
+    device, final = request.query.device, plan.blocks.mask_mod
     mask = owner.mask_mod if isinstance(owner, BlockMask) else owner
     needed = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
+    recipe, mask_mod = None, None
+    simple = simplified(mask) if isinstance(mask, Mask) else None
+    if simple is None or reads_by_values(mask, device) or reads_by_values(simple, device):
+        return None
     if isinstance(owner, Mask):
         wanted = Wanted(q_len, kv_len, *needed, backend.block_size(request))
-        whole = recipe_of(simplify(owner), wanted, device).holding(plan.blocks.mask_mod)
-        recipe = kind_of(replace(whole, exact=not whole.is_decided_by_intervals), facts.tensors)
-        if recipe is None:
-            return None
-    elif any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
-        return None
-    return _Kind(plan.with_blocks(emptied(plan.blocks)), mask_mod, recipe)
+        same = captures.structure(final, numbers=True) == captures.structure(simple, numbers=True)
+        whole = recipe_of(simple, wanted, device)
+        whole = whole if same else whole.holding(final)  # if it is the same, with other copies of what is computed
+        recipe = kind_of(replace(whole, exact=not whole.is_decided_by_intervals), owner, facts.tensors, facts.remarks)
+    elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
+        mask_mod = template_of(final, facts.tensors, facts.remarks)
+    known = mask_mod is not None or recipe is not None
+    return _Kind(plan.with_blocks(emptied(plan.blocks)), mask_mod, recipe) if known else None
 
 
 def _stands_for_others(given: int, size: int, needed: int) -> bool:

@@ -74,6 +74,11 @@ class ReplayPlan:
                 return self._function(*inputs)
         return tuple(map(_as_tensor, self._function_of_arrays(*[tensor.numpy() for tensor in inputs])))
 
+    def listed(self, inputs: Sequence[Tensor]) -> Tensors:
+        """`run`, by the list itself: within another capture."""
+        with torch.no_grad():
+            return self._function(*inputs)
+
     @computed_once
     def _captured(self) -> CapturedCalls:
         return CapturedCalls(self._function, [self._given(result) for result in self.results])
