@@ -167,6 +167,12 @@ def test_the_shares_on_the_page_of_masks_are_committed_rows():
             assert rows[name][way] == share, name
 
 
+def test_masks_of_packed_batches_are_as_cheap_as_the_page_says():
+    text = " ".join((DOCS / "hugging_face.md").read_text().split())
+    least = int(re.search(r"takes more than (\d+) times as long as maskloom", text)[1])
+    assert all(float(row["ratio"]) > least and row["length"] == "8192" for row in rows_of("transformers_masks.csv"))
+
+
 def test_the_random_cases_are_the_committed_row():
     row = rows_of("exactness.csv")[-1]
     assert row["wrong"] == "0"

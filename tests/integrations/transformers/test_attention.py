@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
 import maskloom as loom
+from tests.attention.test_host_cost import count_calls
 from tests.integrations.transformers.models import (
     BATCH,
     DECODERS,
@@ -16,6 +17,7 @@ from tests.integrations.transformers.models import (
     VISION,
     attention_mask,
     compare,
+    hf,
     pair,
     tokens,
 )
@@ -196,3 +198,43 @@ def test_a_causal_layer_without_mask_beside_a_cache():
     layer = ours.model.layers[0].self_attn
     with pytest.raises(ValueError, match="LlamaAttention is causal and got no mask for 5 queries and 7 keys"):
         attention(layer, torch.randn(2, 6, 5, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8), None)
+
+
+# -- what it costs the host --------------------------------------------------------------------------------------------
+
+
+def calls_of_layers(run, monkeypatch):
+    """The Python functions that run in the attention of each layer, but for those inside `attend`."""
+    from maskloom.integrations.transformers import attention as half
+
+    found, inside = [], []
+
+    def counting(function, into):
+        def counted(*given, **named):
+            out = []
+            into.append(count_calls(lambda: out.append(function(*given, **named))) - 1)
+            return out[0]
+
+        return counted
+
+    run()
+    for whole, into in (("attention", found), ("attend", inside)):
+        counted = counting(getattr(half, whole), into)
+        with monkeypatch.context() as patched:
+            patched.setattr(half, whole, counted)
+            AttentionInterface.register("maskloom", half.attention)
+            run()
+    hf.register()
+    return [outer - inner for outer, inner in zip(found, inside, strict=True)]
+
+
+@pytest.mark.parametrize("side", [None, "right", "left"])
+def test_a_layer_costs_the_host_few_calls_beside_attend(side, monkeypatch):
+    """The first layer of a forward has more to do; for the others all is there."""
+    _, ours = pair(DECODERS["llama"])
+    given = {"input_ids": tokens(length=29), "labels": tokens(length=29)}
+    if side is not None:
+        given["attention_mask"] = torch.ones(BATCH, 29).long()
+        given["attention_mask"][1, slice(5) if side == "left" else slice(-5, None)] = 0
+    costs = calls_of_layers(lambda: ours(**given).loss.backward(), monkeypatch)
+    assert max(costs[1:]) <= (10 if side is None else 8)

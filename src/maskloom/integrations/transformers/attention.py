@@ -156,8 +156,10 @@ def _split(table: Tensor) -> tuple[Mask, Tensor | None]:
 def _score_mod(told: Said, added: Tensor | None, kv_len: int) -> ScoreMod | None:
     """Softcap first, then what is added, as in transformers' own functions."""
     parts: list[ScoreMod] = [softcap(told.softcap)] if told.softcap else []
-    bias = None if told.position_bias is None else told.position_bias[..., :kv_len]
-    parts += [_added(table) for table in (bias, added) if table is not None]
+    if told.position_bias is not None:
+        parts.append(_added(told.position_bias[..., :kv_len]))
+    if added is not None:
+        parts.append(_added(added))
     return compose(*parts) if parts else None
 
 

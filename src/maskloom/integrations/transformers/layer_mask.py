@@ -45,6 +45,7 @@ class LayerMask(BlockMask):
         place: where queries and keys stand.
         open_to_packing: no padding was given, so that the row may hold several documents.
         positions: what the maker of the mask knows of positions.
+        may_be_packed: whether position ids may tell of documents that are not in the mask yet.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class LayerMask(BlockMask):
         self.place = place
         self.open_to_packing = open_to_packing
         self.positions = positions
+        self.may_be_packed = open_to_packing and not positions.are_read and place.q_len != 1
         self.isolated: tuple[Any, Mask | BlockMask] | None = None  # what tells documents, and the mask with them
 
     @property

@@ -54,7 +54,7 @@ def is_relative(mask: Mask) -> bool:
     if isinstance(mask, (Causal, Anticausal, Window, Everything)):
         return True
     parts = getattr(mask, "parts", ())
-    return bool(parts) and all(map(is_relative, parts))
+    return len(parts) > 0 and all(map(is_relative, parts))
 
 
 def is_causal(mask: Mask) -> bool:

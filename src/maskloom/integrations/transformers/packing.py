@@ -24,6 +24,8 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
     Raises:
         ValueError: offsets of documents beside several rows.
     """
+    if told.cu_seq_lens_q is None and not layer.may_be_packed:
+        return layer.mask
     by = told.cu_seq_lens_q if told.cu_seq_lens_q is not None else _positions(layer, told)
     if by is None:
         return layer.mask
@@ -42,8 +44,6 @@ def _positions(layer: LayerMask, told: Said) -> Tensor | None:
     torch.compile a mask that could not be read is taken for one of these, since that of cross-attention can be.
     """
     place = layer.place
-    if not layer.open_to_packing or layer.positions.are_read or place.q_len == 1:
-        return None
     may_be_causal = is_causal(layer.pattern) or (
         torch.compiler.is_dynamo_compiling() and not is_relative(layer.pattern)
     )
