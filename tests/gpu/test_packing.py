@@ -96,3 +96,13 @@ def test_what_stands_at_padding():
     pads = pads_from_lengths(torch.tensor(lens, device="cuda"), L)
     assert not gradient[pads].any()
     torch.testing.assert_close(out[pads], module.out_proj.bias.expand(int(pads.sum()), -1))
+
+
+def test_what_is_moved_in_inference_mode_is_counted():
+    x = torch.empty(B, L, D, device="cuda")
+    blocks = loom.block_mask(loom.causal & loom.lengths(ALL_LENS[0]), L, L)
+    batch = loom.batches.Collator(loom.causal, length=L)([torch.arange(length) for length in ALL_LENS[0]])
+    with torch.inference_mode():
+        moved = batch.to("cuda")
+        masks = blocks_of(ALL_LENS[0]), loom.blocks.to_device(blocks, "cuda"), moved.mask, moved.blocks
+        assert all(packing_of(x, None, mask) != NOT_PACKED for mask in masks)

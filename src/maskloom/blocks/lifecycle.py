@@ -15,7 +15,7 @@ from maskloom.core.cache import LRU
 from maskloom.core.checks import as_int, count
 from maskloom.core.forks import fork_safe_lock
 from maskloom.core.host_count import uncounted
-from maskloom.core.torch_state import float_state
+from maskloom.core.torch_state import counting_writes, float_state
 from maskloom.core.weak_table import IdentityTable
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask
@@ -23,6 +23,7 @@ from maskloom.masks.simplify import simplify
 from maskloom.program.program import MaskMod
 
 
+@counting_writes
 def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking: bool = False) -> BlockMask:
     """The BlockMask on ``device`` with all tensors that its mask_mod captures; ``BlockMask.to`` does not move those.
 

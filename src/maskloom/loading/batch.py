@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.batches.forms import Side
 from maskloom.blocks.lifecycle import pin_memory, to_device
 from maskloom.core import captures
+from maskloom.core.torch_state import counting_writes
 from maskloom.core.words import what_it_is
 from maskloom.masks.algebra import Mask
 
@@ -60,6 +61,7 @@ class Batch:
     packed: bool
     side: Side
 
+    @counting_writes
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The batch on a device, with its mask and block mask. From pinned memory ``non_blocking`` copies do not wait."""
         return self._changed(

@@ -37,6 +37,11 @@ class MultiheadFlexAttention(ProjectedHeads):
     incoming gradient at padded outputs counts like any other, even NaN, unless ``clean_padding=True``. Attention
     returns zero for a fully masked query, so its output is the bias of ``out_proj``.
 
+    Where the host knows how many positions are real (a padding mask made of a list or on the CPU, then moved or not), and it
+    pays, the projections work on the real tokens alone, packed into one row with one more of zeros for padding; forward
+    hooks of the projections see that row. The result is the same, to rounding: at padding the output is the bias of
+    ``out_proj``, and queries and keys are those of a zero vector.
+
     Names in ``state_dict``, with H heads and Hkv key-value heads of d_head features: ``in_proj.weight``
     ((H + 2 Hkv) d_head, d_in), the rows of queries, keys and values; with ``d_context`` ``q_proj.weight``
     (H d_head, d_in) and ``kv_proj.weight`` (2 Hkv d_head, d_context); ``out_proj.weight`` (d_out, H d_head), and a
