@@ -310,6 +310,26 @@ def check_offset(plan: Any, mask: Any, tensors: list[Tensor], q_offset: int) -> 
     torch.testing.assert_close(plan.unshard(out, 2), expected)
 
 
+def overlap() -> None:
+    """Keys that come in while own ones are attended to: the same results, with every option; bytes as counted."""
+    mesh, length = mesh_of(), 101
+    mask = loom.causal & loom.documents(torch.arange(length) // 37) & loom.lengths([101, 60])
+    tensors = made(2, (6, 2), length)
+    sinks = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    score_mod, table = relative(length)
+    for asked in (True, False):
+        plan = loom.distributed.plan(mask, length, mesh, heads=(6, 2), strategy="gather", overlap=asked)
+        assert ("while own ones" in str(plan)) == asked
+        check(mask, tensors, plan, (sinks, table), sinks=sinks, score_mod=score_mod)
+        check(mask, tensors, plan, what="dropout", dropout=0.3, dropout_seed=7)
+        local = [plan.shard(one, 2) for one in tensors[:3]]
+        with counted() as moved:
+            plan.attend(*local)
+        assert moved.calls == 1
+        short = loom.distributed.plan(loom.causal, 1, mesh, heads=(6, 2), strategy="gather", overlap=asked)
+        check(loom.causal, made(1, (6, 2), 1), short)
+
+
 def some_heads() -> None:
     """Tensors of some of the heads, as tensor parallel ranks have them."""
     mesh, length = mesh_of(), 37

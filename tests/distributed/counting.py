@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskloom.distributed.exchange import collectives
+from maskloom.distributed.exchange import collectives, early
 
 
 class Received:
@@ -34,9 +34,13 @@ def counted() -> Iterator[Received]:
         found.add(len(out) - own, out)
         return swap(out, given, received, sent, group=group)
 
-    def gathering(out: Tensor, given: Tensor, *, group: Any) -> Any:
+    def gathering(out: Tensor, given: Tensor, **options: Any) -> Any:
         found.add(len(out) - len(given), out)
-        return gather(out, given, group=group)
+        return gather(out, given, **options)
 
-    with patch.object(dist, "all_to_all_single", swapping), patch.object(collectives, "all_gather", gathering):
+    with (
+        patch.object(dist, "all_to_all_single", swapping),
+        patch.object(collectives, "all_gather", gathering),
+        patch.object(early, "all_gather", gathering),
+    ):
         yield found

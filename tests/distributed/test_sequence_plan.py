@@ -9,7 +9,7 @@ from tests.distributed.processes import everywhere
 def test_two_processes_equal_one(tmp_path):
     everywhere(
         2, tmp_path / "store", cases.all_of,
-        ("options",), ("padding",), ("documents_apart",), ("counts",), ("compositions", 8), ("some_heads",), ("offset",),
+        ("options",), ("padding",), ("documents_apart",), ("counts",), ("compositions", 8), ("some_heads",), ("offset",), ("overlap",),
     )  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def test_every_mask_of_the_catalogue_on_two_processes(tmp_path):
 def test_three_processes_equal_one(tmp_path):
     everywhere(
         3, tmp_path / "store", cases.all_of,
-        ("rows",), ("options",), ("padding",), ("documents_apart",), ("counts",), ("compositions", 4),
+        ("rows",), ("options",), ("padding",), ("documents_apart",), ("counts",), ("compositions", 4), ("overlap",),
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Asked(NamedTuple):
         ways: strategies for each dimension of the mesh, those that can be.
         refused: why others cannot, by their names.
         named: whether the user named one.
+        overlap: see `plan`.
     """
 
     mask: Mask
@@ -41,6 +42,7 @@ class Asked(NamedTuple):
     ways: tuple[tuple[StrategyName, ...], ...]
     refused: dict[str, str]
     named: bool
+    overlap: bool | None
 
 
 class Weighed(NamedTuple):
@@ -67,6 +69,7 @@ def checked(
     q_offset: Any = None,
     head_dim: Any = 128,
     dtype: torch.dtype = torch.bfloat16,
+    overlap: bool | None = None,
 ) -> Asked:
     """The arguments of `plan`, for a mesh of this shape. Not collective.
 
@@ -81,6 +84,8 @@ def checked(
         _check_rows_fit(as_mask(mask), length)
     first = 0 if q_offset is None else integer("q_offset", as_int(q_offset), "the position of the first query")
     on_host = captures.moved(as_mask(mask), lambda tensor: tensor.detach().cpu())
+    if overlap not in (None, True, False):
+        raise ValueError(f"overlap is True, False or None; got {brief(overlap)}")
     reasons = {" × ".join(way): reason for way in ways if (reason := refused(way, ranks, pair[0])) is not None}
     possible = tuple(way for way in ways if " × ".join(way) not in reasons)
     if not possible:
@@ -88,6 +93,7 @@ def checked(
     return Asked(
         on_host, digest_of(shifted(on_host, q_offset=first)), first, length, pair, batch,
         count("head_dim", head_dim, least=1, of="features"), dtype.itemsize, possible, reasons, strategy != "auto",
+        overlap,
     )  # fmt: skip
 
 

@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 
+from maskloom.attention.backends.flash import has_flash
+from maskloom.attention.backends.flash_limits import lse_has_gradient
 from maskloom.attention.checks import check_options, check_score_mod_fits, checked_tensors
 from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
+from maskloom.attention.dropout.options import checked_rate, checked_seed
+from maskloom.attention.merge import merge, with_sinks
 from maskloom.attention.request import Attended
 from maskloom.core import captures
 from maskloom.core.checks import head_offset
 from maskloom.core.words import brief
 from maskloom.distributed.coordinates import placed_score
 from maskloom.distributed.dtensors import local_of, local_sinks, wrapped
-from maskloom.distributed.part import Part
+from maskloom.distributed.exchange.early import Gather, begun, ended
+from maskloom.distributed.part import Overlap, Part
 from maskloom.scores.base import ScoreMod
 
 if TYPE_CHECKING:
@@ -68,20 +73,67 @@ def _attended(plan: "Plan", query: Tensor, key: Tensor, value: Tensor, offsets: 
 
 
 def _by_part(part: Part, query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:
-    from maskloom.attention.attend import attend  # the chain of imports would be too long
-
     share = query.shape[1] // part.parts
     first = part.place.part * share
-    masks = part.masks(offsets.b, offsets.h if part.parts == 1 else first + (offsets.h or 0))
-    own = part.brought(query, key, value)
+    at = Offsets(offsets.b, offsets.h if part.parts == 1 else first + (offsets.h or 0))
+    asked = asked._replace(sinks=None if asked.sinks is None else asked.sinks[first : first + share])
+    query, key, value = part.heads_of(query, key, value)
+    if part.overlap is not None and _lse_is_differentiable(query, key, value):
+        found = _while_keys_come(part, part.overlap, query, key, value, at, asked)
+    else:
+        key, value = part.keys_for(key, value)
+        found = _run(part, query, key, value, at, asked, asked.return_aux)
+    lse = None if found.lse is None else part.back(found.lse[..., None], -torch.inf)[..., 0]
+    return Attended(part.back(found.out), lse)
+
+
+def _run(
+    part: Part, query: Tensor, key: Tensor, value: Tensor, at: Offsets, asked: Asked, return_aux: AuxRequest | None
+) -> Attended:
+    """`maskloom.attend` with the masks of a part."""
+    from maskloom.attention.attend import attend  # the chain of imports would be too long
+
+    masks = part.masks(*at)
     found = attend(
-        *own, masks.placing if asked.passed["dropout"] else masks.plain, q_offset=0, return_aux=asked.return_aux,
-        sinks=None if asked.sinks is None else asked.sinks[first : first + share],
+        query, key, value, masks.placing if asked.passed["dropout"] else masks.plain,
+        q_offset=0, return_aux=return_aux, sinks=asked.sinks,
         score_mod=None if asked.score_mod is None else placed_score(asked.score_mod, masks.at), **asked.passed,
     )  # fmt: skip
-    out, aux = found if asked.return_aux is not None else (found, None)
-    lse = None if aux is None or aux.lse is None else part.back(aux.lse[..., None], -torch.inf)[..., 0]
-    return Attended(part.back(out), lse)
+    return Attended(found, None) if return_aux is None else Attended(found[0], found[1].lse)
+
+
+def _while_keys_come(
+    part: Part, overlap: Overlap, query: Tensor, key: Tensor, value: Tensor, at: Offsets, asked: Asked
+) -> Attended:
+    """Attention to this group's own keys while those of others come in, then to these, merged."""
+    assert part.place.by_rows is not None
+    gather = Gather(overlap.places, part.place.by_rows)
+    everyones = begun([key, value], gather)
+    parts = asked._replace(sinks=None, passed={**asked.passed, **_one_seed(asked, query)})
+    near = _run(overlap.near, query, key[:, :, : part.queries], value[:, :, : part.queries], at, parts, _LSE)
+    key, value = ended(everyones, gather)
+    far = _run(overlap.far, query, key, value, at, parts, _LSE)
+    assert near.lse is not None and far.lse is not None
+    out, lse = merge(near.out, near.lse, far.out, far.lse)
+    if asked.sinks is not None:
+        out, lse = with_sinks(out, lse, asked.sinks)
+    return Attended(out, lse if asked.return_aux is not None and asked.return_aux.lse else None)
+
+
+_LSE = AuxRequest(lse=True)
+
+
+def _one_seed(asked: Asked, query: Tensor) -> dict[str, Any]:
+    """The seed of dropout, drawn once for both parts."""
+    seed = checked_seed(checked_rate(asked.passed["dropout"]), asked.passed["dropout_seed"], query.device)
+    return {} if seed is None else {"dropout_seed": seed}
+
+
+def _lse_is_differentiable(*tensors: Tensor) -> bool:
+    """Whether the backend that runs anyway gives a log-sum-exp that can be merged: FLASH's has no gradient before torch 2.14."""
+    if tensors[0].device.type == "cpu" or lse_has_gradient() or not has_flash():
+        return True
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def _check_fits(plan: "Plan", query: Tensor, key: Tensor, offsets: Offsets) -> None:

@@ -1,7 +1,7 @@
 """One rank's part of a plan: what it gets from others, and its masks."""
 
+import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,6 +46,19 @@ class Masks(NamedTuple):
     at: Coordinates
 
 
+class Overlap(NamedTuple):
+    """Attention in two parts: to a group's own keys, and to those of others, which come in meanwhile.
+
+    Attributes:
+        near, far: the masks of the two.
+        places: int64, where the keys of others lie among the rows of all groups.
+    """
+
+    near: "Part"
+    far: "Part"
+    places: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """What one rank does.
@@ -56,6 +69,7 @@ class Part:
         queries: real ones of its group, the first of its rows.
         exchange: how keys and values of other groups come in; None of one group.
         positions: q_positions and kv_positions of `Coordinates`.
+        overlap: how to attend while keys come in; None where they come in first.
     """
 
     mask: Mask
@@ -66,6 +80,7 @@ class Part:
     queries: int
     exchange: Gathering | Fetching | None
     positions: tuple[Tensor | None, Tensor | None]
+    overlap: Overlap | None = None
     _masks: dict[tuple[int | None, int | None], Masks] = field(default_factory=dict)
 
     def masks(self, b_offset: int | None, h_offset: int | None) -> Masks:
@@ -84,19 +99,22 @@ class Part:
         )
         return Masks(placed_mask(self.mask, needed), placed_mask(self.mask, at), at)
 
-    def brought(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries that this rank attends with, and the keys and values that they may need: (B, H, Q or K, D)."""
+    def heads_of(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """This part's heads of the rows of its group: queries that are real, one at least, keys and values of all rows."""
         if self.place.by_heads is not None:
             key, value = (_for_parts(tensor, query.shape[1], key.shape[1], self.parts) for tensor in (key, value))
             query, key, value = by_heads([query, key, value], self.place.by_heads)
-        query = query[:, :, : max(1, self.queries)]
+        return query[:, :, : max(1, self.queries)], key, value
+
+    def keys_for(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values that its queries may need, (B, H, K, D), from those of its group's rows."""
+        if self.exchange is None or self.place.by_rows is None:
+            return key[:, :, : self.queries], value[:, :, : self.queries]
         if isinstance(self.exchange, Gathering):
-            key, value = _over(gathered, self)([key, value])
-        elif self.exchange is not None:
-            key, value = _over(fetched, self)([key, value])
+            key, value = gathered([key, value], self.exchange, self.place.by_rows)
         else:
-            key, value = key[:, :, : self.queries], value[:, :, : self.queries]
-        return query, key, value
+            key, value = fetched([key, value], self.exchange, self.place.by_rows)
+        return key, value
 
     def back(self, out: Tensor, fill: float = 0.0) -> Tensor:
         """What came of this rank's queries, (B, H, Q, E), as rows of all heads: (B, heads, rows, E)."""
@@ -104,10 +122,6 @@ class Part:
         if empty:
             out = torch.nn.functional.pad(out[:, :, : self.queries], (0, 0, 0, empty), value=fill)
         return out if self.place.by_heads is None else by_rows([out], self.place.by_heads)[0]
-
-
-def _over(exchange: Callable[..., tuple[Tensor, ...]], part: Part) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-    return lambda tensors: exchange(tensors, part.exchange, part.place.by_rows)
 
 
 def _for_parts(tensor: Tensor, heads: int, kv_heads: int, parts: int) -> Tensor:
@@ -130,6 +144,7 @@ def part_of(
     q_offset: int,
     unit: int,
     device: torch.device,
+    overlap: bool = False,
 ) -> Part:
     """What the rank at a place does.
 
@@ -139,13 +154,28 @@ def part_of(
         layout: that of the scheme.
         q_offset: the position of the first query in the mask.
         unit: positions in a tile.
+        overlap: whether to attend while keys come in, where they are gathered.
     """
     own = layout.positions[place.group]
     exchange, keys = _exchange(scheme, layout, place.group, unit, device)
     queries = None if scheme.groups == 1 and not q_offset else _placed(own, device)
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
     positions = queries if queries is None else queries + q_offset, keys
-    return Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions)
+    part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions)
+    return dataclasses.replace(part, overlap=_overlap(part, layout, device), _masks={}) if overlap else part
+
+
+def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None:
+    """Attention in two parts, where keys are gathered and every group has some."""
+    if not isinstance(part.exchange, Gathering) or not all(map(len, layout.positions)):
+        return None
+    own = layout.positions[part.place.group]
+    others = torch.cat([held for group, held in enumerate(layout.positions) if group != part.place.group]).sort().values
+    near, far = (
+        dataclasses.replace(part, positions=(part.positions[0], _placed(keys, device)), _masks={})
+        for keys in (own, others)
+    )
+    return Overlap(near, far, sent_to(layout.places()[others], device))
 
 
 def _exchange(

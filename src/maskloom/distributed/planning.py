@@ -40,6 +40,7 @@ def plan(
     q_offset: int | None = None,
     head_dim: int = 128,
     dtype: torch.dtype = torch.bfloat16,
+    overlap: bool | None = None,
 ) -> Plan:
     """Plan attention of one sequence that the ranks of a mesh share. Collective: every rank calls it with the same.
 
@@ -58,6 +59,9 @@ def plan(
         q_offset: the position of the first query in the mask, score_mod and dropout. None is 0, of whole rows: rows that the mask declares
             longer are an error then, which an explicit 0 allows.
         head_dim, dtype: of the tensors, for counts of bytes and for "auto".
+        overlap: with "gather", attend to this rank's keys while those of others come in, and merge the two by their log-sum-exp. None:
+            where more than two groups gather, so that it pays; where the log-sum-exp has no gradient (FLASH before torch 2.14), keys
+            come in first whatever is asked.
 
     Raises:
         TypeError, ValueError: what is no mask, mesh or strategy; lengths or heads that do not fit the mask's tables; query
@@ -65,7 +69,8 @@ def plan(
     """
     mesh = _checked_mesh(mesh)
     options = {
-        "heads": heads, "strategy": strategy, "batch": batch, "q_offset": q_offset, "head_dim": head_dim, "dtype": dtype
+        "heads": heads, "strategy": strategy, "batch": batch, "q_offset": q_offset, "head_dim": head_dim, "dtype": dtype,
+        "overlap": overlap,
     }  # fmt: skip
     facts, asked = _facts(mask, length, [mesh.size(dim) for dim in range(mesh.ndim)], options)
     agree(facts, mesh)
@@ -103,7 +108,7 @@ def _kept(asked: Asked, mesh: DeviceMesh) -> Plan:
     if not captures.is_plain(asked.mask):  # what a function does later is not known
         return _planned(asked, mesh)
     groups = tuple(id(mesh.get_group(dim)) for dim in range(mesh.ndim))  # the plan holds them
-    key = asked.digest, *asked[3:9], asked.named, mesh.device_type, groups, asked.q_offset
+    key = asked.digest, *asked[3:9], asked.named, asked.overlap, mesh.device_type, groups, asked.q_offset
     found = _plans.get(key)
     if found is None:
         found = _planned(asked, mesh)
@@ -117,14 +122,15 @@ def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
     device, place = _device_of(mesh), _place(chosen, mesh)
     layout = layout_of(chosen.assignment, sizes.length, tiles.unit, chosen.rows, chosen.parts)
     part = part_of(
-        asked.mask, tiles.marks, chosen, layout, place, q_offset=asked.q_offset, unit=tiles.unit, device=device
-    )
+        asked.mask, tiles.marks, chosen, layout, place, q_offset=asked.q_offset, unit=tiles.unit, device=device,
+        overlap=chosen.groups > 2 if asked.overlap is None else asked.overlap,
+    )  # fmt: skip
     own = layout.of_rank(place.group, place.part)
     whole = Whole(_gathering_order(place), sent_to(layout.places(), device), sent_to(own, device))
     return Plan(
         part.mask, mesh, sizes.length, chosen.rows, whole.positions, sent_to(own < 0, device),
         chosen, sizes, tiles.batch, _hidden(part.mask, sizes.length, whole.positions), part, whole,
-        Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes),
+        Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes, part.overlap is not None),
     )  # fmt: skip
 
 

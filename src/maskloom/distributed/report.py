@@ -13,6 +13,7 @@ class Report(NamedTuple):
         schemes: all that could be.
         refused: why others could not.
         named: whether the user named the strategy.
+        overlaps: whether keys come in while a rank attends to its own.
     """
 
     chosen: Scheme
@@ -21,6 +22,7 @@ class Report(NamedTuple):
     named: bool
     unit: int
     sizes: Sizes
+    overlaps: bool = False
 
     def text(self) -> str:
         """What ``print(plan)`` shows."""
@@ -59,7 +61,8 @@ class Report(NamedTuple):
         scheme = self.chosen
         if scheme.assignment is None:
             return "in order"
-        return f"tiles of {self.unit} positions, {scheme.assignment.how}"
+        meanwhile = "; keys come in while own ones are attended to" if self.overlaps else ""
+        return f"tiles of {self.unit} positions, {scheme.assignment.how}{meanwhile}"
 
     def _counted(self) -> str:
         sizes = self.sizes

@@ -170,6 +170,11 @@ def block_size(gpu: int) -> tuple[int, int]:
     return (256, 128) if gpu >= 10 else (128, 128)
 
 
+def lse_has_gradient() -> bool:
+    """Whether FLASH's log-sum-exp has a gradient in these versions."""
+    return _TORCH >= _TORCH_2_14 and _FLASH >= _B5
+
+
 def reads_scalars() -> bool:
     """Whether masks may read tensors without dimensions on the GPU, and numbers that are dynamic (pytorch#189784; read, not run)."""
     return _TORCH_2_14 <= _TORCH and _B17 <= _FLASH

@@ -23,7 +23,7 @@ from maskloom.distributed.exchange.packing import (
 
 # the second name of each is that of torch before 2.13
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def by_heads(tensors: list[Tensor], group: ProcessGroup) -> tuple[Tensor, ...]:
@@ -154,7 +154,7 @@ class _Gathered(torch.autograd.Function):
         else:
             everyones.index_copy_(0, how.places, found)
         rows = found.new_empty(ctx.rows, *found.shape[1:])
-        _reduce_scatter(rows, everyones, group=ctx.group)
+        reduce_scatter(rows, everyones, group=ctx.group)
         return None, None, *unpacked(rows, ctx.shapes)
 
 
