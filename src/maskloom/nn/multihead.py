@@ -156,7 +156,9 @@ class MultiheadFlexAttention(ProjectedHeads):
         packing = NOT_PACKED
         if coming is None:
             hidden = hidden_by_mask(x, context, block_mask, self.n_heads, options)
-            packing = packing_of(x, context, block_mask)
+            packing = packing_of(
+                x, context, block_mask if isinstance(block_mask, Tensor) else moved(block_mask, options)
+            )
         else:
             hidden = Hidden((coming.positions < 0)[..., None] if coming.is_padded else None)
         queries, new_keys, new_values, rows = self._projected_of(
