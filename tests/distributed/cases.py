@@ -153,7 +153,27 @@ def relative(length: int) -> Any:
     return score_mod, table
 
 
-def options() -> None:
+def functions() -> None:
+    """A plain mask_mod is asked at planning and for its block mask, and not at every call."""
+    mesh, length, calls = mesh_of(), 37, []
+
+    def mask_mod(b, h, q_idx, kv_idx):
+        calls.append(1)
+        return (q_idx >= kv_idx) & ((q_idx + h) % 3 != b)
+
+    query, key, value, *_ = made(2, (6, 2), length)
+    for strategy in STRATEGIES:
+        plan = loom.distributed.plan(mask_mod, length, mesh, heads=(6, 2), strategy=strategy, batch=2)
+        local = [plan.shard(one, 2) for one in (query, key, value)]
+        expected = loom.attend(query, key, value, mask_mod, score_mod=loom.scores.alibi(6))
+        torch.testing.assert_close(plan.unshard(plan.attend(*local, score_mod=loom.scores.alibi(6)), 2), expected)
+        held = len(plan.part._blocks)
+        plan.attend(*local)
+        plan.attend(*local)
+        assert len(plan.part._blocks) == held == 1
+
+
+def options(*names: str) -> None:
     """Score mods, sinks, dropout, padding that is cleaned, heads 32/8 and MQA, scale, deterministic."""
     mesh, length = mesh_of(), 101
     ids = torch.arange(length) // 23
@@ -163,7 +183,8 @@ def options() -> None:
         "by row": loom.causal & loom.lengths([97, 31]),
         "by head": loom.masks.per_head([loom.causal, loom.window(back=9)] * 6),
     }
-    for name, mask in masks.items():
+    for name in names or masks:
+        mask = masks[name]
         for strategy in STRATEGIES:
             plan = loom.distributed.plan(mask, length, mesh, heads=(12, 4), strategy=strategy, batch=2)
             tensors, what = made(2, (12, 4), length), f"{name}, {world} ranks"
@@ -277,10 +298,8 @@ def hybrid() -> None:
     """Heads and rows on a mesh with two dimensions, in both orders."""
     mesh, length = mesh_of(2, 2), 211
     masks = {
-        "causal": loom.causal,
-        "documents": loom.causal & loom.documents(torch.arange(length) // 29),
         "by head": loom.masks.per_head([loom.causal, loom.window(back=9), loom.everything] * 2),
-        "by row": loom.causal & loom.lengths([211, 50]),
+        "by row": loom.causal & loom.documents(torch.arange(length) // 29) & loom.lengths([211, 50]),
     }
     for name, mask in masks.items():
         for strategy in (("heads", "gather"), ("gather", "heads"), ("heads", "needed"), ("needed", "heads"), "auto"):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
 from maskloom.attention.backends.flash import has_flash
 from maskloom.attention.backends.flash_limits import lse_has_gradient
@@ -94,9 +94,9 @@ def _run(
     from maskloom.attention.attend import attend  # the chain of imports would be too long
 
     masks = part.masks(*at)
+    mask = part.ready(masks.placing if asked.passed["dropout"] else masks.plain, query, key)
     found = attend(
-        query, key, value, masks.placing if asked.passed["dropout"] else masks.plain,
-        q_offset=0, return_aux=return_aux, sinks=asked.sinks,
+        query, key, value, mask, q_offset=None if isinstance(mask, BlockMask) else 0, return_aux=return_aux, sinks=asked.sinks,
         score_mod=None if asked.score_mod is None else placed_score(asked.score_mod, masks.at), **asked.passed,
     )  # fmt: skip
     return Attended(found, None) if return_aux is None else Attended(found[0], found[1].lse)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
 from maskloom.distributed.coordinates import Coordinates, placed_mask
@@ -15,6 +17,7 @@ from maskloom.distributed.exchange.collectives import Fetching, Gathering, by_he
 from maskloom.distributed.sharing.layout import Layout, positions_of
 from maskloom.distributed.sharing.scheme import Scheme
 from maskloom.masks.algebra import Mask, nothing
+from maskloom.masks.dense import needed_sizes
 from maskloom.masks.simplify import simplify
 
 
@@ -82,6 +85,7 @@ class Part:
     positions: tuple[Tensor | None, Tensor | None]
     overlap: Overlap | None = None
     _masks: dict[tuple[int | None, int | None], Masks] = field(default_factory=dict)
+    _blocks: dict[Hashable, BlockMask] = field(default_factory=dict)
 
     def masks(self, b_offset: int | None, h_offset: int | None) -> Masks:
         """The masks of heads and batch rows from these on; made once, so that what attention builds is kept with them."""
@@ -98,6 +102,21 @@ class Part:
             b_offset=b_offset if "b" in self.marks else None, h_offset=h_offset if "h" in self.marks else None
         )
         return Masks(placed_mask(self.mask, needed), placed_mask(self.mask, at), at)
+
+    def ready(self, mask: Mask, query: Tensor, key: Tensor) -> Mask | BlockMask:
+        """The mask as `attend` gets it: of what holds a function, which it would build at every call, the block mask, built once."""
+        if not captures.may_change(mask):
+            return mask
+        from maskloom.blocks.build import block_mask  # the chain of imports would be too long
+
+        (batch, heads, q_len, _), kv_len, device = query.shape, key.shape[2], query.device
+        sizes = id(mask), batch, heads, q_len, kv_len  # the masks are kept here
+        found = self._blocks.get(sizes)
+        if found is None:
+            rows, columns = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
+            found = block_mask(mask, q_len, kv_len, batch=rows, heads=columns, device=device)
+            self._blocks[sizes] = found
+        return found
 
     def heads_of(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """This part's heads of the rows of its group: queries that are real, one at least, keys and values of all rows."""
@@ -162,7 +181,7 @@ def part_of(
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
     positions = queries if queries is None else queries + q_offset, keys
     part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions)
-    return dataclasses.replace(part, overlap=_overlap(part, layout, device), _masks={}) if overlap else part
+    return dataclasses.replace(part, overlap=_overlap(part, layout, device), _masks={}, _blocks={}) if overlap else part
 
 
 def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None:
@@ -172,7 +191,7 @@ def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None
     own = layout.positions[part.place.group]
     others = torch.cat([held for group, held in enumerate(layout.positions) if group != part.place.group]).sort().values
     near, far = (
-        dataclasses.replace(part, positions=(part.positions[0], _placed(keys, device)), _masks={})
+        dataclasses.replace(part, positions=(part.positions[0], _placed(keys, device)), _masks={}, _blocks={})
         for keys in (own, others)
     )
     return Overlap(near, far, sent_to(layout.places()[others], device))
