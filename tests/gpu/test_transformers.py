@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.integrations.transformers.models import BATCH, DECODERS, PACKED, pair, position_ids, tokens
+from tests.integrations.transformers.models import BATCH, DECODERS, PACKED, hf, pair, position_ids, tokens
 
 LENGTH = 261
 
@@ -41,6 +41,30 @@ def test_packed(name):
     row = tokens(1, sum(PACKED)).cuda()
     apart = torch.cat([eager(part).logits for part in row.split(PACKED, 1)], 1)
     close(ours(row, position_ids=position_ids().cuda()).logits, apart)
+
+
+@torch.no_grad()
+def test_packed_in_one_graph_beside_a_cache():
+    eager, ours = on_gpu("llama4")
+    row = tokens(1, sum(PACKED)).cuda()
+    apart = torch.cat([eager(part).logits for part in row.split(PACKED, 1)], 1)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    close(compiled(row, position_ids=position_ids().cuda()).logits, apart)
+
+
+def test_rows_that_transformers_found_not_to_be_packed_are_plain_causal_ones():
+    _, ours = on_gpu("llama")
+    found = hf.explain(ours, {"input_ids": tokens(length=LENGTH).cuda(), "use_cache": False})
+    assert [layer.mask for layer in found.layers] == ["causal", "causal"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_a_prompt_padded_at_the_right(name):
+    """``generate()`` goes on from the last position, though it is padding: its query sees what "eager" shows it."""
+    eager, ours = on_gpu(name)
+    ids, real = tokens(length=LENGTH).cuda(), right_padded()
+    close(ours(ids, attention_mask=real).logits[:, -1], eager(ids, attention_mask=real).logits[:, -1])
 
 
 @torch.no_grad()
