@@ -1,0 +1,80 @@
+"""A rank's part: its masks are rows of the whole, alike for every batch, and made once."""
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.core import captures
+from maskloom.distributed.asking import checked, weighed
+from maskloom.distributed.part import Part, Place, _for_parts, part_of
+from maskloom.distributed.sharing.layout import layout_of
+
+LENGTH = 211
+
+
+def part_for(mask: loom.Mask, strategy: str, rank: int, **options) -> Part:
+    asked = checked(mask, LENGTH, [2], heads=(4, 2), strategy=strategy)
+    tiles, _, (scheme,) = weighed(asked, [2])
+    layout = layout_of(scheme.assignment, LENGTH, tiles.unit, scheme.rows, scheme.parts)
+    place = Place(0, rank, None, None) if strategy == "heads" else Place(rank, 0, None, None)
+    alike = {"q_offset": 0, "unit": tiles.unit, "device": torch.device("cpu")}
+    return part_of(asked.mask, tiles.marks, scheme, layout, place, **(alike | options))
+
+
+def documents(*starts: int) -> loom.Mask:
+    return loom.causal & loom.documents(offsets=[0, *starts, LENGTH])
+
+
+@pytest.mark.parametrize("strategy", ["heads", "gather", "needed"])
+def test_masks_of_other_documents_have_one_structure(strategy):
+    """So one compiled kernel serves them."""
+    masks = [
+        part_for(documents(*starts), strategy, 1).masks(None, None).plain
+        for starts in ((50, 90), (7, 100), (33, 34, 200))
+    ]
+    first, *others = [captures.structure(mask, numbers=False) for mask in masks]
+    assert others == [first] * 2
+
+
+@pytest.mark.parametrize("strategy", ["gather", "needed"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
+    mask = documents(50, 90)
+    part = part_for(mask, strategy, rank)
+    q_positions, kv_positions = part.positions
+    whole = mask.dense(LENGTH, LENGTH)[0, 0]
+    rows = whole[q_positions.long()]
+    keys = torch.arange(LENGTH) if kv_positions is None else kv_positions.long()
+    found = part.masks(None, None).plain.dense(len(q_positions), len(keys))[0, 0]
+    assert torch.equal(found, rows[:, keys])
+    hidden = torch.ones(LENGTH, dtype=torch.bool).index_fill(0, keys, False)
+    assert not rows[:, hidden].any()  # what does not come is not seen
+
+
+def test_masks_are_made_once_for_each_offset():
+    part = part_for(loom.masks.per_head([loom.causal, loom.window(back=5)] * 2), "heads", 1)
+    assert part.masks(None, 2) is part.masks(None, 2)
+    assert part.masks(None, 0) is not part.masks(None, 2)
+    assert "h_offset=2" in repr(part.masks(None, 2).plain)
+    assert part_for(loom.causal, "heads", 1).masks(None, 2).plain is loom.causal  # it is the same for every head
+
+
+def test_keys_in_two_parts_are_all_keys():
+    part = part_for(loom.causal, "gather", 1, overlap=True)
+    near, far = part.overlap.near.positions[1], part.overlap.far.positions[1]
+    assert torch.cat([near, far]).sort().values.tolist() == list(range(LENGTH))
+    assert part_for(loom.causal, "needed", 1, overlap=True).overlap is None
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "parts", "repeated"), [(6, 2, 2, [0, 1]), (6, 2, 3, [0, 0, 0, 1, 1, 1]), (12, 3, 2, [0, 0, 1, 1, 2, 2]), (4, 1, 2, [0, 0])])  # fmt: skip
+def test_key_heads_are_repeated_where_parts_share_them(heads, kv_heads, parts, repeated):
+    tensor = torch.arange(kv_heads)[None, :, None, None].expand(2, kv_heads, 5, 3)
+    found = _for_parts(tensor, heads, kv_heads, parts)[0, :, 0, 0].tolist()
+    share = heads // parts
+    for part in range(parts):
+        own = found[part * len(found) // parts : (part + 1) * len(found) // parts]
+        serves = share // len(own)
+        assert [own[head // serves] for head in range(share)] == [
+            (part * share + head) // (heads // kv_heads) for head in range(share)
+        ]
+    assert len(found) <= len(repeated)
