@@ -111,6 +111,32 @@ def test_positions_are_those_of_tokens(monkeypatch, options, positions):
     compare(monkeypatch, made(**MODULES[options]), MASKS["padding"], positions=positions)
 
 
+@pytest.mark.parametrize("offset", [2, -1, torch.tensor(1), torch.tensor([0, 2, 1])], ids=str)
+def test_under_an_offset_padding_is_elsewhere(monkeypatch, offset):
+    module = made(rotary=loom.nn.Rotary(6))
+    call = {"q_offset": offset, "h_offset": 0}
+    expected = results(module, loom.causal & loom.lengths(LENS), **call)
+    monkeypatch.setitem(packing.LEAST, "cpu", 1)
+    for one, other in zip(results(module, loom.causal & loom.lengths(LENS), **call), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_a_projection_that_was_replaced(monkeypatch):
+    """What it makes of padding is found by it, not by its bias."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.added = base, torch.nn.Linear(base.in_features, base.out_features, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.base(x) + self.added(x)
+
+    module = made(rotary=loom.nn.Rotary(6), out_bias=False)
+    module.in_proj, module.out_proj = Adapted(module.in_proj), Adapted(module.out_proj)
+    compare(monkeypatch, module, MASKS["padding"])
+
+
 @pytest.mark.parametrize("options", MODULES)
 @pytest.mark.parametrize("mask", CROSS)
 def test_both_sides_of_cross_attention(monkeypatch, mask, options):
