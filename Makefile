@@ -1,4 +1,4 @@
-# make demo     install maskloom into .venv and run the main job
+# make demo     install maskloom into .venv, with what the demo needs, and run the main job
 # make test     install what the tests need and run them
 # make check    format, lint, types, import arrows
 # make fix      format, and mend what can be mended
@@ -58,7 +58,7 @@ $(VENV)/.made:
 
 $(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing maskloom into $(VENV)"
-	$(PIP) --editable .
+	$(PIP) --editable '.[show,cli]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt

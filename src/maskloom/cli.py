@@ -38,8 +38,10 @@ def demo(
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
 ) -> None:
     """Take real sequences of unequal length to attention and its picture, and check every number on the way."""
-    from maskloom import demo as job  # loads torch, which --help does not need
+    from maskloom import demo as job
+    from maskloom.show.figures import load_matplotlib
 
+    load_matplotlib()  # what is missing is said before anything is computed
     console = Console()
 
     @contextlib.contextmanager
@@ -229,12 +231,3 @@ def _dtype(found: "Demo") -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
-
-
-def main() -> None:
-    """Entry point of the ``maskloom`` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

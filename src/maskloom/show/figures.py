@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from maskloom.errors import needed_by
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -29,12 +31,17 @@ _MORE_LETTERS = (
 
 
 def load_matplotlib() -> ModuleType:
-    """matplotlib with the modules that pictures need, without pyplot."""
-    import matplotlib
-    import matplotlib.colors
-    import matplotlib.figure
-    import matplotlib.font_manager
-    import matplotlib.patches
+    """matplotlib with the modules that pictures need, without pyplot.
+
+    Raises:
+        MissingPackageError: it is not installed; the message has the line that installs it.
+    """
+    with needed_by("a picture"):
+        import matplotlib
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.font_manager
+        import matplotlib.patches
 
     return matplotlib
 

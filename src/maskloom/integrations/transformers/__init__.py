@@ -9,6 +9,11 @@
     print(hf.explain(model, batch))
 """
 
+from maskloom.errors import needed_by
+
+with needed_by("maskloom.integrations.transformers"):
+    import transformers as _transformers  # noqa: F401
+
 from maskloom.integrations.transformers.explaining import ModelExplanation, explain
 from maskloom.integrations.transformers.registration import KNOWN as KNOWN_VERSIONS
 from maskloom.integrations.transformers.registration import register
