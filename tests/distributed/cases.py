@@ -544,3 +544,18 @@ def kept() -> None:
     assert loom.distributed.plan(loom.documents(ids), 37, mesh, heads=6, strategy="gather") is not held
     function = lambda b, h, q_idx, kv_idx: q_idx >= offsets[0] + kv_idx  # noqa: E731
     assert loom.distributed.plan(function, 37, mesh, heads=6) is not loom.distributed.plan(function, 37, mesh, heads=6)
+
+
+def alone() -> None:
+    """A mesh of one: nothing moves, the mask is the user's, and no row fills up."""
+    mesh, length = mesh_of(), 37
+    for strategy in (*STRATEGIES, "auto"):
+        plan = loom.distributed.plan(loom.causal, length, mesh, heads=(6, 2), strategy=strategy)
+        assert plan.rows == length
+        assert not plan.pads.any()
+        assert plan.bytes == 0
+        assert plan.balance == 1.0
+        assert plan.part.masks(None, None).plain is loom.causal
+        with counted() as moved:
+            check(loom.causal, made(2, (6, 2), length), plan, score_mod=loom.scores.alibi(6))
+        assert moved.calls == 0

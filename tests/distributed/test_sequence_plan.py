@@ -24,3 +24,7 @@ def test_three_processes_equal_one(tmp_path):
 
 def test_four_processes_equal_one(tmp_path):
     everywhere(4, tmp_path / "store", cases.all_of, ("hybrid",), ("documents_apart",))
+
+
+def test_a_mesh_of_one_moves_nothing(tmp_path):
+    everywhere(1, tmp_path / "store", cases.alone)
