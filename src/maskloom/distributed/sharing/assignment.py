@@ -89,15 +89,6 @@ def balance_of(loads: Sequence[int]) -> float:
     return max(loads) * len(loads) / total if total else 1.0
 
 
-def least_possible(costs: Tensor, ranks: int) -> int:
-    """What the busiest rank has to do at least, in whatever assignment with as many tiles for each."""
-    each = -(-len(costs) // ranks)
-    padded = torch.cat([costs.sort().values, costs.new_zeros(0)])
-    empty = ranks * each - len(costs)
-    cheapest = padded[: max(0, each - 1 - empty)].sum() if each > 1 else 0
-    return max(-(-int(costs.sum()) // ranks), int(padded[-1]) + int(cheapest))
-
-
 def _swap(own: list[list[int]], work: list[int], each: int) -> None:
     """Swap two tiles, or move one, between the busiest rank and another, as long as that helps."""
     for _ in range(_SWAPS):
