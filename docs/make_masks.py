@@ -227,7 +227,7 @@ RECIPES = [
 def main() -> None:
     """Write the page and its pictures."""
     for name, example in named().items():
-        figure = loom.show.plot_mask(example.mask(PICTURED), PICTURED, PICTURED, title="", longest=2.0)
+        figure = loom.show.mask(example.mask(PICTURED), PICTURED, PICTURED, title="", size=2.0)
         loom.show.save_figure(figure, HERE / picture_of(name), dpi=110)
     (HERE / "masks.md").write_text(page())
     ROWS.unlink(missing_ok=True)

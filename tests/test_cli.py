@@ -132,8 +132,45 @@ def test_show_in_the_terminal():
     result = show("causal & window(back=1)", "--q", 3, "--kv", 5)
     assert result.exit_code == 0, result.output
     assert result.output.split("\n") == ["x · · · ·", "x x · · ·", "· x x · ·", ""]
-    result = show("causal", "--q", 3, "--batch", "lengths=1,2", "--row", 1)
-    assert result.output.split("\n") == ["x · ·", "x x ·", "· · ·", ""]
+    for row in (["--row", 1], ["--batch", 1]):
+        result = show("causal", "--q", 3, "--batch", "lengths=1,2", *row)
+        assert result.output.split("\n") == ["x · ·", "x x ·", "· · ·", "batch row 1 of 2, all heads", ""]
+    both = show("causal", "--batch", "lengths=1,2", "--batch", "all")
+    assert both.output.split("\n") == [
+        "x ·",
+        "· ·",
+        "batch row 0 of 2, all heads",
+        "",
+        "x ·",
+        "x x",
+        "batch row 1 of 2, all heads",
+        "",
+    ]
+
+
+def test_show_takes_sizes_from_tables():
+    assert show("documents(offsets=[0,2,3])").output.split("\n") == ["x x ·", "x x ·", "· · x", ""]
+    assert len(show("causal").output.split("\n")) == 33
+    assert show("causal", "--q", 99, "--rows", "97:99", "--keys", "96:99").output == "x x ·\nx x x\n"
+
+
+def test_show_of_long_masks_is_as_wide_as_the_terminal():
+    result = show("causal", "--q", 1 << 20)
+    lines = result.output.rstrip().split("\n")
+    assert {len(line) for line in lines[:-1]} == {80} and len(lines) <= 49
+    assert lines[-1].startswith("1048576 queries × 1048576 keys, a character is ")
+
+
+def test_show_in_colour_where_there_is_colour(monkeypatch):
+    from rich.console import Console
+
+    from maskloom.show.command import terminal_of
+
+    monkeypatch.setenv("COLORFGBG", "0;15")
+    console = Console(force_terminal=True, color_system="256", width=50, height=30)
+    terminal = terminal_of(console)
+    assert (terminal.width, terminal.lines, terminal.colour, terminal.is_light) == (50, 27, True, True)
+    assert not terminal_of(Console(force_terminal=True, color_system=None)).colour
 
 
 def test_show_as_a_picture(tmp_path):
@@ -148,10 +185,13 @@ def test_show_as_a_picture(tmp_path):
         (["causl"], "no mask is called 'causl'; is causal meant?\n  causl\n  ^^^^^\n"),
         (["causal", "--batch", "lengths"], "--batch is a name and its values"),
         (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),
-        (["causal", "--batch", "lengths=1,2", "--row", 5], "batch_idx is from 0 to 1"),
+        (["causal", "--batch", "lengths=1,2", "--row", 5], "batch is from 0 to 1"),
+        (["causal", "--head", "one"], "--head is a number, at least 0, or all; got one"),
+        (["causal", "--rows", "5"], "--rows is start:stop, such as 0:64; got 5"),
+        (["causal", "--keys", "5:99"], "keys is slice(start, stop) with 0 <= start < stop <= 32; got (5, 99)"),
         (["window(back=1" + "0" * 30 + ")"], "back is a number of positions, at most 1073741824"),
         (["lengths([causal])"], "lens are integers, a tensor or a list of them; got [causal]"),
-        (["causal", "--out", "mask.gif"], "a figure is saved as .png or .svg"),
+        (["causal", "--out", "mask.gif"], "a figure is saved as .png, .svg or .pdf"),
     ],
 )
 def test_bad_show(arguments, words):

@@ -126,7 +126,10 @@ def test_the_top_level_is_short():
 
 
 def test_no_name_is_in_two_namespaces():
-    places = [(name, space) for space in NAMESPACES for name in getattr(loom, space).__all__]
+    named = [
+        space for space in NAMESPACES if space != "show"
+    ]  # a picture bears the name of what it draws: show.density
+    places = [(name, space) for space in named for name in getattr(loom, space).__all__]
     names = [name for name, _ in places]
     assert sorted(place for place in places if names.count(place[0]) > 1) == []
 

@@ -75,30 +75,36 @@ def demo(
 @app.command()
 def show(
     expression: Annotated[str, typer.Argument(help="A mask: 'causal & window(back=127) | sinks(4)'.")],
-    q: Annotated[int, typer.Option(help="Queries, in positions.", min=1, max=16384)] = 32,
-    kv: Annotated[
-        int | None, typer.Option(help="Keys, in positions; as many as queries by default.", min=1, max=16384)
+    q: Annotated[
+        int | None,
+        typer.Option(help="Queries, in positions; by default as many as the mask's own tables say, else 32.", min=1),
     ] = None,
+    kv: Annotated[int | None, typer.Option(help="Keys, in positions; as many as queries by default.", min=1)] = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(help="A mask of the batch, to be combined with &: lengths=5,3,9 (repeatable)."),
+        typer.Option(
+            help="The batch row to show: 1, or all. Or a mask of the batch, combined with &: lengths=5,3,9 (repeatable)."
+        ),
     ] = None,
-    row: Annotated[int, typer.Option(help="The batch row to show.", min=0)] = 0,
-    head: Annotated[int, typer.Option(help="The head to show.", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write a .png or .svg here instead of text.", readable=False)] = None,
+    row: Annotated[str, typer.Option(help="The batch row to show, or all; the same as --batch with a number.")] = "0",
+    head: Annotated[str, typer.Option(help="The head to show, or all.")] = "0",
+    rows: Annotated[str | None, typer.Option(help="The queries to show: 0:64.")] = None,
+    keys: Annotated[str | None, typer.Option(help="The keys to show: 0:64.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a .png, .svg or .pdf here instead of text.", readable=False)
+    ] = None,
 ) -> None:
     """Draw a mask in the terminal, or as a picture."""
-    from maskloom.show.text import picture
+    from maskloom.show import command
 
     try:
-        mask = _parsed(expression, batch)
-        keys = q if kv is None else kv
+        masks, chosen = command.batch_options(batch or [], row)
+        asked = command.Asked(_parsed(expression, masks), q, kv, chosen, head, rows, keys)
         if out is None:
-            typer.echo(picture(mask, q, keys, batch_idx=row, head_idx=head, width=Console().width))
+            for line in asked.in_text(Console()):
+                typer.echo(line, color=True)
             return
-        from maskloom.show.plot import plot_mask, save_figure
-
-        typer.echo(save_figure(plot_mask(mask, q, keys, batch_idx=row, head_idx=head), out))
+        typer.echo(asked.in_file(out))
     except (TypeError, ValueError, OSError) as error:
         typer.echo(f"maskloom show: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None

@@ -24,13 +24,12 @@ from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.padding import padding
 from maskloom.masks.patterns.relative import causal
 from maskloom.nn.multihead import MultiheadFlexAttention
-from maskloom.show.plot import plot_attention, plot_tiles, save_figure
+from maskloom.show.figures import save_figure
 
 SEED = 20240801
 LONGEST_FILE = 64 * 2**20  # bytes
 LONGEST_LINE = 1024  # words
 LONGEST_WORD = 256  # characters
-MOST_TILE_MAPS = 20
 LARGEST_DIM = 4096
 LARGEST_CHECK = 2**27  # float64 scores of the dense reference, 1 GiB
 
@@ -300,16 +299,17 @@ def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterat
 
 
 def _draw(module: MultiheadFlexAttention, batch: Batch, mask: Mask, blocks: BlockMask, out: Path) -> list[Path]:
+    from maskloom import show
+
     row = _drawn_sequence(batch)
     words = batch.words[row]
     tokens = words + ["·"] * (batch.x.shape[1] - len(words))
     with torch.no_grad():
         _, queries, keys = module(batch.x, blocks)
-    attention = plot_attention(
-        queries, keys, mask, batch_idx=row, head_idx=0, tokens=tokens, title=f"attention of sequence {row + 1}, head 1"
+    attention = show.attention(
+        queries, keys, mask, batch=row, heads=0, tokens=tokens, title=f"attention of sequence {row + 1}, head 1"
     )
-    names = [f"sequence {number}" for number in range(1, len(batch.words) + 1)]
-    tiles = plot_tiles(blocks, title=repr(mask), names=names, max_rows=MOST_TILE_MAPS)
+    tiles = show.tiles(blocks, batch="all")
     return [save_figure(attention, out / "attention.png"), save_figure(tiles, out / "tiles.png")]
 
 

@@ -283,7 +283,7 @@ def _law(words: str, holds: bool) -> None:
 
 
 def public_names() -> dict[str, Any]:
-    """Every public name of every namespace, for reprs: ``eval(repr(mask), public_names())`` gives the mask again."""
-    spaces = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn, loom.show)
+    """Every public name of every namespace that has values, for reprs: ``eval(repr(mask), public_names())`` gives the mask again."""
+    spaces = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn)
     named = {name: getattr(loom, name) for name in loom.__all__}
     return named | {name: getattr(space, name) for space in spaces for name in space.__all__}

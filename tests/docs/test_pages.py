@@ -104,6 +104,13 @@ def test_the_loader_of_the_page_of_block_masks_runs(start, tmp_path):
     assert run.stdout == printed_in("blocks.md")[-1], run.stderr
 
 
+def test_the_code_of_pictures_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(code_of("look_at_it.md"), {})
+    assert capsys.readouterr().out == printed_in("look_at_it.md")[0]
+    assert (tmp_path / "mask.png").exists()
+
+
 def test_the_code_of_padded_or_packed_runs(capsys, tmp_path):
     pages = re.findall(r"```python\n(.*?)```", (DOCS / "padded_or_packed.md").read_text(), re.DOTALL)
     for code, printed in zip(pages, printed_in("padded_or_packed.md"), strict=True):

@@ -86,9 +86,9 @@ def test_tables_of_each_head_in_one_axis():
 def test_pictures():
     table = table_of((Q, K))
     mask = loom.masks.from_dense(table)
-    assert loom.show.plot_mask(table, Q, K)._suptitle.get_text() == "from_dense(bool[5, 7])"
+    assert "from_dense(bool[5, 7])" in loom.show.mask(table, Q, K)._suptitle.get_text()
     query, key = torch.zeros(1, 1, Q, 8), torch.zeros(1, 1, K, 8)
-    drawn = [loom.show.plot_attention(query, key, given) for given in (table, mask)]
+    drawn = [loom.show.attention(query, key, given) for given in (table, mask)]
     first, second = (figure.axes[0].images[0].get_array() for figure in drawn)
     assert (first.mask == second.mask).all()
     assert str(loom.blocks.explain_block_mask(table, Q, K)) == str(loom.blocks.explain_block_mask(mask, Q, K))

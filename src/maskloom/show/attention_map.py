@@ -1,256 +1,249 @@
-"""`plot_attention`: the attention of one head, with hidden cells hatched."""
+"""`attention`: the attention of a head, with hidden cells hatched."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.core.checks import is_number
 from maskloom.core.words import brief
+from maskloom.masks.algebra import as_mask
+from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
-from maskloom.show.cells import Cells, attention_cells
-from maskloom.show.figures import (
-    keys_on_top,
-    label_axis,
-    literal,
-    load_matplotlib,
-    panel_size,
-    part_cells,
-    spaced,
-    token_label,
-)
+from maskloom.show.colour_scale import Scale, scale_of
+from maskloom.show.figures import load_matplotlib, palette_of
+from maskloom.show.frame import Frame, draw_cells, frame_of, patch, size_in_words
+from maskloom.show.measure.cells import Head, Values, Weights, attention_cells, check_mask, check_tensors, values_in
+from maskloom.show.measure.selection import Members, Span, Which
+from maskloom.show.measure.shares import at
+from maskloom.show.measure.source import Cells, Source, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-POSITIONS_SHOWN = 128
-"""Maximum number of positions drawn along an axis; of a longer axis, the first and last 64 are drawn."""
-
-_GAP = 4  # cells drawn in place of the omitted ones
-_HIDDEN = {"facecolor": "#ececec", "edgecolor": "#c4c4c4", "hatch": "////"}
-_FULLY_MASKED = {"facecolor": "#ffffff", "edgecolor": "#9a9a9a", "hatch": "xxx"}
-_NOT_FINITE = {"facecolor": "#d81b60"}
+_NOT_FINITE = "#d81b60"
 
 
-def plot_attention(
-    query: Tensor,
-    key: Tensor,
+def attention(
+    query: Tensor | None = None,
+    key: Tensor | None = None,
     mask: BlockMask | MaskMod | Tensor | None = None,
     *,
+    weights: Tensor | None = None,
     score_mod: ScoreMod | None = None,
     scale: float | None = None,
     probabilities: bool = True,
-    batch_idx: int = 0,
-    head_idx: int = 0,
+    rows: Span = None,
+    keys: Span = None,
+    batch: Which = 0,
+    heads: Which = 0,
     tokens: Sequence[str] | None = None,
     key_tokens: Sequence[str] | None = None,
+    vmax: float | Literal["auto"] = "auto",
+    ax: "Axes | None" = None,
     title: str | None = None,
+    size: float | None = None,
 ) -> "Figure":
-    """The attention of one head as a picture, queries down and keys across.
+    """The attention of a head as a picture, queries down and keys across.
 
-    Hidden cells are hatched in grey, outside the colour scale; the row of a fully masked query is cross-hatched; values
-    that are not finite have a separate colour. With more than `POSITIONS_SHOWN` positions the middle is omitted, and
-    the axis label says which part. The drawn values are exact: probabilities are over all keys, drawn or not.
+    Hidden cells are hatched, outside the colour scale; the rows of queries that see nothing are cross-hatched; values that
+    are not finite have a colour of their own. Of more than 400 queries or keys a cell is many pairs, and has the mean of
+    those that are visible. Probabilities are over all keys, drawn or not. Of very long sequences only some queries of each
+    row of cells are computed, so that a picture takes about a second; the caption says how many.
 
     Args:
         query: (B, H, Q, D), floating point, on any device; half precision is computed in float32.
         key: (B, Hkv, K, D). H is a multiple of Hkv; query head h uses key-value head ``h // (H // Hkv)``.
         mask: a Mask, a mask_mod, a table as in `attend`, a BlockMask (its tables and its mask_mod together), or None.
+        weights: in place of query and key: (B, H, Q, K), (H, Q, K) or (Q, K), as another model returns them.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask. Where it returns -inf, the cell
             is hidden.
         scale: by default ``1 / sqrt(D)``.
         probabilities: whether to draw probabilities, after the softmax, or scores, before it.
-        batch_idx, head_idx: the batch row and the query head.
+        rows, keys: the queries and keys to draw: ``slice(start, stop)``, a range or a pair. By default all.
+        batch, heads: the batch row and the query head; several, or "all", side by side.
         tokens: Q labels of the queries; also of the keys if Q = K. Labels longer than 16 characters are cut.
         key_tokens: K labels of the keys, if they differ.
-        title: by default the batch row and head.
+        vmax: the value with the strongest colour. "auto" takes the largest; where few cells are far above all others,
+            such as those of the first queries, the largest of the others: the bar then ends in a point.
+        ax: axes to draw into; by default a new figure is made.
+        title: by default the batch row and head, and how many of them there are; an empty string for none.
+        size: maximum inches of the longer side.
 
     Returns:
-        A matplotlib Figure; `save_figure` writes it.
+        A matplotlib Figure, which a notebook displays; `save_figure` writes it.
 
     Raises:
         TypeError, ValueError: tensors, mask, indices or labels that do not fit each other.
     """
-    down, across = _Side(_size(query)), _Side(_size(key))
-    cells = attention_cells(
-        query, key, mask, score_mod=score_mod, scale=scale, probabilities=probabilities,
-        batch_idx=batch_idx, head_idx=head_idx, rows=down.positions, columns=across.positions,
+    given = _given(query, key, weights, mask)
+    frame = frame_of(
+        given, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
+        size=6.5 if size is None else size, room=(1.9, 1.25),
     )  # fmt: skip
-    query_labels = _labels("tokens", tokens, down)
-    if key_tokens is None and down.length == across.length:
-        key_tokens = tokens
-    key_labels = _labels("key_tokens", key_tokens, across)
-
-    cell = 0.36 if max(down.drawn, across.drawn) <= 24 else 0.24
-    longest = 7.5 if query_labels is key_labels is None else 12.0
-    width, height = panel_size(down.drawn, across.drawn, cell=cell, longest=longest, least=1.3)
-    figure = load_matplotlib().figure.Figure(
-        figsize=(width + 1.9 + _room(query_labels), height + 1.3 + _room(key_labels)), layout="constrained"
-    )
-    axes = figure.add_subplot()
-    _draw_values(axes, cells, down, across, "probability" if probabilities else "score", width)
-    axes.set_aspect(height / width * across.drawn / down.drawn)
-    keys_on_top(axes)
-    part_cells(axes, down.drawn, across.drawn, min(width / across.drawn, height / down.drawn))
-    handles = [*_hide(axes, cells, down), *_mark_not_finite(axes, cells, down, across)]
-    _leave_gaps(axes, down, across)
-    _label_side(axes, "y", "query position", down, query_labels, height)
-    _label_side(axes, "x", "key position", across, key_labels, width)
-    literal([axes.set_title(title or f"batch row {batch_idx}, head {head_idx}", fontsize=11, pad=10)])
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handleheight=1.3)
-    return figure
+    cells = attention_cells(frame.queries, frame.keys, given.kv_len)
+    found = []
+    for panel in frame.panels:
+        head = given.head(panel.row, panel.head, score_mod, scale, probabilities)
+        found.append(values_in(at(cells, panel.row, panel.head), head.rows, given.kv_len, head.source))
+    name = "weight" if weights is not None else "probability" if probabilities else "score"
+    scale_drawn = scale_of([_shown(values) for values in found], _checked_limit(vmax), from_zero=name != "score")
+    for panel, values in zip(frame.panels, found, strict=True):
+        image = _draw(frame, panel.axes, cells, values, scale_drawn)
+    _add_bar(frame, image, name, scale_drawn)
+    frame.label(("query position", "key position"))
+    frame.entitle(given, title, given.title)
+    frame.explain(_handles(frame, found), _caption(cells, found[0]))
+    return frame.figure  # type: ignore[return-value]
 
 
-# -- sides -------------------------------------------------------------------------------------------------------------
+class _Given(Source):
+    """The tensors of a picture, and the sizes that they have."""
+
+    def __init__(self, query: Tensor, key: Tensor | None, source: Source | None) -> None:
+        self.query, self.key, self.source = query, key, source
+        self.q_len, self.kv_len = query.shape[2], (query.shape[3] if key is None else key.shape[2])
+        self.batch = Members("batch row", "batch", query.shape[0], True)
+        self.heads = Members("head", "heads", query.shape[1], True)
+        self.title = "attention" if source is None else f"attention under {source.title}"
+
+    def head(
+        self, row: int, head: int, score_mod: ScoreMod | None, scale: float | None, probabilities: bool
+    ) -> Head | Weights:
+        """One query head of one batch row."""
+        query = self.query.detach()[row, head]
+        if self.key is None:
+            return Weights(query, row, head, self.source)
+        key = self.key.detach()[row, head // (self.query.shape[1] // self.key.shape[1])]
+        return Head(query, key, row, head, self.source, score_mod, scale, probabilities)
+
+    def states(self, cells: Cells) -> Tensor:
+        raise NotImplementedError
+
+    def answers(self, elements: Any) -> Tensor:
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The positions along an axis, and where each is drawn: position i at place i, or before it after a gap."""
-
-    length: int
-
-    @property
-    def abbreviated(self) -> bool:
-        return self.length > POSITIONS_SHOWN
-
-    @property
-    def drawn(self) -> int:
-        """The number of places along the axis, with the places of the gap."""
-        return POSITIONS_SHOWN + _GAP if self.abbreviated else self.length
-
-    @property
-    def left_out(self) -> range:
-        """The omitted positions."""
-        half = POSITIONS_SHOWN // 2
-        return range(half, self.length - half) if self.abbreviated else range(0)
-
-    @property
-    def positions(self) -> list[int]:
-        return [position for position in range(self.length) if position not in self.left_out]
-
-    @property
-    def places(self) -> list[int]:
-        return [self.place(position) for position in self.positions]
-
-    def place(self, position: int) -> int:
-        behind = self.abbreviated and position >= self.left_out.stop
-        return position - (len(self.left_out) - _GAP) if behind else position
+def _given(query: Tensor | None, key: Tensor | None, weights: Tensor | None, mask: object) -> _Given:
+    if weights is not None:
+        if query is not None or key is not None:
+            raise TypeError("attention takes query and key, or weights=; got both")
+        query = _checked_weights(weights)
+        sizes = (*query.shape[:2], query.shape[2], query.shape[3])
+    elif query is None or key is None:
+        raise TypeError("attention takes query and key, or weights=; got neither or one of them")
+    else:
+        check_tensors(query, key)
+        sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    return _Given(query, key, None if mask is None else _masked(mask, sizes))
 
 
-def _size(tensor: Tensor) -> int:
-    # attention_cells raises for tensors of another shape than (B, H, length, D), before anything is drawn
-    return tensor.shape[2] if isinstance(tensor, Tensor) and tensor.ndim == 4 else 0
+def _checked_weights(weights: Tensor) -> Tensor:
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"weights is a floating point tensor (B, H, Q, K), (H, Q, K) or (Q, K); got {got}")
+    if weights.ndim not in (2, 3, 4) or 0 in weights.shape:
+        raise ValueError(f"weights has shape (B, H, Q, K), (H, Q, K) or (Q, K); got {tuple(weights.shape)}")
+    return weights[(None,) * (4 - weights.ndim)]
 
 
-def _labels(name: str, tokens: Sequence[str] | None, side: _Side) -> list[str] | None:
-    if tokens is None:
+def _masked(mask: Any, sizes: tuple[int, int, int, int]) -> Source:
+    if isinstance(mask, Tensor):
+        mask = mask_of_table(mask, Sizes(*sizes))
+    if not isinstance(mask, BlockMask):
+        mask = as_mask(mask)
+    check_mask(mask, sizes)
+    return source_of(mask, *sizes[2:])
+
+
+def _checked_limit(vmax: object) -> float | None:
+    if isinstance(vmax, str) and vmax == "auto":
         return None
-    if isinstance(tokens, str):
-        raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {brief(tokens)}")
-    if len(tokens) != side.length:
-        raise ValueError(f"{name} has one label for each of {side.length} positions; got {len(tokens)}")
-    return [token_label(str(token)) for token in tokens]
+    if (isinstance(vmax, float) or is_number(vmax)) and np.isfinite(float(vmax)):
+        return float(vmax)
+    raise ValueError(f'vmax is a number, or "auto"; got {brief(vmax)}')
 
 
-def _room(labels: list[str] | None) -> float:
-    """The approximate size of labels beside the cells, in inches."""
-    return 0.2 + 0.075 * max(map(len, labels)) if labels else 0.3
+# -- drawing -----------------------------------------------------------------------------------------------------------
 
 
-def _label_side(axes: "Axes", which: str, name: str, side: _Side, labels: list[str] | None, room: float) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if side.abbreviated:
-        name = f"{name} ({side.left_out[0]} to {side.left_out[-1]} left out)"
-    if labels is None:
-        ticks = spaced(side.positions, room, apart=0.3)
-        label_axis(axis, name, [side.place(tick) for tick in ticks], ticks)
-        return
-    size = min(9.0, 72 * 0.85 * room / side.drawn)
-    label_axis(axis, name, side.places, [labels[position] for position in side.positions], size=size)
-    if which == "x":
-        axes.tick_params(axis="x", rotation=90)
+def _shown(values: Values) -> np.ndarray:
+    """The values that have a colour of the scale."""
+    return values.value[~values.hidden & values.value.isfinite()].numpy()
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
-
-
-def _draw_values(axes: "Axes", cells: Cells, down: _Side, across: _Side, name: str, width: float) -> None:
-    shown = _laid_out(cells.values.numpy(), ~cells.hidden & cells.values.isfinite(), down, across)
-    low, high = (shown.min(), shown.max()) if shown.count() else (0.0, 1.0)
-    if name == "probability":
-        low = 0.0
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+def _draw(frame: Frame, axes: "Axes", cells: Cells, values: Values, scale: Scale) -> Any:
+    """Values over hatches: the background is seen where nothing is drawn."""
+    palette = palette_of(frame.figure)  # type: ignore[arg-type]
+    axes.patch.set(facecolor=palette.ground, edgecolor=palette.hatch, hatch="////", linewidth=0)
+    hidden, unknown = values.hidden.numpy(), values.value.isnan().numpy()
     colours = load_matplotlib().colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
-    image = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest", zorder=2)
-    beside = axes.inset_axes((1 + 0.15 / width, 0, 0.14 / width, 1))
-    bar = axes.figure.colorbar(image, cax=beside)
+    shown = np.ma.masked_array(np.nan_to_num(values.value.numpy()), mask=hidden | unknown)
+    how: dict[str, Any] = {"interpolation": "nearest", "interpolation_stage": "data", "zorder": 2}
+    if max(values.value.shape) > 200:
+        how |= {"interpolation": "antialiased", "interpolation_stage": "rgba"}
+    image = draw_cells(frame, axes, cells, shown, cmap=colours, vmin=scale.low, vmax=scale.high, **how)
+    for colour, where in ((_NOT_FINITE, values.not_finite.numpy()), (palette.blank, _blank(values))):
+        if where.any():
+            one = load_matplotlib().colors.ListedColormap([colour]).with_extremes(bad=(0, 0, 0, 0))
+            draw_cells(frame, axes, cells, np.ma.masked_array(np.zeros(where.shape), mask=~where), cmap=one, **how)
+    _cross_out(axes, cells, values, palette.hatch, axes.figure.get_facecolor())
+    return image
+
+
+def _blank(values: Values) -> np.ndarray:
+    """The cells with a visible pair of which none was computed."""
+    return (~values.hidden & values.value.isnan() & ~values.not_finite).numpy()
+
+
+def _cross_out(axes: "Axes", cells: Cells, values: Values, hatch: str, ground: Any) -> None:
+    rectangle = load_matplotlib().patches.Rectangle
+    for place in values.fully_masked.nonzero()[:, 0].tolist():
+        corner = int(cells.kv_offset) - 0.5, int(cells.q_offset) + place * cells.q_block - 0.5
+        high = min(cells.q_block, cells.q_len - place * cells.q_block)
+        how = {"facecolor": ground, "edgecolor": hatch, "hatch": "xxx", "linewidth": 0, "zorder": 2.1}
+        axes.add_patch(rectangle(corner, cells.kv_len, high, **how))
+
+
+def _add_bar(frame: Frame, image: Any, name: str, scale: Scale) -> None:
+    panels = [panel.axes for panel in frame.panels]
+    if len(panels) == 1 and frame.is_own:
+        beside = panels[0].inset_axes((1 + 0.15 / frame.width, 0, 0.14 / frame.width, 1))
+        bar = frame.figure.colorbar(image, cax=beside, extend=scale.extend)
+    else:
+        bar = frame.figure.colorbar(image, ax=panels, extend=scale.extend, shrink=0.8, pad=0.02)
     bar.outline.set_visible(False)
     bar.set_label(name, fontsize=10)
     bar.ax.tick_params(labelsize=9, length=2.5, color="0.5")
 
 
-def _hide(axes: "Axes", cells: Cells, down: _Side) -> "list[Patch]":
-    """Hatch hidden cells: the background shows wherever no value is drawn. Returns the legend's handles."""
-    patches = load_matplotlib().patches
-    axes.patch.set(**_HIDDEN, linewidth=0)
-    for place, sees_nothing in zip(down.places, cells.fully_masked.tolist(), strict=True):
-        if sees_nothing:
-            left, right = axes.get_xlim()
-            axes.add_patch(
-                patches.Rectangle((left, place - 0.5), right - left, 1, **_FULLY_MASKED, linewidth=0, zorder=2.1)
-            )
-    handles = []
-    if (cells.hidden & ~cells.fully_masked[:, None]).any():
-        handles.append(patches.Patch(**_HIDDEN, label="hidden"))
-    if cells.fully_masked.any():
-        handles.append(patches.Patch(**_FULLY_MASKED, label="query sees nothing"))
-    return handles
+def _handles(frame: Frame, found: list[Values]) -> "list[Patch]":
+    palette = palette_of(frame.figure)  # type: ignore[arg-type]
+    ground = frame.figure.get_facecolor()
+    has = {
+        "hidden": any(bool((values.hidden & ~values.fully_masked[:, None]).any()) for values in found),
+        "query sees nothing": any(bool(values.fully_masked.any()) for values in found),
+        "not finite": any(bool(values.not_finite.any()) for values in found),
+        "visible, not computed": any(bool(_blank(values).any()) for values in found),
+    }
+    looks: dict[str, tuple[Any, dict[str, Any]]] = {
+        "hidden": (palette.ground, {"edgecolor": palette.hatch, "hatch": "////"}),
+        "query sees nothing": (ground, {"edgecolor": palette.hatch, "hatch": "xxx"}),
+        "not finite": (_NOT_FINITE, {}),
+        "visible, not computed": (palette.blank, {}),
+    }
+    return [patch(looks[word][0], word, **looks[word][1]) for word, there in has.items() if there]
 
 
-def _mark_not_finite(axes: "Axes", cells: Cells, down: _Side, across: _Side) -> "list[Patch]":
-    matplotlib = load_matplotlib()
-    wrong = ~cells.hidden & ~cells.values.isfinite()
-    if not wrong.any():
-        return []
-    marks = _laid_out(np.zeros(tuple(wrong.shape)), wrong, down, across)
-    colours = matplotlib.colors.ListedColormap([_NOT_FINITE["facecolor"]]).with_extremes(bad=(0, 0, 0, 0))
-    axes.imshow(marks, cmap=colours, interpolation="nearest", zorder=2, aspect=axes.get_aspect())
-    return [matplotlib.patches.Patch(**_NOT_FINITE, label="not finite")]
-
-
-def _laid_out(
-    values: np.ndarray, shown: Tensor, down: _Side, across: _Side
-) -> "np.ma.MaskedArray":  # a string, because numpy loads this module on demand
-    """Cells at the places where they are drawn; masked where they are not ``shown``, and in gaps."""
-    cells = np.ix_(down.places, across.places)
-    table = np.zeros((down.drawn, across.drawn))
-    mask = np.ones_like(table, dtype=bool)
-    table[cells] = np.where(shown, values, 0.0)
-    mask[cells] = ~shown.numpy()
-    return np.ma.masked_array(table, mask=mask)
-
-
-def _leave_gaps(axes: "Axes", down: _Side, across: _Side) -> None:
-    """Draw blanks with dots over the places of omitted positions."""
-    rectangle = load_matplotlib().patches.Rectangle
-    start = POSITIONS_SHOWN // 2
-    blank = {"facecolor": axes.figure.get_facecolor(), "linewidth": 0, "zorder": 4}
-    dots: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 14, "color": "0.4", "zorder": 5}
-    middle = start + _GAP / 2 - 0.5
-    if down.abbreviated:
-        axes.add_patch(rectangle((-0.5, start - 0.5), across.drawn, _GAP, **blank))
-    if across.abbreviated:
-        axes.add_patch(rectangle((start - 0.5, -0.5), _GAP, down.drawn, **blank))
-    for part in (0.25, 0.75):
-        if down.abbreviated:
-            axes.text(part * across.drawn - 0.5, middle, "⋮", **dots)
-        if across.abbreviated:
-            axes.text(middle, part * down.drawn - 0.5, "⋯", **dots)
+def _caption(cells: Cells, values: Values) -> str | None:
+    if cells.q_block == cells.kv_block == 1:
+        return None
+    words = f"a cell is the mean of {size_in_words(cells)} pairs"
+    if values.per_row < cells.q_block:
+        words += f"; {values.per_row} of {cells.q_block} queries computed"
+    return words

@@ -1,33 +1,21 @@
-"""Shared code of all pictures: matplotlib, places along an axis, literal text, and saving.
+"""Shared code of all pictures: matplotlib, colours, sizes, and saving.
 
 matplotlib is imported when the first picture is drawn. Figures are made directly, without pyplot, so that no backend is
 chosen and no global list keeps figures alive.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maskloom.errors import needed_by
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
-SUFFIXES = (".png", ".svg")
-LABEL_LIMIT = 16
-"""Maximum characters of a token's label; longer labels are abbreviated."""
-
-# Fonts with letters that matplotlib's own font lacks; those installed are tried after it, in this order.
-_MORE_LETTERS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic",
-    "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari",
-    "Nirmala UI", "Noto Sans Thai", "Noto Emoji", "Arial Unicode MS",
-)  # fmt: skip
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def load_matplotlib() -> ModuleType:
@@ -46,12 +34,68 @@ def load_matplotlib() -> ModuleType:
     return matplotlib
 
 
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of this size in inches; its colours are those of the current style."""
+    from maskloom.show.picture import Picture
+
+    figure = Picture(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06)  # type: ignore[call-arg, union-attr]
+    return figure
+
+
+# -- colours -----------------------------------------------------------------------------------------------------------
+
+
+class Palette(NamedTuple):
+    """The colours of pictures on a light or a dark ground. They differ in lightness, and for every kind of colour vision."""
+
+    hidden: str
+    partial: str
+    visible: str
+    first: str  # only the first of two masks shows it
+    second: str
+    ground: str  # of hidden cells under hatches: grey, which no scale of values has
+    hatch: str
+    blank: str  # visible, and no value is known
+
+    @property
+    def by_state(self) -> tuple[str, str, str]:
+        """The colours of skipped, partial and full tiles."""
+        return self.hidden, self.partial, self.visible
+
+
+LIGHT = Palette("#e9edf0", "#f0a630", "#17406d", "#d95f02", "#1f9fd8", "#ececec", "#c4c4c4", "#cfd8e3")
+DARK = Palette("#2d333b", "#c97b12", "#9fd0ff", "#ff9a4d", "#3aa0dc", "#2e2e2e", "#5c5c5c", "#46505c")
+
+
+def palette_of(figure: "Figure") -> Palette:
+    """The colours for the ground of a figure, as the style of matplotlib (``dark_background``, say) has set it."""
+    red, green, blue, alpha = load_matplotlib().colors.to_rgba(figure.get_facecolor())
+    is_dark = alpha > 0 and 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+    return DARK if is_dark else LIGHT
+
+
+def mixed(low: str, high: str, part: float) -> Any:
+    """The colour between two: red, green and blue from 0 to 1."""
+    colors = load_matplotlib().colors
+    return tuple(a + (b - a) * part for a, b in zip(colors.to_rgb(low), colors.to_rgb(high), strict=True))
+
+
+def panel_size(rows: float, columns: float, *, cell: float, longest: float, least: float) -> tuple[float, float]:
+    """Width and height in inches for ``rows`` × ``columns`` positions; both are at least ``least``."""
+    cell = min(cell, longest / max(rows, columns))
+    return max(cell * columns, least), max(cell * rows, least)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
 def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 200) -> Path:
     """Write a figure to a file atomically: an existing file is replaced only when the new one is complete.
 
     Args:
-        path: the file; its suffix, .png or .svg, is the format. Missing parent directories are made.
-        dpi: pixels per inch of a PNG, and of the images in an SVG.
+        path: the file; its suffix, .png, .svg or .pdf, is the format. Missing parent directories are made.
+        dpi: pixels per inch of a PNG, and of the images in the others.
 
     Returns:
         ``path`` as a Path.
@@ -63,8 +107,8 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"a figure is saved as {' or '.join(SUFFIXES)}; got suffix {path.suffix!r} in {str(path)!r}")
-    metadata = {"Date": None} if suffix == ".svg" else None  # no date in the file
+        raise ValueError(f"a figure is saved as .png, .svg or .pdf; got suffix {path.suffix!r} in {str(path)!r}")
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)  # no date in the file
 
     def write(unfinished: Path) -> None:
         with open(unfinished, "xb") as file:
@@ -86,77 +130,3 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-# -- places along an axis ----------------------------------------------------------------------------------------------
-
-
-def panel_size(rows: float, columns: float, *, cell: float, longest: float, least: float) -> tuple[float, float]:
-    """Width and height in inches for ``rows`` × ``columns`` cells; both are at least ``least``."""
-    cell = min(cell, longest / max(rows, columns))
-    return max(cell * columns, least), max(cell * rows, least)
-
-
-def spaced(places: Sequence[int], room: float, *, apart: float) -> list[int]:
-    """The ``places`` to label: multiples of 1, 2 or 5 times a power of ten, and the last place.
-
-    Args:
-        places: integers in ascending order, drawn evenly (except for a gap) over ``room`` inches.
-        apart: the minimum distance between two labels, in inches.
-    """
-    steps = (digit * 10**power for power in range(19) for digit in (1, 2, 5))
-    step = next(step for step in steps if step * room >= apart * len(places))
-    return [place for place in places if place % step == 0 and places[-1] - place >= step] + [places[-1]]
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
-
-
-def literal(texts: "Iterable[Text]") -> None:
-    """Draw texts literally: ``$`` is a dollar, and all suitable installed fonts are used."""
-    matplotlib = load_matplotlib()
-    texts = list(texts)
-    if all(text.get_text().isascii() for text in texts):
-        families = []
-    else:
-        installed = set(matplotlib.font_manager.get_font_names())
-        families = [family for family in _MORE_LETTERS if family in installed]
-    for text in texts:
-        text.set_parse_math(False)
-        text.set_usetex(False)
-        if families:
-            text.set_fontfamily([*text.get_fontfamily(), *families])
-
-
-def token_label(token: str) -> str:
-    """A token as an axis label: unprintable characters escaped, blanks at the ends made visible, cut if long."""
-    inner = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token).strip(" ")
-    blanks = len(token) - len(token.lstrip(" ")), len(token) - len(token.rstrip(" "))
-    label = "␣" * blanks[0] + (inner + "␣" * blanks[1] if inner else "")
-    return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"
-
-
-def label_axis(axis: "Axis", name: str, ticks: Sequence[float], labels: Sequence[object], *, size: float = 9) -> None:
-    """Name an axis, and label the places ``ticks`` on it."""
-    axis.set_ticks(ticks, labels=[str(label) for label in labels])
-    literal(axis.get_ticklabels())
-    axis.set_tick_params(labelsize=size, length=2.5, color="0.5")
-    axis.set_label_text(name, fontsize=10)
-
-
-def keys_on_top(axes: "Axes") -> None:
-    """Keys along the top and queries down the side, as in the drawings of docstrings; no frame."""
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.spines[:].set_visible(False)
-
-
-def part_cells(axes: "Axes", rows: int, columns: int, cell: float) -> None:
-    """Thin lines between cells, if the cells, ``cell`` inches wide, are large enough for them."""
-    if cell < 0.1:
-        return
-    axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
-    axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
-    axes.set_axisbelow(False)  # draws the lines over images too
-    axes.grid(which="minor", color="white", linewidth=min(1.2, 6 * cell))
-    axes.tick_params(which="minor", length=0)

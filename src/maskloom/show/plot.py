@@ -1,4 +1,4 @@
-"""Pictures of attention and of block masks, drawn with matplotlib, which is imported with the first picture."""
+"""`visualize_attention_scores`: the picture of scores, with the arguments that attention-gym's has."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,7 @@ from torch import Tensor
 from maskloom.core import captures
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
-from maskloom.show.attention_map import plot_attention as plot_attention
-from maskloom.show.figures import save_figure as save_figure
-from maskloom.show.mask_map import plot_mask as plot_mask
-from maskloom.show.tile_map import plot_tiles as plot_tiles
+from maskloom.show.figures import save_figure
 
 
 def visualize_attention_scores(
@@ -30,7 +27,7 @@ def visualize_attention_scores(
     """Write a picture of one head's scores, before the softmax, with hidden cells hatched.
 
     The arguments are those of attention-gym's function of the same name. Here score_mod and mask_mod are both optional
-    and may be combined, and query heads may share key heads. `plot_attention` draws probabilities, tokens and more.
+    and may be combined, and query heads may share key heads. `maskloom.show.attention` draws probabilities, tokens and more.
 
     Args:
         query: (B, H, Q, D), floating point.
@@ -40,7 +37,7 @@ def visualize_attention_scores(
         device: the device to compute on; query, key and the captured tensors of the two functions are moved there. By
             default they are not moved.
         name: the title of the picture, with blanks for underscores, and the name of the default file.
-        path: the file to write, .png or .svg; without a suffix, .png is added. In a directory, the file is
+        path: the file to write, .png, .svg or .pdf; without a suffix, .png is added. In a directory, the file is
             ``name``.png; by default it is in the working directory. Missing directories are made.
         batch_idx, head_idx: the batch row and the query head.
         scale: by default ``1 / sqrt(D)``.
@@ -57,10 +54,12 @@ def visualize_attention_scores(
         query, key, score_mod, mask_mod = captures.moved(
             (query, key, score_mod, mask_mod), lambda tensor: tensor.to(place)
         )
+    from maskloom.show.attention_map import attention
+
     title = f"{name.replace('_', ' ')}\nbatch row {batch_idx}, head {head_idx}"
-    figure = plot_attention(
+    figure = attention(
         query, key, mask_mod, score_mod=score_mod, scale=scale, probabilities=False,
-        batch_idx=batch_idx, head_idx=head_idx, title=title,
+        batch=batch_idx, heads=head_idx, title=title,
     )  # fmt: skip
     return save_figure(figure, _file(name, path))
 
