@@ -13,6 +13,12 @@ B, L, D, HEADS = 5, 1024, 256, 4
 ALL_LENS = [1024, 300, 17, 640, 511], [700, 1, 1024, 90, 333], [64, 128, 1000, 256, 999], [1024, 1000, 13, 7, 500]
 
 
+@pytest.fixture(autouse=True)
+def small_inputs_are_packed(monkeypatch):
+    monkeypatch.setattr(packing, "_LEAST_ELSEWHERE", 0)
+    monkeypatch.setattr(packing, "_LEAST_IN_GRAPH", 0)
+
+
 def blocks_of(lens):
     return loom.block_mask((loom.causal & loom.lengths(lens)).to("cuda"), L, L)
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
 from maskloom.nn import packing
-from maskloom.nn.packing import NOT_PACKED, packing_of, pays
+from maskloom.nn.packing import NOT_PACKED, is_large, packing_of, pays
 
 B, L, K, D, D_CONTEXT = 3, 11, 13, 7, 5
 LENS, KV_LENS = [7, 0, 9], [13, 4, 2]
@@ -219,8 +219,12 @@ def test_the_rule():
     assert pays(960, 2, 512, cpu)
     assert not pays(961, 2, 512, cpu)  # nearly all is real
     assert not pays(0, 2, 512, cpu)
-    assert not pays(100, 2, 512, gpu)  # the host needs longer
-    assert pays(100, 8, 512, gpu)
+    assert not pays(700, 2, 512, gpu)  # taking rows costs a GPU more
+    assert pays(600, 2, 512, gpu)
+    assert is_large((8, 64, 3), cpu)
+    assert not is_large((7, 64, 3000), cpu)
+    assert is_large((8, 4096, 2048), gpu)
+    assert not is_large((8, 4096, 1024), gpu)  # the host needs longer
 
 
 def counted(mask):

@@ -23,8 +23,13 @@ from maskloom.program.program import MaskMod
 LEAST = {"cpu": 512}
 """The positions of a batch from which on packing pays, by the type of the device."""
 
-_LEAST_ELSEWHERE = 4096  # below, the host's time to launch more kernels is more than what they save
-_MOST_REAL = 15 / 16
+_LEAST_ELSEWHERE = 1 << 26
+"""Of other devices, the entries of x (B, L, features): below, launching more kernels takes the host longer than they save."""
+
+_LEAST_IN_GRAPH = 1 << 22  # there the host launches them faster
+
+_MOST_REAL = {"cpu": 15 / 16}
+_MOST_REAL_ELSEWHERE = 5 / 8  # benchmarks/results/padding_module_rule.csv: at 1/2 the GPU takes less time, at 3/4 more
 
 
 class Tokens(NamedTuple):
@@ -84,10 +89,18 @@ class Packing(NamedTuple):
 NOT_PACKED = Packing(None, None)
 
 
+def is_large(shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether an input (B, L, features) is so large that packing may pay."""
+    batch, length, features = shape
+    if device.type in LEAST:
+        return batch * length >= LEAST[device.type]
+    least = _LEAST_IN_GRAPH if torch.compiler.is_dynamo_compiling() else _LEAST_ELSEWHERE
+    return batch * length * features >= least
+
+
 def pays(total: int, batch: int, length: int, device: torch.device) -> bool:
-    """Whether packing so many tokens of a batch saves more than it costs."""
-    positions = batch * length
-    return positions >= LEAST.get(device.type, _LEAST_ELSEWHERE) and 0 < total <= _MOST_REAL * positions
+    """Whether packing so many tokens of a batch that is large saves more than it costs."""
+    return 0 < total <= _MOST_REAL.get(device.type, _MOST_REAL_ELSEWHERE) * batch * length
 
 
 def packing_of(x: Tensor, context: Tensor | None, mask: BlockMask | MaskMod | Tensor | None) -> Packing:
@@ -99,15 +112,17 @@ def packing_of(x: Tensor, context: Tensor | None, mask: BlockMask | MaskMod | Te
         return NOT_PACKED
     q_shape, device = (x.shape[0], x.shape[1]), x.device
     kv_shape = q_shape if context is None else (context.shape[0], context.shape[1])
+    large = is_large(tuple(x.shape), device), context is not None and is_large(tuple(context.shape), device)
 
     def find() -> Packing:
         counts = counted_padding(mask.mask_mod if isinstance(mask, BlockMask) else mask)
+        queries = _tokens(counts.queries, q_shape, device) if large[0] else None
         if context is not None:
-            return Packing(_tokens(counts.queries, q_shape, device), _tokens(counts.keys, kv_shape, device))
-        tokens = _tokens(counts.queries, q_shape, device) if counts.queries is counts.keys else None
+            return Packing(queries, _tokens(counts.keys, kv_shape, device) if large[1] else None)
+        tokens = queries if counts.queries is counts.keys else None
         return Packing(tokens, tokens)
 
-    return cached_with(mask, ("packing", q_shape, kv_shape, context is None, device), find, functions_too=True)
+    return cached_with(mask, ("packing", q_shape, kv_shape, context is None, large, device), find, functions_too=True)
 
 
 def _may_pack() -> bool:

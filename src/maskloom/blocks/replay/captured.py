@@ -5,13 +5,14 @@ run: results belong to whoever gets them, as those of the list do. Temporaries o
 """
 
 import gc
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from maskloom.core.forks import fork_safe_lock
 
 Tensors = tuple[Tensor, ...]
 
@@ -50,7 +51,7 @@ class CapturedCalls:
         self._computed = [at for at, known in enumerate(given) if known is None]
         self._runs = 0
         self._graph: _Graph | None = None
-        self._lock = threading.Lock()  # the copies of the inputs are shared
+        self._lock = fork_safe_lock()  # the copies of the inputs are shared
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
         """The results of the function."""
