@@ -39,8 +39,16 @@ def main():
     module = loom.MultiheadFlexAttention(7, 6, 3)
     assert module(torch.randn(2, 5, 7), loom.causal).out.shape == (2, 5, 6)
 
-    said = refused(loom.visualize_attention_scores, query, query)
-    assert said == f'a picture needs matplotlib, {INSTALL}"maskloom[show]"', said
+    for draw, *what in (
+        (loom.visualize_attention_scores, query, query),
+        (loom.show.attention, query, query),
+        (loom.show.mask, loom.causal, 5),
+        (loom.show.tiles, loom.causal, 5),
+        (loom.show.density, loom.causal, 5),
+        (loom.show.compare, loom.causal, loom.window(back=2), 5),
+    ):
+        said = refused(draw, *what)
+        assert said == f'a picture needs matplotlib, {INSTALL}"maskloom[show]"', said
     name = "maskloom.integrations.transformers"
     said = refused(importlib.import_module, name)
     assert said == f'{name} needs transformers, {INSTALL}"maskloom[transformers]"', said

@@ -64,9 +64,9 @@ def density(
     queries, key_span = span_of("rows", rows, source.q_len), span_of("keys", keys, source.kv_len)
     labels, _ = both_labels(tokens, None, source.q_len, -1)
     pairs = [(row, head) for row in source.batch.chosen(batch) for head in source.heads.chosen(heads)][:MOST_PANELS]
+    figure, axes = _axes(ax)
     found = [tiles_of(source, block, queries, key_span, *pair) for pair in pairs]
     visited = np.stack([(seen.states != SKIPPED).sum(-1).numpy() for seen in found])
-    figure, axes = _axes(ax)
     _draw_rows(axes[0], source, pairs, found[0], visited, labels)
     if len(axes) > 1:
         _draw_ranks(axes[1], visited.sum(0), min(ranks, max(1, visited.shape[1] // 2)))

@@ -36,6 +36,7 @@ def load_matplotlib() -> ModuleType:
 
 def new_figure(width: float, height: float) -> "Figure":
     """A figure of this size in inches; its colours are those of the current style."""
+    load_matplotlib()
     from maskloom.show.picture import Picture
 
     figure = Picture(figsize=(width, height), layout="constrained")
