@@ -32,6 +32,17 @@ def whole_model() -> str:
     return table(lines)
 
 
+def in_short() -> list[tuple[str, str, str, str]]:
+    """What the README says of whole models: the batch, milliseconds of a step with torch alone and with `attend`, and torch's way."""
+    rows = {row["contender"]: row for row in rows_of("model_step")}
+    found = []
+    for form, way in (("padded", "sdpa, dense"), ("packed", "torch varlen")):
+        theirs, ours = rows[f"{form}: {way}"], rows[f"{form}: attend, auto"]
+        what = f"training step of a model, {form}, {float(theirs['real']):.0%} real"
+        found.append((what, theirs["step_ms"], ours["step_ms"], _MODEL[way]))
+    return found
+
+
 def decoding() -> str:
     """The GPU's time of one step of decoding, for whole caches."""
     rows = [row for row in rows_of("decoding") if float(row["filled"]) == 1]

@@ -3,6 +3,7 @@
 python -m docs.make_tables
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -82,13 +83,14 @@ _PADDING_KIND = ("width", "batch", "length", "mode", "contender")
 
 
 def in_short() -> str:
-    """The GPU in the README: attention, block masks, compiling."""
+    """The GPU in the README: whole models, attention, block masks."""
     lines = [" | with torch alone | with maskloom | times faster"]
+    lines += [f"{what} | {compared(theirs, ours, way)}" for what, theirs, ours, way in make_models.in_short()]
     padded = make_backends.measured("padded")
     for (shape, mask, contender), row in padded.items():
         ours = padded.get((shape, mask, "attend, auto"))
         if ours is not None and (mask, contender) in ATTENTION:
-            what = f"attention, `{mask}`, forward and backward, {shape}, {float(row['real']):.0%} real"
+            what = f"attention, `{mask}`, {rows_in_words(shape)}, {float(row['real']):.0%} real"
             lines.append(f"{what} | {compared(row['step_ms'], ours['step_ms'], contender)}")
     for row in rows_of("blocks_gpu"):
         length = int(row["length"])
@@ -96,12 +98,12 @@ def in_short() -> str:
             what = f"block mask, `{row['mask']}`, batch {row['batch']}, {make_plots._short(length)}"
             way = "compiled" if row["torch_compiled_ms"] else "eager"
             lines.append(f"{what} | {compared(row[f'torch_{way}_ms'], row['ours_ms'], way)}")
-    for row in rows_of("compile"):
-        graphs = f"{row['graphs']} graph" + "s" * (row["graphs"] != "1")
-        lines.append(
-            f"compiling, `{row['mask']}`, {row['benchmark']}, {row['backend']} | – | {row['seconds']} s, {graphs} | –"
-        )
     return table(lines)
+
+
+def rows_in_words(shape: str) -> str:
+    """``B8 H16 N4096 D128`` as 8 rows of 4k."""
+    return f"{make_backends.batch_of(shape)} rows of {make_backends.length_of(shape)}"
 
 
 ATTENTION = [("causal & padding", "sdpa, dense mask"), ("causal & lengths", "torch varlen, packed")]
@@ -125,6 +127,16 @@ def block_masks() -> str:
     rows = rows_of("blocks_gpu")
     older = "\n\nThese rows are older than the keeping of programs, which spares the run that records a mask."
     return make_plots.blocks_table(rows) + older * any("ours_host_ms" not in row for row in rows)
+
+
+def attention_cpu() -> str:
+    """Attention on the CPU: each way, its times and its memory."""
+    lines = [" | N | forward | forward and backward | MiB"]
+    for row in rows_of("attention_cpu"):
+        length = re.search(r"N(\d+)", row["shape"])
+        times = [row[name] for name in ("forward_ms", "forward_backward_ms", "peak_mib")]
+        lines.append(" | ".join([f"`{row['contender']}`", length[1] if length else "–", *times]))
+    return table(lines)
 
 
 def blocks_beside_torch(name: str, lengths: Sequence[int]) -> str:
@@ -214,7 +226,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
     "several_gpus.md": {"context_parallel": context_parallel},
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
-    "../README.md": {"gpu": in_short},
+    "../README.md": {"gpu": in_short, "attention_cpu": attention_cpu},
 }
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 import csv
 import inspect
+import operator
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from attn_gym.masks import generate_sliding_window
 
 import maskloom as loom
+from docs import make_tables
+from maskloom.masks import window_reaching_back
 from maskloom.testing import public_names
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +46,7 @@ def test_links_lead_somewhere():
 
 
 def test_figures_are_committed_rows():
+    assert make_tables.page("../README.md") == README, "run python -m docs.make_tables"
     with (ROOT / "benchmarks/results/attention_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
     table = README.split("<!-- attention_cpu -->")[1].split("<!-- /attention_cpu -->")[0]
@@ -50,6 +56,39 @@ def test_figures_are_committed_rows():
         length = re.search(r"N(\d+)", row["shape"]).group(1)
         expected = [row["contender"], length, row["forward_ms"], row["forward_backward_ms"], row["peak_mib"]]
         assert [cell.strip().strip("`") for cell in line] == expected
+
+
+def test_what_a_newcomer_needs_stands_before_the_first_table_of_reference():
+    first = README[: README.index("## Masks")].splitlines()
+    assert len(first) <= 90
+    pages = set(re.findall(r"\]\(docs/(\w+)\.md", "\n".join(first)))
+    guides = {
+        "train_a_model",
+        "padded_or_packed",
+        "decoding",
+        "several_gpus",
+        "hugging_face",
+        "look_at_it",
+        "your_own_mask",
+    }
+    assert guides | {"from_multihead_attention", "masks", "blocks"} <= pages
+    assert "pip install maskloom" not in README  # the name is nobody's yet
+
+
+def test_who_comes_from_another_library_finds_lines_that_run():
+    section = " ".join(README.split("## I come from")[1].split("## Measured")[0].split())
+    names = {"loom": loom, "lens": [5, 2], "cu_seqlens": torch.tensor([0, 5, 7], dtype=torch.int32)}
+    names["generate_sliding_window"] = generate_sliding_window
+    masks = [eval(code, names) for code in re.findall(r"`(loom\.(?:causal|as_mask).*?)`", section)]
+    assert len(masks) == 3
+    documents = loom.causal & loom.documents(offsets=[0, 5, 7])
+    for mask in masks[:2]:
+        assert torch.equal(mask.dense(7, 7), documents.dense(7, 7))
+    assert torch.equal(
+        masks[2].dense(300, 300, batch=2), (window_reaching_back(256) & loom.lengths([5, 2])).dense(300, 300)
+    )
+    for name in re.findall(r"`loom\.((?:nn\.)?\w+)`", section):
+        assert operator.attrgetter(name)(loom), name
 
 
 def test_every_option_of_attend_is_told():
@@ -62,7 +101,9 @@ def test_every_option_of_attend_is_told():
 
 
 def test_names_stand_in_the_order_of_the_readme():
-    sections = [README.index(f"## {title}") for title in ("Masks", "Block masks", "Attention", "Pictures", "Measured")]
+    sections = [
+        README.index(f"## {title}") for title in ("Masks", "Block masks", "Attention", "Pictures", "More measurements")
+    ]
     firsts = {"causal": 0, "block_mask": 1, "attend": 2, "visualize_attention_scores": 3}
     assert sorted(firsts, key=loom.__all__.index) == list(firsts)
     for name, section in firsts.items():
