@@ -11,6 +11,7 @@ from maskloom.attention.merge import merge
 from maskloom.attention.reference import reference
 from maskloom.attention.weights import attention_weights
 from maskloom.blocks.build import block_mask, create_block_mask
+from maskloom.core import words as _words
 from maskloom.core.forks import loading as _loading
 from maskloom.errors import FallbackError, ParseError
 from maskloom.masks.algebra import Mask, and_masks, as_mask, everything, nothing, or_masks
@@ -90,6 +91,20 @@ def _moved(name: str) -> str:
         if name in getattr(importlib.import_module(f"maskloom.{space}"), "__all__", ())
     ]
     return f"; it is maskloom.{homes[0]}.{name}" if homes else ""
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext maskloom``: IPython shows torch's BlockMask with a picture. Importing maskloom inside IPython does so too."""
+    _words.register_block_masks(shell)
+
+
+def _html() -> Any:
+    with _loading:
+        return importlib.import_module("maskloom.show.notebook").html_of
+
+
+_words.made_by(_html)
+_words.register_block_masks()
 
 
 def __dir__() -> list[str]:

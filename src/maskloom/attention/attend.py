@@ -34,6 +34,7 @@ from maskloom.attention.resolve import as_block_mask, refuse_shared_tables
 from maskloom.blocks.tile_states import tile_counts
 from maskloom.core.checks import head_offset, is_zero
 from maskloom.core.torch_state import autocast_to
+from maskloom.core.words import repr_html
 from maskloom.errors import FallbackError
 from maskloom.masks.algebra import Mask, Placing
 from maskloom.masks.dense import table_sizes
@@ -314,6 +315,9 @@ class Explanation:
     skipped: int | None = None
     partial: int | None = None
     full: int | None = None
+
+    def _repr_html_(self) -> str:
+        return repr_html(self)
 
     def __str__(self) -> str:
         lines = [f"backend: {self.backend} ({self.reason})"]

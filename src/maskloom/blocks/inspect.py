@@ -17,6 +17,7 @@ from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED, Decided, tile_st
 from maskloom.core import captures
 from maskloom.core.block_masks import checked_block_mask
 from maskloom.core.checks import count
+from maskloom.core.words import repr_html
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.program.mask_program import program_of
@@ -91,6 +92,9 @@ class Summary:
     fully_masked: int
     fully_masked_queries: int
 
+    def _repr_html_(self) -> str:
+        return repr_html(self)
+
     def __str__(self) -> str:
         batch, heads, q_len, kv_len = self.shape
         tiles = self.skipped + self.partial + self.full
@@ -139,6 +143,9 @@ class TileExplanation:
     def share(self, way: str) -> float:
         """The share of tiles that a method (intervals, witnesses or evaluation) decided, in percent."""
         return 100.0 * getattr(self.decided, way) / max(1, self.decided.total)
+
+    def _repr_html_(self) -> str:
+        return repr_html(self)
 
     def __str__(self) -> str:
         lines = [f"{self.decided.total} tiles of {self.grid.q_block} × {self.grid.kv_block}, decided by"]

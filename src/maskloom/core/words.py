@@ -1,6 +1,11 @@
-"""Short descriptions of values for error messages."""
+"""Short descriptions of values: for error messages, and for notebooks, which show HTML with a picture.
+
+Pictures stand at the edge of the house, and no floor imports them: `maskloom` registers here who makes the HTML.
+"""
 
 import reprlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,3 +47,43 @@ def is_array(value: object) -> bool:
 
 
 _BRIEF = _Brief()
+
+
+# -- notebooks ----------------------------------------------------------------------------------------------------------
+
+_makers: list[Callable[[], Callable[[Any], str]]] = []
+
+
+def made_by(load: Callable[[], Callable[[Any], str]]) -> None:
+    """Register who makes HTML: ``load()`` returns a function from a value to HTML."""
+    _makers[:] = [load]
+
+
+def repr_html(value: Any) -> str:
+    """The ``_repr_html_`` of values that have a picture."""
+    return _makers[0]()(value)
+
+
+def register_block_masks(shell: Any = None) -> None:
+    """Have IPython show torch's BlockMask with a picture and true numbers, where IPython runs. torch is not changed.
+
+    Args:
+        shell: an IPython shell; by default the one that runs, if there is one. IPython is not imported for it.
+    """
+    loaded = sys.modules.get("IPython")
+    shell = shell or (loaded.get_ipython() if loaded is not None and hasattr(loaded, "get_ipython") else None)
+    formatter = getattr(shell, "display_formatter", None)
+    if formatter is not None:
+        kind = "torch.nn.attention.flex_attention", "BlockMask"
+        formatter.formatters["text/html"].for_type_by_name(*kind, repr_html)
+        formatter.formatters["text/plain"].for_type_by_name(*kind, _in_words)
+
+
+def _in_words(block_mask: Any, printer: Any, cycle: bool) -> None:
+    """torch's own text has the share of tiles as a sparsity below zero where tiles are cut."""
+    batch, heads = block_mask.kv_indices.shape[:2]
+    q_len, kv_len = block_mask.seq_lengths
+    block = "×".join(map(str, block_mask.BLOCK_SIZE))
+    printer.text(
+        f"BlockMask(B={batch}, H={heads}, Q={q_len}, KV={kv_len}, tiles of {block}, {brief_name(block_mask.mask_mod)})"
+    )

@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import AuxRequest
 from maskloom.attention.backends.base import BackendName
 from maskloom.attention.clean_padding import Hidden
 from maskloom.core.torch_state import uncompiled
+from maskloom.core.words import repr_html
 from maskloom.distributed.attending import Asked, attended
 from maskloom.distributed.exchange.rows import Whole, checked_dim, rows_of, whole_of
 from maskloom.distributed.part import Part
@@ -69,6 +70,9 @@ class Plan(SharedSequence):
     def explain(self) -> str:
         """What every strategy would cost, and why this one was taken."""
         return self._report.explained()
+
+    def _repr_html_(self) -> str:
+        return repr_html(self)
 
     def __str__(self) -> str:
         return self._report.text()

@@ -21,7 +21,7 @@ from maskloom.core.checks import required_arguments
 from maskloom.core.torch_state import NOT_LIFTED
 from maskloom.core.values import FrozenValue, value
 from maskloom.core.values import shown as shown  # beside mask_value, for those who write a repr
-from maskloom.core.words import brief, brief_name, is_array
+from maskloom.core.words import brief, brief_name, is_array, repr_html
 from maskloom.masks.dense import dense
 from maskloom.masks.dense_tables import not_a_mask
 from maskloom.masks.signed import Signed, read_from_zero
@@ -125,6 +125,9 @@ class Mask(FrozenValue, ABC):
         raise TypeError(
             f"a mask has no truth value: combine masks with & | ^ ~, not with and, or, not (mask: {brief(self)})"
         )
+
+    def _repr_html_(self) -> str:
+        return repr_html(self)
 
     # -- expansion to elements -------------------------------------------------------------------------------------
 
