@@ -33,10 +33,13 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--graphs", action="store_true", help="allow block masks by CUDA graphs")
     given = parser.parse_args()
+    if given.graphs:
+        loom.blocks.cuda_graphs(True)
     for name in given.sections:
         for row in SECTIONS[name](given.device, given.repeats):
-            append(given.out, {"state": given.state, "section": name, **row})
+            append(given.out, {"state": given.state, "graphs": given.graphs, "section": name, **row})
             print(given.state, name, *row.values(), sep="  ", flush=True)
 
 

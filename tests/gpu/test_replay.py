@@ -5,7 +5,7 @@ import torch
 
 import maskloom as loom
 from maskloom.blocks import construct
-from maskloom.blocks.replay import cached
+from maskloom.blocks.replay import cached, captured
 from maskloom.blocks.replay.captured import CapturedCalls
 from maskloom.core import captures
 from maskloom.core.cache import LRU
@@ -18,7 +18,8 @@ LENS = torch.tensor([1000, 1, 517])
 
 @pytest.fixture(autouse=True)
 def plans(monkeypatch):
-    """Those of one test."""
+    """Those of one test, with graphs."""
+    monkeypatch.setattr(captured, "_allowed", True)
     monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
     return cached._plans
 

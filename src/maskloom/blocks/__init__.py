@@ -5,6 +5,7 @@ from maskloom.blocks.fully_masked import fully_masked_queries
 from maskloom.blocks.inspect import balance, density, explain_block_mask, fully_masked_rows, summary, tiles_per_row
 from maskloom.blocks.lifecycle import BlockMaskCache, pin_memory, to_device, updatable, update_
 from maskloom.blocks.loading import safe_globals
+from maskloom.blocks.replay.captured import cuda_graphs
 
 __all__ = [
     "block_mask",
@@ -22,4 +23,5 @@ __all__ = [
     "update_",
     "BlockMaskCache",
     "safe_globals",
+    "cuda_graphs",
 ]

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
-from maskloom.blocks.replay.captured import CapturedCalls, Tensors
+from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.blocks.tile_states import Decided
@@ -122,7 +122,7 @@ class RecipeOfKind:
         derive: computes from a mask's tensors those that its simpler form holds besides; None where there are none.
         slots: which of all these are the tensors of its program, in the order there.
         held: the mask that the BlockMask holds.
-        is_captured: whether all of it becomes one CUDA graph.
+        is_captured: whether all of it becomes one CUDA graph, where these are allowed.
     """
 
     derive: ReplayPlan | None
@@ -136,7 +136,7 @@ class RecipeOfKind:
 
     def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
         """The BlockMask of the mask that holds these tensors, and remarks on them."""
-        if not self.is_captured:
+        if not (self.is_captured and are_allowed()):
             derived = () if self.derive is None else self.derive.run(tensors)
             return self._recipe((*tensors, *derived), remarks).build()
         with torch.no_grad():

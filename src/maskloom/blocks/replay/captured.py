@@ -13,8 +13,36 @@ import torch
 from torch import Tensor
 
 from maskloom.core.forks import fork_safe_lock
+from maskloom.core.words import brief
 
 Tensors = tuple[Tensor, ...]
+
+_allowed = False
+
+
+def cuda_graphs(allowed: bool) -> None:
+    """Allow that block masks are built by CUDA graphs, or no longer: on a GPU the host then launches one thing, not dozens.
+
+    While a graph is captured, for some milliseconds when a kind of mask comes for the third time, no other thread of the
+    program may wait for the device: CUDA makes that an error (``cudaErrorStreamCaptureUnsupported``), there and here. So it
+    is off until you say that no thread does. What was captured before goes on.
+
+    Args:
+        allowed: for all block masks that this process builds.
+
+    Raises:
+        TypeError: not a bool.
+    """
+    global _allowed
+    if not isinstance(allowed, bool):
+        raise TypeError(f"allowed is True or False; got {brief(allowed)}")
+    _allowed = allowed
+
+
+def are_allowed() -> bool:
+    """Whether block masks may be built by CUDA graphs."""
+    return _allowed
+
 
 _ATTEMPTS = (3, 10, 100)
 """The runs at which it is captured, the later ones if that failed before: it takes some milliseconds, and memory that stays."""
@@ -56,6 +84,8 @@ class CapturedCalls:
     def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
         """The results of the function."""
         if self._graph is None:
+            if not _allowed:
+                return self._function(*inputs)
             self._runs += 1
             if self._runs not in _ATTEMPTS or not self._may_capture(inputs):
                 return self._function(*inputs)
