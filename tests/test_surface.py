@@ -2,7 +2,9 @@
 
 import ast
 import json
+import operator
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +123,10 @@ def test_the_top_level_is_short():
     assert len(loom.__all__) - len(NAMESPACES) <= 28
     with pytest.raises(AttributeError, match=r"it is maskloom\.masks\.chunked"):
         _ = loom.chunked
+    for name, now in loom._RENAMED.items():
+        assert operator.attrgetter(now)(loom)
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}'; it is maskloom\.{re.escape(now)}$"):
+            getattr(loom, name)
     with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
         _ = loom.nonsense
 

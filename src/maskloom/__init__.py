@@ -72,6 +72,15 @@ _LAZY = {
     "MultiheadFlexAttention": "maskloom.nn.multihead",
     "visualize_attention_scores": "maskloom.show.plot",
 }
+_RENAMED = {
+    "mask_value": "masks.mask_dataclass",
+    "blind_rows": "blocks.fully_masked_rows",
+    "blind_queries": "blocks.fully_masked_queries",
+    "plot_attention": "show.attention",
+    "plot_mask": "show.mask",
+    "plot_tiles": "show.tiles",
+}
+"""Names of 0.1, and what they are now."""
 _NAMESPACES = ("masks", "blocks", "scores", "batches", "nn", "distributed", "show", "testing")
 
 
@@ -84,7 +93,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _moved(name: str) -> str:
-    """A hint for a name that is in a namespace."""
+    """A hint for a name that is in a namespace, or had another name in 0.1."""
+    if name in _RENAMED:
+        return f"; it is maskloom.{_RENAMED[name]}"
     homes = [
         space
         for space in _NAMESPACES[:-1]
