@@ -209,6 +209,8 @@ def test_explain():
         "B=1 H=1 Q=1000 KV=1000",
         "64 tiles of 128 × 128, decided by",
         "simpler, and equal: window(back=100, ahead=0)",
+        "  visited alone  visited without it",
+        "         1         56.3 %              23.7 %",
     ):
         assert words in result.output
     refused = runner.invoke(app, ["explain", "causal()"])

@@ -135,17 +135,21 @@ def explain(
         typer.Option(help="A mask of the batch, to be combined with &: lengths=5,3,9 (repeatable)."),
     ] = None,
 ) -> None:
-    """Say what the block mask of a mask costs, and how its tiles were decided."""
+    """Say what the block mask of a mask costs, what of the mask costs what, and how its tiles were decided."""
     from maskloom import block_mask
     from maskloom.blocks import explain_block_mask, summary
     from maskloom.masks import simplify
     from maskloom.masks.simplify import describe
+    from maskloom.show.measure.operand_costs import in_words, operand_costs
 
     try:
         mask = _parsed(expression, batch)
         keys = q if kv is None else kv
         typer.echo(summary(block_mask(mask, q, keys, block_size=block_size)))
         typer.echo(explain_block_mask(mask, q, keys, block_size=block_size))
+        costs = operand_costs(mask, q, keys, block_size=block_size)
+        if costs:
+            typer.echo(in_words(costs))
         simple = simplify(mask)
         if simple != mask:
             typer.echo(f"simpler, and equal: {describe(simple)}")

@@ -10,8 +10,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.tile_states import SKIPPED
 from maskloom.core.checks import count
 from maskloom.program.program import MaskMod
-from maskloom.show.figures import palette_of
-from maskloom.show.frame import MOST_PANELS, size_in_words
+from maskloom.show.figures import load_matplotlib, palette_of
+from maskloom.show.frame import MOST_PANELS, name_of, size_in_words
 from maskloom.show.labels import both_labels, label_axis, label_positions, literal, spaced
 from maskloom.show.measure.selection import Span, Which, span_of
 from maskloom.show.measure.source import Source, source_of
@@ -103,10 +103,11 @@ def _draw_rows(
 ) -> None:
     palette, cells = palette_of(axes.figure), seen.cells  # type: ignore[arg-type]
     first, last = int(cells.q_offset), int(cells.q_offset) + cells.q_len
+    lines = load_matplotlib().colormaps["viridis"]
     edges = np.minimum(first + np.arange(visited.shape[1] + 1) * cells.q_block, last) - 0.5
     for place, (row, head) in enumerate(pairs):
-        name = f"{source.batch.name(row)}, {source.heads.name(head)}" if place < _LINES else None
-        colour = palette.visible if len(pairs) == 1 else None
+        name = name_of(source, row, head) if place < _LINES else None
+        colour = palette.visible if len(pairs) == 1 else lines(place / len(pairs))
         axes.stairs(visited[place], edges, fill=len(pairs) == 1, color=colour, label=name, linewidth=1.4)
     if len(pairs) > 1:
         axes.legend(fontsize=7.5, frameon=False, ncols=2)

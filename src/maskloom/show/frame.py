@@ -73,11 +73,12 @@ class Frame:
         """Say what is drawn: by default the mask, the batch row and the head, and how many of them there are."""
         if len(self.panels) > 1:
             for panel in self.panels:
-                literal([panel.axes.set_title(_which(source, panel, " "), fontsize=8.5)])
+                literal([panel.axes.set_title(name_of(source, panel.row, panel.head), fontsize=8.5)])
         if title is None:
             title = _wrapped(what or source.title, self.width * max(1, min(4, len(self.panels))))
             if len(self.panels) == 1:
-                title += "\n" + _which(source, self.panels[0], ", ")
+                _, row, head = self.panels[0]
+                title += f"\n{source.batch.name(row)}, {source.heads.name(head)}"
             elif self.left_out:
                 title += f"\nthe first {len(self.panels)}, and {self.left_out} more"
         if not title:
@@ -195,12 +196,10 @@ def size_in_words(cells: Cells) -> str:
     return f"{min(cells.q_block, cells.q_len)} × {min(cells.kv_block, cells.kv_len)}"
 
 
-def _which(source: Source, panel: Panel, between: str) -> str:
-    parts = [source.batch.name(panel.row), source.heads.name(panel.head)]
-    if between == " ":  # among several panels, what is the same for all need not be said
-        parts = [part for part in parts if not part.startswith("all ")] or parts
-        return ", ".join(parts)
-    return between.join(parts)
+def name_of(source: Source, row: int, head: int) -> str:
+    """The name of one among several batch rows and heads: what is the same for all is not said."""
+    parts = [members.name(index) for members, index in ((source.batch, row), (source.heads, head)) if members.varies]
+    return ", ".join(parts) or source.batch.name(row)
 
 
 def _wrapped(text: str, width: float) -> str:

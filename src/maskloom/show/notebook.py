@@ -27,7 +27,7 @@ from maskloom.show.measure.tiles import tiles_of
 _SIDE = 192  # pixels on the page
 _CELLS = 96  # along a side of a small picture
 _SHORTEST, _LONGEST = 32, 1 << 20  # positions of a mask that has no length of its own
-_MOST_COUNTED = 1 << 22  # tiles of a block mask whose numbers are computed at once
+_MOST_COUNTED = 1 << 18  # tiles of a block mask whose numbers are computed at once
 
 Colour = tuple[int, int, int, int]
 _HIDDEN, _PARTIAL, _VISIBLE = (128, 128, 128, 48), (224, 146, 32, 255), (46, 124, 214, 255)

@@ -24,8 +24,8 @@ from maskloom.scores.lifted import modified
 from maskloom.show.measure.shares import cells_of, shares_of
 from maskloom.show.measure.source import Cells, Source
 
-COMPUTED = 1 << 23
-"""Maximum number of pairs that are computed for one picture."""
+COMPUTED, COMPUTED_OF_LONG = 1 << 23, 1 << 22
+"""Maximum number of pairs that are computed for one picture; the second where a query has more than 65,536 keys."""
 
 _AT_ONCE = 1 << 20  # pairs
 _ELEMENTS = 1 << 18  # of a mask
@@ -57,9 +57,13 @@ class Values:
 def attention_cells(queries: range, keys: range, kv_len: int) -> Cells:
     """The cells of a picture: as of a mask, but with at least one computed query in each row of cells."""
     cells = cells_of(queries, keys)
-    most = max(1, COMPUTED // kv_len)
+    most = max(1, _most_computed(kv_len) // kv_len)
     q_block = max(cells.q_block, 1 << (-(-len(queries) // most) - 1).bit_length())
     return cells_of(queries, keys, (q_block, cells.kv_block))
+
+
+def _most_computed(kv_len: int) -> int:
+    return COMPUTED if kv_len <= 1 << 16 else COMPUTED_OF_LONG
 
 
 @torch.no_grad()
@@ -92,7 +96,7 @@ def values_in(cells: Cells, rows: Rows, kv_len: int, source: Source | None) -> V
 
 def _computed(cells: Cells, kv_len: int) -> tuple[Tensor, int]:
     """The positions of the queries that are computed, in order, and how many there are in each row of cells."""
-    count = min(cells.q_block, max(1, COMPUTED // (kv_len * cells.shape[2])))
+    count = min(cells.q_block, max(1, _most_computed(kv_len) // (kv_len * cells.shape[2])))
     steps = cells.q_block - 1 - torch.arange(count) * cells.q_block // count
     found = (torch.arange(cells.shape[2])[:, None] * cells.q_block + steps.flip(0)).clamp(max=cells.q_len - 1)
     return found.unique() + cells.q_offset, count
