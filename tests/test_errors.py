@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import maskloom as loom
+from maskloom.__main__ import main
 from maskloom.errors import EXTRAS, MissingPackageError, needed_by
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,11 @@ def test_each_extra_has_the_packages_that_are_named_with_it():
         assert package in names(OPTIONAL[extra])
     assert OPTIONAL["all"] == [f"maskloom[{','.join(dict.fromkeys(EXTRAS.values()))}]"]
     assert names(OPTIONAL["show"] + OPTIONAL["cli"] + OPTIONAL["transformers"]) == set(EXTRAS)
+
+
+def test_the_script_is_the_door_that_names_what_is_missing():
+    module, _, function = PROJECT["scripts"]["maskloom"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
 
 
 def imported(path):

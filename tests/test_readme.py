@@ -73,6 +73,7 @@ def test_what_a_newcomer_needs_stands_before_the_first_table_of_reference():
     }
     assert guides | {"from_multihead_attention", "masks", "blocks"} <= pages
     assert "pip install maskloom" not in README  # the name is nobody's yet
+    assert f"maskloom-{loom.__version__}-py3-none-any.whl" in README
 
 
 def test_who_comes_from_another_library_finds_lines_that_run():
