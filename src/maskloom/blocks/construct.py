@@ -188,7 +188,7 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
     facts = captures.facts_of(mask)
     if facts.may_change or not facts.is_plain or not can_cache():
         return make().build()
-    laid = tuple([(tensor.shape, tensor.stride(), raw_stream(tensor.device)) for tensor in facts.tensors])
+    laid = tuple([(type(held), held.shape, held.stride(), raw_stream(held.device)) for held in facts.tensors])
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
     known = _kinds.get(key)
     if isinstance(known, RecipeOfKind):
