@@ -146,6 +146,24 @@ def test_a_function_has_no_kind(known):
     assert not len(known)
 
 
+def test_a_kind_is_not_taken_inside_a_transform(known, launches):  # noqa: F811
+    """There other backends run."""
+    lens = torch.tensor([5, 13, 2])
+
+    def attention(query, key, value):
+        return loom.attend(query, key, value, loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])))
+
+    qkv = inputs()
+    for _ in range(3):
+        attention(*qkv)
+    assert isinstance(known.entries().popitem()[1], kinds._Kind)
+    ran = len(launches)
+    inside = torch.func.vmap(attention)(*(tensor[None] for tensor in qkv))
+    assert len(launches) == ran
+    expected = loom.reference(*qkv, loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])))[0]
+    torch.testing.assert_close(inside[0], expected, rtol=2e-2, atol=2e-2)
+
+
 def test_values_that_are_read_have_no_kind(known, monkeypatch):
     monkeypatch.setattr(kinds, "readable", lambda tensor: True)
     for _ in range(3):

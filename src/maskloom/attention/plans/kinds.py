@@ -29,7 +29,7 @@ from maskloom.core.cache import LRU
 from maskloom.core.checks import readable
 from maskloom.core.pickling import stays_here
 from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import float_state, raw_stream
+from maskloom.core.torch_state import can_cache, float_state, raw_stream
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.simplify import simplified
@@ -105,7 +105,7 @@ def plan_like(
 
 def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hashable | None:
     """What is the same for all of a kind; None where there is none."""
-    if not facts.is_plain or not facts.tensors or torch.is_inference_mode_enabled():
+    if not (facts.is_plain and facts.tensors and can_cache()) or torch.is_inference_mode_enabled():
         return None
     tensors, given = facts.tensors, None
     if isinstance(owner, BlockMask):
