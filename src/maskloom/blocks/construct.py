@@ -188,7 +188,7 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
     facts = captures.facts_of(mask)
     if facts.may_change or not facts.is_plain or not can_cache():
         return make().build()
-    laid = tuple([(type(held), held.shape, held.stride(), raw_stream(held.device)) for held in facts.tensors])
+    laid = tuple([(type(held), *_place(held), raw_stream(held.device)) for held in facts.tensors])
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
     known = _kinds.get(key)
     if isinstance(known, RecipeOfKind):
@@ -199,6 +199,11 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
             key, "second time" if known is None else kind_of(recipe, mask, facts.tensors, facts.remarks) or "no kind"
         )
     return recipe.build()
+
+
+def _place(tensor: Tensor) -> tuple[Hashable, ...]:
+    """How it lies in its memory: recorded views of it have places of their own there."""
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def kind_of(
@@ -222,7 +227,7 @@ def kind_of(
         and program.device.type == "cuda"
         and not torch.is_inference_mode_enabled()
         and math.prod(grid.shape) <= _MOST_CAPTURED
-        and sum(tensor.nbytes for tensor in known) <= _MOST_COPIED
+        and sum((tensor.numel() + int(tensor.storage_offset())) * tensor.itemsize for tensor in known) <= _MOST_COPIED
         and {tensor.device for tensor in known} == {program.device}
     )
     return RecipeOfKind(derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)

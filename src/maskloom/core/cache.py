@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
 from maskloom.core.forks import fork_safe_lock
-from maskloom.core.torch_state import can_cache, float_state
+from maskloom.core.torch_state import can_cache, counting_writes, float_state
 from maskloom.core.weak_table import IdentityTable
 from maskloom.core.words import brief
 
@@ -154,13 +154,17 @@ class OwnerCache:
         compute: Callable[[], R],
         *,
         parts: tuple[object, ...] = (),
+        in_mode: bool = False,
     ) -> R:
         """``compute()``, or its cached result for this very ``source`` and an equal ``key``.
+
+        In inference mode ordinary tensors are computed: what is kept may be used in training, too.
 
         Args:
             source: the object that owns the result. The result must not hold it, or neither would ever be freed.
             tensors: the tensors that the result is computed from.
             parts: objects that ``source`` holds now, and could replace by others.
+            in_mode: compute in inference mode where that is on; the key says so.
         """
         if not can_cache() or (any(map(Tensor.is_inference, tensors)) and not all(map(_has_state, tensors))):
             return compute()
@@ -173,7 +177,7 @@ class OwnerCache:
                 return compute()
         found = entry.results.get(key)
         if found is None:
-            found = _Result(compute())
+            found = _Result(compute() if in_mode else counting_writes(compute)())
             entry.results.put(key, found)
         return cast(R, found.value)
 
@@ -195,13 +199,16 @@ class OwnerCache:
 _kept = OwnerCache()
 
 
-def cached_with(source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False) -> R:
+def cached_with(
+    source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False, in_mode: bool = False
+) -> R:
     """``compute()``, cached with a mask or BlockMask, unless that holds objects that may change unseen (functions do).
 
     Args:
         source: what the result is computed from.
         key: the other inputs of the result, except torch's floating-point settings.
         functions_too: cache it even then, because the result does not depend on what functions read.
+        in_mode: see `OwnerCache.get`.
     """
     if torch.compiler.is_dynamo_compiling():
         return compute()
@@ -210,7 +217,9 @@ def cached_with(source: Any, key: Hashable, compute: Callable[[], R], *, functio
     if known.may_change and not functions_too:
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()
-    return _kept.get(source, [*known.tensors, *_tables_of(source)], (key, float_state()), compute, parts=parts)
+    return _kept.get(
+        source, [*known.tensors, *_tables_of(source)], (key, float_state()), compute, parts=parts, in_mode=in_mode
+    )
 
 
 def mark_changed(*changed: Any) -> None:

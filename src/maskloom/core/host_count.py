@@ -24,12 +24,12 @@ class HostCount(Remark):
 
     def __init__(self, source: Tensor | None = None, total: int | None = None, longest: int = 0) -> None:
         self._source, self.total, self.longest = source, total, longest
-        self._version = None if source is None else source._version
+        self._state = None if source is None else _state_of(source)
 
     def holds_for(self, table: Tensor) -> bool:
         """Whether this is known to be the count of a table: the one that was counted or a copy, with no write into either."""
         source = self._source
-        if self.total is None or source is None or source._version != self._version or table.is_inference():
+        if self.total is None or source is None or _state_of(source) != self._state or table.is_inference():
             return False
         return table is source or table._version == 0
 
@@ -40,9 +40,14 @@ class HostCount(Remark):
         return hash(HostCount)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None or self._source._version != self._version:
+        if self._source is None or _state_of(self._source) != self._state:
             return HostCount, ()
         return HostCount, (self._source, self.total, self.longest)
+
+
+def _state_of(table: Tensor) -> tuple[int, int]:
+    """What a write into a table changes, and what changes where another takes its place (``torch.utils.swap_tensors``)."""
+    return table._version, table.data_ptr()
 
 
 T = TypeVar("T")

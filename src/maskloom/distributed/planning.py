@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from maskloom.attention.clean_padding import Hidden
 from maskloom.core import captures
 from maskloom.core.cache import LRU
+from maskloom.core.torch_state import counting_writes
 from maskloom.core.words import brief
 from maskloom.distributed.agreement import agree
 from maskloom.distributed.asking import Asked, checked, weighed
@@ -21,6 +22,7 @@ from maskloom.distributed.sharing.layout import layout_of
 from maskloom.distributed.sharing.scheme import Scheme, StrategyName
 from maskloom.masks.algebra import Mask
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.masks.patterns.shift import shifted
 from maskloom.program.program import MaskMod
 
 Strategy = StrategyName | Literal["auto"] | Sequence[StrategyName]
@@ -105,13 +107,17 @@ def _checked_mesh(mesh: DeviceMesh) -> DeviceMesh:
 
 def _kept(asked: Asked, mesh: DeviceMesh) -> Plan:
     """The plan: that of an earlier call which asked the same on this mesh, or a new one."""
+    made = counting_writes(_planned)  # a plan that is made in inference mode may train later
     if not captures.is_plain(asked.mask):  # what a function does later is not known
-        return _planned(asked, mesh)
+        return made(asked, mesh)
     groups = tuple(id(mesh.get_group(dim)) for dim in range(mesh.ndim))  # the plan holds them
-    key = asked.digest, *asked[3:9], asked.named, asked.overlap, mesh.device_type, groups, asked.q_offset
+    structure = captures.structure(
+        asked.mask, numbers=True
+    )  # two masks that do the same may say different things of padding
+    key = asked.digest, structure, *asked[3:9], asked.named, asked.overlap, mesh.device_type, groups, asked.q_offset
     found = _plans.get(key)
     if found is None:
-        found = _planned(asked, mesh)
+        found = made(asked, mesh)
         _plans.put(key, found)
     return found
 
@@ -129,13 +135,14 @@ def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
     whole = Whole(_gathering_order(place), sent_to(layout.places(), device), sent_to(own, device))
     return Plan(
         part.mask, mesh, sizes.length, chosen.rows, whole.positions, sent_to(own < 0, device),
-        chosen, sizes, tiles.batch, _hidden(part.mask, sizes.length, whole.positions), part, whole,
-        Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes, part.overlap is not None),
+        chosen, sizes, tiles.batch, _hidden(part.mask, asked.q_offset, sizes.length, whole.positions), part, whole,
+        Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes, part.overlap is not None), asked.q_offset,
     )  # fmt: skip
 
 
-def _hidden(mask: Mask, length: int, positions: Tensor) -> Hidden | None:
-    """Padding of a mask at a rank's rows."""
+def _hidden(mask: Mask, q_offset: int, length: int, positions: Tensor) -> Hidden | None:
+    """Padding of a mask at a rank's rows, whose queries lie from an offset on."""
+    mask = shifted(mask, q_offset=q_offset) if q_offset else mask
     keys = known_padding(mask, length)
     if keys is None:
         return None

@@ -51,6 +51,7 @@ class Plan(SharedSequence):
     part: Part
     _whole: Whole
     _report: Report
+    q_offset: int = 0
 
     @property
     def strategy(self) -> str | tuple[str, ...]:

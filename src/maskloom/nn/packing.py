@@ -71,7 +71,7 @@ def heads_in_batch(heads: Tensor, tokens: Tokens, *, fills: bool | Tensor = Fals
 
 def may_fill(layer: nn.Module) -> bool:
     """Whether a layer may make something else than 0 of 0: a plain one without a bias does not."""
-    return not (isinstance(layer, nn.Linear) and layer.bias is None)
+    return not (type(layer) is nn.Linear and layer.bias is None and not layer._forward_hooks)
 
 
 class Packing(NamedTuple):

@@ -18,11 +18,13 @@ class SharedSequence(ABC):
         length: positions of the whole sequence.
         rows: of each rank.
         positions: integers (rows,), the position of each row of this rank.
+        q_offset: the position of the first query in the mask.
     """
 
     length: int
     rows: int
     positions: Tensor
+    q_offset: int = 0
     attend: Callable[..., Any]
     """`maskloom.attend` of the whole sequence, from rows and to rows."""
 
@@ -42,8 +44,13 @@ def multihead_by_plan(
         options: with what the module has itself.
 
     Raises:
-        TypeError, ValueError: x of another length, positions of another shape.
+        TypeError, ValueError: a plan with a q_offset, x of another length, positions of another shape.
     """
+    if plan.q_offset:
+        raise ValueError(
+            f"the plan's queries begin at position {plan.q_offset} (q_offset), and the module's rows are queries and keys: "
+            "make the plan without q_offset, or call plan.attend"
+        )
     if x.ndim != 3 or x.shape[1:] != (plan.rows, module.d_in):
         raise ValueError(
             f"x has the rows of one rank, (batch, {plan.rows}, {module.d_in}), as plan.shard makes them; got {tuple(x.shape)}"

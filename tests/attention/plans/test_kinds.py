@@ -106,6 +106,41 @@ def test_a_mask_whose_reads_depend_on_values_has_no_kind(launches, known):  # no
     assert not any(isinstance(kind, kinds._Kind) for kind in known.entries().values())
 
 
+@loom.masks.mask_dataclass
+class Row(loom.Mask):
+    """Visible are the keys that a row allows."""
+
+    row: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.row[kv_idx]
+
+
+@loom.masks.mask_dataclass
+class SecondRow(loom.Mask):
+    """Its simpler form computes with a view of its table."""
+
+    table: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.table[1, kv_idx]
+
+    def beside_causal(self):
+        return Row(self.table[1].roll(0))
+
+
+def test_parts_of_one_table(launches):  # noqa: F811
+    """They lie at other places of its memory, where recorded views look."""
+    qkv, tables = [tensor[:, :, :Q_LEN] for tensor in inputs()], torch.rand(5, 2, Q_LEN) < 0.5
+    for table in tables:
+        mask = loom.causal & SecondRow(table)
+        loom.attend(*qkv, mask, backend="triton")
+        expected = mask.dense(Q_LEN, Q_LEN)
+        assert torch.equal(dense_of(launches[-1][4], BATCH, HEADS).expand_as(expected), expected)
+        blocks = loom.block_mask(mask, Q_LEN, Q_LEN)
+        assert torch.equal(dense_of(blocks, 1, 1).expand_as(expected), expected)
+
+
 def test_tensors_that_change_in_place(launches):  # noqa: F811
     lens = torch.tensor([5, 13, 2])
     mask, qkv = loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])), inputs()

@@ -26,6 +26,13 @@ def test_without_it_nothing_is_captured(monkeypatch):
     assert run._graph is None
 
 
+def test_what_lies_far_from_its_beginning_is_not_copied():
+    run = captured.CapturedCalls(lambda tensor: (tensor + 1,), [None])
+    assert run._may_capture([torch.arange(8)])
+    assert not run._may_capture([torch.zeros(1 << 21)[-8:]])
+    assert not run._may_capture([torch.arange(8).expand(3, 8)])
+
+
 def test_copies_lie_as_the_inputs_do():
     table = torch.arange(24).view(2, 3, 4)
     for tensor in (table, table.mT, table[:, 1:, ::2], table[1]):

@@ -115,7 +115,7 @@ def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hash
     if not all(map(_is_unread, tensors)):
         return None
     mask_mod = owner.mask_mod if isinstance(owner, BlockMask) else owner
-    laid = tuple([(tensor.shape, tensor.stride()) for tensor in tensors])
+    laid = tuple([(tensor.shape, tensor.stride(), tensor.storage_offset()) for tensor in tensors])
     return captures.structure(mask_mod, numbers=True), laid, given, call, float_state(), raw_stream(tensors[0].device)
 
 

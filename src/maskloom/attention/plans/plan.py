@@ -118,7 +118,7 @@ def planned(
             return None
         offset = _offset_of_step(query, key, q_offset)
         return None if offset is None else run_step(query, key, value, mask, offset, facts, call, checked)
-    found = cached_with(owner, call, lambda: plan_like(owner, facts, call, checked, make))
+    found = cached_with(owner, call, lambda: plan_like(owner, facts, call, checked, make), in_mode=True)
     return None if found is None else found(query, key, value)
 
 

@@ -105,7 +105,7 @@ class CapturedCalls:
 
     def _may_capture(self, inputs: Sequence[Tensor]) -> bool:
         """Whether there is something to capture, and the inputs can be copied as they lie."""
-        return bool(self._computed) and not any(map(_repeats, inputs))
+        return bool(self._computed) and not any(map(_repeats, inputs)) and not any(map(_lies_far, inputs))
 
     def _captured(self, inputs: Sequence[Tensor]) -> _Graph | None:
         """The graph; None where the operations cannot be captured."""
@@ -175,6 +175,14 @@ def _as_given(known: int | Tensor, inputs: Sequence[Tensor]) -> Tensor:
 def _repeats(tensor: Tensor) -> bool:
     """Whether it shows one entry at several places."""
     return any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _lies_far(tensor: Tensor) -> bool:
+    """Whether it lies so far from the beginning of its memory that a copy, which lies as far, would be large."""
+    return int(tensor.storage_offset()) * tensor.itemsize > _MOST_BEFORE
+
+
+_MOST_BEFORE = 1 << 22  # bytes
 
 
 def _once(tensor: Tensor) -> Tensor:

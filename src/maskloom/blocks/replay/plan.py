@@ -66,7 +66,7 @@ class ReplayPlan:
     work: int = 0
 
     def run(self, inputs: Sequence[Tensor]) -> Tensors:
-        """Replay all operations on other inputs of the same shapes, strides and dtypes."""
+        """Replay all operations on other inputs of the same shapes, strides, storage offsets and dtypes."""
         if self.on_arrays is None or any(type(tensor) is not Tensor for tensor in inputs):
             with torch.no_grad():
                 if are_allowed() and self.work <= _MOST_CAPTURED and inputs and inputs[0].is_cuda:
