@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
+from maskloom.core.host_count import HostCount
 from maskloom.core.values import FrozenValue
 
 
@@ -16,7 +17,7 @@ def safe_globals() -> list[Any]:
     tensors and numbers, and loading one runs no code. Your own classes, and functions in a mask, are not in the list:
     add them if you trust them.
     """
-    return [*_of_maskloom(FrozenValue), BlockMask, noop_mask]
+    return [*_of_maskloom(FrozenValue), HostCount, BlockMask, noop_mask]
 
 
 def _of_maskloom(kind: type) -> Iterator[type]:

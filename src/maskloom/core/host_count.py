@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from maskloom.core.captures import Remark, moved
@@ -50,25 +51,33 @@ def _state_of(table: Tensor) -> tuple[int, int]:
     return table._version, table.data_ptr()
 
 
+_nothing = HostCount()
+
+
+def not_counted() -> HostCount:
+    """An empty count of its own; while torch compiles, which cannot make one, one for all."""
+    return _nothing if torch.compiler.is_dynamo_compiling() else HostCount()
+
+
 T = TypeVar("T")
 
 
 def uncounted(held: T) -> T:
     """The same mask without counts, for a mask whose tensors will hold other values."""
-    return moved(held, lambda count: HostCount(), of=HostCount)
+    return moved(held, lambda count: not_counted(), of=HostCount)
 
 
 def counted_lengths(lens: Tensor) -> HostCount:
     """The count of lengths (B,), where the host has their values."""
     if not readable(lens) or lens.is_inference() or not lens.numel():
-        return HostCount()
+        return not_counted()
     return HostCount(lens, int(lens.sum()), int(lens.max()))
 
 
 def counted_flags(table: Tensor, *, real: bool) -> HostCount:
     """The count of flags (B, L), of which those that are ``real`` stand for real positions, where the host has their values."""
     if not readable(table) or table.is_inference():
-        return HostCount()
+        return not_counted()
     marked = int(table.count_nonzero())
     return HostCount(table, marked if real else table.numel() - marked, table.shape[1])
 
@@ -76,5 +85,5 @@ def counted_flags(table: Tensor, *, real: bool) -> HostCount:
 def counted_ids(ids: Tensor) -> HostCount:
     """The count of ids (B, L), of which negative ones stand for padding, where the host has their values."""
     if ids.ndim == 1 or not readable(ids) or ids.is_inference():
-        return HostCount()
+        return not_counted()
     return HostCount(ids, int((ids >= 0).count_nonzero()), ids.shape[1])

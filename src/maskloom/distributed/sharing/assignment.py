@@ -40,9 +40,7 @@ def in_order(tiles: int, ranks: int) -> Assignment:
 def head_and_tail(tiles: int, ranks: int) -> Assignment:
     """Two runs of tiles for each rank, one from the front and one from the back: even where work grows along the sequence.
 
-    ::
-
-        8 tiles, 2 ranks: 0 0 1 1 1 1 0 0
+    Of 8 tiles, the ranks are 0 0 1 1 1 1 0 0 if there are two.
     """
     each = -(-tiles // ranks)
     head = each // 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import INTEGERS, flags, length_table, readable
-from maskloom.core.host_count import HostCount, counted_flags, counted_lengths
+from maskloom.core.host_count import HostCount, counted_flags, counted_lengths, not_counted
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
 from maskloom.masks.padded import CountedSides, PaddingMask, Position, counted_sides, ends, outside, pads_at
 from maskloom.masks.signed import Signed, without_negative
@@ -28,8 +28,8 @@ class Lengths(PaddingMask):
 
     q_lens: Tensor
     kv_lens: Tensor
-    q_count: HostCount = field(default_factory=HostCount)
-    kv_count: HostCount = field(default_factory=HostCount)
+    q_count: HostCount = field(default_factory=not_counted)
+    kv_count: HostCount = field(default_factory=not_counted)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (q_idx < self.q_lens[b]) & (kv_idx < self.kv_lens[b])
@@ -64,8 +64,8 @@ class Padding(Tabled, PaddingMask):
 
     q_pads: Tensor
     kv_pads: Tensor
-    q_count: HostCount = field(default_factory=HostCount)
-    kv_count: HostCount = field(default_factory=HostCount)
+    q_count: HostCount = field(default_factory=not_counted)
+    kv_count: HostCount = field(default_factory=not_counted)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return ~(self.q_pads[b, q_idx] | self.kv_pads[b, kv_idx])
@@ -94,8 +94,8 @@ class Real(Tabled, PaddingMask):
 
     q_real: Tensor
     kv_real: Tensor
-    q_count: HostCount = field(default_factory=HostCount)
-    kv_count: HostCount = field(default_factory=HostCount)
+    q_count: HostCount = field(default_factory=not_counted)
+    kv_count: HostCount = field(default_factory=not_counted)
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.q_real[b, q_idx] & self.kv_real[b, kv_idx]
@@ -123,7 +123,7 @@ class KeyPadding(PaddingMask):
     runs_in_flash = True
 
     pads: Tensor
-    count: HostCount = field(default_factory=HostCount)
+    count: HostCount = field(default_factory=not_counted)
     name = "key_padding"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class QueryLengths(PaddingMask):
     runs_in_flash = True
 
     lens: Tensor
-    count: HostCount = field(default_factory=HostCount)
+    count: HostCount = field(default_factory=not_counted)
     description = "q_idx < lens[b]"
 
     def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from maskloom.core.checks import (
     readable,
     refuse_length,
 )
-from maskloom.core.host_count import HostCount, counted_ids
+from maskloom.core.host_count import HostCount, counted_ids, not_counted
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
 from maskloom.masks.lookups import at
@@ -71,7 +71,7 @@ class Documents(_ByIds):
     """Documents by an id for each position; their layout is unknown. See `documents`."""
 
     ids: Tensor
-    count: HostCount = field(default_factory=HostCount)
+    count: HostCount = field(default_factory=not_counted)
     name = "documents"
 
     def counted_sides(self) -> CountedSides:
