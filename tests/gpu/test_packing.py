@@ -84,7 +84,8 @@ def test_one_graph_for_all_lengths():
     for lens in ALL_LENS:
         mask = blocks_of(lens)
         close(step(compiled, lens, mask), step(module, lens, mask))
-    assert counter.frame_count <= 2
+    # torch makes a number dynamic at its second value: here the total is at the second mask, the longest length at the third
+    assert counter.frame_count <= 3
 
 
 def test_a_write_on_the_device_makes_the_count_void():

@@ -7,7 +7,7 @@ A block mask that follows from numbers alone is kept, and copied for later calls
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
-from maskloom.blocks.tile_states import Decided
+from maskloom.blocks.tile_states import SKIPPED
 from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, copied_tables
 from maskloom.core.cache import LRU
@@ -38,6 +38,18 @@ _constants: LRU[Hashable, BlockMask] = LRU(64)
 _MOST_TILES = 1 << 14  # of such a block mask: 512 KiB of tables
 
 
+class Visits(NamedTuple):
+    """Tiles that attention visits, over all batch rows and heads of the tables.
+
+    Attributes:
+        needed: of which some element is visible.
+        vain: of which none is, though intervals alone do not tell.
+    """
+
+    needed: int
+    vain: int
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the BlockMask of a mask is built.
@@ -54,12 +66,13 @@ class Recipe:
     exact: bool = True
     separate_full_blocks: bool = True
 
-    @property
-    def is_decided_by_intervals(self) -> bool:
-        """Whether no element need be evaluated to decide a tile. Asking waits for the device."""
-        count = Decided()
-        classify(self.program, self.grid, count=count)
-        return count.evaluation == 0
+    def visits(self) -> Visits:
+        """How many tiles attention visits, and how many of them for nothing if no element is evaluated.
+
+        Asking waits for the device.
+        """
+        certain, loose = (classify(self.program, self.grid, exact=exact) != SKIPPED for exact in (True, False))
+        return Visits(needed=int(certain.sum()), vain=int((loose & ~certain).sum()))
 
     def holding(self, held: MaskMod) -> "Recipe":
         """The same, of a BlockMask that holds another, equal mask."""

@@ -225,3 +225,25 @@ def test_calls_for_tensors_that_changed():
     for _ in range(3):
         step()
     assert count_calls(step) <= 175
+
+
+@loom.masks.mask_dataclass
+class Twice(loom.Mask):
+    """Visible are the keys with twice the position of the query; intervals leave all tiles open where they hold odd numbers too."""
+
+    table: torch.Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.table[kv_idx] == 2 * q_idx
+
+
+@pytest.mark.parametrize(("heads", "waits"), [(3, False), (1000, True)])
+def test_the_host_waits_where_evaluation_spares_many_visits(heads, waits, known):
+    q_len, kv_len = 300, 1290
+    table = torch.arange(kv_len) % 7 * 101 | 1
+    table[:3] = 0
+    qkv = [torch.randn(1, heads, length, 1).expand(-1, -1, -1, D).bfloat16() for length in (q_len, kv_len, kv_len)]
+    for _ in range(2):
+        loom.attend(*qkv, Twice(table.clone()), backend="triton")
+    (kind,) = known.entries().values()
+    assert kind.recipe.exact is waits

@@ -6,10 +6,11 @@ which its kernel takes the mask. Only the tables of the BlockMask are made anew.
 tensors on a GPU, whose values no check reads.
 
 Whether tiles that intervals leave open are looked at closely, for which the host waits for the GPU, is decided by the mask
-that the kind is made of: where intervals decide all its tiles, they are taken to do so for the others. Where they
-do not, attention visits a tile that it could have skipped; its result is the same.
+that the kind is made of: where it would save few visits, as `_is_worth_waiting` says, it is taken to save few for the others.
+Where it would, attention visits tiles that it could have skipped; its result is the same.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, cast
@@ -21,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.backends.base import Backend
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.request import Request
-from maskloom.blocks.construct import RecipeOfKind, kind_of, recipe_of
+from maskloom.blocks.construct import RecipeOfKind, Visits, kind_of, recipe_of
 from maskloom.blocks.grid import Wanted
 from maskloom.core import captures
 from maskloom.core.block_masks import emptied, rebuilt
@@ -143,11 +144,21 @@ def _kind_of(
         same = captures.structure(final, numbers=True) == captures.structure(simple, numbers=True)
         whole = recipe_of(simple, wanted, device)
         whole = whole if same else whole.holding(final)  # if it is the same, with other copies of what is computed
-        recipe = kind_of(replace(whole, exact=not whole.is_decided_by_intervals), owner, facts.tensors, facts.remarks)
+        exact = _is_worth_waiting(whole.visits(), batch * heads // max(1, math.prod(whole.grid.shape[:2])))
+        recipe = kind_of(replace(whole, exact=exact), owner, facts.tensors, facts.remarks)
     elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
         mask_mod = template_of(final, facts.tensors, facts.remarks)
     known = mask_mod is not None or recipe is not None
     return _Kind(plan.with_blocks(emptied(plan.blocks)), mask_mod, recipe) if known else None
+
+
+_FEW_VISITS = 1024
+"""Tiles that a GPU of a hundred processors visits in about ten microseconds; a wait for it takes longer."""
+
+
+def _is_worth_waiting(visits: Visits, times: int) -> bool:
+    """Whether the host waits for the device to spare attention visits in vain, of tables that serve so many rows and heads."""
+    return visits.vain * times > _FEW_VISITS and visits.vain > visits.needed // 8
 
 
 def _stands_for_others(given: int, size: int, needed: int) -> bool:
