@@ -4,6 +4,7 @@
 # make fix      format, and mend what can be mended
 # make nightly  the tests with many more random examples
 # make bench    the CPU benchmarks, into build/
+# make site     the site, built strictly into build/site
 # make gpu      the tests that need a CUDA device
 # make setup    everything a developer needs
 # make clean    remove what was made here
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check fix bench gpu nightly setup clean
+.PHONY: demo test check fix bench site gpu nightly setup clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.package
@@ -37,6 +38,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/attention.py --out build/attention_cpu.csv
 	$(BIN)/python benchmarks/importing.py --out build/importing.csv
 	$(BIN)/python benchmarks/packing.py --out build/packing.csv
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html, or serve it: $(BIN)/python -m http.server -d build/site"
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu
