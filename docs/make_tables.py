@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from docs import make_backends, make_models, make_plots, make_training
+from docs import make_backends, make_measured, make_models, make_plots, make_training
 from docs.make_backends import table
 from docs.make_plots import _is_number, rows_of
 
@@ -226,6 +226,20 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
     "several_gpus.md": {"context_parallel": context_parallel},
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
+    "measured.md": {
+        **make_measured.TABLES,
+        "gpu": in_short,
+        "whole_model": make_models.whole_model,
+        "beside_torch": make_backends.beside_torch,
+        "short": make_backends.short,
+        "aims": make_backends.aims,
+        "block_masks": lambda: blocks_beside_torch("blocks_gpu", [1 << 12, 1 << 17, 1 << 20]),
+        "block_masks_cpu": lambda: blocks_beside_torch("blocks", [1 << 10, 1 << 13]),
+        "aims_of_blocks": aims_of_blocks,
+        "decoding": make_models.decoding,
+        "attention_cpu": attention_cpu,
+        "compile": compiling,
+    },
     "../README.md": {"gpu": in_short, "attention_cpu": attention_cpu},
 }
 

@@ -40,6 +40,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A page's links lead to what stands in the site; those of made pages do so already."""
     if page.file.generated_by:
-        return markdown
+        return links.unescaped(markdown)
     place = page.file.src_uri
-    return links.rewritten(markdown, posixpath.join("docs", posixpath.dirname(place)), place)
+    return links.unescaped(links.rewritten(markdown, posixpath.join("docs", posixpath.dirname(place)), place))

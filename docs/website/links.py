@@ -64,6 +64,14 @@ def _beside_code(text: str, change: Callable[[str], str]) -> str:
     return "".join([*parts, change(text[end:])])
 
 
+def unescaped(text: str) -> str:
+    """Bars in code of tables without the backslash that a forge needs: Python's Markdown would show it."""
+    code = re.compile(r"`[^`\n]*`")
+    return re.sub(
+        r"^\|.*$", lambda row: code.sub(lambda found: found[0].replace("\\|", "|"), row[0]), text, flags=re.MULTILINE
+    )
+
+
 def all_outside(pages: Iterable[tuple[str, str]]) -> set[str]:
     """What the pages, each its text and its folder, link to outside docs/."""
     return {target for text, folder in pages for target in outside(text, folder)}

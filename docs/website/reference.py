@@ -54,13 +54,14 @@ def entries(page: str) -> list[Entry]:
     space = PAGES[page][0]
     module = importlib.import_module(space)
     names = [name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)]
-    if module is loom:
-        names = [name for name in names if not any(name in _named(other) for other in PAGES if other != page)]
-    return [Entry(space, name, getattr(module, name)) for name in names]
+    found = [Entry(space, name, getattr(module, name)) for name in names]
+    return [entry for entry in found if module is not loom or not _has_namespace(entry)]
 
 
-def _named(page: str) -> list[str]:
-    return importlib.import_module(PAGES[page][0]).__all__
+def _has_namespace(entry: Entry) -> bool:
+    """Whether a name at the top is short for one in a namespace."""
+    spaces = [importlib.import_module(space) for page, (space, _) in PAGES.items() if page != "attention"]
+    return any(getattr(space, entry.name, None) is entry.value for space in spaces if entry.name in space.__all__)
 
 
 def pages() -> dict[str, str]:

@@ -13,7 +13,10 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the site needs maskloom[site]")
 
+import maskloom as loom
 from docs.website import docstrings, hooks, links, reference, sources
+from maskloom.integrations import transformers
+from tests.test_surface import NAMESPACES
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,10 +103,13 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 
 
 def test_every_public_name_has_its_place_in_the_api(site, pages):
-    for page in reference.PAGES:
-        anchors = pages[site / "api" / f"{page}.html"].anchors
-        for entry in reference.entries(page):
+    spaces = [loom, *(getattr(loom, name) for name in NAMESPACES), transformers]
+    anchors = set().union(*(pages[site / "api" / f"{page}.html"].anchors for page in reference.PAGES))
+    for space in spaces:
+        for name in set(space.__all__) - set(NAMESPACES):
+            entry = reference.Entry(space.__name__, name, getattr(space, name))
             assert {entry.public, entry.defined} & anchors, entry.public
+            assert f">{name}</code>" in (site / "api" / "index.html").read_text(), entry.public
 
 
 def test_every_page_can_be_found_in_the_menu(pages, site):
@@ -128,6 +134,10 @@ def test_links_to_what_lies_outside_become_links_to_pages():
     assert (
         links.rewritten("[d](https://example.org) [e](#here)", "docs", "a.md") == "[d](https://example.org) [e](#here)"
     )
+
+
+def test_bars_in_code_of_tables_have_no_backslash():
+    assert links.unescaped("| `a \\| b` \\| | `c` |\n`d \\| e`\n") == "| `a | b` \\| | `c` |\n`d \\| e`\n"
 
 
 def test_anchors_are_those_of_a_forge():

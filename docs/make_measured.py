@@ -1,0 +1,72 @@
+"""Tables of the page of measurements that no other page has, from committed rows."""
+
+from collections.abc import Iterable
+
+from docs.make_backends import table
+from docs.make_plots import RESULTS, rows_of
+
+_FIRST_CALLS = {
+    "attend, new mask": "`attend` with a new mask of a structure that it knows",
+    "attend, new structure": "`attend` with a new structure",
+    "attend, ready mask, one query": "`attend` of one query, with a ready mask",
+    "block_mask, causal, 1024": "`block_mask` of `causal`",
+    "torch eager, causal, 1024": "torch's `create_block_mask` of `causal`, eager",
+    "block_mask, documents, 1024": "`block_mask` of documents",
+    "torch eager, documents, 1024": "torch's `create_block_mask` of documents, eager",
+}
+
+
+def first_calls() -> str:
+    """What first calls cost the host, in milliseconds."""
+    found = {row["what"]: float(row["us"]) / 1000 for row in rows_of("first_call")}
+    return table(["what | ms", *(f"{words} | {found[what]:.2f}" for what, words in _FIRST_CALLS.items())])
+
+
+def importing() -> str:
+    """What the import adds to that of torch."""
+    lines = ["import torch, ms | import maskloom, ms | modules | % of torch"]
+    columns = ("import_torch_ms", "maskloom_ms", "modules", "percent_of_torch")
+    lines += [" | ".join(row[column] for column in columns) for row in rows_of("importing")]
+    return table(lines)
+
+
+def transformers_masks() -> str:
+    """Block masks of packed rows for models of transformers."""
+    lines = ["layer | rows | length | `flex_attention_mask`, compiled, s | maskloom, s | times faster"]
+    columns = ("mask", "batch", "length", "flex_attention_mask_s", "maskloom_s", "ratio")
+    lines += [" | ".join(row[column] for column in columns) for row in rows_of("transformers_masks")]
+    return table(lines)
+
+
+def exactness() -> str:
+    """How many random masks had torch's tables."""
+    lines = ["random masks | equal to torch's tables | undefined in torch | wrong"]
+    columns = ("cases", "identical", "undefined_in_torch", "wrong")
+    lines += [" | ".join(f"{int(row[column]):,}" for column in columns) for row in rows_of("exactness")]
+    return table(lines)
+
+
+def sources() -> str:
+    """For each file of rows: machine, versions and commands."""
+    lines = ["rows | machine | torch | FlashAttention 4 | made by"]
+    for path in sorted(RESULTS.glob("*.csv")):
+        rows = rows_of(path.stem)
+        said = {name: listed(row[name] for row in rows) for name in ("device", "torch", "flash_attn_4")}
+        commands = listed(f"`{row['command'].split(' --')[0]}`" for row in rows)
+        link = f"[{path.name}](../benchmarks/results/{path.name})"
+        lines.append(" | ".join([link, said["device"], said["torch"], said["flash_attn_4"] or "–", commands]))
+    return table(lines)
+
+
+def listed(values: Iterable[str]) -> str:
+    """Each value once, in the order in which they come."""
+    return ", ".join(dict.fromkeys(filter(None, values)))
+
+
+TABLES = {
+    "first_calls": first_calls,
+    "importing": importing,
+    "transformers_masks": transformers_masks,
+    "exactness": exactness,
+    "sources": sources,
+}
