@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import maskloom as loom
-from maskloom.masks import patterns
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _groups(page: str) -> list[tuple[str, list[Entry]]]:
     found = entries(page)
     if page != "masks":
         return [("", found)]
-    rooms = {name: room for room in patterns.ROOMS for name in room.__all__}
+    rooms = {name: room for room in importlib.import_module("maskloom.masks.patterns").ROOMS for name in room.__all__}
     groups: dict[str, list[Entry]] = {}
     for entry in found:
         room = rooms.get(entry.name)
