@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom.attention import zeros
 from maskloom.attention.zeros import zeros_both_ways
 from maskloom.masks.algebra import Mask, mask_dataclass
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
@@ -93,6 +94,21 @@ def test_padding_never_leaks(name, options):
             assert torch.equal(ours, expected)
         assert not outputs[0].transpose(1, 2)[where].any()
         assert not any(grad.transpose(1, 2)[where].any() for grad in grads[:3])
+
+
+@pytest.mark.parametrize("score_mod", [None, loom.scores.alibi(H), loom.scores.softcap(3.0)], ids=str)
+@pytest.mark.parametrize("backend", ["sdpa", "sliced", "reference"])
+@pytest.mark.parametrize("name", MASKS)
+def test_nor_where_there_are_no_gradients(name, backend, score_mod):
+    """Some backends clean values alone then."""
+    make, where = MASKS[name]
+    options = {"backend": "auto" if backend == "sdpa" else backend, "score_mod": score_mod, "return_aux": AuxRequest()}
+    expected = loom.attend(*(poisoned(tensor, where, 0.0) for tensor in inputs()), make(), **options)[0]
+    mask = make()
+    for poison in (*GARBAGE, math.nan):
+        dirty = [poisoned(tensor, where, poison) for tensor in inputs()]
+        out, _ = loom.attend(*dirty, mask, clean_padding=True, **options)
+        assert torch.equal(out, expected) and not out.transpose(1, 2)[where].any()
 
 
 def filled(query, key, value, mask, where, **options):
@@ -212,6 +228,19 @@ def test_each_tensor_is_written_once(mask, forward, backward):
     for direction, more in ((0, forward), (1, backward)):
         assert clean[direction].pop("where") - without[direction].pop("where", 0) == more
         assert clean[direction] == without[direction]
+
+
+@pytest.mark.parametrize(("backend", "copies"), [("sdpa", 3), ("sliced", 1), ("reference", 3)])
+@pytest.mark.parametrize("trains", [False, True])
+def test_without_gradients_a_backend_that_hides_any_score_gets_clean_values_alone(monkeypatch, backend, copies, trains):
+    mask, written = loom.causal & loom.lengths(LENS), []
+    monkeypatch.setattr(zeros, "_zeroed", lambda tensor, rows: written.append(tensor) or tensor.masked_fill(rows, 0))
+    query, key, value = inputs()
+    for _ in range(3):
+        written.clear()
+        loom.attend(query.requires_grad_(trains), key, value, mask, clean_padding=True, backend=backend)
+        assert len(written) == (3 if trains else copies)
+        assert written[-1].shape == value.shape
 
 
 def layouts(dtype):

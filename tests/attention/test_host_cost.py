@@ -90,9 +90,95 @@ def test_a_later_call_is_few_calls(launches):
 
 
 def test_a_later_call_that_cleans_padding_checks_nothing_again(launches, monkeypatch):
-    call = attention(clean_padding=True)
+    calls = attention(clean_padding=True), attention(clean_padding=True, backend="triton")
     monkeypatch.setattr(attend, "_request", lambda *_: pytest.fail("the arguments were checked again"))
-    assert count_calls(call) <= 128
+    assert count_calls(calls[0]) <= 104
+    assert count_calls(calls[1]) <= 72  # of values alone
+
+
+MOST_CALLS_WITH_A_SCORE_MOD = 64
+SCORES = {
+    "alibi": loom.scores.alibi(H),
+    "softcap": loom.scores.softcap(30),
+    "relative bias": loom.scores.relative_bias(torch.zeros(H, 7)),
+    "composed": loom.scores.compose(loom.scores.softcap(30), loom.scores.relative_bias(torch.zeros(H, 7))),
+}
+
+
+@pytest.mark.parametrize("in_a_block_mask", [False, True])
+@pytest.mark.parametrize("name", SCORES)
+def test_a_later_call_with_a_score_mod_checks_nothing_again(launches, monkeypatch, name, in_a_block_mask):
+    mask = loom.causal & loom.lengths(LENS)
+    call = attention(mask=loom.block_mask(mask, L, L) if in_a_block_mask else mask, score_mod=SCORES[name])
+    monkeypatch.setattr(attend, "_request", lambda *_: pytest.fail("the arguments were checked again"))
+    assert count_calls(call) <= MOST_CALLS_WITH_A_SCORE_MOD
+    assert launches[0][3] is SCORES[name] is launches[1][3]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_later_call_with_a_score_mod_on_the_cpu_checks_nothing_again(monkeypatch, name):
+    call = attention(score_mod=SCORES[name])
+    monkeypatch.setattr(attend, "_request", lambda *_: pytest.fail("the arguments were checked again"))
+    assert count_calls(call) <= 200  # 330 to 390 where they were
+
+
+def test_a_score_mod_of_a_plain_function_is_looked_at_anew():
+    """It may read anything."""
+    grows = [1.0]
+    qkv = [torch.randn(B, H, 13, D) for _ in range(3)]
+
+    def scaled(score, b, h, q_idx, kv_idx):
+        return score * grows[0]
+
+    for grows[0] in (1.0, 2.0):
+        out = loom.attend(*qkv, MASK, score_mod=scaled, q_offset=0)
+        torch.testing.assert_close(out, loom.reference(*qkv, MASK, score_mod=scaled)[0])
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "sliced"])
+def test_the_second_score_mod_of_a_structure_is_the_one_that_runs(backend):
+    qkv = [torch.randn(B, H, 13, D).requires_grad_() for _ in range(3)]
+    mask = loom.causal & loom.lengths(LENS)
+    for table in (torch.randn(H, 7), torch.randn(H, 7), torch.zeros(H, 7), torch.randn(H, 9)):
+        score_mod = loom.scores.relative_bias(table)
+        out = loom.attend(*qkv, mask, score_mod=score_mod, backend=backend, q_offset=0)
+        expected = loom.reference(*qkv, mask, score_mod=score_mod)[0]
+        torch.testing.assert_close(out, expected)
+        weight = torch.randn_like(out)
+        found, right = (torch.autograd.grad(one, qkv, weight) for one in (out, expected))
+        torch.testing.assert_close(found, right)
+
+
+def test_each_learned_table_of_a_structure_gets_its_own_gradient():
+    qkv = [torch.randn(B, H, 13, D) for _ in range(3)]
+    for _ in range(3):
+        table = torch.randn(H, 7, requires_grad=True)
+        loom.attend(*qkv, MASK, score_mod=loom.scores.relative_bias(table), q_offset=0).square().sum().backward()
+        same = table.detach().clone().requires_grad_()
+        loom.reference(*qkv, MASK, score_mod=loom.scores.relative_bias(same))[0].square().sum().backward()
+        torch.testing.assert_close(table.grad, same.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_table_that_is_written_to_after_the_forward_is_noticed():
+    qkv = [torch.randn(B, H, 13, D) for _ in range(3)]
+    table = torch.randn(H, 7, requires_grad=True)
+    score_mod = loom.scores.relative_bias(table)
+    for _ in range(3):
+        out = loom.attend(*qkv, MASK, score_mod=score_mod, q_offset=0)
+        with torch.no_grad():
+            table.add_(1)
+        with pytest.raises(RuntimeError, match=r"written to after the forward|modified by an inplace operation"):
+            out.sum().backward()
+
+
+def test_a_score_mod_for_other_heads_is_refused_at_each_call():
+    qkv = [torch.randn(B, H, 13, D) for _ in range(3)]
+    for heads in (H, H + 1, H, H + 1):
+        if heads == H:
+            loom.attend(*qkv, MASK, score_mod=loom.scores.alibi(heads), q_offset=0)
+            continue
+        with pytest.raises(ValueError, match=f"is for {heads} query heads; the attention has {H}"):
+            loom.attend(*qkv, MASK, score_mod=loom.scores.alibi(heads), q_offset=0)
 
 
 @pytest.mark.parametrize("form", ["everything", "causal", "mask", "block mask", "bool tensor"])

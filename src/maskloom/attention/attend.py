@@ -108,7 +108,7 @@ def attend(
             one from torch's generator, which `torch.manual_seed` sets, and torch.utils.checkpoint sets back.
         clean_padding: what lies in padded positions, NaN and infinity too, and gradients that come in there, change no
             real output and no real gradient. It costs a copy of query, key and value, and in the backward one of the
-            incoming gradient. The mask must say where padding is; key_padding says it of keys and values alone. Of a
+            incoming gradient; without gradients, on some backends, of value alone. The mask must say where padding is; key_padding says it of keys and values alone. Of a
             BlockMask its mask_mod says so, and a hand-made one must hide the same.
         deterministic: gradients are the same, bit for bit, at every run; so they are with
             ``torch.use_deterministic_algorithms(True)``.
@@ -128,11 +128,11 @@ def attend(
     """
     drops_nothing = type(dropout) in (float, int) and dropout == 0
     decided_anew = allow_slow or (clean_padding and sinks is not None)
-    if score_mod is None and h_offset is None and drops_nothing and not decided_anew:
+    if h_offset is None and drops_nothing and not decided_anew:
 
         def checked() -> tuple[Request, Backend]:
             request = _request(
-                query, key, value, mask, None, scale, q_offset, None, return_aux, sinks, 0.0, None, deterministic,
+                query, key, value, mask, score_mod, scale, q_offset, None, return_aux, sinks, 0.0, None, deterministic,
                 kernel_options,
             )  # fmt: skip
             return request, choose(request, backend).backend
@@ -143,7 +143,7 @@ def attend(
         if sinks is not None:
             check_options(query, None, sinks, None)
         planned_out = planned(
-            query, key, value, mask, q_offset, return_aux,
+            query, key, value, mask, score_mod, q_offset, return_aux,
             scale, backend, sinks is not None, deterministic, kernel_options, clean_padding, checked, plan,
         )  # fmt: skip
         if planned_out is not None:
@@ -159,7 +159,8 @@ def attend(
     chosen = choose(request, backend)
     hidden = known_hidden(request) if clean_padding else None
     if hidden is not None:
-        query, key, value = cleaned(request.query, request.key, request.value, hidden)
+        alone = _cleans_values_alone(chosen.backend, request)
+        query, key, value = cleaned(request.query, request.key, request.value, hidden, values_alone=alone)
         request = request._replace(query=query, key=key, value=value)
     attended = _run(chosen.backend, request, allow_slow)
     return _finished(attended, hidden, sinks, return_aux)
@@ -398,7 +399,13 @@ def _plan(request: Request, backend: Backend, hidden: Hidden | None) -> CallPlan
     if isinstance(request.mask, BlockMask):
         refuse_shared_tables(request.mask, request.query.shape[0], request.query.shape[1])
     prepared = backend.prepare(_resolved(backend, request) if backend.by_tiles else request)
-    return None if prepared is None else CallPlan(prepared, autocast_to(request.device), hidden)
+    if prepared is None:
+        return None
+    return CallPlan(prepared, autocast_to(request.device), hidden, _cleans_values_alone(backend, request))
+
+
+def _cleans_values_alone(backend: Backend, request: Request) -> bool:
+    return backend.hides_scores and not request.needs_gradients
 
 
 def _resolved(backend: Backend, request: Request) -> Request:

@@ -1,6 +1,7 @@
 """A mask and a score_mod that only adds as one float table, which torch's own attention adds to the scores."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from maskloom.attention.request import Request
 from maskloom.attention.tables import kept_table, table_sizes_of, visibility
 from maskloom.blocks.dense import rows_of
 from maskloom.program.program import MaskMod
+from maskloom.scores.base import ScoreMod
 from maskloom.scores.lifted import added
 
 MOST_BYTES = 2**25
@@ -23,18 +25,35 @@ def refused_bias(request: Request) -> str | None:
         return "score_mod is not known to only add to the score, by what does not depend on it"
     if reading.learned:
         return "score_mod learns, and torch's own attention is slow where its table gets a gradient"
-    nbytes = math.prod(_sizes(request)) * _dtype(request).itemsize
+    nbytes = math.prod(_sizes(request)) * _dtype(request.query).itemsize
     if nbytes > MOST_BYTES:
         return f"what score_mod adds is a table of {nbytes / 2**20:.0f} MiB; it takes {MOST_BYTES / 2**20:.0f} at most"
     return None
 
 
-def bias_of(request: Request) -> Tensor:
-    """What is added to the scores, -inf where the mask hides: (B or 1, H or 1, Q, K), float32 at least."""
-    bias = _added(request, request.sizes)
-    if request.mask is None or visibility(request.mask) == "everything":
-        return _from_zero(bias.expand(*bias.shape[:2], *request.sizes[2:]).contiguous())
-    return _from_zero(bias.masked_fill(~_table(request, request.mask), -math.inf))
+class Bias(NamedTuple):
+    """What mask and score_mod add to the scores, but for the tensors of score_mod.
+
+    Attributes:
+        sizes: B, H, Q, K of the attention.
+        table: of the mask, bool (B or 1, H or 1, Q, K); None if it hides nothing.
+    """
+
+    sizes: tuple[int, int, int, int]
+    table: Tensor | None
+
+    def made(self, score_mod: ScoreMod, query: Tensor) -> Tensor:
+        """What is added, -inf where the mask hides: (B or 1, H or 1, Q, K), float32 at least."""
+        bias = _added(score_mod, query, self.sizes)
+        if self.table is None:
+            return _from_zero(bias.expand(*bias.shape[:2], *self.sizes[2:]).contiguous())
+        return _from_zero(bias.masked_fill(~self.table, -math.inf))
+
+
+def bias_of(request: Request) -> Bias:
+    """How the float table of a request is made; it does not hold the request's mask."""
+    hides = request.mask is not None and visibility(request.mask) != "everything"
+    return Bias(request.sizes, _table(request, request.mask) if hides and request.mask is not None else None)
 
 
 def _from_zero(bias: Tensor) -> Tensor:
@@ -46,8 +65,8 @@ def _from_zero(bias: Tensor) -> Tensor:
     return bias.sub_(most.masked_fill_(most == -math.inf, 0))
 
 
-def _dtype(request: Request) -> torch.dtype:
-    return torch.promote_types(request.query.dtype, torch.float32)
+def _dtype(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)
 
 
 def _table(request: Request, mask: BlockMask | MaskMod) -> Tensor:
@@ -60,13 +79,13 @@ def _table(request: Request, mask: BlockMask | MaskMod) -> Tensor:
 
 def _sizes(request: Request) -> tuple[int, int, int, int]:
     batch, heads, q_len, kv_len = request.sizes
-    of_bias = _added(request, (batch, heads, 1, 1)).shape
+    assert request.score_mod is not None
+    of_bias = _added(request.score_mod, request.query, (batch, heads, 1, 1)).shape
     of_mask = (1, 1) if request.mask is None else table_sizes_of(request.query, request.key, request.mask)
     return max(of_bias[0], of_mask[0]), max(of_bias[1], of_mask[1]), q_len, kv_len
 
 
-def _added(request: Request, sizes: tuple[int, int, int, int]) -> Tensor:
-    assert request.score_mod is not None
-    zero = request.query.new_zeros((), dtype=_dtype(request))
+def _added(score_mod: ScoreMod, query: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
+    zero = query.new_zeros((), dtype=_dtype(query))
     with torch.no_grad():
-        return added(request.score_mod, sizes, (0, 0, 0, 0), zero)
+        return added(score_mod, sizes, (0, 0, 0, 0), zero)

@@ -10,6 +10,9 @@ for output and gradients and -inf for the log-sum-exp, needs no filling. Each te
 | query, key, value     | zeros at its padding | as it comes          |
 | output, log-sum-exp   | as they come         | zeros at the padding |
 
+Queries and keys leak in the backward alone, where a backend chooses what a hidden score becomes, and adds nothing to it.
+There a forward without gradients cleans values alone.
+
 Where gradients of hidden positions are not known to be 0, they are filled too: where no padding is known among the queries
 (key_padding), so that NaN in a query that sees nothing reaches keys that nobody sees. (NaN at a real position shows in the
 gradients of its batch row, those of its padding too.) A score_mod whose derivative is infinite at hidden positions harms
@@ -22,11 +25,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
-from maskloom.attention.zeros import zeros_backward, zeros_both_ways, zeros_forward
+from maskloom.attention.zeros import zeros_backward, zeros_both_ways, zeros_forward, zeros_in_each
 from maskloom.core.cache import cached_with
 from maskloom.core.words import brief
 from maskloom.masks.dense import table_sizes
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.program.program import MaskMod
 
 
 class Hidden(NamedTuple):
@@ -65,12 +69,32 @@ def known_hidden(request: Request) -> Hidden:
     return Hidden(keys, queries)
 
 
-def cleaned(query: Tensor, key: Tensor, value: Tensor, hidden: Hidden) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value with zeros where their mask hides."""
-    clean = zeros_both_ways if hidden.queries is None else zeros_forward
+def hidden_in(mask_mod: MaskMod, q_len: int, kv_len: int) -> tuple[Tensor, ...] | None:
+    """What `hidden_of` takes, computed from a mask; None if no padding is known in it."""
+    keys, queries = known_padding(mask_mod, kv_len), known_hidden_queries(mask_mod, q_len)
+    return None if keys is None else (keys,) if queries is None else (keys, queries)
+
+
+def hidden_of(found: tuple[Tensor, ...]) -> Hidden:
+    """Where a mask hides, from hidden keys and, if there are any, hidden queries."""
+    return Hidden(found[0], found[1] if len(found) > 1 else None)
+
+
+def cleaned(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Hidden, *, values_alone: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value with zeros where their mask hides.
+
+    Args:
+        values_alone: no gradient is wanted, and the kernel hides scores whatever they are (`Backend.hides_scores`).
+    """
     keys = hidden.keys[:, None, :, None]
-    key, value = clean(key, keys), clean(value, keys)
-    return query if hidden.queries is None else clean(query, hidden.queries[:, None, :, None]), key, value
+    if values_alone:
+        return query, key, zeros_forward(value, keys)
+    if hidden.queries is None:
+        return query, zeros_both_ways(key, keys), zeros_both_ways(value, keys)
+    query, key, value = zeros_in_each(query, key, value, hidden.queries[:, None, :, None], keys)
+    return query, key, value
 
 
 def zero_hidden_gradients(attended: Attended, hidden: Hidden) -> Attended:

@@ -1,11 +1,12 @@
 """Zeros at some positions of a tensor, of its gradient, or of both: chosen, never multiplied, so that NaN goes too."""
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskloom.core.torch_state import is_transformed
+from maskloom.core.torch_state import is_tracing, is_transformed
 
 _WIDE = torch.int64
 
@@ -18,6 +19,13 @@ def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
 def zeros_forward(tensor: Tensor, rows: Tensor) -> Tensor:
     """Zeros at some positions, where the gradient that comes back is known to be 0. rows: bool, broadcasts to the tensor."""
     return _zeroed(tensor, rows) if is_transformed() else _ZerosForward.apply(tensor, rows)
+
+
+def zeros_in_each(query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+    """`zeros_forward` of the three, by one step of autograd; queries, keys: bool, as ``rows``."""
+    if torch.compiler.is_dynamo_compiling() or is_transformed():
+        return zeros_forward(query, queries), zeros_forward(key, keys), zeros_forward(value, keys)
+    return _ZerosInEach.apply(query, key, value, queries, keys)
 
 
 def zeros_backward(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -40,6 +48,22 @@ class _ZerosForward(torch.autograd.Function):
         return _ZerosBackward.apply(gradient, *ctx.saved_tensors), None
 
 
+class _ZerosInEach(torch.autograd.Function):
+    """`_ZerosForward` of query, key and value."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor) -> Any:
+        ctx.save_for_backward(queries, keys)
+        return _zeroed(query, queries), _zeroed(key, keys), _zeroed(value, keys)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            queries, keys = ctx.saved_tensors
+            gradients = tuple(map(_ZerosBackward.apply, gradients, (queries, keys, keys)))
+        return *gradients, None, None
+
+
 class _ZerosBackward(torch.autograd.Function):
     """The tensor itself, not copied, of which the gradient becomes 0 at ``rows``."""
 
@@ -55,10 +79,25 @@ class _ZerosBackward(torch.autograd.Function):
 
 
 def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy."""
+    """Zeros at ``rows``, chosen eight bytes at a time where the elements allow it: a GPU then needs no longer than for a copy.
+    Where Triton is loaded, its kernel does not read what becomes 0.
+    """
+    copied = _copied_by_kernel(tensor, rows)
+    if copied is not None:
+        return copied
     if rows.shape[-1] != 1 or not _is_wide(tensor):  # rows that tell neighbours apart, as those of a log-sum-exp do
         return torch.where(rows, 0.0, tensor)
     return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
+
+
+def _copied_by_kernel(tensor: Tensor, rows: Tensor) -> Tensor | None:
+    if tensor.device.type != "cuda" or torch.compiler.is_compiling() or is_tracing() or tensor.is_neg():
+        return None
+    if "triton" not in sys.modules:  # compiled attention loads it; here to load it and compile would take seconds
+        return None
+    from maskloom.attention.kernels.zeros_kernel import zeroed_copy
+
+    return zeroed_copy(tensor, rows)
 
 
 def _is_wide(tensor: Tensor) -> bool:

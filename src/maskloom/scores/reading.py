@@ -26,13 +26,14 @@ def read_score(score_mod: ScoreMod, device: torch.device, dtype: torch.dtype) ->
     if is_tracing() or is_transformed():
         return None
     is_ours = broadcasts(score_mod)
-    learned = _learned_by_ours(score_mod) if is_ours else learned_by(score_mod, device, dtype)
+    learned = learned_by_ours(score_mod) if is_ours else learned_by(score_mod, device, dtype)
     if learned is None:
         return None
     return ScoreReading(only_adds(score_mod) if is_ours else _is_seen_to_add(score_mod, device, dtype), learned)
 
 
-def _learned_by_ours(score_mod: ScoreMod) -> tuple[Tensor, ...]:
+def learned_by_ours(score_mod: ScoreMod) -> tuple[Tensor, ...]:
+    """The tensors that get a gradient in one of maskloom's own, which reads no others."""
     if not torch.is_grad_enabled():
         return ()
     return tuple(tensor for tensor in captures.tensors(score_mod) if tensor.requires_grad)

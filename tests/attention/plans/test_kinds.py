@@ -11,6 +11,7 @@ from maskloom.attention.plans import kinds
 from maskloom.blocks.dense import dense_of
 from maskloom.core import captures
 from maskloom.core.cache import LRU
+from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from tests.all_masks import ALL_MASKS, BATCH, HEADS, KV_LEN, Q_LEN
 from tests.attention.test_host_cost import count_calls, launches  # noqa: F401 - a fixture
 
@@ -129,6 +130,62 @@ class SecondRow(loom.Mask):
         return Row(self.table[1].roll(0))
 
 
+SCORES = {
+    "softcap": lambda: loom.scores.softcap(30),
+    "alibi": lambda: loom.scores.alibi(HEADS),
+    "relative bias": lambda: loom.scores.relative_bias(torch.randn(HEADS, 7)),
+    "composed": lambda: loom.scores.compose(loom.scores.softcap(5), loom.scores.relative_bias(torch.randn(HEADS, 7))),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_score_mods_of_one_structure(name, launches, known):  # noqa: F811
+    """The kernel gets that of the call, and the plan holds none."""
+    qkv, table = inputs(), torch.rand(BATCH, KV_LEN) < 0.3
+    mask = loom.causal & loom.key_padding(table)
+    for _ in range(5):
+        table.logical_not_()
+        score_mod = SCORES[name]()
+        loom.attend(*qkv, mask, score_mod=score_mod, backend="triton")
+        assert launches[-1][3] is score_mod and is_right(launches[-1], mask)
+    assert [type(kind).__name__ for kind in known.entries().values()] == ["_Kind"]
+    held = [weakref.ref(tensor) for tensor in captures.tensors(score_mod)]
+    launches.clear()
+    del score_mod
+    gc.collect()
+    assert not any(reference() is not None for reference in held)
+
+
+HIDING = {
+    "lengths": lambda t: loom.causal & loom.lengths((t * Q_LEN).long()[:, 0], (t * KV_LEN).long()[:, 1]),
+    "key padding": lambda t: loom.key_padding(t[:, :KV_LEN] < 0.4),
+    "padding": lambda t: loom.padding(t[:, :Q_LEN] < 0.4, t[:, :KV_LEN] < 0.6),
+    "real": lambda t: loom.causal & loom.real(t[:, :Q_LEN] < 0.4, t[:, :KV_LEN] < 0.6),
+    "two paddings": lambda t: loom.key_padding(t[:, :KV_LEN] < 0.4) & loom.lengths(
+        (t * Q_LEN).long()[:, 0], (t * KV_LEN).long()[:, 1]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("in_a_block_mask", [False, True])
+@pytest.mark.parametrize("name", HIDING)
+def test_padding_that_is_cleaned(name, in_a_block_mask, trains, launches, known):  # noqa: F811
+    """What the kernel gets has zeros where this very mask hides; without gradients, of values alone."""
+    qkv = [tensor.requires_grad_(trains) for tensor in inputs()]
+    for seed in range(5):
+        mask = HIDING[name](torch.rand(BATCH, KV_LEN, generator=torch.Generator().manual_seed(seed)))
+        given = loom.block_mask(mask, Q_LEN, KV_LEN, batch=BATCH) if in_a_block_mask else mask
+        loom.attend(*qkv, given, backend="triton", clean_padding=True)
+        assert is_right(launches[-1], mask)
+        queries, keys = known_hidden_queries(mask, Q_LEN), known_padding(mask, KV_LEN)
+        hides = [None if queries is None else queries, keys, keys] if trains else [None, None, keys]
+        for got, tensor, rows in zip(launches[-1], qkv, hides, strict=False):
+            expected = tensor if rows is None else tensor.masked_fill(rows[:, None, :, None], 0)
+            assert torch.equal(got, expected) and (got is tensor) == (rows is None)
+    assert [type(kind).__name__ for kind in known.entries().values()] == ["_Kind"]
+
+
 def test_parts_of_one_table(launches):  # noqa: F811
     """They lie at other places of its memory, where recorded views look."""
     qkv, tables = [tensor[:, :, :Q_LEN] for tensor in inputs()], torch.rand(5, 2, Q_LEN) < 0.5
@@ -214,17 +271,21 @@ def test_what_is_wrong_is_said_of_each_mask(known):
         loom.attend(*inputs(), loom.key_padding(torch.rand(BATCH + 1, KV_LEN) < 0.3), backend="triton")
 
 
-def test_calls_for_tensors_that_changed():
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({}, 175), ({"clean_padding": True}, 225), ({"score_mod": loom.scores.relative_bias(torch.zeros(HEADS, 7))}, 205)],
+)
+def test_calls_for_tensors_that_changed(options, most):
     lens = torch.tensor([5, 13, 2])
     mask, qkv = loom.causal & loom.lengths(lens, torch.tensor([17, 11, 7])), inputs()
 
     def step():
         lens.add_(0)
-        loom.attend(*qkv, mask, backend="triton")
+        loom.attend(*qkv, mask, backend="triton", **options)
 
     for _ in range(3):
         step()
-    assert count_calls(step) <= 175
+    assert count_calls(step) <= most
 
 
 @loom.masks.mask_dataclass

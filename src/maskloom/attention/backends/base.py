@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
 from maskloom.core.words import brief
+from maskloom.scores.base import ScoreMod
 
 BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "sliced", "reference"]
 """In the order of "auto": the first that can do what is asked runs, but for what `choose` says."""
@@ -29,16 +30,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a backend does for a mask, but for query, key and value.
+    """What a backend does for a mask, but for query, key and value, and for the tensors of a score mod.
 
     Attributes:
-        run: called with query, key and value.
+        run: called with query, key, value and the score mod, or None: that of the request, or one of its structure.
         nbytes: of the table that it holds.
         blocks: the BlockMask that the kernel gets, of a backend by tiles.
         with_blocks: the same with another one of the same kind: a mask of the same structure, tables of the same shapes.
     """
 
-    run: Callable[[Tensor, Tensor, Tensor], Attended]
+    run: Callable[[Tensor, Tensor, Tensor, ScoreMod | None], Attended]
     nbytes: int = 0
     blocks: BlockMask | None = None
     with_blocks: Callable[[BlockMask], "Prepared"] | None = None
@@ -62,6 +63,8 @@ class Backend(ABC):
     """Whether torch's kernel_options are for it."""
     drops: ClassVar[str | None] = None
     """How it drops probabilities, in one line; None if it cannot."""
+    hides_scores: ClassVar[bool] = False
+    """Whether a hidden score counts for nothing whatever it is, NaN too. Then, of a forward alone, only values leak."""
     takes_tables: ClassVar[bool] = False
     """Whether the mask goes in as a table, by `with_table`."""
 
@@ -84,7 +87,7 @@ class Backend(ABC):
     def prepare(self, request: Request) -> Prepared | None:
         """What is the same at each call like this one, done once; None where nothing is.
 
-        It is kept with the request's mask, and must hold neither that nor its BlockMask.
+        It is kept with the request's mask, and must hold neither that nor its BlockMask, nor the score mod.
         """
         return None
 

@@ -66,7 +66,7 @@ def fused_attention(
         return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options)
     return prepared_attention(
         query, key, value, block_mask, score_mod=score_mod, scale=scale, wants_lse=wants_lse, options=options
-    )(query, key, value)
+    )(query, key, value, score_mod)
 
 
 def prepared_attention(
@@ -85,21 +85,26 @@ def prepared_attention(
         scale = query.shape[-1] ** -0.5
     mods = (block_mask.mask_mod,) if score_mod is None else (block_mask.mask_mod, score_mod)
     kind, dynamic = _kind(query, key, value, block_mask, mods, wants_lse, options)
+    scaled = None
     if options.get("BACKEND") != "FLASH" and not _is_first_scale(kind, scale):
-        score_mod, scale = ScaledScore(_scale_tensor(scale, query.device), score_mod), 1.0
-        mods = (block_mask.mask_mod, score_mod)
+        scaled, scale = ScaledScore(_scale_tensor(scale, query.device), None), 1.0
+        mods = (block_mask.mask_mod, scaled.before(score_mod))
         kind, dynamic = _kind(query, key, value, block_mask, mods, wants_lse, options)
     elif options.get("BACKEND") == "FLASH":  # which knows no score_mod of tensors
         kind = (kind, scale)
     rest = (scale, shares_heads(query, key), wants_lse, options)
-    return PreparedAttention(_compiled_for(kind, dynamic), score_mod, block_mask, rest, captures.has_floats(*mods))
+    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, captures.has_floats(*mods))
 
 
 class PreparedAttention(NamedTuple):
-    """A compiled function, and all that it gets beside query, key and value."""
+    """A compiled function, and all that it gets beside query, key, value and the score mod.
+
+    Attributes:
+        scaled: what comes before the score mod; None for nothing.
+    """
 
     compiled: Callable[..., tuple[Tensor, Tensor | None]]
-    score_mod: ScoreMod | None
+    scaled: "ScaledScore | None"
     blocks: BlockMask
     rest: tuple[Any, ...]
     has_floats: bool
@@ -108,20 +113,24 @@ class PreparedAttention(NamedTuple):
         """The same for other blocks of the same kind: masks of one structure, tables of the same shapes."""
         return self._replace(blocks=blocks)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `fused_attention`."""
+        if self.scaled is not None:
+            score_mod = self.scaled.before(score_mod)
         try:
             if not self.has_floats:
-                return self.compiled(query, key, value, self.score_mod, self.blocks, *self.rest)
+                return self.compiled(query, key, value, score_mod, self.blocks, *self.rest)
             # Python floats are constants of the graph: as dynamic ones, FlexAttention cannot capture them (2.11, 2.13)
             with torch._dynamo.config.patch(specialize_float=True):
-                return self.compiled(query, key, value, self.score_mod, self.blocks, *self.rest)
+                return self.compiled(query, key, value, score_mod, self.blocks, *self.rest)
         except _compiler().FailOnRecompileLimitHit as error:
             raise FallbackError(_not_compiled()) from error
         except _compiler().TorchDynamoException as error:
             _raise_if_no_answer(error)
-            if self.score_mod is not None:
-                _let_it_raise(self.score_mod, query.device)
+            if score_mod is not None:
+                _let_it_raise(score_mod, query.device)
             raise FallbackError(_broken(error)) from error
 
 
@@ -131,6 +140,10 @@ class ScaledScore(ScoreValue):
 
     scale: Tensor
     score_mod: ScoreMod | None
+
+    def before(self, score_mod: ScoreMod | None) -> "ScaledScore":
+        """The same before another score_mod."""
+        return self if score_mod is None else ScaledScore(self.scale, score_mod)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         scaled = score * self.scale

@@ -66,6 +66,7 @@ class Decode(Backend):
     where = f"GPUs, up to {FEW} queries without gradients"
     why = "few queries: the keys are shared among the whole GPU, and read once for all heads of a group"
     takes_tables = True
+    hides_scores = True
     skipped = "the keys before the first and after the last that are visible, in blocks of 64"
 
     def refuse(self, request: Request) -> str | None:
@@ -101,7 +102,9 @@ class Decode(Backend):
 
     def prepare(self, request: Request) -> Prepared:
         table, scale = _table(request.query, request.key, request.mask), request.scale
-        return Prepared(lambda query, key, value: self.with_table(query, key, value, table, scale), table.nbytes)
+        return Prepared(
+            lambda query, key, value, score_mod: self.with_table(query, key, value, table, scale), table.nbytes
+        )
 
     def with_table(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None) -> Attended:
         scale = query.shape[-1] ** -0.5 if scale is None else scale

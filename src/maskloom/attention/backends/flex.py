@@ -13,6 +13,7 @@ from maskloom.attention.backends.compiled import PreparedAttention, fused_attent
 from maskloom.attention.derivatives import with_first_only
 from maskloom.attention.request import Attended, Request
 from maskloom.core.block_masks import rebuilt
+from maskloom.scores.base import ScoreMod
 
 _SMALLEST_HEAD_DIM = 16
 _TUNED_HEAD_DIM = 256  # for float32 past 128 the only one whose default blocks fit: torch 2.11, H100
@@ -61,12 +62,12 @@ class _Run(NamedTuple):
     name: str
     change: Callable[[Tensor], Tensor] | None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None) -> Attended:
         if self.change is not None:
             query, key, value = map(self.change, (query, key, value))
         if self.sizes is not None:
             query, key, value = map(_widened, (query, key, value), self.sizes)
-        out, lse = self.attention(query, key, value)
+        out, lse = self.attention(query, key, value, score_mod)
         if out.requires_grad:
             out = with_first_only(out, self.name)
         return Attended(out if self.sizes is None else out[..., : self.value_dim], lse)

@@ -30,6 +30,7 @@ from maskloom.core import captures
 from maskloom.core.cache import cached_with, tensors_of
 from maskloom.core.torch_state import inside_vmap
 from maskloom.program.program import MaskMod
+from maskloom.scores.base import ScoreMod
 
 CHUNK = 2**26
 """Scores (B × H × queries × K) in one chunk, at most, where the table is larger than that."""
@@ -131,6 +132,16 @@ def _with_dropout(request: Request, dropout: Dropout) -> Tensor:
     return in_chunks(some_rows, request.query, key, value, most=_DROPPED_CHUNK, reads=reads)[0] * dropout.factor
 
 
+def _prepared_with_bias(request: Request) -> Prepared:
+    bias, scale = bias_of(request), request.scale
+
+    def run(query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None) -> Attended:
+        assert score_mod is not None
+        return Attended(_attention(query, key, value, bias.made(score_mod, query), scale=scale), None)
+
+    return Prepared(run, 0 if bias.table is None else bias.table.nbytes)
+
+
 _SKIPPED: dict[Visibility, str] = {
     "everything": "nothing, since the mask hides nothing",
     "causal": "what lies above the diagonal",
@@ -168,16 +179,20 @@ class Sdpa(Backend):
         if request.dropout is not None:
             return Attended(_with_dropout(request, request.dropout), None)
         if request.score_mod is not None:
-            bias, scale = bias_of(request), request.scale
-            return Attended(_attention(request.query, request.key, request.value, bias, scale=scale), None)
+            return _prepared_with_bias(request).run(request.query, request.key, request.value, request.score_mod)
         return Attended(sdpa(request.query, request.key, request.value, request.mask, scale=request.scale), None)
 
     def prepare(self, request: Request) -> Prepared | None:
+        if request.score_mod is not None:
+            return _prepared_with_bias(request)
         whole = _for_all_rows(request.query, request.key, request.mask, request.scale)
         if whole is None:
             return None
         table = whole.keywords.get("table")
-        return Prepared(lambda *qkv: Attended(whole(*qkv), None), 0 if table is None else table.nbytes)
+        return Prepared(
+            lambda query, key, value, score_mod: Attended(whole(query, key, value), None),
+            0 if table is None else table.nbytes,
+        )
 
     def with_table(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None) -> Attended:
         fully_masked = _fully_masked(table) if _fills(query) else None

@@ -50,6 +50,7 @@ class Triton(Backend):
     skipped = "hidden tiles"
     by_tiles = True
     takes_options = True
+    hides_scores = True
     drops = IN_TWO_PASSES
 
     def refuse(self, request: Request) -> str | None:

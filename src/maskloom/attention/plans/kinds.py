@@ -21,16 +21,19 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.base import Backend
 from maskloom.attention.backends.table_reads import reads_by_values
+from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
 from maskloom.blocks.construct import RecipeOfKind, Visits, kind_of, recipe_of
 from maskloom.blocks.grid import Wanted
+from maskloom.blocks.replay.plan import ReplayPlan
+from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core import captures
 from maskloom.core.block_masks import emptied, rebuilt
 from maskloom.core.cache import LRU
 from maskloom.core.checks import readable
 from maskloom.core.pickling import stays_here
 from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import can_cache, float_state, raw_stream
+from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.simplify import simplified
@@ -42,10 +45,14 @@ class Plan(Protocol):
 
     @property
     def blocks(self) -> BlockMask | None:
-        """The BlockMask that its kernel gets, if it depends on nothing else of the mask."""
+        """The BlockMask that its kernel gets; None if it gets something else of the mask."""
 
-    def with_blocks(self, blocks: BlockMask) -> Self:
-        """The same with another BlockMask of the same kind: a mask of the same structure, tables of the same shapes."""
+    @property
+    def hidden(self) -> Hidden | None:
+        """Where padding is cleaned; None if it is not."""
+
+    def with_others(self, blocks: BlockMask, hidden: Hidden | None) -> Self:
+        """The same with another BlockMask and padding of the same kind: a mask of the same structure, tables of the same shapes."""
 
 
 P = TypeVar("P", bound=Plan)
@@ -57,21 +64,24 @@ class _Kind(NamedTuple):
     Attributes:
         mask_mod: in the form that the kernel takes, where a BlockMask is given.
         recipe: of the BlockMask, where a mask is given; it holds the mask in that form.
+        hides: computes where padding is cleaned from the mask's tensors; None where it is not.
     """
 
     plan: Any
     mask_mod: Template[MaskMod] | None
     recipe: RecipeOfKind | None
+    hides: ReplayPlan | None
 
     def plan_for(self, owner: Mask | BlockMask, facts: captures.Facts) -> Any:
         """The plan for a mask, or a BlockMask, of which these are the facts."""
         if isinstance(owner, BlockMask):
             assert self.mask_mod is not None
-            mask_mod = self.mask_mod.filled(facts.tensors, facts.remarks)
-            return self.plan.with_blocks(rebuilt(owner, mask_mod=mask_mod))
-        assert self.recipe is not None
-        with stays_here():
-            return self.plan.with_blocks(self.recipe.build(facts.tensors, facts.remarks))
+            blocks = rebuilt(owner, mask_mod=self.mask_mod.filled(facts.tensors, facts.remarks))
+        else:
+            assert self.recipe is not None
+            with stays_here():
+                blocks = self.recipe.build(facts.tensors, facts.remarks)
+        return self.plan.with_others(blocks, None if self.hides is None else hidden_of(self.hides.run(facts.tensors)))
 
 
 _kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = LRU(256)
@@ -148,8 +158,16 @@ def _kind_of(
         recipe = kind_of(replace(whole, exact=exact), owner, facts.tensors, facts.remarks)
     elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
         mask_mod = template_of(final, facts.tensors, facts.remarks)
-    known = mask_mod is not None or recipe is not None
-    return _Kind(plan.with_blocks(emptied(plan.blocks)), mask_mod, recipe) if known else None
+    hides = None if plan.hidden is None else _recorded(mask, facts, q_len, kv_len)
+    if (mask_mod is None and recipe is None) or (hides is None and plan.hidden is not None):
+        return None
+    return _Kind(plan.with_others(emptied(plan.blocks), None), mask_mod, recipe, hides)
+
+
+def _recorded(mask: MaskMod, facts: captures.Facts, q_len: int, kv_len: int) -> ReplayPlan | None:
+    """How it is computed where a mask hides; None if that cannot be repeated."""
+    found, plan = uncompiled(record_replay)(lambda: hidden_in(mask, q_len, kv_len) or (), facts.tensors)
+    return plan if found else None
 
 
 _FEW_VISITS = 1024

@@ -23,6 +23,7 @@ class Sliced(Backend):
     where = "the CPU, for score mods that learn or do more than add, log-sum-exp and sinks"
     why = "torch's own attention lacks this; hidden keys are skipped"
     drops = IN_TWO_PASSES
+    hides_scores = True
     skipped = "for some queries at a time, the keys before the first and after the last that one of them sees"
 
     def refuse(self, request: Request) -> str | None:
@@ -42,7 +43,7 @@ class Sliced(Backend):
 
     def prepare(self, request: Request) -> Prepared | None:
         made = _made(request)
-        return None if made.work.holds_mask else Prepared(made, made.work.nbytes)
+        return None if made.work.holds_mask else Prepared(made.bare().with_score, made.work.nbytes)
 
 
 def _attended(request: Request) -> Attended:

@@ -32,6 +32,18 @@ class InBands:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Attended:
         return Attended(*_InBands.apply(self.work, query, key, value, *self.work.reading.learned))
 
+    def bare(self) -> "InBands":
+        """The same without the score mod, to be run by `with_score`."""
+        return InBands(self.work.without_score())
+
+    def with_score(self, query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None) -> Attended:
+        """The same with a score mod of the structure that it had."""
+        return (
+            InBands(self.work.with_score(score_mod))(query, key, value)
+            if score_mod is not None
+            else self(query, key, value)
+        )
+
 
 class _InBands(torch.autograd.Function):
     """(query, key, value, what score_mod learns) -> (output, log-sum-exp)."""

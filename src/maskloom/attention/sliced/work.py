@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from maskloom.core.cache import cached_with, tensors_of
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod, ScoreReading
 from maskloom.scores.lifted import Starts
+from maskloom.scores.reading import learned_by_ours
 
 _MOST_ROWS = 2**26  # elements of a mask that is no table, for the queries of a band
 
@@ -52,6 +53,15 @@ class Work:
     @property
     def nbytes(self) -> int:
         return self.mask.nbytes if isinstance(self.mask, Tensor) else 0
+
+    def without_score(self) -> "Work":
+        """The same, but for the tensors of score_mod, of which it keeps what is known."""
+        return replace(self, score_mod=None, reading=self.reading._replace(learned=()), unwritten=Unwritten([]))
+
+    def with_score(self, score_mod: ScoreMod) -> "Work":
+        """Work `without_score`, with one of maskloom's own of the same structure."""
+        reading = self.reading._replace(learned=learned_by_ours(score_mod))
+        return replace(self, score_mod=score_mod, reading=reading, unwritten=Unwritten(captures.tensors(score_mod)))
 
     def starts(self, band: Band) -> Starts:
         """The first batch row, query head, query and key of a band."""
