@@ -3,6 +3,7 @@
 # make check    format, lint, types, import arrows
 # make fix      format, and mend what can be mended
 # make nightly  the tests with many more random examples
+# make release  check, build, compare and install a release into dist/; it uploads nothing (docs/releases.md)
 # make bench    the CPU benchmarks, into build/
 # make site     the site, built strictly into build/site
 # make gpu      the tests that need a CUDA device
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check fix bench site gpu nightly setup clean
+.PHONY: demo test check fix bench site gpu nightly release setup clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.package
@@ -48,6 +49,9 @@ gpu: $(VENV)/.dev
 
 nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=nightly
+
+release: $(VENV)/.dev
+	$(BIN)/python -m tools.release
 
 setup: $(VENV)/.dev
 

@@ -282,7 +282,7 @@ few elements (witnesses), or by all elements (evaluation). All tables are exact 
 
 def section(example: Example, name: str) -> str:
     """One mask: its expression, the first paragraph of its docstring, its source, its picture and its shares."""
-    words = inspect.cleandoc(public_names()[example.of].__doc__)
+    words = inspect.cleandoc(public_names()[example.of].__doc__ or "")
     lines = [f"### `{example.expression}`", "", words.split("\n\n")[0].replace("\n", " "), ""]
     source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
     if source:

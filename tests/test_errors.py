@@ -68,7 +68,7 @@ def run(code, *words):
 
 def test_without_the_extras_the_rest_runs_and_each_is_named():
     blocked = f"import sys; sys.path[:0] = ['src', '.']; sys.modules.update(dict.fromkeys({list(EXTRAS)}))"
-    done = run(f"{blocked}; from tests import without_extras; without_extras.main()")
+    done = run(f"{blocked}; from tests.outside import smoke; smoke.main('bare')")
     assert done.returncode == 0, done.stderr
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # loaded when they are first used
     from maskloom.nn.multihead import MultiheadFlexAttention
     from maskloom.show.plot import visualize_attention_scores
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public surface, in the order of the documentation: names, then namespaces.
 __all__ = [

@@ -282,7 +282,7 @@ def _law(words: str, holds: bool) -> None:
         raise AssertionError(f"broken law of masks: {words}")
 
 
-def public_names() -> dict[str, Any]:
+def public_names() -> dict[str, object]:
     """Every public name of every namespace that has values, for reprs: ``eval(repr(mask), public_names())`` gives the mask again."""
     spaces = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn)
     named = {name: getattr(loom, name) for name in loom.__all__}

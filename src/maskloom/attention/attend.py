@@ -2,15 +2,15 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import Literal, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
-from maskloom.attention.backends.base import Backend, BackendName, blocks_of
+from maskloom.attention.backends.base import Backend, BackendName, Options, blocks_of
 from maskloom.attention.backends.choose import BACKENDS, choose, ruled_out
 from maskloom.attention.checks import (
     check_mask_fits,
@@ -45,8 +45,31 @@ from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod, ScoreReading
 from maskloom.scores.shift import shifted_score
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@overload
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | Tensor | None = None,
+    *,
+    return_aux: None = None,
+    **options: Unpack[Options],
+) -> Tensor: ...
+
+
+@overload
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | Tensor | None = None,
+    *,
+    return_aux: AuxRequest,
+    **options: Unpack[Options],
+) -> tuple[Tensor, AuxOutput]: ...
 
 
 def attend(
@@ -67,8 +90,8 @@ def attend(
     clean_padding: bool = False,
     deterministic: bool = False,
     allow_slow: bool = False,
-    kernel_options: dict[str, Any] | None = None,
-) -> Any:
+    kernel_options: Mapping[str, object] | None = None,
+) -> Tensor | tuple[Tensor, AuxOutput]:
     """Scaled dot-product attention of the queries to the keys that the mask lets them see.
 
     Args:
@@ -194,7 +217,7 @@ def _request(
     dropout: float,
     dropout_seed: int | Tensor | None,
     deterministic: bool,
-    kernel_options: dict[str, Any] | None,
+    kernel_options: Mapping[str, object] | None,
 ) -> Request:
     """Everything checked, and offsets put into mask and score_mod."""
     query, key, value = checked_tensors(query, key, value)
@@ -277,15 +300,14 @@ def _run(backend: Backend, request: Request, allow_slow: bool) -> Attended:
         return run_backend(BACKENDS["reference"], request)
 
 
-def _with_the_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """A function with the parameters of another, which are written there alone, and then its own named ones."""
+def _with_the_signature_of(other: Callable[..., object]) -> Callable[[F], F]:
+    """Shows the parameters of another function, which are written there alone, and then those that it has not."""
 
-    def like(function: Callable[..., R]) -> Callable[P, R]:
-        own = inspect.signature(function)
-        named = [parameter for parameter in own.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
-        parameters = [*inspect.signature(other).parameters.values(), *named]
-        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return cast(Callable[P, R], function)
+    def like(function: F) -> F:
+        own, theirs = inspect.signature(function), inspect.signature(other).parameters
+        named = [one for one in own.parameters.values() if one.kind is one.KEYWORD_ONLY and one.name not in theirs]
+        function.__signature__ = own.replace(parameters=[*theirs.values(), *named])  # type: ignore[attr-defined]
+        return function
 
     return like
 
@@ -335,7 +357,16 @@ class Explanation:
 
 
 @_with_the_signature_of(attend)
-def explain(*arguments: Any, compiled: bool = False, **options: Any) -> Explanation:
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask | MaskMod | Tensor | None = None,
+    *,
+    return_aux: AuxRequest | None = None,
+    compiled: bool = False,
+    **options: Unpack[Options],
+) -> Explanation:
     """What `attend` would run with these arguments, and why. No attention is run; the arguments are checked as there.
 
     Where tiles are skipped, the BlockMask is built as `attend` builds it, and kept with the mask for it.
@@ -345,7 +376,7 @@ def explain(*arguments: Any, compiled: bool = False, **options: Any) -> Explanat
             changed yet. There nothing is simplified.
     """
     try:
-        call = inspect.signature(attend).bind(*arguments, **options)
+        call = inspect.signature(attend).bind(query, key, value, mask, return_aux=return_aux, **options)
     except TypeError as error:
         raise TypeError(f"explain() {error}") from None
     call.apply_defaults()

@@ -1,7 +1,7 @@
 """What attention refuses, by name, before anything is launched."""
 
+from collections.abc import Mapping
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,10 +97,10 @@ def check_options(
     query: Tensor,
     return_aux: AuxRequest | None,
     sinks: Tensor | None,
-    kernel_options: dict[str, Any] | None,
+    kernel_options: Mapping[str, object] | None,
 ) -> None:
     """Raise a TypeError or ValueError if return_aux, sinks or kernel_options are none."""
-    if kernel_options is not None and not isinstance(kernel_options, dict):
+    if kernel_options is not None and not isinstance(kernel_options, Mapping):
         raise TypeError(f"kernel_options is a dict, as flex_attention takes it; got {brief(kernel_options)}")
     for name, option in (kernel_options or {}).items():
         if not isinstance(name, str) or not isinstance(option, (int, float, str)):

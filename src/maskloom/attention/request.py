@@ -1,6 +1,7 @@
 """What `attend` was asked for, as the backends get it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Request(NamedTuple):
     scale: float | None = None
     wants_lse: bool = False
     deterministic: bool = False
-    kernel_options: dict[str, Any] | None = None
+    kernel_options: Mapping[str, object] | None = None
     reading: ScoreReading | None = None
     dropout: Dropout | None = None
 

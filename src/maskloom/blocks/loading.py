@@ -1,7 +1,6 @@
 """What ``torch.load`` needs to read masks, score mods and block masks from a file without running code from the file."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
@@ -9,7 +8,7 @@ from maskloom.core.host_count import HostCount
 from maskloom.core.values import FrozenValue
 
 
-def safe_globals() -> list[Any]:
+def safe_globals() -> list[Callable[..., object]]:
     """The classes of all masks and score mods of maskloom, and torch's BlockMask, for ``torch.load(weights_only=True)``.
 
     After ``torch.serialization.add_safe_globals(maskloom.blocks.safe_globals())`` torch can read them from files. To

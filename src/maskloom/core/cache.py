@@ -222,7 +222,7 @@ def cached_with(
     )
 
 
-def mark_changed(*changed: Any) -> None:
+def mark_changed(*changed: object) -> None:
     """Report writes to tensors that torch does not see, so that no result computed from the old values is used again.
 
     `attend` caches with a mask what it builds from it, and builds it again when torch's version counters show a write
@@ -244,7 +244,7 @@ def mark_changed(*changed: Any) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def _all_held(held: Any) -> list[Tensor]:
+def _all_held(held: object) -> list[Tensor]:
     if not callable(held) and not isinstance(held, (BlockMask, list, tuple, dict)):
         raise TypeError(
             f"mark_changed takes tensors, masks, score_mods and BlockMasks; got {type(held).__name__}: {brief(held)}"

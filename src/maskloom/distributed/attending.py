@@ -99,7 +99,7 @@ def _run(
         query, key, value, mask, q_offset=None if isinstance(mask, BlockMask) else 0, return_aux=return_aux, sinks=asked.sinks,
         score_mod=None if asked.score_mod is None else placed_score(asked.score_mod, masks.at), **asked.passed,
     )  # fmt: skip
-    return Attended(found, None) if return_aux is None else Attended(found[0], found[1].lse)
+    return Attended(found, None) if isinstance(found, Tensor) else Attended(found[0], found[1].lse)
 
 
 def _while_keys_come(

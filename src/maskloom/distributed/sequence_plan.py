@@ -1,13 +1,14 @@
 """`Plan`: how ranks share one sequence, and attention by it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Unpack, overload
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.attention.flex_attention import AuxRequest
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 
-from maskloom.attention.backends.base import BackendName
+from maskloom.attention.backends.base import BackendName, SharedOptions
 from maskloom.attention.clean_padding import Hidden
 from maskloom.core.torch_state import uncompiled
 from maskloom.core.words import repr_html
@@ -125,6 +126,30 @@ class Plan(SharedSequence):
 
     # -- attention ---------------------------------------------------------------------------------------------------
 
+    @overload
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        h_offset: int | None = None,
+        return_aux: None = None,
+        **options: Unpack[SharedOptions],
+    ) -> Tensor: ...
+
+    @overload
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        h_offset: int | None = None,
+        return_aux: AuxRequest,
+        **options: Unpack[SharedOptions],
+    ) -> tuple[Tensor, AuxOutput]: ...
+
     def attend(
         self,
         query: Tensor,
@@ -142,8 +167,8 @@ class Plan(SharedSequence):
         clean_padding: bool = False,
         deterministic: bool = False,
         allow_slow: bool = False,
-        kernel_options: dict[str, Any] | None = None,
-    ) -> Any:
+        kernel_options: Mapping[str, object] | None = None,
+    ) -> Tensor | tuple[Tensor, AuxOutput]:
         """`maskloom.attend` of the whole sequence: this rank's rows in, this rank's rows out. Collective, backward too.
 
         Mask, score_mod, sinks and dropout see the batch rows, heads and positions of the whole. A gradient of something

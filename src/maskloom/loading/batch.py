@@ -17,6 +17,8 @@ from maskloom.core.words import what_it_is
 from maskloom.masks.algebra import Mask
 
 T = TypeVar("T")
+Field = Tensor | int | list[object]
+"""A value of a batch: a tensor, a number, or a list with an entry for each document."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ class Batch:
         """The batch in page-locked memory, with its mask and block mask; ``DataLoader(pin_memory=True)`` calls it."""
         return self._changed(Tensor.pin_memory, pin_memory)
 
-    def transformers(self) -> dict[str, Any]:
+    def transformers(self) -> dict[str, Field]:
         """The batch under transformers' names, for ``model(**batch.transformers())``.
 
         A padded batch has ``attention_mask`` (int64, 1 = real), and ``position_ids`` only if its padding is at the left. A packed one has none, but ``position_ids``,
@@ -84,20 +86,20 @@ class Batch:
         if self.packed:
             named |= {"position_ids": self._flat_positions(), "seq_idx": self._flat_ids()}
             named |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), self.cu_seqlens)
-            lengths: dict[str, Any] = dict.fromkeys(("max_length_q", "max_length_k"), self.max_seqlen)
+            lengths: dict[str, Field] = dict.fromkeys(("max_length_q", "max_length_k"), self.max_seqlen)
             return _present(named) | lengths | self.fields
         named |= {"position_ids": self.positions, "attention_mask": (self.ids >= 0).long()}
         if self.side == "right":
             del named["position_ids"]  # as the model counts itself, from its own first number
         return _present(named) | self.fields
 
-    def megatron(self) -> dict[str, Any]:
+    def megatron(self) -> dict[str, Field]:
         """The batch under Megatron's names: ``labels`` are shifted there, and ``loss_mask`` says which count.
 
         ``cu_seqlens`` (int32) and ``max_seqlen`` are those of ``PackedSeqParams(qkv_format="thd")``, for queries and
         keys. Where ``loss_mask`` is 0 the label is 0.
         """
-        named: dict[str, Any] = {"tokens": self.inputs, "position_ids": self._flat_positions()}
+        named: dict[str, Field] = {"tokens": self.inputs, "position_ids": self._flat_positions()}
         if self.targets is not None:
             counts = self.targets >= 0
             named |= {"labels": self.targets * counts, "loss_mask": counts.float()}

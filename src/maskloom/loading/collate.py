@@ -13,7 +13,7 @@ from maskloom.batches.forms import Side, offsets_from_lengths
 from maskloom.blocks.build import block_mask
 from maskloom.core.checks import integer, positive
 from maskloom.core.words import brief
-from maskloom.loading.batch import Batch
+from maskloom.loading.batch import Batch, Field
 from maskloom.loading.fields import fields_of, is_by_token, is_one_number, labels_of, tensors
 from maskloom.loading.layout import Layout, layout_of
 from maskloom.masks.algebra import And, Everything, Mask, as_mask
@@ -95,7 +95,7 @@ class Collator:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(str, choices))}; got {brief(getattr(self, name))}")
 
-    def __call__(self, sequences: Sequence[Any]) -> Any:
+    def __call__(self, sequences: Sequence[object]) -> Any:  # not a union: its users know which
         """A `Batch` of the sequences; a dict if the collator has ``names``."""
         fields = fields_of(sequences, self.tokens)
         tokens = tensors(self.tokens, fields.pop(self.tokens))
@@ -109,7 +109,7 @@ class Collator:
         return batch if self.names is None else getattr(batch, self.names)()
 
     def _batch(
-        self, layout: Layout, tokens: list[Tensor], labels: list[Tensor] | None, fields: dict[str, Any]
+        self, layout: Layout, tokens: list[Tensor], labels: list[Tensor] | None, fields: dict[str, Field]
     ) -> Batch:
         own, next_ones = _labels_and_targets(layout, labels)
         mask = self._mask_of(layout) if self.names is None else None

@@ -1,8 +1,8 @@
 """Which sequences make a batch: as many as fit a budget of tokens, of similar lengths, with equal work for all ranks."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -130,8 +130,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         if count("epoch", epoch, of="the epoch") != self.epoch:
             self.epoch, self._consumed, self._drawn = epoch, 0, 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Which batches were consumed: the same on all ranks. It holds ints, bools and strings.
+    def state_dict(self) -> dict[str, int]:
+        """Which batches were consumed: the same on all ranks. It holds ints and bools.
 
         Raises:
             RuntimeError: batches were drawn, and nothing counts which of them were consumed: see `consume`.
@@ -143,7 +143,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             )
         return {"epoch": self.epoch, "consumed": self._consumed, **self._settings(), "order": self._fingerprint()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on behind the last batch that was consumed.
 
         Raises:
@@ -151,7 +151,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
                 another version of NumPy may draw one): the batches would be others. Nothing is changed then.
         """
         state = {"accumulate": 1, **state}  # what states had before there was one
-        own = {"epoch": None, "consumed": None, **self._settings(), "order": None}
+        own: dict[str, int | None] = {"epoch": None, "consumed": None, **self._settings(), "order": None}
         for name, value in own.items():
             if name not in state:
                 raise ValueError(f"it is no state of a TokenBudgetSampler: it has no {name!r}")
@@ -173,7 +173,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         """A number that tells orders of the epoch apart: of the first step alone, since all follows from one seed."""
         return zlib.crc32(repr(self._steps()[0]).encode())
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, int]:
         """What the order of batches follows from, beside the epoch."""
         names = ("seed", "budget", "packed", "buckets", "shuffle", "drop_last", "accumulate")
         found = {"world_size": self.world_size} | {name: getattr(self, f"_{name}") for name in names}

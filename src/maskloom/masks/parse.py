@@ -29,7 +29,7 @@ LONGEST = 10_000  # characters; Python's parser needs much time and stack for mo
 _OPERATORS = {ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor}
 
 
-def parse(text: str, names: Mapping[str, Mask | Callable[..., Any]] | None = None) -> Mask:
+def parse(text: str, names: Mapping[str, Mask | Callable[..., object]] | None = None) -> Mask:
     """The mask that ``text`` describes. ``parse(str(mask)) == mask`` for masks without tensors.
 
     Args:

@@ -1,34 +1,21 @@
 """What goes into a call of the module beside tensors, and what comes out, typed."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest
 
-from maskloom.attention.backends.base import BackendName, check_name
+from maskloom.attention.backends.base import Options, check_name
 from maskloom.attention.checks import checked_scale
 from maskloom.attention.dropout.options import checked_rate, checked_seed
-from maskloom.scores.base import ScoreMod, checked_score_mod
+from maskloom.scores.base import checked_score_mod
 
 
-class AttendOptions(TypedDict, total=False):
+class AttendOptions(Options, total=False):
     """Options of `maskloom.attend`; ``return_aux`` is None only."""
 
-    score_mod: ScoreMod | None
-    scale: float | None
-    q_offset: int | Tensor | None
-    h_offset: int | Tensor | None
-    backend: BackendName | Literal["auto"]
-    return_aux: AuxRequest | None
-    sinks: Tensor | None
-    dropout: float
-    dropout_seed: int | Tensor | None
-    clean_padding: bool
-    deterministic: bool
-    allow_slow: bool
-    kernel_options: dict[str, Any] | None
+    return_aux: None
 
 
 _NAMES = tuple(AttendOptions.__annotations__)

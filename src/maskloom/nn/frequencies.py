@@ -13,8 +13,11 @@ from torch import Tensor
 
 from maskloom.core.words import brief
 
-Scaling = Mapping[str, Any]
+Scaling = Mapping[str, object]
 """A ``rope_scaling`` (``rope_parameters``) dict of transformers."""
+
+Given = Mapping[str, Any]
+"""What a kind of scaling takes of it, checked."""
 
 
 class Frequencies(NamedTuple):
@@ -44,21 +47,24 @@ def inverse_frequencies(base: float, width: int, scaling: Scaling | None) -> Fre
         raise ValueError(f"scaling is of a rope_type among {', '.join(_KINDS)}; got {brief(kind)}")
     make, needed, allowed = _KINDS[kind]
     elsewhere = set(_OF_ALL) - {*needed, *allowed}
-    given = {name: value for name, value in (scaling or {}).items() if name not in elsewhere and value is not None}
+    given: Given = {
+        name: value for name, value in (scaling or {}).items() if name not in elsewhere and value is not None
+    }
     _check_keys(kind, given, needed, allowed)
     return make(base, width, given)
 
 
 def kind_of(scaling: Scaling | None) -> str:
     """The ``rope_type`` of a dict; older ones call it ``type``."""
-    return "default" if not scaling else scaling.get("rope_type", scaling.get("type", "default"))
+    given: Given = scaling or {}
+    return given.get("rope_type", given.get("type", "default"))
 
 
 _OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _LENGTHS = ("original_max_position_embeddings", "max_position_embeddings")
 
 
-def _check_keys(kind: str, given: Scaling, needed: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+def _check_keys(kind: str, given: Given, needed: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in given]
     if missing:
         raise ValueError(f"scaling of rope_type {kind!r} needs {', '.join(missing)}; got {brief(dict(given))}")
@@ -77,16 +83,16 @@ def _plain(base: float | Tensor, width: int, device: torch.device | str = "cpu")
     return 1.0 / (base**exponents)
 
 
-def _default(base: float, width: int, given: Scaling) -> Frequencies:
+def _default(base: float, width: int, given: Given) -> Frequencies:
     return Frequencies(_plain(base, width))
 
 
-def _linear(base: float, width: int, given: Scaling) -> Frequencies:
+def _linear(base: float, width: int, given: Given) -> Frequencies:
     """Position interpolation: Chen et al. 2023 (arXiv 2306.15595)."""
     return Frequencies(_plain(base, width) / given["factor"])
 
 
-def _dynamic(base: float, width: int, given: Scaling) -> Frequencies:
+def _dynamic(base: float, width: int, given: Given) -> Frequencies:
     """Dynamic NTK: a base that grows with the length of the row, beyond the length of pretraining."""
     most, factor = _length("dynamic", given), given["factor"]
     if width < 4:
@@ -100,7 +106,7 @@ def _dynamic(base: float, width: int, given: Scaling) -> Frequencies:
     return Frequencies(_plain(base, width), switch=most, long=long)
 
 
-def _yarn(base: float, width: int, given: Scaling) -> Frequencies:
+def _yarn(base: float, width: int, given: Given) -> Frequencies:
     """YaRN: Peng et al. 2023 (arXiv 2309.00071). High frequencies stay, low ones are interpolated, a ramp between."""
     original = given["original_max_position_embeddings"]
     factor = _factor("yarn", given)
@@ -119,7 +125,7 @@ def _yarn(base: float, width: int, given: Scaling) -> Frequencies:
     return Frequencies((1.0 / (factor * periods)) * (1 - kept) + (1.0 / periods) * kept, _yarn_factor(factor, given))
 
 
-def _yarn_factor(factor: float, given: Scaling) -> float:
+def _yarn_factor(factor: float, given: Given) -> float:
     if "attention_factor" in given:
         return float(given["attention_factor"])
 
@@ -131,7 +137,7 @@ def _yarn_factor(factor: float, given: Scaling) -> float:
     return mscale(1.0)
 
 
-def _longrope(base: float, width: int, given: Scaling) -> Frequencies:
+def _longrope(base: float, width: int, given: Given) -> Frequencies:
     """LongRoPE: Ding et al. 2024 (arXiv 2402.13753). A factor for each frequency, another in rows beyond pretraining."""
     original = given["original_max_position_embeddings"]
     factor = _factor("longrope", given)
@@ -149,7 +155,7 @@ def _divided(base: float, width: int, name: str, factors: Any) -> Tensor:
     return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * base**exponents)
 
 
-def _llama3(base: float, width: int, given: Scaling) -> Frequencies:
+def _llama3(base: float, width: int, given: Given) -> Frequencies:
     """Llama 3.1: low frequencies are divided, high ones stay, and those between are mixed."""
     plain, original = _plain(base, width), given["original_max_position_embeddings"]
     factor, low, high = given["factor"], given["low_freq_factor"], given["high_freq_factor"]
@@ -162,7 +168,7 @@ def _llama3(base: float, width: int, given: Scaling) -> Frequencies:
     return Frequencies(torch.where(is_low, plain / factor, torch.where(is_high, plain, mixed)))
 
 
-def _proportional(base: float, width: int, given: Scaling) -> Frequencies:
+def _proportional(base: float, width: int, given: Given) -> Frequencies:
     """Gemma 4: the whole head is turned, a part of its pairs by angles, the others by 0."""
     turned = int(given["partial_rotary_factor"] * width // 2)
     frequencies = _plain(base, width)
@@ -170,7 +176,7 @@ def _proportional(base: float, width: int, given: Scaling) -> Frequencies:
     return Frequencies(frequencies / given.get("factor", 1.0))
 
 
-def _factor(kind: str, given: Scaling) -> float:
+def _factor(kind: str, given: Given) -> float:
     if "factor" in given:
         return given["factor"]
     if "max_position_embeddings" not in given:
@@ -180,7 +186,7 @@ def _factor(kind: str, given: Scaling) -> float:
     return given["max_position_embeddings"] / given["original_max_position_embeddings"]
 
 
-def _length(kind: str, given: Scaling) -> int:
+def _length(kind: str, given: Given) -> int:
     """The length of pretraining; transformers takes it for 'dynamic' from the config's ``max_position_embeddings``."""
     found = [given[name] for name in reversed(_LENGTHS) if name in given]
     if not found:
@@ -188,7 +194,7 @@ def _length(kind: str, given: Scaling) -> int:
     return found[0]
 
 
-_KINDS: dict[str, tuple[Callable[[float, int, Scaling], Frequencies], tuple[str, ...], tuple[str, ...]]] = {
+_KINDS: dict[str, tuple[Callable[[float, int, Given], Frequencies], tuple[str, ...], tuple[str, ...]]] = {
     "default": (_default, (), ()),
     "linear": (_linear, ("factor",), _LENGTHS),
     "dynamic": (_dynamic, ("factor",), _LENGTHS),

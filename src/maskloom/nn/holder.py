@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Holder(nn.Module, Generic[M]):
         self._template = _replaced(counted_never, Tensor, self._registered)
         self._make()
 
-    def forward(self, *indices: Any) -> M:
+    def forward(self, *indices: object) -> M:
         """The held object, with its current tensors."""
         if indices:
             raise TypeError("a Holder is no mask or score_mod: give what holder() returns")
@@ -69,6 +69,10 @@ class Holder(nn.Module, Generic[M]):
                 return _traced(self._template, self)
             self._make()
         return self._made.held
+
+    if TYPE_CHECKING:  # nn.Module's own says that it returns Any
+
+        def __call__(self) -> M: ...
 
     def extra_repr(self) -> str:
         """The held object, as ``print(module)`` shows it."""

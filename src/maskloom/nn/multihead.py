@@ -1,6 +1,6 @@
 """Multi-head attention under any mask; values in padded positions cannot affect real positions."""
 
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ from maskloom.nn.upcoming import Upcoming
 from maskloom.program.program import MaskMod
 from maskloom.scores.compose import compose
 from maskloom.scores.shift import shifted_score
+
+
+class CallOptions(AttendOptions, total=False):
+    """What a call of the module takes by name, but for ``need_weights``, which decides what it returns."""
+
+    context: Tensor | None
+    positions: Positions | None
+    cache: KVCache | None
+    pads: Tensor | None
 
 
 class MultiheadFlexAttention(ProjectedHeads):
@@ -102,6 +111,30 @@ class MultiheadFlexAttention(ProjectedHeads):
             n_kv_heads=n_kv_heads, d_head=d_head, d_context=d_context, out_bias=out_bias, qk_norm=qk_norm,
             rotary=rotary, sinks=sinks, softcap=softcap, gate=gate, dropout=dropout, device=device, dtype=dtype,
         )  # fmt: skip
+
+    if TYPE_CHECKING:  # nn.Module's own says that it returns Any
+
+        @overload
+        def __call__(
+            self,
+            x: Tensor,
+            block_mask: BlockMask | MaskMod | Tensor | SharedSequence | None = None,
+            *,
+            need_weights: Literal[False] = False,
+            **options: Unpack[CallOptions],
+        ) -> MultiheadOutput: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Tensor,
+            block_mask: BlockMask | MaskMod | Tensor | SharedSequence | None = None,
+            *,
+            need_weights: Literal[True, "mean"],
+            **options: Unpack[CallOptions],
+        ) -> MultiheadOutputWithWeights: ...
+
+        def __call__(self, x: Tensor, *given: object, **options: object) -> object: ...
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """Rotary position embeddings: queries and keys turned by an angle that grows with their position."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,12 @@ class Rotary(nn.Module):
             raise ValueError(f"x has shape (batch, heads, length, {self.d_head}); got {tuple(x.shape)}")
         return self.turned(x, self.angles(positions, (x.shape[0], x.shape[2]), x.device, length=length))
 
+    if TYPE_CHECKING:  # nn.Module's own says that it returns Any
+
+        def __call__(
+            self, x: Tensor, positions: Tensor | int | None = None, *, length: int | None = None
+        ) -> Tensor: ...
+
     def angles(
         self,
         positions: Tensor | int | None,
@@ -178,7 +184,7 @@ def _from_one_place(name: str, value: float, default: float, key: str, scaling: 
     """A number that is an argument or an entry of ``scaling``, not two different ones."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name} is a number above 0; got {brief(value)}")
-    said = None if scaling is None else scaling.get(key)
+    said: Any = None if scaling is None else scaling.get(key)
     if said is None:
         return float(value)
     if value not in (default, said):

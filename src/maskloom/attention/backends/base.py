@@ -1,9 +1,9 @@
 """What a backend of attention is: one object that says all about it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -129,3 +129,32 @@ def blocks_of(request: Request) -> BlockMask:
     """The BlockMask that a backend with ``by_tiles`` gets in the place of any mask."""
     assert isinstance(request.mask, BlockMask)
     return request.mask
+
+
+# -- what a user asks, typed once for all functions that pass it on ----------------------------------------------------
+
+
+class SharedOptions(TypedDict, total=False):
+    """What `attend`, `Plan.attend` and the module take alike."""
+
+    score_mod: ScoreMod | None
+    scale: float | None
+    backend: BackendName | Literal["auto"]
+    sinks: Tensor | None
+    dropout: float
+    dropout_seed: int | Tensor | None
+    clean_padding: bool
+    deterministic: bool
+    allow_slow: bool
+    kernel_options: Mapping[str, object] | None
+
+
+class Offsets(TypedDict, total=False):
+    """Where queries and heads begin."""
+
+    q_offset: int | Tensor | None
+    h_offset: int | Tensor | None
+
+
+class Options(SharedOptions, Offsets, total=False):
+    """All of `attend`, but for ``return_aux``, which decides what it returns."""

@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ def fused_attention(
     score_mod: ScoreMod | None,
     scale: float | None,
     wants_lse: bool,
-    kernel_options: dict[str, Any] | None,
+    kernel_options: Mapping[str, object] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """FlexAttention, compiled, never the unfused path.
 
@@ -78,7 +78,7 @@ def prepared_attention(
     score_mod: ScoreMod | None,
     scale: float | None,
     wants_lse: bool,
-    options: dict[str, Any],
+    options: Mapping[str, object],
 ) -> "PreparedAttention":
     """`fused_attention` of such queries, keys and values, its compiled function found. Nobody compiles around it."""
     if scale is None:
@@ -265,7 +265,7 @@ def _kind(
     block_mask: BlockMask,
     mods: tuple[object, ...],
     wants_lse: bool,
-    options: dict[str, Any],
+    options: Mapping[str, object],
 ) -> tuple[Hashable, bool | None]:
     """What may not vary within one compiled function, and whether its sizes are dynamic from the first call on.
 

@@ -6,7 +6,7 @@ structure, and holds no tensor of any. Whatever may change unseen has no plan, a
 offsets beside a score mod, anything while torch traces.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def planned(
     backend: str,
     has_sinks: bool,
     deterministic: bool,
-    kernel_options: dict[str, Any] | None,
+    kernel_options: Mapping[str, object] | None,
     clean_padding: bool,
     checked: Callable[[], tuple[Request, Backend]],
     make: Callable[[Request, Backend], CallPlan | None],
@@ -151,7 +151,7 @@ def _is_plain(q_offset: Any, return_aux: Any, scale: Any, backend: Any) -> bool:
     return type(scale) in _SCALES and type(backend) is str
 
 
-def _are_plain(options: dict[str, Any]) -> bool:
+def _are_plain(options: Mapping[str, object]) -> bool:
     return all(type(name) is str and type(options[name]) in _PLAIN for name in options)
 
 

@@ -58,7 +58,7 @@ class ModelExplanation:
         return "\n".join(lines) or f"no layer ran by {NAME!r}"
 
 
-def explain(model: PreTrainedModel, batch: Mapping[str, Any]) -> ModelExplanation:
+def explain(model: PreTrainedModel, batch: Mapping[str, object]) -> ModelExplanation:
     """Run the model on a batch once, and say for each layer what ran and why.
 
     What runs differs with gradients: padded queries are then hidden, and a backend without a backward is ruled out. So

@@ -1,5 +1,6 @@
 """What transformers says to an attention function besides the tensors: what counts, what does not, and what is refused."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class Said(NamedTuple):
     cu_seq_lens_k: Tensor | None = None
     output_attentions: bool | None = None
     deterministic: bool | None = None
-    kernel_options: dict[str, Any] | None = None
+    kernel_options: Mapping[str, object] | None = None
 
 
 _SYNONYMS = {"s_aux": "sinks"}

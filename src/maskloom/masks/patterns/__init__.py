@@ -1,5 +1,7 @@
 """All patterns, one module for each kind; each module can be read alone, and lists its public names in `__all__`."""
 
+from types import ModuleType
+
 from maskloom.masks.patterns import (
     blockwise,
     conversations,
@@ -37,7 +39,7 @@ from maskloom.masks.patterns.relative import *
 from maskloom.masks.patterns.shift import *
 from maskloom.masks.patterns.transforms import *
 
-ROOMS = (
+ROOMS: tuple[ModuleType, ...] = (
     relative,
     blockwise,
     position,

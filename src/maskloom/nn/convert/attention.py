@@ -1,7 +1,7 @@
 """nn.MultiheadAttention, run by `attend`; modules and models converted to it and back."""
 
 import copy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,20 @@ class MultiheadAttention(nn.MultiheadAttention):
         if weights is None:
             return out, None
         return out, layout.unbatched(weights.mean(1) if average_attn_weights else weights)
+
+    if TYPE_CHECKING:  # nn.Module's own says that it returns Any
+
+        def __call__(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            key_padding_mask: Tensor | None = None,
+            need_weights: bool = True,
+            attn_mask: Tensor | None = None,
+            average_attn_weights: bool = True,
+            is_causal: bool = False,
+        ) -> tuple[Tensor, Tensor | None]: ...
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values side by side for all heads; in one product where they are made of one tensor."""

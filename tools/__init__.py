@@ -1,0 +1,1 @@
+"""What is made from the repository, by hand or by CI."""
