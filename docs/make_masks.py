@@ -15,6 +15,7 @@ import torch
 
 import maskloom as loom
 from benchmarks.rows import append
+from docs.make_mask_pictures import drawn, glance, quoted
 from maskloom.testing import public_names
 
 HERE = Path(__file__).parent
@@ -227,8 +228,7 @@ RECIPES = [
 def main() -> None:
     """Write the page and its pictures."""
     for name, example in named().items():
-        figure = loom.show.mask(example.mask(PICTURED), PICTURED, PICTURED, title="", size=2.0)
-        loom.show.save_figure(figure, HERE / picture_of(name), dpi=110)
+        (HERE / picture_of(name)).write_text(picture(example))
     (HERE / "masks.md").write_text(page())
     ROWS.unlink(missing_ok=True)
     for name, example in named().items():
@@ -252,7 +252,7 @@ def page() -> str:
     names = {id(example): name for name, example in named().items()}
     parts = [HEAD]
     for family, examples in FAMILIES.items():
-        parts.append(f"## {family}\n")
+        parts += [f"## {family}\n", glance({picture_of(names[id(one)]): one.expression for one in examples})]
         parts += [section(example, names[id(example)]) for example in examples]
     return "\n".join([*parts, recipes()])
 
@@ -267,15 +267,21 @@ def recipes() -> str:
 
 def picture_of(name: str) -> str:
     """Where a picture is, from docs/."""
-    return f"pictures/masks/{name}.png"
+    return f"pictures/masks/{name}.svg"
+
+
+def picture(example: Example) -> str:
+    """The picture of a mask, as SVG."""
+    return drawn(example.mask(PICTURED).dense(PICTURED, PICTURED), quoted(example.expression))
 
 
 HEAD = """# The masks
 
-Made by `python -m docs.make_masks`. Every mask combines with every other by `& | ^ ~`.
+Every mask, drawn. They combine with one another by `& | ^ ~`. [Which mask is mine?](which_mask.md) goes the other way, from what you
+hold to the mask.
 
-In the pictures each row is a query and each column a key; a dark cell means that the query may attend to the key. Under each
-picture stands how the tiles of its block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a
+In the pictures each row is a query and each column a key, of n = 24 positions; a blue cell means that the query may attend to the
+key. Under each picture stands how the tiles of its block mask were decided, at 2,048 positions in tiles of 128 × 128: by intervals alone, by a
 few elements (witnesses), or by all elements (evaluation). All tables are exact ([how](notes/blocks.md#one-run-then-intervals); [rows](../benchmarks/results/masks.csv)).
 """
 
