@@ -122,7 +122,9 @@ def made(length: int, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Query, key, value and incoming gradient of the whole, the same on every rank."""
     generator = torch.Generator(device).manual_seed(0)
     counts = (HEADS, KV_HEADS, KV_HEADS, HEADS)
-    return [torch.randn(1, count, length, HEAD_DIM, generator=generator, device=device, dtype=dtype) for count in counts]
+    return [
+        torch.randn(1, count, length, HEAD_DIM, generator=generator, device=device, dtype=dtype) for count in counts
+    ]
 
 
 # -- correct first -----------------------------------------------------------------------------------------------------

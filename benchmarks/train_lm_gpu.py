@@ -235,7 +235,9 @@ def measured(given: Any, config: ModelConfig, samples: list[Sample], capacity: i
             print(name, "failed:", type(error).__name__, error, flush=True)
             continue
         print(name, found[name], f"{time.perf_counter() - start:.0f} s", flush=True)
-    for _ in range(given.passes):
+    for done in range(given.passes):
+        if done and time.perf_counter() - start > given.until:
+            break
         for run in runs.values():
             run.times.append(once_ms(run.all_steps, device=given.device))
     for name, run in runs.items():
@@ -256,6 +258,9 @@ def main() -> None:
     )
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=360, help="no contender is begun later than that")
+    parser.add_argument(
+        "--until", type=float, default=480, help="no pass but the first is begun later than that, in seconds"
+    )
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--small", action="store_true", help="a tiny model in float32, not compiled")
     parser.add_argument("--only", nargs="*", help="names of contenders")
