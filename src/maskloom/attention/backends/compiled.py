@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from maskloom.attention.backends.triton_division import dividing_mask, dividing_score
+from maskloom.attention.kernels.guards import that_may_fail
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
 from maskloom.core.cache import LRU
@@ -313,7 +314,8 @@ def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., tuple[T
         found = _pool.get(kind)
         if found is None:
             body = _with_its_own_code(_attend_or_fail, f"attend_{next(_numbers)}")
-            found = torch.compile(body, backend=_COMPILER, fullgraph=True, dynamic=dynamic)
+            options: Any = {"guard_filter_fn": that_may_fail}
+            found = torch.compile(body, backend=_COMPILER, fullgraph=True, dynamic=dynamic, options=options)
             _pool.put(kind, found)
     return found
 
