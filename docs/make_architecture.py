@@ -1,11 +1,12 @@
-"""Makes docs/pictures/architecture.png: the package's rooms on their floors, and who imports whom, read from the imports.
+"""Draws docs/pictures/architecture.png: the package's rooms on their floors, and who imports whom, read from the imports.
 
-python -m docs.make_architecture
+`docs.make_pictures` writes it.
 """
 
 import ast
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,7 +16,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 import maskloom as loom
 
 PACKAGE = Path(loom.__file__).parent
-PICTURE = Path(__file__).parent / "pictures" / "architecture.png"
 
 FLOORS = ("core", "program", "batches", "masks", "blocks", "scores", "attention", "loading", "nn", "distributed")
 """Bottom to top. A room imports from rooms below it alone; tests/test_surface.py checks it."""
@@ -31,13 +31,13 @@ _SUBFOLDERS = {
     "distributed": ("sharing", "exchange"),
 }
 _WIDTH = 9.0
-_COLUMNS = 158  # characters in a line of files
+_COLUMNS = 156  # characters in a line of files
 _INK, _PAPER, _ARROW = "#17406d", "#eef3f9", "#c1461f"
 
 
-def main() -> None:
-    """Write the picture."""
-    loom.show.save_figure(picture(), PICTURE, dpi=150)
+def figures() -> dict[str, Callable[[], Figure]]:
+    """What this file draws, by the name of its picture."""
+    return {"architecture": picture}
 
 
 def floors() -> list[str]:
@@ -75,10 +75,10 @@ def arrows() -> Counter[tuple[str, str]]:
 def picture() -> Figure:
     """The floors, bottom to top, and the imports as arrows down."""
     names = floors()
-    figure = Figure(figsize=(_WIDTH, 0.8 * len(names) + 0.7), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(_WIDTH, 0.8 * len(names) + 0.4))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     axes.set_xlim(-2.6, _WIDTH)
-    axes.set_ylim(-0.6, len(names) + 0.5)
+    axes.set_ylim(-0.45, len(names) + 0.15)
     axes.axis("off")
     for row, name in enumerate(names):
         _floor(axes, row, name)
@@ -92,16 +92,21 @@ def picture() -> Figure:
 
 def _floor(axes: Axes, row: int, name: str) -> None:
     axes.add_patch(
-        FancyBboxPatch((0, row - 0.32), _WIDTH - 0.2, 0.64, boxstyle="round,pad=0.05", facecolor=_PAPER, edgecolor=_INK)
+        FancyBboxPatch((0, row - 0.36), _WIDTH - 0.2, 0.72, boxstyle="round,pad=0.05", facecolor=_PAPER, edgecolor=_INK)
     )
-    axes.text(0.1, row + 0.17, name, color=_INK, weight="bold", fontsize=9, va="center")
-    axes.text(0.1, row - 0.12, textwrap.fill(files(name), _COLUMNS), color="#333333", fontsize=5.8, va="center")
+    axes.text(0.1, row + 0.25, name, color=_INK, weight="bold", fontsize=9, va="center")
+    axes.text(0.1, row + 0.12, textwrap.fill(files(name), _COLUMNS), color="#333333", fontsize=5.8, va="top")
 
 
 def _edge(axes: Axes, row: int) -> None:
     there = [name for name in EDGE if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()]
     axes.text(
-        0.1, row, "at the edge, imported by no floor: " + " · ".join(there), color="#666666", fontsize=7, va="center"
+        0.1,
+        row - 0.1,
+        "at the edge, imported by no floor: " + " · ".join(there),
+        color="#666666",
+        fontsize=7,
+        va="center",
     )
 
 
@@ -110,10 +115,6 @@ def _arrow(axes: Axes, above: int, below: int, weight: float) -> None:
     axes.add_patch(
         FancyArrowPatch(
             (-0.05, above), (-0.05, below), arrowstyle="-|>", mutation_scale=8, color=_ARROW,
-            linewidth=0.5 + 2.5 * weight, alpha=0.35 + 0.5 * weight, connectionstyle=f"arc3,rad={0.25 + 0.04 * (above - below)}",
+            linewidth=0.5 + 2.5 * weight, alpha=0.35 + 0.5 * weight, connectionstyle=f"arc3,rad={0.25 + 0.02 * (above - below)}",
         )
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

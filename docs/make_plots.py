@@ -1,18 +1,16 @@
-"""Makes the plots of measured tables from committed rows; `docs.make_tables` puts the tables themselves into the pages.
-
-python docs/make_plots.py
+"""Draws the plots of measured tables from committed rows; `docs.make_pictures` writes them, `docs.make_tables` the tables.
 
 A plot or table whose rows are not measured yet is left out.
 """
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-
-import maskloom as loom
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -58,19 +56,16 @@ WAYS = ("intervals", "witnesses", "evaluation")
 Row = dict[str, Any]
 
 
-def main() -> None:
-    """Write docs/pictures/blocks.png, blocks_gpu.png, attention_gpu.png and padding_module.png."""
-    for name in ("blocks", "blocks_gpu"):
-        rows = rows_of(name)
-        if rows:
-            loom.show.save_figure(plot(rows), HERE / "pictures" / f"{name}.png", dpi=150)
+def figures() -> dict[str, Callable[[], Figure]]:
+    """What this file draws, by the names of its pictures: of what is measured."""
     attention = [row for row in rows_of("attention_gpu") if row["section"] == "padded" and row["step_ms"]]
-    if attention:
-        loom.show.save_figure(attention_plot(attention), HERE / "pictures" / "attention_gpu.png", dpi=150)
-
-    padding = rows_of("padding_module")
-    if padding:
-        loom.show.save_figure(padding_plot(padding), HERE / "pictures" / "padding_module.png", dpi=150)
+    drawn: dict[str, tuple[list[Row], Callable[[list[Row]], Figure]]] = {
+        "blocks": (rows_of("blocks"), plot),
+        "blocks_gpu": (rows_of("blocks_gpu"), plot),
+        "attention_gpu": (attention, attention_plot),
+        "padding_module": (rows_of("padding_module"), padding_plot),
+    }
+    return {name: partial(draw, rows) for name, (rows, draw) in drawn.items() if rows}
 
 
 def rows_of(name: str) -> list[Row]:
@@ -227,7 +222,3 @@ def _short(length: int) -> str:
 def _machine(row: Row) -> str:
     threads = ", one thread" if row.get("threads") == "1" else ""
     return f"{row['device']}, torch {row['torch']}{threads}"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,28 +1,28 @@
-"""Makes docs/pictures/strategies.png: who computes which tiles of a mask, and who gets which keys, by each strategy.
+"""Draws docs/pictures/strategies.png: who computes which tiles of a mask, and who gets which keys, by each strategy.
 
-python -m docs.make_strategies
+`docs.make_pictures` writes it.
 """
 
-from pathlib import Path
+import itertools
+from collections.abc import Callable
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 import maskloom as loom
 from maskloom.distributed.asking import Weighed, checked, weighed
 
-PICTURE = Path(__file__).parent / "pictures" / "strategies.png"
-RANKS, LENGTH = 4, 256
+RANKS, HEADS, LENGTH = 4, 8, 256
 COLOURS = ("#17406d", "#c1461f", "#3a8f5d", "#d9a520")
 STRATEGIES = ("heads", "gather", "needed")
 
 
-def main() -> None:
-    """Write the picture."""
-    loom.show.save_figure(picture(), PICTURE, dpi=130)
+def figures() -> dict[str, Callable[[], Figure]]:
+    """What this file draws, by the name of its picture."""
+    return {"strategies": picture}
 
 
 def masks() -> dict[str, loom.Mask]:
@@ -40,12 +40,18 @@ def picture() -> Figure:
     axes = figure.subplots(len(STRATEGIES), len(masks()))
     for row, strategy in enumerate(STRATEGIES):
         for column, (name, mask) in enumerate(masks().items()):
-            asked = checked(mask, LENGTH, [RANKS], heads=(8, 2), strategy=strategy)
+            asked = checked(mask, LENGTH, [RANKS], heads=(HEADS, 2), strategy=strategy)
             _draw(axes[row][column], weighed(asked, [RANKS]))
             if row == 0:
                 axes[row][column].set_title(name)
         axes[row][0].set_ylabel(f'"{strategy}"\nqueries')
     figure.supxlabel("keys; the bars show which keys each rank gets from others", fontsize="medium")
+    figure.legend(
+        handles=[Patch(color=colour, label=f"rank {rank}") for rank, colour in enumerate(COLOURS)],
+        loc="outside upper center",
+        ncols=RANKS,
+        frameon=False,
+    )
     return figure
 
 
@@ -54,7 +60,7 @@ def _draw(axes: Axes, asked: Weighed) -> None:
     scheme, visible = asked.schemes[0], asked.tiles.needed
     count = asked.tiles.number
     if scheme.assignment is None:
-        _shared_tiles(axes, visible.tolist())
+        _shared_tiles(axes, visible)
     else:
         owner = {tile: rank for rank, own in enumerate(scheme.assignment.tiles) for tile in own}
         image = torch.ones(count, count, 3)
@@ -67,19 +73,19 @@ def _draw(axes: Axes, asked: Weighed) -> None:
     axes.set(xlim=(0, count), ylim=(count + RANKS + 1, 0), xticks=[], yticks=[], aspect="equal")
 
 
-def _shared_tiles(axes: Axes, visible: list[list[bool]]) -> None:
-    """Tiles that all ranks compute, each for some heads: a stripe of each colour."""
-    for query, row in enumerate(visible):
-        for key, seen in enumerate(row):
-            for rank in range(RANKS) if seen else ():
-                axes.add_patch(Rectangle((key + rank / RANKS, query), 1 / RANKS, 1, color=COLOURS[rank], linewidth=0))
+def _shared_tiles(axes: Axes, visible: torch.Tensor) -> None:
+    """The whole mask once for each rank, small, since every rank computes all tiles for some of the heads."""
+    count, heads = len(visible), HEADS // RANKS
+    for rank, (down, across) in enumerate(itertools.product(range(2), range(2))):
+        image = torch.ones(count, count, 3)
+        image[visible] = torch.tensor(to_rgb(COLOURS[rank]))
+        left, top, side = across * count / 2, down * count / 2, count / 2 - 1
+        axes.imshow(image, extent=(left, left + side, top + side, top), interpolation="nearest")
+        words = f"heads {heads * rank} to {heads * (rank + 1) - 1}"
+        axes.text(left + side - 1, top + 1, words, ha="right", va="top", fontsize=7, color="0.3")
 
 
 def _bars(axes: Axes, wanted: list[torch.Tensor], count: int) -> None:
     for rank, keys in enumerate(wanted):
         for key in keys.nonzero().flatten().tolist():
             axes.add_patch(Rectangle((key, count + 1 + rank), 1, 0.7, color=COLOURS[rank], linewidth=0))
-
-
-if __name__ == "__main__":
-    main()

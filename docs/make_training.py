@@ -1,29 +1,22 @@
-"""Pictures and tables of the example that trains, from committed rows.
+"""Pictures and tables of the example that trains, from committed rows; `docs.make_pictures` writes the pictures."""
 
-python -m docs.make_training
-"""
-
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
-import maskloom as loom
 from docs.make_backends import table
 from docs.make_plots import Row, rows_of
 from examples import plot_curves
 
-HERE = Path(__file__).parent
 LAYOUTS = ("packed", "padded", "sdpa-dense")
 SHARE = 0.75
 
 
-def main() -> None:
-    """Write docs/pictures/train_lm.png and train_lm_gpu.png."""
-    for name, draw in (("train_lm", curves), ("train_lm_gpu", speeds)):
-        rows = rows_of(name)
-        if rows:
-            loom.show.save_figure(draw(rows), HERE / "pictures" / f"{name}.png", dpi=150)
+def figures() -> dict[str, Callable[[], Figure]]:
+    """What this file draws, by the names of its pictures: of what is measured."""
+    drawn: dict[str, Callable[[Sequence[Row]], Figure]] = {"train_lm": curves, "train_lm_gpu": speeds}
+    return {name: partial(draw, rows) for name, draw in drawn.items() if (rows := rows_of(name))}
 
 
 def curves(rows: Sequence[Row]) -> Figure:
@@ -85,7 +78,3 @@ def measured() -> str:
             f"{row['contender']} | {float(row['real']):.0%} | {speed} | {float(row['of_first']):.2f} | {memory} | {row['backends']}"
         )
     return table(lines)
-
-
-if __name__ == "__main__":
-    main()

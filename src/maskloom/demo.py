@@ -309,8 +309,15 @@ def _draw(module: MultiheadFlexAttention, batch: Batch, mask: Mask, blocks: Bloc
     attention = show.attention(
         queries, keys, mask, batch=row, heads=0, tokens=tokens, title=f"attention of sequence {row + 1}, head 1"
     )
-    tiles = show.tiles(blocks, batch="all")
+    tiles = show.tiles(blocks, batch=_short_drawn_long(batch))
     return [save_figure(attention, out / "attention.png"), save_figure(tiles, out / "tiles.png")]
+
+
+def _short_drawn_long(batch: Batch) -> list[int]:
+    """The shortest sequence, the one whose attention is drawn, and the longest, in the order of their lengths."""
+    lengths = [len(words) for words in batch.words]
+    rows = [lengths.index(min(lengths)), _drawn_sequence(batch), lengths.index(max(lengths))]
+    return sorted(dict.fromkeys(rows), key=lambda row: lengths[row])
 
 
 def _drawn_sequence(batch: Batch) -> int:
