@@ -93,18 +93,23 @@ def show(
     out: Annotated[
         Path | None, typer.Option(help="Write a .png, .svg or .pdf here instead of text.", readable=False)
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to explore here, a .html file, instead of text.", readable=False)
+    ] = None,
 ) -> None:
-    """Draw a mask in the terminal, or as a picture."""
+    """Draw a mask in the terminal, as a picture, or as a page to explore."""
     from maskloom.show import command
 
     try:
         masks, chosen = command.batch_options(batch or [], row)
         asked = command.Asked(_parsed(expression, masks), q, kv, chosen, head, rows, keys)
-        if out is None:
+        if out is None and html is None:
             for line in asked.in_text(Console()):
                 typer.echo(line, color=True)
-            return
-        typer.echo(asked.in_file(out))
+        if html is not None:
+            typer.echo(asked.in_page(html))
+        if out is not None:
+            typer.echo(asked.in_file(out))
     except (TypeError, ValueError, OSError) as error:
         typer.echo(f"maskloom show: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 32
 """The number of queries of a mask that has no length of its own."""
 
+FIRST = "0"
+"""The batch row, and the head, that is shown if none is asked for."""
+
 _MOST_IN_TEXT = 16
 
 
@@ -61,6 +64,19 @@ class Asked:
             batch=_which("--batch", self.batch), heads=_which("--head", self.head),
         )  # fmt: skip
         return show.save_figure(figure, path)
+
+    def in_page(self, path: Path) -> Path:
+        """The mask as a page to explore, with all batch rows and heads that are known."""
+        from maskloom import show
+
+        if self.rows is not None or self.keys is not None:
+            raise ValueError("a page shows all queries and keys: --html takes no --rows and no --keys")
+        return show.page(self.mask, self._q_len(), self.kv, path=path, **self._members())
+
+    def _members(self) -> dict[str, Which]:
+        """The batch row and the head, where others than the first are asked for."""
+        named = {"batch": ("--batch", self.batch), "heads": ("--head", self.head)}
+        return {name: _which(*given) for name, given in named.items() if given[1] != FIRST}
 
     def _q_len(self) -> int | None:
         if self.q is not None or self.kv is not None or any(own_lengths(self.mask)):

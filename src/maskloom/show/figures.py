@@ -115,19 +115,20 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
         with open(unfinished, "xb") as file:
             figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, write)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write the figure: {error.strerror or error}", str(path)) from error
+    write_whole("the figure", path, write)
     return path
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(what: str, path: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` write a new file, and only then put it at ``path``. An OSError names ``what`` and the path."""
     # not tempfile: only the owner could read its files, and so the picture
     unfinished = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {what}: {error.strerror or error}", str(path)) from error

@@ -139,7 +139,8 @@ Rule = Callable[[Lowering, Op], list[Entry]]
 def of_tables(low: Lowering, step: Op) -> list[Entry] | None:
     """An operation on tables alone, all read by the same indices, is run here, for all their entries; else None."""
     given = (step.args, *step.kwargs.values())
-    entries = [low.entry(leaf) for leaf in (*leaves(given, Value), *leaves(given, Tensor))]
+    found: list[Value | Tensor] = [*leaves(given, Value), *leaves(given, Tensor)]
+    entries = list(map(low.entry, found))
     tables = [entry for entry in entries if isinstance(entry, Table)]
     reads = {table.indices for table in tables if table.indices}
     if len(reads) > 1 or len(tables) < len(entries):

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LIMIT = 5_000_000
+"""Maximum bytes of a page."""
+
 _NARROW = (np.uint8, np.int8, np.int16, np.int32)
 
 

@@ -63,11 +63,11 @@ class Machine {
     for (let at = 0; at < layout.length; at += 2) {
       const size = layout[at + 1];
       const index = wrappedIndex(values.get(layout[at]), size);
-      flat = zipped((before, here) => before * size + here, flat, index, Float64Array);
+      flat = zipped(looped((before, here) => before * size + here), flat, index, Float64Array);
     }
     const { data, low, high } = this.tables[table];
     const Data = dtype === "bool" ? Uint8Array : typeof data[0] === "bigint" ? BigInt64Array : Float64Array;
-    const out = Data.from(flat.data, (entry) => data[entry * inner + place]);
+    const out = each((entry) => data[entry * inner + place], flat, Data).data;
     const whole = isInteger(dtype) || dtype === "bool";
     return whole ? plane(flat.rows, flat.cols, out, low, high) : plane(flat.rows, flat.cols, out);
   }

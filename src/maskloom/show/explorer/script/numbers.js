@@ -161,3 +161,15 @@ function fromFloats(dtype, given) {
   if (found.low < -SAFE || found.high > SAFE) return fromBig(dtype, asBig(found));
   return wrapped(dtype, found);
 }
+
+/** The numbers of a plane for each of so many rows and columns. @param {Plane} given @param {number} height @param {number} width */
+function filled({ rows, cols, data }, height, width) {
+  if (rows === height && cols === width) return data;
+  const out = new data.constructor(height * width);
+  for (let row = 0; row < height; row++) {
+    const from = rows > 1 ? row * cols : 0;
+    if (cols > 1) out.set(data.subarray(from, from + width), row * width);
+    else out.fill(data[from], row * width, (row + 1) * width);
+  }
+  return out;
+}

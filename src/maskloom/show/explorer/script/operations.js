@@ -34,8 +34,8 @@ const bits = (f) => ({ number: f, big: f, bounds: bitBounds, fits: (a, b) => inI
  * @type {Record<string, {number: Function, big: Function, bounds: Function, fits?: Function}>}
  */
 const OF_INTEGERS = {
-  add: { number: (a, b) => a + b, big: (a, b) => a + b, bounds: (a, b) => [a.low + b.low, a.high + b.high] },
-  sub: { number: (a, b) => a - b, big: (a, b) => a - b, bounds: (a, b) => [a.low - b.high, a.high - b.low] },
+  add: { number: (a, b) => a + b, big: (a, b) => a + b, bounds: (a, b) => [a.low + b.low, a.high + b.high], loop: NUMBER_LOOPS.add },
+  sub: { number: (a, b) => a - b, big: (a, b) => a - b, bounds: (a, b) => [a.low - b.high, a.high - b.low], loop: NUMBER_LOOPS.sub },
   mul: {
     number: (a, b) => a * b + 0,
     big: (a, b) => a * b,
@@ -127,16 +127,6 @@ const OF_FLOAT = {
   round: evenly,
 };
 
-const OF_BOOLS = {
-  and: (a, b) => a & b,
-  or: (a, b) => a | b,
-  xor: (a, b) => a ^ b,
-  mul: (a, b) => a & b,
-  add: (a, b) => a | b,
-  min: (a, b) => a & b,
-  max: (a, b) => a | b,
-};
-
 const COMPARISONS = {
   lt: (a, b) => a < b,
   le: (a, b) => a <= b,
@@ -146,43 +136,22 @@ const COMPARISONS = {
   ne: (a, b) => a != b,
 };
 
-/** @param {Function} f @param {Plane} a @param {Plane} b @param {Function} Data @returns {Plane} */
-function zipped(f, a, b, Data) {
-  const rows = Math.max(a.rows, b.rows);
-  const cols = Math.max(a.cols, b.cols);
-  const out = new Data(rows * cols);
-  const [stepA, stepB] = [a.cols > 1 ? 1 : 0, b.cols > 1 ? 1 : 0];
-  for (let row = 0, at = 0; row < rows; row++) {
-    let placeA = a.rows > 1 ? row * a.cols : 0;
-    let placeB = b.rows > 1 ? row * b.cols : 0;
-    for (let col = 0; col < cols; col++, at++, placeA += stepA, placeB += stepB) {
-      out[at] = f(a.data[placeA], b.data[placeB]);
-    }
-  }
-  return plane(rows, cols, out);
-}
-
-/** @param {Function} f @param {Plane} a @param {Function} Data @returns {Plane} */
-function each(f, a, Data) {
-  return plane(a.rows, a.cols, Data.from(a.data, (x) => f(x)));
-}
-
 /** @param {any} operation @param {string} dtype @param {Plane[]} args @returns {Plane} */
 function integers(operation, dtype, args) {
   const doubles = args.every((arg) => arg.data instanceof Float64Array);
   if (doubles && (!operation.fits || operation.fits(...args))) {
     const [low, high] = operation.bounds(...args);
     if (low >= -SAFE && high <= SAFE) {
-      const found = together(operation.number, args, Float64Array);
+      const found = together(operation.number, args, Float64Array, operation.loop);
       return wrapped(dtype, { ...found, low, high });
     }
   }
   return fromBig(dtype, together(operation.big, args.map(asBig), BigInt64Array));
 }
 
-/** @param {Function} f @param {Plane[]} args @param {Function} Data */
-function together(f, args, Data) {
-  return args.length === 1 ? each(f, args[0], Data) : zipped(f, args[0], args[1], Data);
+/** @param {Function} f @param {Plane[]} args @param {Function} Data @param {Function} [loop] that computes f, for doubles */
+function together(f, args, Data, loop = looped(f)) {
+  return args.length === 1 ? each(f, args[0], Data) : zipped(loop, args[0], args[1], Data);
 }
 
 /** @param {string} name @param {string} dtype @param {Plane[]} args @returns {Plane} */
@@ -195,7 +164,7 @@ function floats(name, dtype, args) {
 
 /** The result of an operation of numbers. @param {string} name @param {string} dtype @param {Plane[]} args @returns {Plane} */
 function computed(name, dtype, args) {
-  if (name in COMPARISONS) return { ...zipped(COMPARISONS[name], args[0], args[1], Uint8Array), low: 0, high: 1 };
+  if (name in COMPARISONS) return compared(name, args);
   if (name === "cast") return cast(dtype, args[0]);
   if (name === "where") return chosen([args[2], args[1]], args[0], dtype);
   if (name === "choose") return chosen(args.slice(1), wrappedIndex(args[0], args.length - 1), dtype);
@@ -206,9 +175,16 @@ function computed(name, dtype, args) {
 }
 
 /** @param {string} name @param {Plane[]} args @returns {Plane} */
+function compared(name, args) {
+  const doubles = args.every((arg) => arg.data instanceof Float64Array);
+  const loop = doubles ? COMPARING_LOOPS[name] : looped(COMPARISONS[name]);
+  return { ...zipped(loop, args[0], args[1], Uint8Array), low: 0, high: 1 };
+}
+
+/** @param {string} name @param {Plane[]} args @returns {Plane} */
 function bools(name, args) {
-  const f = args.length === 1 ? (a) => a ^ 1 : OF_BOOLS[name];
-  return { ...together(f, args, Uint8Array), low: 0, high: 1 };
+  const found = args.length === 1 ? each((a) => a ^ 1, args[0], Uint8Array) : zipped(BOOL_LOOPS[name], ...args, Uint8Array);
+  return { ...found, low: 0, high: 1 };
 }
 
 /** One of several planes for each pair. @param {Plane[]} choices @param {Plane} which @param {string} dtype @returns {Plane} */

@@ -1,0 +1,87 @@
+// The mask of a page: its sizes, operands, measured cells, tokens, documents and weights.
+
+/**
+ * Numbers by batch row and head of the page: each distinct grid once, and which one it is.
+ * @typedef {{grids: any[], which: number[][]}} Grids
+ */
+
+class Model {
+  /** @param {any} given the page's data */
+  constructor(given) {
+    this.title = given.title;
+    this.mask = given.mask;
+    /** @type {[number, number]} queries and keys */
+    this.sizes = given.sizes;
+    this.block = given.block;
+    this.members = { batch: given.batch, heads: given.heads };
+    /** @type {Expression} */
+    this.expression = given.expression;
+    /** @type {{name: string, slot: number | null, reason: string | null}[]} */
+    this.operands = given.operands;
+    this.cells = given.cells;
+    this.given = given;
+  }
+
+  /** Reads what is stored. */
+  async load() {
+    const { given } = this;
+    const tables = await Promise.all(given.tables.map(load));
+    this.machine = new Machine(given.code, tables.map(tableOf));
+    this.shares = await grids(given.cells.shares);
+    this.states = await Promise.all(given.cells.states.map(grids));
+    this.tokens = await loadTokens(given.tokens);
+    this.documents = await Promise.all(given.documents.map(loadDocuments));
+    this.scores = given.scores && (await loadScores(given.scores));
+    return this;
+  }
+
+  /** Whether the page can evaluate an expression. @param {Expression | null} expression */
+  runs(expression) {
+    return leavesOf(expression).every((leaf) => this.operands[leaf].slot !== null);
+  }
+
+  /** The ids of the documents that a query and a key are in. @param {number} row of the page's batch rows @param {number} query @param {number} key */
+  documentsAt(row, query, key) {
+    return this.documents.map(({ queries, keys }) => [idAt(queries, row, query), idAt(keys, row, key)]);
+  }
+}
+
+/** @param {Grids} given @returns {Promise<Grids>} */
+async function grids(given) {
+  return { which: given.which, grids: await Promise.all(given.grids.map(load)) };
+}
+
+/** The grid of a batch row and head. @param {Grids} held @param {number} row @param {number} head */
+const gridOf = (held, row, head) => held.grids[held.which[row][head]];
+
+async function loadTokens({ queries, keys, same }) {
+  const ofQueries = queries && (await loadJson(queries));
+  const ofKeys = same ? ofQueries : keys && (await loadJson(keys));
+  return { queries: ofQueries, keys: ofKeys };
+}
+
+async function loadDocuments({ queries, keys }) {
+  const side = async ({ ids, which }) => ({ which, ids: await Promise.all(ids.map(load)) });
+  return { queries: await side(queries), keys: await side(keys) };
+}
+
+/** @returns {number | null} */
+function idAt({ ids, which }, row, position) {
+  const id = ids[which[which.length > 1 ? row : 0]][position];
+  return id === undefined ? null : Number(id);
+}
+
+/** Weights as numbers; those that are not finite are NaN. */
+async function loadScores({ side, shape, levels, grids: stored, which }) {
+  const held = await Promise.all(
+    stored.map(async ({ low, high, top, numbers }) => {
+      const data = await load(numbers);
+      const values = levels === null ? data : Float32Array.from(data, (x) => weightOf(x, levels, low, high));
+      return { low, high, top, values };
+    }),
+  );
+  return { side, rows: shape[0], cols: shape[1], exact: levels === null, grids: held, which };
+}
+
+const weightOf = (level, levels, low, high) =>
+  level === 0 ? NaN : low + (high - low) * ((level - 1) / (levels - 1)) ** 2;

@@ -1,0 +1,34 @@
+"""What stands in a page: its data, and its stored arrays."""
+
+import base64
+import json
+import re
+import zlib
+from typing import Any
+
+import numpy as np
+
+_TYPES = {"bits": np.uint8, "bool": np.uint8}
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The JSON of a page."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def numbers(one: dict[str, Any]) -> list[Any]:
+    """A stored array."""
+    data = base64.b64decode(one["text"])
+    data = zlib.decompress(data, -15) if one["packed"] else data
+    found = np.frombuffer(data, _TYPES.get(one["type"], one["type"]))
+    if one["type"] == "bits":
+        found = np.unpackbits(found)[: one["length"]]
+    assert len(found) == one["length"]
+    return found.tolist()
+
+
+def text(one: dict[str, Any]) -> Any:
+    """Stored JSON."""
+    return json.loads(bytes(numbers(one)))
