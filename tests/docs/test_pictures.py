@@ -32,7 +32,8 @@ def alike(one, other):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_picture_is_what_its_program_draws(name):
-    assert alike(MAKERS[name](), (PICTURES / name).read_bytes()), "run python -m docs.make_pictures"
+    is_current = alike(MAKERS[name](), (PICTURES / name).read_bytes())
+    assert is_current, "run python -m docs.make_pictures"
 
 
 def test_another_picture_is_seen():
