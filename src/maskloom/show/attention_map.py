@@ -16,7 +16,16 @@ from maskloom.scores.base import ScoreMod
 from maskloom.show.colour_scale import Scale, scale_of
 from maskloom.show.figures import load_matplotlib, palette_of
 from maskloom.show.frame import Frame, draw_cells, frame_of, patch, size_in_words
-from maskloom.show.measure.cells import Head, Values, Weights, attention_cells, check_mask, check_tensors, values_in
+from maskloom.show.measure.cells import (
+    Head,
+    Values,
+    Weights,
+    attention_cells,
+    check_mask,
+    check_tensors,
+    checked_weights,
+    values_in,
+)
 from maskloom.show.measure.selection import Members, Span, Which
 from maskloom.show.measure.shares import at
 from maskloom.show.measure.source import Cells, Source, source_of
@@ -133,7 +142,7 @@ def _given(query: Tensor | None, key: Tensor | None, weights: Tensor | None, mas
     if weights is not None:
         if query is not None or key is not None:
             raise TypeError("attention takes query and key, or weights=; got both")
-        query = _checked_weights(weights)
+        query = checked_weights("weights", weights)
         sizes = (*query.shape[:2], query.shape[2], query.shape[3])
     elif query is None or key is None:
         raise TypeError("attention takes query and key, or weights=; got neither or one of them")
@@ -141,15 +150,6 @@ def _given(query: Tensor | None, key: Tensor | None, weights: Tensor | None, mas
         check_tensors(query, key)
         sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     return _Given(query, key, None if mask is None else _masked(mask, sizes))
-
-
-def _checked_weights(weights: Tensor) -> Tensor:
-    if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(f"weights is a floating point tensor (B, H, Q, K), (H, Q, K) or (Q, K); got {got}")
-    if weights.ndim not in (2, 3, 4) or 0 in weights.shape:
-        raise ValueError(f"weights has shape (B, H, Q, K), (H, Q, K) or (Q, K); got {tuple(weights.shape)}")
-    return weights[(None,) * (4 - weights.ndim)]
 
 
 def _masked(mask: Any, sizes: tuple[int, int, int, int]) -> Source:

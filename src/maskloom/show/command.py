@@ -71,12 +71,8 @@ class Asked:
 
         if self.rows is not None or self.keys is not None:
             raise ValueError("a page shows all queries and keys: --html takes no --rows and no --keys")
-        return show.page(self.mask, self._q_len(), self.kv, path=path, **self._members())
-
-    def _members(self) -> dict[str, Which]:
-        """The batch row and the head, where others than the first are asked for."""
-        named = {"batch": ("--batch", self.batch), "heads": ("--head", self.head)}
-        return {name: _which(*given) for name, given in named.items() if given[1] != FIRST}
+        batch, heads = _which_of_page("--batch", self.batch), _which_of_page("--head", self.head)
+        return show.page(self.mask, self._q_len(), self.kv, batch=batch, heads=heads, path=path)
 
     def _q_len(self) -> int | None:
         if self.q is not None or self.kv is not None or any(own_lengths(self.mask)):
@@ -108,6 +104,11 @@ def _which(option: str, given: str) -> Which:
     if not given.isdecimal():
         raise ValueError(f"{option} is a number, at least 0, or all; got {given}")
     return int(given)
+
+
+def _which_of_page(option: str, given: str) -> Which | None:
+    """The batch row or head of a page: all that are known, where no other than the first is asked for."""
+    return None if given == FIRST else _which(option, given)
 
 
 def _span(option: str, given: str | None) -> tuple[int, int] | None:

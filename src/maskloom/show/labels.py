@@ -46,7 +46,13 @@ def spaced(places: Sequence[int], room: float, *, apart: float) -> list[int]:
 
 
 def token_labels(name: str, tokens: Sequence[str] | None, length: int) -> list[str] | None:
-    """A label for each position.
+    """A label for each position. Errors as in `checked_tokens`."""
+    texts = checked_tokens(name, tokens, length)
+    return None if texts is None else [token_label(token) for token in texts]
+
+
+def checked_tokens(name: str, tokens: Sequence[str] | None, length: int) -> list[str] | None:
+    """The tokens as text, one for each position.
 
     Raises:
         TypeError: one string. ValueError: another number of labels.
@@ -57,7 +63,7 @@ def token_labels(name: str, tokens: Sequence[str] | None, length: int) -> list[s
         raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {brief(tokens)}")
     if len(tokens) != length:
         raise ValueError(f"{name} has one label for each of {length} positions; got {len(tokens)}")
-    return [token_label(str(token)) for token in tokens]
+    return [str(token) for token in tokens]
 
 
 def both_labels(

@@ -203,18 +203,18 @@ def test_too_large_tables_are_refused_with_their_size():
 
 
 ERRORS = {
-    "a page is saved as .html or .htm; got suffix '.png' in 'mask.png'": dict(path="mask.png"),
-    "tokens has one label for each of 5 positions; got 3": dict(tokens=list("abc")),
-    "tokens is a sequence of labels, one for each position; got one string: 'abcde'": dict(tokens="abcde"),
-    "key_tokens has one label for each of 5 positions; got 2": dict(key_tokens=list("ab")),
-    "batch is from 0 to 1, as there are 2 batch rows; got 2": dict(batch=2),
-    "heads is the number of a head, at least 0; got -1": dict(heads=-1),
-    "scores has shape (B, H, Q, K), (H, Q, K) or (Q, K); got (5,)": dict(scores=torch.rand(5)),
-    "scores are for Q=5 queries and K=5 keys, shape (..., Q, K); got (5, 7)": dict(scores=torch.rand(5, 7)),
-    "scores have 3 batch rows, and the mask has 2": dict(scores=torch.rand(3, 1, 5, 5)),
-    "a page has at most 256 pairs of a batch row and a head; got 2 × 200: choose some with batch= and heads=": dict(
-        scores=torch.rand(2, 200, 5, 5)
-    ),
+    "a page is saved as .html or .htm; got suffix '.png' in 'mask.png'": {"path": "mask.png"},
+    "tokens has one label for each of 5 positions; got 3": {"tokens": list("abc")},
+    "tokens is a sequence of labels, one for each position; got one string: 'abcde'": {"tokens": "abcde"},
+    "key_tokens has one label for each of 5 positions; got 2": {"key_tokens": list("ab")},
+    "batch is from 0 to 1, as there are 2 batch rows; got 2": {"batch": 2},
+    "heads is the number of a head, at least 0; got -1": {"heads": -1},
+    "scores has shape (B, H, Q, K), (H, Q, K) or (Q, K); got (5,)": {"scores": torch.rand(5)},
+    "scores are for Q=5 queries and K=5 keys, shape (..., Q, K); got (5, 7)": {"scores": torch.rand(5, 7)},
+    "scores have 3 batch rows, and the mask has 2": {"scores": torch.rand(3, 1, 5, 5)},
+    "a page has at most 256 pairs of a batch row and a head; got 2 × 200: choose some with batch= and heads=": {
+        "scores": torch.rand(2, 200, 5, 5)
+    },
 }
 
 
@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_named(message):
 
 
 def test_other_things_are_refused():
-    with pytest.raises(TypeError, match="scores is a floating point tensor .*; got torch.int64"):
+    with pytest.raises(TypeError, match=r"scores is a floating point tensor .*; got torch\.int64"):
         page(loom.causal, 5, scores=torch.ones(5, 5).long())
     with pytest.raises(ValueError, match="causal has no length of its own: give q_len"):
         page(loom.causal)

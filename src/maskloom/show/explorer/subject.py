@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
-from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.patterns.from_tables import from_blocks
 from maskloom.program.program import MaskMod
+from maskloom.show.labels import checked_tokens
+from maskloom.show.measure.cells import checked_weights
 from maskloom.show.measure.lengths import own_lengths
 from maskloom.show.measure.selection import Members, Which
 from maskloom.show.measure.source import Source, source_of
@@ -60,7 +61,7 @@ def subject_of(
     scores: Tensor | None,
 ) -> Subject:
     """What a page shows, checked. Errors as in `page`."""
-    weights = None if scores is None else checked_scores(scores)
+    weights = None if scores is None else checked_weights("scores", scores)
     given = mask if isinstance(mask, (BlockMask, Tensor)) else as_mask(mask)
     source = source_of(given, *_lengths(given, q_len, kv_len, weights, tokens, key_tokens))
     if weights is not None and tuple(weights.shape[2:]) != (source.q_len, source.kv_len):
@@ -94,16 +95,6 @@ def _lengths(
     return lengths[0], lengths[1]
 
 
-def checked_scores(scores: Any) -> Tensor:
-    """Weights of attention with all four dimensions."""
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"scores is a floating point tensor (B, H, Q, K), (H, Q, K) or (Q, K); got {got}")
-    if scores.ndim not in (2, 3, 4) or 0 in scores.shape:
-        raise ValueError(f"scores has shape (B, H, Q, K), (H, Q, K) or (Q, K); got {tuple(scores.shape)}")
-    return scores.detach()[(None,) * (4 - scores.ndim)]
-
-
 def _with_scores(source: Source, scores: Tensor | None, axis: int) -> Members:
     """The batch rows or heads that the mask and the scores have together."""
     members = (source.batch, source.heads)[axis]
@@ -124,20 +115,10 @@ def _chosen(members: Members, which: Which | None) -> list[int]:
 def _both(
     tokens: Sequence[str] | None, key_tokens: Sequence[str] | None, q_len: int, kv_len: int
 ) -> tuple[list[str] | None, list[str] | None]:
-    queries = _labels("tokens", tokens, q_len)
+    queries = checked_tokens("tokens", tokens, q_len)
     if key_tokens is None and q_len == kv_len:
         return queries, queries
-    return queries, _labels("key_tokens", key_tokens, kv_len)
-
-
-def _labels(name: str, tokens: Sequence[str] | None, length: int) -> list[str] | None:
-    if tokens is None:
-        return None
-    if isinstance(tokens, (str, bytes)):
-        raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {brief(tokens)}")
-    if len(tokens) != length:
-        raise ValueError(f"{name} has one label for each of {length} positions; got {len(tokens)}")
-    return [str(token) for token in tokens]
+    return queries, checked_tokens("key_tokens", key_tokens, kv_len)
 
 
 def _block(mask: Any, block_size: int | tuple[int, int] | None, source: Source) -> tuple[int, int]:

@@ -207,6 +207,16 @@ def check_tensors(query: Tensor, key: Tensor) -> None:
         raise ValueError(f"the query heads are a multiple of the key heads; got {query.shape[1]} and {key.shape[1]}")
 
 
+def checked_weights(name: str, weights: object) -> Tensor:
+    """Weights of attention with all four dimensions, (B, H, Q, K), from (Q, K), (H, Q, K) or (B, H, Q, K)."""
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"{name} is a floating point tensor (B, H, Q, K), (H, Q, K) or (Q, K); got {got}")
+    if weights.ndim not in (2, 3, 4) or 0 in weights.shape:
+        raise ValueError(f"{name} has shape (B, H, Q, K), (H, Q, K) or (Q, K); got {tuple(weights.shape)}")
+    return weights.detach()[(None,) * (4 - weights.ndim)]
+
+
 def check_mask(mask: BlockMask | MaskMod, sizes: tuple[int, int, int, int]) -> None:
     """Raise a ValueError unless a mask fits (B, H, Q, K)."""
     batch, heads, q_len, kv_len = sizes
