@@ -261,7 +261,7 @@ def copied(mask):
     """The mask with its tensors elsewhere, as `to` puts them on a GPU."""
     from maskloom.core import captures
 
-    return captures.moved(mask, torch.Tensor.clone)
+    return captures.copied(mask, torch.Tensor.clone)
 
 
 def test_tensors_that_get_other_values_are_not_counted(always):

@@ -56,7 +56,7 @@ def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> Block
     for name, value in vars(block_mask).items():
         if isinstance(value, Tensor):
             setattr(changed, name, change(value))
-    changed.mask_mod = captures.moved(block_mask.mask_mod, change)
+    changed.mask_mod = captures.copied(block_mask.mask_mod, change)
     return changed
 
 

@@ -11,7 +11,7 @@ function) is walked once; any other object is walked again every time.
 import dataclasses
 import enum
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +77,17 @@ def moved(held: T, change: Callable[[Any], Any], of: type = Tensor) -> T:
     of that type are replaced instead, inner ones first.
     """
     return _moved(held, change, of, {})
+
+
+def copied(held: T, copy: Callable[[Tensor], Tensor]) -> T:
+    """`moved` to copies that hold the same values, of which all remarks are then."""
+    copies: dict[int, Tensor] = {}
+
+    def made(tensor: Tensor) -> Tensor:
+        copies[id(tensor)] = copy(tensor)
+        return copies[id(tensor)]
+
+    return moved(moved(held, made), lambda remark: remark.of_copies(copies), of=Remark)
 
 
 def structure(*held: object, numbers: bool) -> Hashable:
@@ -302,6 +313,10 @@ class Opaque:
 
 class Remark(Opaque):
     """Base of what is known of tensors that stand beside it: objects of one structure each have their own."""
+
+    def of_copies(self, copies: Mapping[int, Tensor]) -> "Remark":
+        """The same of copies that hold the same values: by the id of each tensor, its copy."""
+        return self
 
 
 _VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)

@@ -1,5 +1,6 @@
 """How many positions a table of padding leaves real, counted by the host when a mask is made of the table."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +13,9 @@ from maskloom.core.checks import readable
 class HostCount(Remark):
     """A count, beside the table that it was made of; it says nothing that the table does not, so all counts are equal.
 
-    Each table has its own, an empty one if the host did not count it. A mask keeps it when its tables move to a device, where the host would have to wait for their values. A write into the table
-    that was counted, or into one that was moved, makes it void (`holds_for`).
+    Each table has its own, an empty one if the host did not count it. A mask keeps it when its tables move to a device, where
+    the host would have to wait for their values (`captures.copied`). A write into the table that was counted, or into its
+    copy, makes it void, and of another table it says nothing (`holds_for`).
 
     Attributes:
         total: the real positions of all batch rows; None if the host did not count them.
@@ -23,16 +25,31 @@ class HostCount(Remark):
     total: int | None
     longest: int
 
-    def __init__(self, source: Tensor | None = None, total: int | None = None, longest: int = 0) -> None:
+    def __init__(
+        self, source: Tensor | None = None, total: int | None = None, longest: int = 0, copy: Tensor | None = None
+    ) -> None:
         self._source, self.total, self.longest = source, total, longest
-        self._state = None if source is None else _state_of(source)
+        self._table = source if copy is None else copy
+        self._states = self._now()
 
     def holds_for(self, table: Tensor) -> bool:
-        """Whether this is known to be the count of a table: the one that was counted or a copy, with no write into either."""
-        source = self._source
-        if self.total is None or source is None or _state_of(source) != self._state or table.is_inference():
-            return False
-        return table is source or table._version == 0
+        """Whether this is known to be the count of a table: the one that was counted or its copy, with no write into either."""
+        return self.total is not None and self.is_beside(table) and self._states == self._now()
+
+    def is_beside(self, table: Tensor) -> bool:
+        """Whether it was made of a table, or of one of which that is the copy."""
+        return table is self._table
+
+    def of_copies(self, copies: Mapping[int, Tensor]) -> "HostCount":
+        copy = copies.get(id(self._table))
+        if self.total is None or copy is None or copy is self._table:
+            return self
+        is_known = self._states == self._now() and not copy.is_inference()
+        return HostCount(self._source, self.total, self.longest, copy) if is_known else HostCount()
+
+    def _now(self) -> list[tuple[int, int]]:
+        """What a write into the tables changes, and what changes where another takes the place of one."""
+        return [_state_of(table) for table in (self._source, self._table) if table is not None]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HostCount)
@@ -41,13 +58,13 @@ class HostCount(Remark):
         return hash(HostCount)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None or _state_of(self._source) != self._state:
+        if self._source is None or self._states != self._now():
             return HostCount, ()
-        return HostCount, (self._source, self.total, self.longest)
+        return HostCount, (self._source, self.total, self.longest, self._table)
 
 
 def _state_of(table: Tensor) -> tuple[int, int]:
-    """What a write into a table changes, and what changes where another takes its place (``torch.utils.swap_tensors``)."""
+    """What a write into a table changes, and what ``torch.utils.swap_tensors`` changes."""
     return table._version, table.data_ptr()
 
 

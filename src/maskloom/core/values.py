@@ -66,7 +66,7 @@ class FrozenValue:
     @counting_writes
     def to(self, device: torch.device | str) -> Self:
         """The same value with its tensors on ``device``; the value itself if they are there already."""
-        return captures.moved(self, lambda tensor: tensor.to(device))
+        return captures.copied(self, lambda tensor: tensor.to(device))
 
 
 def shown(field: Any) -> str:

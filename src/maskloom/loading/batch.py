@@ -128,7 +128,7 @@ class Batch:
             if isinstance(value, Tensor):
                 return change(value)
             if isinstance(value, Mask):
-                return captures.moved(value, change)
+                return captures.copied(value, change)
             if isinstance(value, dict):
                 return {name: changed(field) for name, field in value.items()}
             return blocks(value) if isinstance(value, BlockMask) else value

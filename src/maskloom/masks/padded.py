@@ -83,7 +83,8 @@ def counted_sides(
 
 def _counted(table: Tensor, count: HostCount, pads_of: Callable[[Tensor], Tensor] | None) -> CountedPadding | None:
     # dynamo sees no count of writes: what uses a count in a graph has to check it there
-    if count.total is None or not (torch.compiler.is_dynamo_compiling() or count.holds_for(table)):
+    holds = count.is_beside if torch.compiler.is_dynamo_compiling() else count.holds_for
+    if count.total is None or not holds(table):
         return None
     return CountedPadding(table if pads_of is None else pads_of(table), count)
 

@@ -281,6 +281,9 @@ def copied_segments(segments: Segments) -> Segments:
         return segments
     held: list[Any] = [getattr(segments, field.name) for field in dataclasses.fields(segments)]
     copies: list[Any] = [one.clone() if isinstance(one, Tensor) else one for one in held]
+    if not torch.compiler.is_dynamo_compiling():
+        of = {id(one): copy for one, copy in zip(held, copies, strict=True)}
+        copies = [one.of_copies(of) if isinstance(one, HostCount) else one for one in copies]
     return type(segments)(*copies)
 
 
