@@ -287,14 +287,19 @@ few elements (witnesses), or by all elements (evaluation). All tables are exact 
 
 
 def section(example: Example, name: str) -> str:
-    """One mask: its expression, the first paragraph of its docstring, its source, its picture and its shares."""
-    words = inspect.cleandoc(public_names()[example.of].__doc__ or "")
-    lines = [f"### `{example.expression}`", "", words.split("\n\n")[0].replace("\n", " "), ""]
-    source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
-    if source:
-        lines += [f"Source: {' '.join(source[1].split())}", ""]
+    """One mask: its expression, what it is, its source, its picture and its shares."""
+    words, source = words_of(example)
+    lines = [f"### `{example.expression}`", "", words, ""]
+    lines += [f"Source: {source}", ""] if source else []
     lines += [f"![{example.of}]({picture_of(name)})", "", in_words(shares(example)), ""]
     return "\n".join(lines)
+
+
+def words_of(example: Example) -> tuple[str, str]:
+    """The first paragraph of the docstring, and the source that it names, if any."""
+    words = inspect.cleandoc(public_names()[example.of].__doc__)
+    source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
+    return words.split("\n\n")[0].replace("\n", " "), " ".join(source[1].split()) if source else ""
 
 
 def shares(example: Example) -> dict[str, str]:

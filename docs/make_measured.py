@@ -1,9 +1,10 @@
 """Tables of the page of measurements that no other page has, from committed rows."""
 
+import re
 from collections.abc import Iterable
 
 from docs.make_backends import table
-from docs.make_plots import RESULTS, rows_of
+from docs.make_plots import RESULTS, _is_number, rows_of
 
 _FIRST_CALLS = {
     "attend, new mask": "`attend` with a new mask of a structure that it knows",
@@ -38,6 +39,31 @@ def transformers_masks() -> str:
     return table(lines)
 
 
+def transformers_gpu() -> str:
+    """A training step of a model of transformers by each of its implementations; the fastest of a row in bold."""
+    kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows_of("transformers_gpu"):
+        kind = tuple(row[name] for name in ("case", "width", "rows", "length", "form", "real"))
+        kinds.setdefault(kind, {})[row["contender"]] = row["ms"]
+    ways = list(dict.fromkeys(way for found in kinds.values() for way in found))
+    lines = [" | ".join(["step", "width", "batch", "form", "real", *(f"{way}, ms" for way in ways)])]
+    for (case, width, rows, length, form, real), found in kinds.items():
+        cells = [case, width, f"{rows} × {length}", form, f"{float(real):.0%}"]
+        lines.append(" | ".join([*cells, *_times([found.get(way, "") for way in ways])]))
+    return table(lines)
+
+
+def _times(cells: list[str]) -> list[str]:
+    """Times in milliseconds, the least in bold, and in words what has none."""
+    times = [float(cell) for cell in cells if _is_number(cell)]
+    words = {"": "–", "OutOfMemoryError": "out of memory"}
+    said = [f"{float(cell):.1f}" if _is_number(cell) else words.get(cell, cell) for cell in cells]
+    return [
+        f"**{text}**" if _is_number(cell) and float(cell) == min(times) else text
+        for text, cell in zip(said, cells, strict=True)
+    ]
+
+
 def exactness() -> str:
     """How many random masks had torch's tables."""
     lines = ["random masks | equal to torch's tables | undefined in torch | wrong"]
@@ -52,10 +78,16 @@ def sources() -> str:
     for path in sorted(RESULTS.glob("*.csv")):
         rows = rows_of(path.stem)
         said = {name: listed(row[name] for row in rows) for name in ("device", "torch", "flash_attn_4")}
-        commands = listed(f"`{row['command'].split(' --')[0]}`" for row in rows)
+        commands = listed(f"`{program_of(row['command'])}`" for row in rows)
         link = f"[{path.name}](../benchmarks/results/{path.name})"
         lines.append(" | ".join([link, said["device"], said["torch"], said["flash_attn_4"] or "–", commands]))
     return table(lines)
+
+
+def program_of(command: str) -> str:
+    """The program of a command, without launchers and options."""
+    found = re.search(r"benchmarks/\w+\.py|docs\.\w+", command)
+    return found[0] if found else command
 
 
 def listed(values: Iterable[str]) -> str:
@@ -67,6 +99,7 @@ TABLES = {
     "first_calls": first_calls,
     "importing": importing,
     "transformers_masks": transformers_masks,
+    "transformers_gpu": transformers_gpu,
     "exactness": exactness,
     "sources": sources,
 }

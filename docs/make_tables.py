@@ -239,6 +239,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "decoding": make_models.decoding,
         "attention_cpu": attention_cpu,
         "compile": compiling,
+        "context_parallel": context_parallel,
+        "padding_module": padding_module,
     },
     "../README.md": {"gpu": in_short, "attention_cpu": attention_cpu},
 }

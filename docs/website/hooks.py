@@ -8,7 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.website import links, reference, sources
+from docs.website import explorers, links, reference, sources
 
 DOCS = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ def present(nav: Any, made: set[str]) -> Any:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The API, and what pages show of the repository beside docs/."""
-    for place, text in [*reference.pages().items(), *sources.sources()]:
+    for place, text in [*reference.pages().items(), *sources.sources(), *explorers.pages()]:
         files.append(File.generated(config, place, content=text))
     return files
 
@@ -42,4 +42,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.generated_by:
         return links.unescaped(markdown)
     place = page.file.src_uri
+    markdown = explorers.linked(markdown) if place == "masks.md" else markdown
     return links.unescaped(links.rewritten(markdown, posixpath.join("docs", posixpath.dirname(place)), place))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import maskloom as loom
+
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 AS_FILES = {"blocks.md", "padded_or_packed.md", "several_gpus.md", "your_own_mask.md"}
@@ -59,3 +61,13 @@ def test_a_wrong_line_is_noticed(capsys):
     with pytest.raises(ZeroDivisionError):
         run("```python\n1 / 0\n```\n", capsys)
     run("```python\n# not run: it needs a library\n1 / 0\n```\n", capsys)
+
+
+def test_the_first_page_names_the_wheel_of_this_version():
+    wheels = re.findall(r"maskloom-[\d.]+-py3-none-any\.whl", "".join(PAGES.values()))
+    assert wheels and set(wheels) == {f"maskloom-{loom.__version__}-py3-none-any.whl"}
+
+
+def test_no_page_installs_by_a_name_that_is_not_ours():
+    for page, text in PAGES.items():
+        assert not re.search(r"pip install (-\w+ )*maskloom", text), page

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from docs import make_backends, make_masks, make_plots, make_tables
+from docs import make_backends, make_masks, make_measured, make_plots, make_tables
 from maskloom.attention import tables, written_out
 from maskloom.attention.backends import choose, flash, sdpa
 from maskloom.masks.simplify import describe
@@ -339,3 +339,18 @@ def test_rows_of_padding_in_the_module_are_plotted_and_tabulated(monkeypatch):
     )
     monkeypatch.setattr(make_tables, "rows_of", lambda name: [])
     assert make_tables.padding_module() == ""
+
+
+def test_the_page_of_measurements_has_every_file_of_rows():
+    page = (DOCS / "measured.md").read_text()
+    for path in (DOCS.parent / "benchmarks" / "results").glob("*.csv"):
+        assert f"(../benchmarks/results/{path.name})" in page, path
+
+
+def test_the_fastest_of_a_row_is_bold():
+    assert make_measured._times(["61.84", "60.6", "OutOfMemoryError", ""]) == ["61.8", "**60.6**", "out of memory", "–"]
+
+
+def test_a_command_is_named_by_its_program():
+    assert make_measured.program_of("torchrun --nproc-per-node 2 benchmarks/a.py --out x") == "benchmarks/a.py"
+    assert make_measured.program_of("python -m docs.make_masks") == "docs.make_masks"

@@ -1,5 +1,6 @@
 """The site builds strictly; its links, anchors and pictures are there, and it loads nothing from elsewhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("mkdocs", reason="the site needs maskloom[site]")
 
 import maskloom as loom
+from docs import make_masks
 from docs.website import docstrings, hooks, links, reference, sources
 from maskloom.integrations import transformers
 from tests.test_surface import NAMESPACES
@@ -116,6 +118,17 @@ def test_every_page_can_be_found_in_the_menu(pages, site):
     leads = {target_of(site / "index.html", link)[0] for link in pages[site / "index.html"].leads}
     for page in (ROOT / "docs").rglob("*.md"):
         assert site / page.relative_to(ROOT / "docs").with_suffix(".html") in leads, page
+
+
+def test_each_mask_has_a_page_to_explore(site, pages):
+    leads = {target_of(site / "masks.html", link)[0] for link in pages[site / "masks.html"].leads}
+    for name, example in make_masks.named().items():
+        page = site / "gallery" / f"{name}.html"
+        assert page in leads and page.stat().st_size < 100_000
+        assert [link for link in pages[page].loads if link.endswith(".js")] == ["theme.js", "explorer.js"]
+        data = re.search(r'<script type="application/json">(.*?)</script>', page.read_text())
+        assert json.loads(data[1])["title"] == example.expression
+    assert (site / "gallery" / "explorer.js").stat().st_size < 100_000
 
 
 def test_links_to_what_lies_outside_become_links_to_pages():
