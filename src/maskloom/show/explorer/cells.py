@@ -11,7 +11,8 @@ from maskloom.masks.algebra import Mask
 from maskloom.show.explorer.stored import stored
 from maskloom.show.measure.selection import Members
 from maskloom.show.measure.shares import at, cells_of, shares_of
-from maskloom.show.measure.source import Cells, Source, source_of
+from maskloom.show.measure.source import Cells, OfBlockMask, Source, source_of
+from maskloom.show.measure.tiles import states_in_tables
 
 if TYPE_CHECKING:
     from maskloom.show.explorer.subject import Subject
@@ -78,6 +79,18 @@ def states_for(subject: "Subject", mask: Mask, cells: Cells) -> Grids:
     """The states of one operand at first sight: certain where they are SKIPPED or FULL."""
     source = source_of(mask, subject.source.q_len, subject.source.kv_len)
     return _of_members(subject, source, lambda row, head: source.states(at(cells, row, head)).to(torch.uint8))
+
+
+def tables_for(subject: "Subject", cells: Cells) -> Grids | None:
+    """The tiles that the tables of a BlockMask say, or cells of several; None for other masks."""
+    source = subject.source
+    if not isinstance(source, OfBlockMask):
+        return None
+    sides = max(cells.q_block, subject.block[0]), max(cells.kv_block, subject.block[1])
+    tiles = cells_of(range(source.q_len), range(source.kv_len), sides)
+    return _of_members(
+        subject, source, lambda row, head: states_in_tables(source, at(tiles, row, head)).to(torch.uint8)
+    )
 
 
 def _of_members(subject: "Subject", source: Source, grid: Any) -> Grids:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask
-from maskloom.show.explorer.cells import cells_for, shares_for, states_for
+from maskloom.show.explorer.cells import cells_for, shares_for, states_for, tables_for
 from maskloom.show.explorer.instructions import Instructions, distinct
 from maskloom.show.explorer.programs import Operand, lowered, operands_of
 from maskloom.show.explorer.scores import scores_for
@@ -34,6 +34,7 @@ def model_of(subject: "Subject", title: str | None) -> dict[str, Any]:
     labels = _tokens(subject)
     cells = cells_for(subject, runs=all(operand.slot is not None for operand in operands))
     shares, exact = shares_for(subject, cells)
+    tiles = tables_for(subject, cells)
     return {
         "title": source.title if title is None else title,
         "mask": source.title,
@@ -50,6 +51,7 @@ def model_of(subject: "Subject", title: str | None) -> dict[str, Any]:
             "shape": list(cells.shape[2:]),
             "exact": exact,
             "shares": shares.stored(),
+            "tiles": None if tiles is None else tiles.stored(),
             "states": [states_for(subject, mask, cells).stored() for mask in masks] if len(masks) > 1 else [],
         },
         "tokens": labels,

@@ -42,7 +42,7 @@ def tiles_of(source: Source, block: tuple[int, int], queries: range, keys: range
     sides = _grouped(len(queries), block[0]), _grouped(len(keys), block[1])
     cells = at(cells_of(queries, keys, sides), row, head)
     if isinstance(source, OfBlockMask):
-        return Tiles(cells, _of_tables(source, cells))
+        return Tiles(cells, states_in_tables(source, cells))
     shares = shares_of(source, cells)
     states = torch.where(shares.share > 0, PARTIAL, SKIPPED).to(torch.int8)
     return Tiles(
@@ -72,7 +72,7 @@ def _may_be_full(cells: Cells, source: Source) -> Tensor:
     return whole[0][:, None] & whole[1]
 
 
-def _of_tables(source: OfBlockMask, cells: Cells) -> Tensor:
+def states_in_tables(source: OfBlockMask, cells: Cells) -> Tensor:
     """The states in a BlockMask's tables: skipped or full only where all tiles of a cell are."""
     skipped, partial, full = source.tiles_in(cells)
     states = torch.full(skipped.shape, PARTIAL, dtype=torch.int8)

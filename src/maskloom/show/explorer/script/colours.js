@@ -3,7 +3,7 @@
 /** @typedef {[number, number, number]} Colour red, green and blue */
 
 const NAMES = ["hidden", "partial", "visible", "ground", "ink", "faint", "line", "cursor", "odd"];
-const FAINTEST = 0.25; // how far from hidden to visible the colours of cells reach that are neither
+const FAINTEST = 0.3; // how far from hidden to visible the colours of cells reach that are neither
 const STRONGEST = 0.85;
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"].map(parsed);
 

@@ -24,13 +24,13 @@ class Explorer {
   build() {
     const { model } = this;
     const [q, k] = model.sizes;
-    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": `${model.title}: ${q} queries and ${k} keys. Arrow keys move a cursor.` });
+    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": `${shownToken(model.title)}: ${q} queries and ${k} keys. Arrow keys move a cursor.` });
     this.panel = new Panel(model, { toggle: (leaf) => this.toggle(leaf) });
     this.batch = selector(model.members.batch, (at) => this.choose("row", at));
     this.heads = selector(model.members.heads, (at) => this.choose("head", at));
     this.shows = segments("Show", this.choices.map((layer) => [layer, layer[0].toUpperCase() + layer.slice(1)]), (layer) => this.show(layer));
     const tools = [this.batch.whole, this.heads.whole, this.shows.group, this.zoomButtons(), this.themeButton()];
-    const words = element("div.words", {}, element("h1", {}, model.title), element("p", {}, `${grouped(q)} queries × ${grouped(k)} keys`));
+    const words = element("div.words", {}, element("h1", {}, shownToken(model.title)), element("p", {}, `${grouped(q)} queries × ${grouped(k)} keys`));
     const header = element("header", {}, words, element("div.tools", {}, ...tools.filter(Boolean)));
     this.root.append(header, element("div.stage", {}, this.canvas, this.panel.whole));
   }
@@ -49,7 +49,6 @@ class Explorer {
   themeButton() {
     const toggle = () => {
       this.root.dataset.theme = this.isDark ? "light" : "dark";
-      this.recolour();
     };
     return element("button.theme", { type: "button", title: "Light or dark", "aria-label": "Light or dark", onclick: toggle }, "◐");
   }
@@ -62,8 +61,9 @@ class Explorer {
     listen(this);
     new ResizeObserver(() => this.resize()).observe(this.canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
+    new MutationObserver(() => this.recolour()).observe(this.root, { attributeFilter: ["data-theme"] });
     this.painter.resize();
-    if (this.ownsAddress) {
+    if (this.isAlone) {
       addEventListener("hashchange", () => this.follow());
       this.follow();
     }
@@ -71,7 +71,8 @@ class Explorer {
     this.update();
   }
 
-  get ownsAddress() {
+  /** Whether the page is there for this explorer alone. */
+  get isAlone() {
     return document.body.classList.contains("explorer-page");
   }
 
@@ -195,12 +196,12 @@ class Explorer {
   /** @param {number[] | null} pair */
   tell(pair) {
     this.cursor = pair;
-    this.panel.tell(this.reader, pair);
+    this.tried(() => this.panel.tell(this.reader, pair));
     this.draw();
   }
 
   remember() {
-    if (!this.ownsAddress) return;
+    if (!this.isAlone) return;
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => remember(linkOf(this)), 150);
   }
@@ -216,7 +217,7 @@ class Explorer {
   /** Draw what there is time for, and the rest in the next frames. */
   paint() {
     const end = performance.now() + FRAME;
-    const whole = this.painter.paint(this, () => performance.now() > end);
+    const whole = this.tried(() => this.painter.paint(this, () => performance.now() > end));
     if (!whole) this.draw();
     else if (this.reader.cells.open.length) this.counting ??= setTimeout(() => this.count());
     else this.root.dataset.state = "done";
@@ -226,9 +227,21 @@ class Explorer {
   count() {
     this.counting = undefined;
     const end = performance.now() + COUNTING;
-    this.reader.cells.count(() => performance.now() > end);
+    this.tried(() => this.reader.cells.count(() => performance.now() > end));
     this.layers.recount();
     this.draw();
+  }
+
+  /** What `work` returns; where the mask cannot be evaluated (a table is read behind its end, say), its cells are drawn. */
+  tried(work) {
+    if (this.reader.failure !== null) return work();
+    try {
+      return work();
+    } catch (error) {
+      this.reader.fail(error.message);
+      this.panel.explain(this.reader, this.layer);
+      return false;
+    }
   }
 }
 

@@ -49,8 +49,9 @@ function pinch(explorer, pointers, moving, after) {
   explorer.zoom(far(after) / far(before), [(after[0] + still[0]) / 2, (after[1] + still[1]) / 2]);
 }
 
-/** @param {Explorer} explorer @param {WheelEvent} event */
+/** Among other things on a page the wheel scrolls the page, until the picture has been chosen. @param {Explorer} explorer @param {WheelEvent} event */
 function onWheel(explorer, event) {
+  if (!explorer.isAlone && document.activeElement !== explorer.canvas && !event.ctrlKey) return;
   event.preventDefault();
   const lines = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? 400 : 1;
   const [down, across] = [event.deltaY * lines, event.deltaX * lines];

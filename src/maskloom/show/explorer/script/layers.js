@@ -1,7 +1,8 @@
 // Images of the mask: of cells, tiles, weights, and of elements in chunks.
 
-const CHUNK = 256; // elements along a side
-const MOST_CHUNKS = 220;
+const CHUNKS = [256, 128, 64]; // elements along the side of a chunk; of masks of many operations fewer
+const MOST_OPERATIONS = [100, 400, Infinity];
+const MOST_KEPT = 1.5e7; // elements
 
 /**
  * How a layer is drawn: the mask, the states of tiles, or weights with hidden pairs covered.
@@ -14,6 +15,7 @@ class Layers {
     this.reader = reader;
     /** @type {Map<string, HTMLCanvasElement>} */
     this.chunks = new Map();
+    this.side = CHUNKS[MOST_OPERATIONS.findIndex((most) => reader.model.machine.code.length <= most)];
     this.clear({});
   }
 
@@ -80,15 +82,15 @@ class Layers {
     const found = known ?? this.made(row, col, covers);
     this.chunks.delete(key);
     this.chunks.set(key, found); // the last one is the one used last
-    if (this.chunks.size > MOST_CHUNKS) this.chunks.delete(this.chunks.keys().next().value);
+    if (this.chunks.size * this.side ** 2 > MOST_KEPT) this.chunks.delete(this.chunks.keys().next().value);
     return found;
   }
 
   made(row, col, covers) {
     const { sizes } = this.reader.model;
     const [queries, keys] = [row, col].map((at, axis) => {
-      const start = at * CHUNK;
-      return positions({ start, length: Math.min(CHUNK, sizes[axis] - start) });
+      const start = at * this.side;
+      return positions({ start, length: Math.min(this.side, sizes[axis] - start) });
     });
     const plane = this.reader.visible(queries, keys);
     const [hidden, visible] = [pixel(parsed(this.colours.hidden)), covers ? 0 : pixel(parsed(this.colours.visible))];

@@ -28,6 +28,8 @@ class Model {
     const tables = await Promise.all(given.tables.map(load));
     this.machine = new Machine(given.code, tables.map(tableOf));
     this.shares = await grids(given.cells.shares);
+    /** The tiles that the tables of a block mask say. @type {Grids | null} */
+    this.tiles = given.cells.tiles && (await grids(given.cells.tiles));
     this.states = await Promise.all(given.cells.states.map(grids));
     this.tokens = await loadTokens(given.tokens);
     this.documents = await Promise.all(given.documents.map(loadDocuments));

@@ -2,7 +2,7 @@
 
 const LEAST_OF_ELEMENTS = 0.4; // pixels of an element from which on elements are drawn, and not cells
 const ROOM = [34, 62]; // above and beside the mask, for numbers
-const MOST_ROOM = 170; // for tokens
+const MOST_ROOM = [170, 0.3]; // pixels for tokens, and the share of the canvas
 const EDGE = 10; // right of the mask and under it
 const LETTERS = "12px system-ui, sans-serif";
 
@@ -11,8 +11,9 @@ class Painter {
   constructor(canvas, model, view, layers) {
     Object.assign(this, { canvas, model, view, layers });
     this.context = canvas.getContext("2d");
-    this.top = this.roomFor(model.tokens.keys, ROOM[0]);
-    this.left = this.roomFor(model.tokens.queries, ROOM[1]);
+    /** Pixels that labels want, above and beside the mask. */
+    this.wanted = [this.roomFor(model.tokens.keys, ROOM[0]), this.roomFor(model.tokens.queries, ROOM[1])];
+    [this.top, this.left] = this.wanted;
   }
 
   /** Pixels for the longest of some tokens. @param {string[] | null} tokens @param {number} least */
@@ -22,7 +23,7 @@ class Painter {
     const some = tokens.length > 4096 ? tokens.filter((_, at) => at % Math.ceil(tokens.length / 4096) === 0) : tokens;
     const longest = some.reduce((most, token) => (label(token).length > label(most).length ? token : most), "");
     const wide = this.context.measureText(`${label(longest)} ${tokens.length}`).width + 16;
-    return Math.round(Math.min(Math.max(wide, least), MOST_ROOM));
+    return Math.round(Math.min(Math.max(wide, least), MOST_ROOM[0]));
   }
 
   /** Fit the canvas to its place on the page. */
@@ -32,6 +33,9 @@ class Painter {
     this.ratio = devicePixelRatio || 1;
     canvas.width = Math.max(1, Math.round(width * this.ratio));
     canvas.height = Math.max(1, Math.round(height * this.ratio));
+    [this.top, this.left] = [height, width].map((size, axis) => {
+      return Math.round(Math.max(ROOM[axis], Math.min(this.wanted[axis], MOST_ROOM[1] * size)));
+    });
     view.resize(height - this.top - EDGE, width - this.left - EDGE);
   }
 
@@ -93,12 +97,13 @@ class Painter {
 
   /** @param {boolean} covers @param {() => boolean} enough */
   elements(covers, enough) {
-    const [rows, cols] = [0, 1].map((axis) => this.view.span(axis).map((at) => at / CHUNK));
+    const { side } = this.layers;
+    const [rows, cols] = [0, 1].map((axis) => this.view.span(axis).map((at) => at / side));
     let whole = true;
     for (let row = Math.floor(rows[0]); row < rows[1]; row++) {
       for (let col = Math.floor(cols[0]); col < cols[1]; col++) {
         const chunk = this.layers.chunk(row, col, covers, enough);
-        if (chunk) this.image(chunk, [row * CHUNK, col * CHUNK], [chunk.height, chunk.width]);
+        if (chunk) this.image(chunk, [row * side, col * side], [chunk.height, chunk.width]);
         whole &&= chunk !== null;
       }
     }
@@ -187,17 +192,17 @@ class Painter {
     const { view, model } = this;
     const tokens = axis === 0 ? model.tokens.queries : model.tokens.keys;
     const size = view.pixels[axis];
-    const apart = tokens && size >= 12 ? 15 : axis === 0 ? 22 : 12 + 7 * String(model.sizes[1]).length;
+    const least = tokens && size >= 12 ? 15 : axis === 0 ? 22 : 12 + 7 * String(model.sizes[1]).length;
     const at = cursor?.[axis];
-    const far = (tick) => at === undefined || Math.abs(tick - at) * size >= apart;
-    const places = size >= apart ? ticks(view.span(axis), 1) : ticks(view.span(axis), apart / size);
+    const far = (tick) => at === undefined || Math.abs(tick - at) * size >= least;
+    const places = size >= least ? ticks(view.span(axis), 1) : ticks(view.span(axis), least / size);
     for (const place of places) if (place !== at && far(place)) this.label(axis, place, this.words(tokens, place, size), false);
     if (at !== undefined) this.label(axis, at, this.words(tokens, at, LARGEST), true);
   }
 
   /** A token and its position, or the position alone where tokens would not all be named. */
   words(tokens, place, size) {
-    return tokens && size >= 12 ? `${label(tokens[place])} ${place}` : String(place);
+    return tokens && size >= 12 ? `${apart(label(tokens[place]))} ${place}` : String(place);
   }
 
   /** @param {number} axis @param {number} place @param {string} words @param {boolean} strong */

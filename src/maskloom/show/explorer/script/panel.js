@@ -25,7 +25,7 @@ class Panel {
       section("Pair", this.pair, this.live),
       section(model.operands.length > 1 ? "Operands" : "Operand", element("ul.operands", {}, ...this.rows.map(({ row }) => row))),
       section("Legend", this.legend, this.note),
-      element("details.help", {}, element("summary", {}, "Keys"), element("ul", {}, ...help)),
+      element("details.help", { open: true }, element("summary", {}, "Keys"), element("ul", {}, ...help)),
     );
   }
 
@@ -53,7 +53,7 @@ const hint = () => element("p.hint", {}, "Point at the picture, or press an arro
 /** @param {any} operand @param {() => void} toggle */
 function operandRow(operand, toggle) {
   const box = element("input", { type: "checkbox", checked: true, onchange: toggle });
-  const name = element("code", {}, operand.name);
+  const name = element("code", {}, shownToken(operand.name));
   const value = element("span.value");
   const mark = element("span.mark");
   const row = element("li", {}, element("label", {}, box, name), element("span.told", {}, mark, value));
@@ -143,7 +143,8 @@ function notesOf(reader, layer) {
   const [high, wide] = layer === "tiles" ? model.block.map((tile, axis) => Math.max(tile, cells.size[axis])) : cells.size;
   if (layer === "tiles") found.push(`A square is a tile of ${high} × ${wide} pairs.`);
   else if (layer === "mask" && high * wide > 1) found.push(`From afar a cell is ${high} × ${wide} pairs; the stronger its colour, the more are visible.`);
-  if (!reader.runs) found.push("An operand that is on cannot be evaluated in the browser: the picture is of cells that were measured before.");
+  if (reader.failure) found.push(`The mask cannot be evaluated everywhere (${reader.failure}): the picture is of cells.`);
+  else if (!reader.runs) found.push("An operand that is on cannot be evaluated in the browser: the picture is of cells that were measured before.");
   if (reader.off.size === 0 && !model.cells.exact && layer !== "tiles") found.push("Shares of cells are estimated.");
   if (reader.off.size && leavesOf(reader.expression).length === 0) found.push("No operand is on: nothing is hidden.");
   if (layer === "attention" && model.scores.side > 1) found.push(`Weights are means of ${model.scores.side} × ${model.scores.side} pairs.`);

@@ -25,7 +25,16 @@ class Reader {
     const { model } = this;
     this.expression = without(model.expression, this.off);
     this.runs = model.runs(this.expression);
+    /** Why the mask could not be evaluated somewhere. @type {string | null} */
+    this.failure = null;
     this.cells = new CellGrid(this);
+  }
+
+  /** From now on the mask is not evaluated, and its cells stay as they are. @param {string} message */
+  fail(message) {
+    this.failure = message;
+    this.runs = false;
+    this.cells.open = [];
   }
 
   /** @param {Float64Array} queries @param {Float64Array} keys @returns {Plane} 1 where a pair is visible */
@@ -43,22 +52,29 @@ class Reader {
 
   /** What each operand says of one pair, and which alone decide. @param {number} query @param {number} key @returns {Told} */
   tell(query, key) {
-    const { operands, machine } = this.model;
-    const known = operands.map((_, leaf) => leaf).filter((leaf) => operands[leaf].slot !== null);
-    const planes = machine.run(known.map((leaf) => operands[leaf].slot), this.pairs(Float64Array.of(query), Float64Array.of(key)));
-    const values = operands.map(() => null);
-    known.forEach((leaf, at) => {
-      values[leaf] = planes[at].data[0] === 1;
-    });
+    const pairs = this.pairs(Float64Array.of(query), Float64Array.of(key));
+    const values = this.model.operands.map(({ slot }) => this.valueOf(slot, pairs));
     if (!this.runs) return { values, visible: this.cells.certain(query, key), deciding: [] };
     const value = (leaf) => values[leaf] === true;
     return { values, visible: truth(this.expression, value), deciding: deciding(this.expression, value) };
   }
 
+  /** @param {number | null} slot @param {Pairs} pairs @returns {boolean | null} */
+  valueOf(slot, pairs) {
+    if (slot === null) return null;
+    try {
+      return this.model.machine.run([slot], pairs)[0].data[0] === 1;
+    } catch (error) {
+      this.fail(error.message);
+      return null;
+    }
+  }
+
   /** The state of the tile of a pair. @param {number} query @param {number} key @returns {number} */
   tileAt(query, key) {
     const spans = [query, key].map((at, axis) => this.tileSpan(at, axis));
-    if (!this.runs || spans[0].length * spans[1].length > 2 ** 18) return this.cells.tileAt(query, key);
+    const told = this.model.tiles && !this.off.size;
+    if (told || !this.runs || spans[0].length * spans[1].length > 2 ** 18) return this.cells.tileAt(query, key);
     const share = shareOf(this.visible(positions(spans[0]), positions(spans[1])), spans[0].length, spans[1].length);
     const cut = spans.some(({ length }, axis) => length < this.model.block[axis]);
     return share === 0 ? EMPTY : share === 1 && !cut ? FULL : PARTIAL;
@@ -202,12 +218,14 @@ function spread({ start, length }) {
 
 /** @param {CellGrid} cells */
 function tilesIn(cells) {
-  const { block, sizes } = cells.reader.model;
+  const { reader } = cells;
+  const { block, sizes, tiles } = reader.model;
   const size = block.map((tile, axis) => Math.max(tile, cells.size[axis]));
   const [rows, cols] = size.map((tile, axis) => Math.ceil(sizes[axis] / tile));
+  const place = (query, key) => Math.floor(query / size[0]) * cols + Math.floor(key / size[1]);
+  if (tiles && !reader.off.size) return { size, rows, cols, state: gridOf(tiles, reader.row, reader.head), place };
   const least = new Uint8Array(rows * cols).fill(LEVELS);
   const most = new Uint8Array(rows * cols);
-  const place = (query, key) => Math.floor(query / size[0]) * cols + Math.floor(key / size[1]);
   for (let row = 0, at = 0; row < cells.rows; row++) {
     for (let col = 0; col < cells.cols; col++, at++) {
       const tile = place(row * cells.size[0], col * cells.size[1]);

@@ -24,6 +24,9 @@ function label(token) {
   return letters.length <= LONGEST_LABEL ? letters.join("") : `${letters.slice(0, LONGEST_LABEL - 1).join("")}…`;
 }
 
+/** A token beside other words, whichever way its script runs. @param {string} token */
+const apart = (token) => `\u2068${token}\u2069`;
+
 /** @param {number} number with spaces between thousands */
 const grouped = (number) => number.toLocaleString("en-US").replaceAll(",", "\u2009");
 
