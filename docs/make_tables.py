@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from docs import make_backends, make_measured, make_models, make_plots, make_training
+from docs import make_backends, make_measured, make_models, make_plots, make_training, make_versions
 from docs.make_backends import table
 from docs.make_plots import _is_number, rows_of
 
@@ -225,6 +225,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "notes/compile.md": {"compile": compiling},
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
     "several_gpus.md": {"context_parallel": context_parallel},
+    "versions.md": make_versions.TABLES,
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
     "measured.md": {
         **make_measured.TABLES,

@@ -20,6 +20,19 @@ ROOT = Path(__file__).parents[2]
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Check, build, compare, install, and at the end put sdist and wheel into dist/. The exit status: 2 is refused."""
+    given = _parser().parse_args(words)
+    try:
+        wanted = cells.asked(given.only)
+        release = release_of(root, datetime.datetime.now(datetime.UTC).date())
+        _check(release, given.rehearse)
+    except (RefusedError, ValueError) as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="maskloom-release-") as folder:
+        return _make(release, wanted, root, Path(folder), given.rehearse, given.rows)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=__doc__)
     parser.add_argument(
         "--rehearse", action="store_true", help="say what forbids the release, go on, and leave dist/ alone"
@@ -30,16 +43,12 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
         metavar="PYTHON:TORCH",
         help="a cell to run, such as 3.12:newest; the others are not run",
     )
-    given = parser.parse_args(words)
-    try:
-        wanted = cells.asked(given.only)
-        release = release_of(root, datetime.datetime.now(datetime.UTC).date())
-        _check(release, given.rehearse)
-    except (RefusedError, ValueError) as error:
-        print(f"release: {error}", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory(prefix="maskloom-release-") as folder:
-        return _make(release, wanted, root, Path(folder), given.rehearse)
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        help="where to write what became of each cell: tools/release/installs.csv is shown in the docs",
+    )
+    return parser
 
 
 def _check(release: Release, rehearse: bool) -> None:
@@ -52,18 +61,23 @@ def _check(release: Release, rehearse: bool) -> None:
         _say(f"  would be refused: {line}")
 
 
-def _make(release: Release, wanted: Sequence[cells.Cell], root: Path, work: Path, rehearse: bool) -> int:
+def _make(
+    release: Release, wanted: Sequence[cells.Cell], root: Path, work: Path, rehearse: bool, rows: Path | None
+) -> int:
     _say("building")
     try:
-        sdist, wheel = build(root, release.commit, release.epoch, work)
+        sdist, wheel, sources = build(root, release.commit, release.epoch, work)
     except BuildError as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
     _say("  sdist and wheel are equal from other folders, umasks and clocks; the wheel of the sdist is equal too")
     _say("types, from outside")
-    outcomes = [_told(name, outcome) for name, outcome in typed.checked(wheel, root, work / "types").items()]
+    outcomes = [_told(name, outcome) for name, outcome in typed.checked(wheel, sources, work / "types").items()]
     _say("installing, and the smoke test")
-    outcomes += [_told(str(cell), _outcome(cell, wanted, wheel, root)) for cell in cells.CELLS]
+    installed = {cell: _told(str(cell), _outcome(cell, wanted, wheel, sources)) for cell in cells.CELLS}
+    if rows is not None:
+        cells.write(installed, rows)
+    outcomes += installed.values()
     failed = sum(outcome.verdict == "failed" for outcome in outcomes)
     if failed:
         print(f"release: {failed} failed, so nothing was written", file=sys.stderr)
@@ -72,8 +86,8 @@ def _make(release: Release, wanted: Sequence[cells.Cell], root: Path, work: Path
     return 0
 
 
-def _outcome(cell: cells.Cell, wanted: Sequence[cells.Cell], wheel: Path, root: Path) -> Outcome:
-    return cells.run(cell, wheel, root) if cell in wanted else Outcome("not run", "not asked for")
+def _outcome(cell: cells.Cell, wanted: Sequence[cells.Cell], wheel: Path, sources: Path) -> Outcome:
+    return cells.run(cell, wheel, sources) if cell in wanted else Outcome("not run", "not asked for")
 
 
 def _told(name: str, outcome: Outcome) -> Outcome:

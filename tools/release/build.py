@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tools.release.compare import differences
 
@@ -35,6 +36,14 @@ class Situation:
     environment: dict[str, str]
 
 
+class Built(NamedTuple):
+    """The two files, and the folder of the sources that they were built from."""
+
+    sdist: Path
+    wheel: Path
+    sources: Path
+
+
 SITUATIONS = (
     Situation("a", 0o022, 0, {"TZ": "UTC", "LC_ALL": "C", "PYTHONHASHSEED": "1"}),
     Situation("another/place/maskloom-1.0", 0o077, -40_000_000, {"TZ": "Asia/Kathmandu", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "2"}),
@@ -42,7 +51,7 @@ SITUATIONS = (
 )  # fmt: skip
 
 
-def build(root: Path, commit: str, epoch: int, work: Path) -> tuple[Path, Path]:
+def build(root: Path, commit: str, epoch: int, work: Path) -> Built:
     """The sdist and the wheel of a commit, equal from every situation, and the wheel equal to that of the sdist.
 
     Raises:
@@ -56,7 +65,7 @@ def build(root: Path, commit: str, epoch: int, work: Path) -> tuple[Path, Path]:
     sdist, wheel = first
     again = _built("wheel", _unpacked(sdist, work / "from sdist"), work / "wheel from sdist", SITUATIONS[0], epoch)
     _equal(wheel, again, "from the sdist")
-    return sdist, wheel
+    return Built(sdist, wheel, work / SITUATIONS[0].folder)
 
 
 def _build_in(situation: Situation, root: Path, commit: str, epoch: int, work: Path) -> tuple[Path, Path]:

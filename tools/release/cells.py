@@ -1,5 +1,6 @@
 """Installs the wheel on each Python with each torch, and runs the smoke test there; what cannot be run is said."""
 
+import csv
 import itertools
 import os
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 TORCHES = ("2.11", "2.13", "newest")
 DEVELOPED_WITH = "2.13"
 """The torch of constraints.txt; its cells take the other versions of that file too."""
+INSTALLS = Path(__file__).with_name("installs.csv")
+"""What became of each cell when all were last run; docs/versions.md shows it."""
 NEEDED_GB = 12
 """Free space for a torch with its CUDA libraries, unpacked beside its downloads."""
 _SAYS_NONE = "No matching distribution found for torch"
@@ -58,7 +61,15 @@ def asked(words: Sequence[str] | None) -> tuple[Cell, ...]:
     return tuple(found) if words else CELLS
 
 
-def run(cell: Cell, wheel: Path, root: Path) -> Outcome:
+def write(outcomes: Mapping[Cell, Outcome], path: Path) -> None:
+    """What became of each cell, as rows."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["python", "torch", "verdict", "words"])
+        writer.writerows([*cell, *outcome] for cell, outcome in outcomes.items())
+
+
+def run(cell: Cell, wheel: Path, sources: Path) -> Outcome:
     """Install the wheel into an empty environment, and run the smoke test in it, without and with extras."""
     python = interpreter(cell.python)
     if python is None:
@@ -68,7 +79,7 @@ def run(cell: Cell, wheel: Path, root: Path) -> Outcome:
         if free < NEEDED_GB:
             return Outcome("not run", f"{free:.0f} GB are free in {folder}, and torch may need {NEEDED_GB}")
         start = time.monotonic()
-        outcome = _in(Path(folder), python, cell, wheel, root)
+        outcome = _in(Path(folder), python, cell, wheel, sources)
         return (
             outcome._replace(words=f"{outcome.words}, {time.monotonic() - start:.0f} s")
             if not _is_bad(outcome)
@@ -80,11 +91,11 @@ def _is_bad(outcome: Outcome) -> bool:
     return outcome.verdict != "passed"
 
 
-def _in(folder: Path, python: Path, cell: Cell, wheel: Path, root: Path) -> Outcome:
+def _in(folder: Path, python: Path, cell: Cell, wheel: Path, sources: Path) -> Outcome:
     own = folder / "venv" / "bin" / "python"
-    smoke = str(shutil.copy(root / "tests" / "outside" / "smoke.py", folder))
+    smoke = str(shutil.copy(sources / "tests" / "outside" / "smoke.py", folder))
     said = ""
-    for words in _steps(own, python, cell, wheel, smoke, root / "constraints.txt"):
+    for words in _steps(own, python, cell, wheel, smoke, sources / "constraints.txt"):
         done = subprocess.run(words, cwd=folder, env=_environment(), capture_output=True, text=True)
         if done.returncode:
             return _failed(words, done.stdout + done.stderr, cell)

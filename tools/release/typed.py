@@ -15,11 +15,11 @@ from tools.release.cells import Outcome
 PYRIGHT = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False, "reportMissingModuleSource": False}
 
 
-def checked(wheel: Path, root: Path, work: Path) -> dict[str, Outcome]:
+def checked(wheel: Path, sources: Path, work: Path) -> dict[str, Outcome]:
     """What each checker says of tests/outside/consumer.py beside the installed wheel."""
     work.mkdir()
     python = _environment(wheel, work / "venv")
-    program = Path(shutil.copy(root / "tests" / "outside" / "consumer.py", work))
+    program = Path(shutil.copy(sources / "tests" / "outside" / "consumer.py", work))
     (work / "pyrightconfig.json").write_text(json.dumps(PYRIGHT))
     mypy = [
         "-m",

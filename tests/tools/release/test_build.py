@@ -52,7 +52,8 @@ def test_situations_differ_in_all_that_must_not_matter():
 
 
 def test_a_package_is_built_to_equal_bytes(root, tmp_path):
-    sdist, wheel = built(root, tmp_path / "work")
+    sdist, wheel, sources = built(root, tmp_path / "work")
+    assert (sources / "small" / "run.sh").exists()
     assert (sdist.name, wheel.name) == ("small-1.0.tar.gz", "small-1.0-py3-none-any.whl")
     modes = {name: member.mode & 0o777 for name, member in members(wheel).items() if name.startswith("small/")}
     assert modes == {"small/__init__.py": 0o644, "small/run.sh": 0o755}
@@ -61,7 +62,7 @@ def test_a_package_is_built_to_equal_bytes(root, tmp_path):
 
 def test_what_is_not_committed_is_not_built(root, tmp_path):
     (root / "small" / "new.py").write_text("")
-    sdist, _ = built(root, tmp_path / "work")
+    sdist, _, _ = built(root, tmp_path / "work")
     assert not any(name.endswith("new.py") for name in members(sdist))
 
 

@@ -22,7 +22,7 @@ def steps(root, monkeypatch):  # noqa: F811
         files = [work / name for name in ("maskloom-0.3.0.tar.gz", "maskloom-0.3.0-py3-none-any.whl")]
         for path in files:
             path.write_bytes(b"all of it")
-        return files
+        return *files, root
 
     monkeypatch.setattr(command, "build", build)
     monkeypatch.setattr(typed, "checked", lambda *given: {"mypy": Outcome("passed", "")})
