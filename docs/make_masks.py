@@ -297,7 +297,7 @@ def section(example: Example, name: str) -> str:
 
 def words_of(example: Example) -> tuple[str, str]:
     """The first paragraph of the docstring, and the source that it names, if any."""
-    words = inspect.cleandoc(public_names()[example.of].__doc__)
+    words = inspect.cleandoc(public_names()[example.of].__doc__ or "")
     source = re.search(r"Source: (.*?)(?:\n\n|\Z)", words, re.DOTALL)
     return words.split("\n\n")[0].replace("\n", " "), " ".join(source[1].split()) if source else ""
 
