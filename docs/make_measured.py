@@ -23,6 +23,12 @@ def first_calls() -> str:
     return table(["what | ms", *(f"{words} | {found[what]:.2f}" for what, words in _FIRST_CALLS.items())])
 
 
+def small_calls() -> str:
+    """What small calls cost on a GPU, in milliseconds."""
+    found = [row for row in rows_of("small_calls") if row["state"] == "after"]
+    return table(["what | shape | ms", *(f"{row['what']} | {row['shape']} | {float(row['ms']):.2f}" for row in found)])
+
+
 def importing() -> str:
     """What the import adds to that of torch."""
     lines = ["import torch, ms | import maskloom, ms | modules | % of torch"]
@@ -90,6 +96,12 @@ def program_of(command: str) -> str:
     return found[0] if found else command
 
 
+def _program(command: str) -> str:
+    """What was run, without its own arguments: ``torchrun --nproc-per-node 2 benchmarks/context_parallel.py``."""
+    script = re.match(r".*?\.py\b", command)
+    return script[0] if script else command.split(" --")[0]
+
+
 def listed(values: Iterable[str]) -> str:
     """Each value once, in the order in which they come."""
     return ", ".join(dict.fromkeys(filter(None, values)))
@@ -97,6 +109,7 @@ def listed(values: Iterable[str]) -> str:
 
 TABLES = {
     "first_calls": first_calls,
+    "small_calls": small_calls,
     "importing": importing,
     "transformers_masks": transformers_masks,
     "transformers_gpu": transformers_gpu,

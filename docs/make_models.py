@@ -1,7 +1,7 @@
 """Tables of whole models and of decoding, from committed rows."""
 
 from docs.make_backends import table
-from docs.make_plots import _is_number, rows_of
+from docs.make_plots import rows_of
 
 _MODEL = {
     "sdpa, dense": "SDPA with a dense mask",
@@ -55,25 +55,3 @@ def decoding() -> str:
             " | ".join([batch, f"{int(cache):,}", queries, *times, f"{float(found['attend']['of_reading']):.2f}"])
         )
     return table(lines)
-
-
-_IMPLEMENTATIONS = ("maskloom", "flex_attention", "sdpa", "eager")
-
-
-def transformers_steps() -> str:
-    """A training step of a Llama by each ``attn_implementation``, in milliseconds."""
-    rows = [row for row in rows_of("transformers_gpu") if row["case"] == "training"]
-    lines = [" | ".join(["batch", "real", *_IMPLEMENTATIONS, "of the best other", "GiB, maskloom", "GiB, sdpa"])]
-    for kind in dict.fromkeys(map(_batch_and_share, rows)):
-        found = {row["contender"]: row for row in rows if _batch_and_share(row) == kind}
-        times = {name: float(found[name]["ms"]) for name in _IMPLEMENTATIONS if _is_number(found[name]["ms"])}
-        cells = [f"{times[name]:.0f}" if name in times else "out of memory" for name in _IMPLEMENTATIONS]
-        ratio = times["maskloom"] / min(time for name, time in times.items() if name != "maskloom")
-        memory = [f"{int(found[name]['peak_mib']) / 1024:.1f}" for name in ("maskloom", "sdpa")]
-        batch, share = kind
-        lines.append(" | ".join([batch, f"{float(share):.0%}", *cells, f"{ratio:.2f}", *memory]))
-    return table(lines)
-
-
-def _batch_and_share(row: dict[str, str]) -> tuple[str, str]:
-    return f"width {row['width']}, {row['rows']} × {row['length']}, {row['form']}", row["real"]
