@@ -42,7 +42,7 @@ bench: $(VENV)/.dev
 
 site: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo "open build/site/index.html, or serve it: $(BIN)/python -m http.server -d build/site"
+	@echo "open build/site/index.html; for the search serve it: $(BIN)/python -m http.server -d build/site"
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu

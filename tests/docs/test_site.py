@@ -1,12 +1,16 @@
 """The site builds strictly; its links, anchors and pictures are there, and it loads nothing from elsewhere."""
 
+import fcntl
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,8 +20,9 @@ pytest.importorskip("mkdocs", reason="the site needs maskloom[site]")
 
 import maskloom as loom
 from docs import make_masks
-from docs.website import docstrings, hooks, links, reference, sources
+from docs.website import docstrings, links, reference, sources
 from maskloom.integrations import transformers
+from tests.show.explorer import browser
 from tests.test_surface import NAMESPACES
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +62,17 @@ def read(page: Path) -> Found:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site."""
-    place = tmp_path_factory.mktemp("site")
+    """The built site, which the workers of a run share."""
+    run, base = os.environ.get("PYTEST_XDIST_TESTRUNUID"), tmp_path_factory.getbasetemp()
+    place = base.parent / f"site-{run}" if run else base / "site"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            built(place.with_suffix(".part")).rename(place)
+    return place
+
+
+def built(place: Path) -> Path:
     run = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)],
         cwd=ROOT, capture_output=True, text=True,
@@ -131,6 +145,53 @@ def test_each_mask_has_a_page_to_explore(site, pages):
     assert (site / "gallery" / "explorer.js").stat().st_size < 100_000
 
 
+def visit(tab, address, width=1280):
+    """Open a page at a width, and forget what was said and asked for before."""
+    tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    tab.said.clear()
+    tab.requests.clear()
+    tab.loaded = False
+    tab.ask("Page.navigate", url=address)
+    tab._until_loaded()
+
+
+@browser.needs_chromium
+def test_a_browser_loads_nothing_from_elsewhere_and_no_page_is_wider_than_a_phone(site):
+    with browser.opened() as tab:
+        for page in sorted((ROOT / "docs").rglob("*.md")):
+            visit(tab, (site / page.relative_to(ROOT / "docs").with_suffix(".html")).as_uri(), width=420)
+            assert tab.requests and [link for link in tab.requests if not link.startswith(("file:", "data:"))] == [], (
+                page
+            )
+            assert tab.run("document.documentElement.scrollWidth") <= 420, page
+            broken = (
+                "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+            )
+            assert tab.run(broken) == [], page
+
+
+@browser.needs_chromium
+def test_the_search_finds_a_mask(site):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with browser.opened() as tab:
+            visit(tab, f"http://127.0.0.1:{server.server_port}/index.html?q=sinks")
+            found = tab.run(
+                "new Promise(done => { const look = () => { const links = [...document.querySelectorAll("
+                "'.md-search-result__link')]; links.length ? done(links.map(link => link.href)) : setTimeout(look, 50); }; "
+                "look(); })"
+            )
+            assert any("api/masks.html" in link or "masks.html" in link for link in found)
+            assert not any("/source/" in link for link in found)  # sources are not searched
+    finally:
+        server.shutdown()
+
+
 def test_links_to_what_lies_outside_become_links_to_pages():
     text = (
         "[a](../README.md#x) ![b](pictures/p.png) [c](notes/n.md)\n```md\n[d](../README.md)\n```\n[e](../examples/lm)"
@@ -163,11 +224,6 @@ def test_sources_stand_as_pages():
     assert "````python\n" in found["source/examples/article.py.md"]
     assert "(model.py.md)" in found["source/examples/lm/index.md"]
     assert found["source/benchmarks/results/train_lm.csv"] == (ROOT / "benchmarks/results/train_lm.csv").read_text()
-
-
-def test_pages_that_are_not_there_yet_are_left_out_of_the_menu():
-    nav = [{"A": "index.md"}, {"B": [{"C": "no_such_page.md"}]}, {"D": ["no_such_page.md", "made.md"]}]
-    assert hooks.present(nav, {"made.md"}) == [{"A": "index.md"}, {"D": ["made.md"]}]
 
 
 def test_docstrings_are_read_as_markdown():
