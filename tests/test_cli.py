@@ -179,9 +179,22 @@ def test_show_as_a_picture(tmp_path):
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_show_as_a_page(tmp_path):
+    path = tmp_path / "new" / "mask.html"
+    result = show("causal", "--batch", "lengths=5,3,9", "--html", path, "--out", tmp_path / "mask.png")
+    assert result.exit_code == 0, result.output
+    assert result.output.split() == [str(path), str(tmp_path / "mask.png")]
+    assert path.read_text("utf-8").startswith("<!doctype html>") and (tmp_path / "mask.png").exists()
+    assert '"chosen":[0,1,2]' in path.read_text("utf-8")
+    one = show("causal", "--batch", "lengths=5,3,9", "--batch", 1, "--html", path)
+    assert one.exit_code == 0 and '"chosen":[1]' in path.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["causal", "--html", "mask.png"], "a page is saved as .html or .htm; got suffix '.png'"),
+        (["causal", "--rows", "0:5", "--html", "mask.html"], "a page shows all queries and keys"),
         (["causl"], "no mask is called 'causl'; is causal meant?\n  causl\n  ^^^^^\n"),
         (["causal", "--batch", "lengths"], "--batch is a name and its values"),
         (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),

@@ -35,3 +35,11 @@ def test_attention():
 
 def test_notebooks():
     assert "<" in mask().to("cuda")._repr_html_()
+
+
+def test_pages():
+    weights = torch.rand(3, 2, 13, 13, generator=torch.Generator().manual_seed(0))
+    ours = loom.show.page(mask().to("cuda"), 13, scores=weights.cuda())
+    assert ours == loom.show.page(mask(), 13, scores=weights)
+    blocks = [loom.block_mask(one, 13, 13, block_size=4) for one in (mask().to("cuda"), mask().to("cpu"))]
+    assert loom.show.page(blocks[0]) == loom.show.page(blocks[1])

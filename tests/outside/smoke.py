@@ -25,6 +25,7 @@ INSTALL = "which is not installed: pip install "
 def main(what: str) -> None:
     """Run what a Python with these packages can run; an error is a failure."""
     attention()
+    page()
     {"bare": without_extras, "full": with_extras}[what]()
     print(f"maskloom {metadata.version('maskloom')}, Python {sys.version.split()[0]}, torch {torch.__version__}")
 
@@ -41,6 +42,12 @@ def attention() -> None:
     module = loom.MultiheadFlexAttention(7, 6, 3)
     assert module(torch.randn(2, 5, 7), loom.causal).out.shape == (2, 5, 6)
     assert (Path(loom.__file__).parent / "py.typed").exists()
+
+
+def page() -> None:
+    """A page to explore needs no extra, and its script lies in the wheel."""
+    found = loom.show.page(loom.causal & loom.lengths([5, 2]), 5, scores=torch.rand(5, 5)).html
+    assert found.startswith("<!doctype html>") and "class Explorer" in found and ".explorer {" in found
 
 
 def without_extras() -> None:

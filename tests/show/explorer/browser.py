@@ -76,8 +76,10 @@ class Tab:
         elif method == "Page.loadEventFired":
             self.loaded = True
 
-    def open(self, address: str | Path, *, size: tuple[int, int] = (1280, 800), dark: bool = False) -> None:
-        """Open a page, and wait until all of it is drawn."""
+    def open(
+        self, address: str | Path, *, size: tuple[int, int] = (1280, 800), dark: bool = False, waits: bool = True
+    ) -> None:
+        """Open a page, and wait until all of it is drawn, if it ``waits``."""
         self.said.clear()
         self.requests.clear()
         self.ask("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False)
@@ -89,7 +91,8 @@ class Tab:
         self.loaded = False
         self.ask("Page.navigate", url=address if isinstance(address, str) else address.absolute().as_uri())
         self._until_loaded()
-        self.settle()
+        if waits:
+            self.settle()
 
     def _until_loaded(self) -> None:
         while not self.loaded:

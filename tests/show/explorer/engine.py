@@ -1,8 +1,7 @@
 """The page's JavaScript in V8 (mini-racer), without a browser."""
 
-import base64
 import functools
-import zlib
+import json
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ from maskloom.show.explorer.instructions import Instructions
 from maskloom.show.explorer.parts import SCRIPTS, script_file
 from maskloom.show.explorer.programs import Operand, lowered
 from maskloom.show.explorer.stored import stored
+from tests.show.explorer.reading import unpacked
 
-_WITHOUT_A_BROWSER = SCRIPTS[: SCRIPTS.index("expression.js") + 1]
+_WITHOUT_A_BROWSER = SCRIPTS[: SCRIPTS.index("colours.js") + 1]
 
 _HELPERS = """
+
 /** The answers of an operand, "1" or "0" for each pair. */
 function answers({code, tables, slot, b, h, queries, keys}) {
   const held = tables.map((one) => tableOf(numbersIn(one, fromBase64(one.text))));
@@ -53,9 +54,6 @@ def in_javascript(
     return torch.tensor([letter == "1" for letter in text]).reshape(len(queries), len(keys))
 
 
-def unpacked(one: dict[str, Any]) -> dict[str, Any]:
-    """A stored array without compression, which bare V8 does not undo."""
-    if not one["packed"]:
-        return one
-    data = zlib.decompress(base64.b64decode(one["text"]), -15)
-    return one | {"packed": False, "text": base64.b64encode(data).decode()}
+def value(expression: str) -> Any:
+    """A JavaScript expression as a Python value."""
+    return json.loads(engine().eval(f"JSON.stringify({expression})"))

@@ -32,3 +32,22 @@ def numbers(one: dict[str, Any]) -> list[Any]:
 def text(one: dict[str, Any]) -> Any:
     """Stored JSON."""
     return json.loads(bytes(numbers(one)))
+
+
+def unpack_all(data: Any) -> Any:
+    """The data with no array compressed."""
+    if isinstance(data, dict):
+        return (
+            unpacked(data)
+            if data.keys() >= {"packed", "text"}
+            else {name: unpack_all(one) for name, one in data.items()}
+        )
+    return [unpack_all(one) for one in data] if isinstance(data, list) else data
+
+
+def unpacked(one: dict[str, Any]) -> dict[str, Any]:
+    """A stored array without compression, which bare V8 does not undo."""
+    if not one["packed"]:
+        return one
+    data = zlib.decompress(base64.b64decode(one["text"]), -15)
+    return one | {"packed": False, "text": base64.b64encode(data).decode()}

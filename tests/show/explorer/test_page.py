@@ -3,6 +3,7 @@ import hashlib
 import html
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +270,12 @@ def test_a_notebook_shows_it_in_a_frame():
     assert frame.startswith('<iframe sandbox="allow-scripts" ') and frame.count("<") == 2
     assert html.unescape(re.search(r'srcdoc="(.*)"></iframe>', frame, re.DOTALL)[1]) == found.html
     assert re.fullmatch(r"Page\(\d+,\d{3} bytes of HTML\)", repr(found))
+
+
+def test_the_code_of_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    docs = Path(__file__).parents[3] / "docs" / "look_at_it.md"
+    section = docs.read_text().split("## A page to explore")[1].split("## ")[0]
+    for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(code, {"loom": loom, "torch": torch})
+    assert data_of(Path("mask.html").read_text("utf-8"))["sizes"] == [8, 8]

@@ -140,7 +140,7 @@ REFUSED = {
     "it computes with all of a table of shape (5000,) for one pair": lambda b, h, q_idx, kv_idx: (
         torch.arange(5000) < q_idx
     ).any(),
-    "it takes the power 0.5 in torch.float32": lambda b, h, q_idx, kv_idx: q_idx**0.5 > kv_idx,
+    "it takes the power 1.5 in torch.float32": lambda b, h, q_idx, kv_idx: q_idx**1.5 > kv_idx,
 }
 
 
@@ -168,3 +168,35 @@ def test_equal_instructions_are_one():
     assert expression["join"] == "or" and len(operands) == 3
     assert instructions_of(loom.causal & loom.causal)[0].code[0] == out.code[0]
     assert len(instructions_of(loom.causal & loom.causal)[0].code) == 2
+
+
+BOUNDS = torch.tensor([2, 5, 5, 11])
+FLAGS = torch.tensor([[1, 0, 3], [0, 0, 0]], dtype=torch.uint8)
+TABLE = torch.arange(60).reshape(3, 4, 5) % 7
+WRITTEN = {
+    "bucketize": lambda b, h, q, k: torch.bucketize(q, BOUNDS) == torch.bucketize(k, BOUNDS, right=True),
+    "searchsorted": lambda b, h, q, k: torch.searchsorted(BOUNDS, q) >= torch.searchsorted(BOUNDS, k, side="right"),
+    "isin": lambda b, h, q, k: torch.isin(q - k, BOUNDS) | torch.isin(k, BOUNDS, invert=True) & (q > 3),
+    "any of uint8": lambda b, h, q, k: (FLAGS[b % 2] * (q > k)).any() == (FLAGS[h].sum() > 0),
+    "square root": lambda b, h, q, k: (q * 1.0) ** 0.5 > k.float().sqrt() * 0.7,
+    "not finite": lambda b, h, q, k: torch.isinf(q / (k - 3)) | torch.isfinite((k - q) / (q - 5)) & torch.isnan(k / k),
+    "argmax": lambda b, h, q, k: torch.stack([q % 3, k % 5, b * q]).argmax() == torch.stack([k, q]).argmin(),
+    "values with dimensions": lambda b, h, q, k: (TABLE[b][:, k % 5] * q).cumsum(0)[q % 4] % 5 < (TABLE[b, q % 4] - k).amax(),
+    "chosen": lambda b, h, q, k: torch.stack([q, k, q - k, k * 3])[(q + k) % 4 - 4] % 4 > 1,
+    "two indices of values": lambda b, h, q, k: (TABLE[b] + q - k)[k % 4, q % 5] % 3 == 1,
+    "listed": lambda b, h, q, k: TABLE[b][torch.stack([q, k]) % 4, torch.stack([k, q]) % 5].sum() % 2 == 0,
+    "before": lambda b, h, q, k: (TABLE[:, q % 4][:, torch.stack([q, k]) % 5] * k).sum() % 3 == b,
+    "wide": lambda b, h, q, k: (q + 2**40) * (k + 2**30) % 1013 < 500,
+    "shapes": lambda b, h, q, k: (
+        torch.cat([q[None], k[None], (q * k).view(1)]).view(3, 1).expand(3, 2).t().unbind(0)[1][1:].max() > b * 7
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_users_write_runs_in_the_page(name):
+    mask, q_len, kv_len = as_mask(WRITTEN[name]), 13, 11
+    table, found = dense(mask, q_len, kv_len, batch=3, heads=2, device="cpu"), instructions_of(mask)
+    assert table.any() and not table.all()
+    for b, h in ((0, 0), (2, 1)):
+        assert torch.equal(in_javascript(found, b, h, [*range(q_len)], [*range(kv_len)]), table[b, h])

@@ -4,6 +4,7 @@ Values of a mask's program may have dimensions of their own; here each entry of 
 and tables alone. Equal instructions share a slot, also those of different operands.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Instructions:
 
     def table(self, table: Tensor) -> int:
         """The number of a table in the page; equal tables are one."""
-        key = (table.dtype, tuple(table.shape), table.numpy().tobytes())
+        key = (table.dtype, tuple(table.shape), hashlib.sha256(table.numpy().tobytes()).digest())
         if key not in self._tables:
             self._tables[key] = len(self.tables)
             self.tables.append(table)

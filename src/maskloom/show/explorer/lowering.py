@@ -64,7 +64,7 @@ class Lowering:
             return self._number(leaf, dtype)
         found = self.entry(leaf)
         if isinstance(found, Table):
-            found = self._read(found)
+            found = self.read(found)
         return found if dtype is None else self.cast(found, dtype)
 
     def _number(self, number: Any, dtype: torch.dtype | None) -> Slots:
@@ -75,7 +75,7 @@ class Lowering:
             raise NotInThePageError(f"{number} is not a number of {name_of(dtype)}")
         return Slots(torch.tensor(self.out.constant(held.item(), dtype)), dtype)
 
-    def _read(self, entry: Table) -> Slots:
+    def read(self, entry: Table) -> Slots:
         """One instruction for each entry of the value."""
         own = entry.table.shape[len(entry.indices) :]
         if own.numel() > MOST_ENTRIES:

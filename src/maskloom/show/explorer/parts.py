@@ -15,8 +15,9 @@ from typing import Any
 from maskloom.show.explorer.stored import LIMIT
 
 SCRIPTS = (
-    "numbers.js", "loops.js", "operations.js", "machine.js", "data.js", "expression.js", "model.js", "reader.js", "view.js",
-    "colours.js", "layers.js", "text.js", "painter.js", "elements.js", "panel.js", "link.js", "input.js", "explorer.js",
+    "numbers.js", "loops.js", "operations.js", "machine.js", "data.js", "expression.js", "text.js", "view.js", "cells.js",
+    "model.js", "reader.js", "colours.js", "layers.js", "axes.js", "painter.js", "elements.js", "toolbar.js", "panel.js",
+    "link.js", "input.js", "explorer.js",
 )  # fmt: skip
 """The files of the page's script, in the order in which they are joined."""
 

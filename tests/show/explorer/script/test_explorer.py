@@ -385,3 +385,19 @@ def test_several_explorers_share_one_script_on_a_page(tab, tmp_path):
         "causal", "window(back=2, ahead=0)",
     ]  # fmt: skip
     assert tab.run("location.hash") == ""
+
+
+def test_a_notebook_shows_a_page_in_a_frame(tab, tmp_path):
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><meta charset='utf-8'>{loom.show.page(MASK, 17)._repr_html_()}")
+    tab.open(path, waits=False)
+    drawn = np.zeros(())
+    while drawn.sum() < 10_000:  # the frame says nothing to the page around it
+        drawn = (screen(tab) == LIGHT["visible"]).all(-1)
+
+
+def screen(tab):
+    from matplotlib.image import imread
+
+    found = imread(io.BytesIO(base64.b64decode(tab.ask("Page.captureScreenshot", format="png")["data"])), format="png")
+    return (found[..., :3] * 255).round().astype(np.uint8)

@@ -24,35 +24,17 @@ class Explorer {
   build() {
     const { model } = this;
     const [q, k] = model.sizes;
-    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": `${shownToken(model.title)}: ${q} queries and ${k} keys. Arrow keys move a cursor.` });
+    const title = shownToken(model.title);
+    const help = `${title}: ${q} queries and ${k} keys. Arrow keys move a cursor.`;
+    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": help });
     this.panel = new Panel(model, { toggle: (leaf) => this.toggle(leaf) });
-    this.batch = selector(model.members.batch, (at) => this.choose("row", at));
-    this.heads = selector(model.members.heads, (at) => this.choose("head", at));
-    this.shows = segments("Show", this.choices.map((layer) => [layer, layer[0].toUpperCase() + layer.slice(1)]), (layer) => this.show(layer));
-    const tools = [this.batch.whole, this.heads.whole, this.shows.group, this.zoomButtons(), this.themeButton()];
-    const words = element("div.words", {}, element("h1", {}, shownToken(model.title)), element("p", {}, `${grouped(q)} queries × ${grouped(k)} keys`));
-    const header = element("header", {}, words, element("div.tools", {}, ...tools.filter(Boolean)));
+    this.tools = toolbar(this);
+    const size = element("p", {}, `${grouped(q)} queries × ${grouped(k)} keys`);
+    const header = element("header", {}, element("div.words", {}, element("h1", {}, title), size), this.tools.whole);
     this.root.append(header, element("div.stage", {}, this.canvas, this.panel.whole));
   }
 
-  zoomButtons() {
-    const button = (sign, name, act) => element("button", { type: "button", title: name, "aria-label": name, onclick: act }, sign);
-    return element(
-      "div.segments",
-      { role: "group", "aria-label": "Zoom" },
-      button("−", "Zoom out", () => this.zoomAtCursor(1 / STEP)),
-      button("+", "Zoom in", () => this.zoomAtCursor(STEP)),
-      button("All", "The whole mask", () => this.whole()),
-    );
-  }
-
-  themeButton() {
-    const toggle = () => {
-      this.root.dataset.theme = this.isDark ? "light" : "dark";
-    };
-    return element("button.theme", { type: "button", title: "Light or dark", "aria-label": "Light or dark", onclick: toggle }, "◐");
-  }
-
+  /** Whether it is dark now, by its own switch or by what the reader prefers. */
   get isDark() {
     return (this.root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   }
@@ -90,6 +72,10 @@ class Explorer {
   recolour() {
     this.layers.clear(coloursOf(this.root));
     this.draw();
+  }
+
+  switchTheme() {
+    this.root.dataset.theme = this.isDark ? "light" : "dark"; // and `start` hears of it
   }
 
   // -- what a user does ------------------------------------------------------------------------------------------------
@@ -185,9 +171,7 @@ class Explorer {
 
   update() {
     const { reader, layer } = this;
-    if (this.batch.select) this.batch.select.value = String(reader.row);
-    if (this.heads.select) this.heads.select.value = String(reader.head);
-    this.shows.press(layer);
+    this.tools.press(reader, layer);
     this.panel.explain(reader, layer);
     this.tell(this.cursor);
     this.remember();

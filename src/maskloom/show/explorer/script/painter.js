@@ -1,29 +1,14 @@
 // Draws what is seen on the canvas.
 
 const LEAST_OF_ELEMENTS = 0.4; // pixels of an element from which on elements are drawn, and not cells
-const ROOM = [34, 62]; // above and beside the mask, for numbers
-const MOST_ROOM = [170, 0.3]; // pixels for tokens, and the share of the canvas
 const EDGE = 10; // right of the mask and under it
-const LETTERS = "12px system-ui, sans-serif";
 
 class Painter {
   /** @param {HTMLCanvasElement} canvas @param {Model} model @param {View} view @param {Layers} layers */
   constructor(canvas, model, view, layers) {
     Object.assign(this, { canvas, model, view, layers });
     this.context = canvas.getContext("2d");
-    /** Pixels that labels want, above and beside the mask. */
-    this.wanted = [this.roomFor(model.tokens.keys, ROOM[0]), this.roomFor(model.tokens.queries, ROOM[1])];
-    [this.top, this.left] = this.wanted;
-  }
-
-  /** Pixels for the longest of some tokens. @param {string[] | null} tokens @param {number} least */
-  roomFor(tokens, least) {
-    if (!tokens) return least;
-    this.context.font = `600 ${LETTERS}`;
-    const some = tokens.length > 4096 ? tokens.filter((_, at) => at % Math.ceil(tokens.length / 4096) === 0) : tokens;
-    const longest = some.reduce((most, token) => (label(token).length > label(most).length ? token : most), "");
-    const wide = this.context.measureText(`${label(longest)} ${tokens.length}`).width + 16;
-    return Math.round(Math.min(Math.max(wide, least), MOST_ROOM[0]));
+    this.axes = new Axes(this);
   }
 
   /** Fit the canvas to its place on the page. */
@@ -33,9 +18,7 @@ class Painter {
     this.ratio = devicePixelRatio || 1;
     canvas.width = Math.max(1, Math.round(width * this.ratio));
     canvas.height = Math.max(1, Math.round(height * this.ratio));
-    [this.top, this.left] = [height, width].map((size, axis) => {
-      return Math.round(Math.max(ROOM[axis], Math.min(this.wanted[axis], MOST_ROOM[1] * size)));
-    });
+    [this.top, this.left] = this.axes.rooms(height, width);
     view.resize(height - this.top - EDGE, width - this.left - EDGE);
   }
 
@@ -57,7 +40,7 @@ class Painter {
     this.grid(layer);
     if (cursor) this.crosshair(cursor);
     context.restore();
-    this.axes(cursor);
+    this.axes.draw(cursor);
     this.overview();
     return whole;
   }
@@ -176,51 +159,6 @@ class Painter {
     context.lineWidth = 2;
     const grow = Math.max(0, 7 - Math.min(high, wide)) / 2;
     context.strokeRect(x - grow, y - grow, wide + 2 * grow, high + 2 * grow);
-  }
-
-  // -- labels --------------------------------------------------------------------------------------------------------
-
-  axes(cursor) {
-    const { context } = this;
-    context.font = LETTERS;
-    context.textBaseline = "middle";
-    for (const axis of [0, 1]) this.axis(axis, cursor);
-  }
-
-  /** @param {number} axis 0 for queries, down the side; 1 for keys, along the top @param {number[] | null} cursor */
-  axis(axis, cursor) {
-    const { view, model } = this;
-    const tokens = axis === 0 ? model.tokens.queries : model.tokens.keys;
-    const size = view.pixels[axis];
-    const least = tokens && size >= 12 ? 15 : axis === 0 ? 22 : 12 + 7 * String(model.sizes[1]).length;
-    const at = cursor?.[axis];
-    const far = (tick) => at === undefined || Math.abs(tick - at) * size >= least;
-    const places = size >= least ? ticks(view.span(axis), 1) : ticks(view.span(axis), least / size);
-    for (const place of places) if (place !== at && far(place)) this.label(axis, place, this.words(tokens, place, size), false);
-    if (at !== undefined) this.label(axis, at, this.words(tokens, at, LARGEST), true);
-  }
-
-  /** A token and its position, or the position alone where tokens would not all be named. */
-  words(tokens, place, size) {
-    return tokens && size >= 12 ? `${apart(label(tokens[place]))} ${place}` : String(place);
-  }
-
-  /** @param {number} axis @param {number} place @param {string} words @param {boolean} strong */
-  label(axis, place, words, strong) {
-    const { context, view, layers, model } = this;
-    const middle = view.pixelOf(place, axis) + view.pixels[axis] / 2;
-    if (middle < -1 || middle > view.room[axis] + 1) return;
-    const edge = axis === 0 ? Math.max(view.pixelOf(0, 1), 0) : Math.max(view.pixelOf(0, 0), 0);
-    const turned = axis === 1 && model.tokens.keys !== null && words.includes(" ");
-    context.save();
-    context.translate(...(axis === 0 ? [this.left + edge - 6, this.top + middle] : [this.left + middle, this.top + edge - 6]));
-    if (turned) context.rotate(-Math.PI / 2);
-    context.textAlign = axis === 0 ? "right" : turned ? "left" : "center";
-    context.fillStyle = strong ? layers.colours.cursor : layers.colours.faint;
-    if (strong) context.font = `600 ${LETTERS}`;
-    const room = axis === 0 ? this.left - 12 : turned ? this.top - 12 : undefined;
-    context.fillText(words, 0, axis === 1 && !turned ? -5 : 0, room);
-    context.restore();
   }
 
   /** So many cells together as have a pixel each in the overview. */
