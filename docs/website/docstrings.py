@@ -9,7 +9,8 @@ from docs.website import reference
 
 _DRAWING = re.compile(r"^( *)(.*?) ?::\n", re.MULTILINE)
 _NAME = re.compile(r"(?<![`\[\w])`(\w+)`(?!`)")
-_ERRORS = re.compile(r"^( +)(\w+(?:, \w+)*): (.*?)(?=\Z|\n\n)", re.MULTILINE | re.DOTALL)
+_RAISES = re.compile(r"^( *)Raises:\n(?P<errors>(?:\1 +.*\n?)+)", re.MULTILINE)
+_NEXT_ERROR = re.compile(r"(?<=[.)])\s+(?=\w*Error(?:, \w*Error)*: )")
 
 
 class Docstrings(griffe.Extension):
@@ -30,5 +31,12 @@ class Docstrings(griffe.Extension):
             anchor = self.anchors.get(name[1])
             return f"[`{name[1]}`][{anchor}]" if anchor and name[1] != own else name[0]
 
+        text = _RAISES.sub(lambda found: f"{found[1]}Raises:\n{_one_by_one(found['errors'])}", text)
         text = _DRAWING.sub(lambda mark: f"{mark[1]}{mark[2]}{':' * bool(mark[2])}\n", text)
         return _NAME.sub(linked, text)
+
+
+def _one_by_one(errors: str) -> str:
+    """Errors that stand in one paragraph, each in a line of its own."""
+    indent = re.match(" *", errors)
+    return _NEXT_ERROR.sub("\n" + (indent[0] if indent else ""), errors)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from docs import make_masks
 from docs.make_mask_pictures import anchor
+from docs.website import reference
 from maskloom.show.explorer import parts, script, style
 
 POSITIONS, TILE = 96, 16
@@ -38,8 +39,15 @@ def page(example: make_masks.Example) -> str:
 
 
 def linked(markdown: str) -> str:
-    """The page of masks, with each picture a link to its explorer."""
-    return _PICTURE.sub(r"[\1](gallery/\2.html)\n\n[Explore it](gallery/\2.html). ", markdown)
+    """The page of masks, with links from each picture to its explorer and to the API."""
+    anchors, examples = reference.anchors(), make_masks.named()
+
+    def more(picture: re.Match[str]) -> str:
+        page, name = f"gallery/{picture[2]}.html", examples[picture[2]].of
+        arguments = f"[`{name}` in the API](api/masks.md#{anchors[name]})"
+        return f"[{picture[1]}]({page})\n\n[Explore it]({page}) · {arguments}\n\n"
+
+    return _PICTURE.sub(more, markdown)
 
 
 _PAGE = """<!doctype html>

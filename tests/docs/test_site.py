@@ -233,3 +233,11 @@ def test_docstrings_are_read_as_markdown():
     assert read.as_markdown(text, "causal") == (
         f"A drawing:\n\n    x\n\nSee [`window`][{anchor}], ``window``, `nothing_public` and `causal`.\n\n\n\n    y\n"
     )
+
+
+def test_errors_that_stand_in_one_paragraph_are_listed_one_by_one():
+    text = "What.\n\nRaises:\n    TypeError: not an int. ValueError: below 1, or\n        above 2. KeyError, OSError: else.\n\nMore.\n"
+    assert docstrings.Docstrings().as_markdown(text) == (
+        "What.\n\nRaises:\n    TypeError: not an int.\n    ValueError: below 1, or\n        above 2.\n"
+        "    KeyError, OSError: else.\n\nMore.\n"
+    )
