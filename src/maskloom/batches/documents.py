@@ -112,9 +112,12 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
     length = most if length is None else count("length", length, least=1)
     if length < most:
         raise ValueError(f"length is {length}, and {most} positions are filled")
-    positions = torch.arange(length, device=offsets.device).expand(*offsets.shape[:-1], -1).contiguous()
-    ids = torch.searchsorted(offsets.to(torch.int64), positions, right=True) - 1
-    return torch.where(positions < filled, ids, -1).to(torch.int32)
+    offsets = offsets if offsets.dtype == torch.int32 else offsets.to(torch.int64)
+    positions = torch.arange(length, dtype=offsets.dtype, device=offsets.device)
+    begun = torch.searchsorted(
+        offsets, positions.expand(*offsets.shape[:-1], -1).contiguous(), right=True, out_int32=True
+    )
+    return begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
 
 
 @counting_writes

@@ -26,7 +26,7 @@ from maskloom.core.cache import LRU
 from maskloom.core.forks import computed_once
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled
+from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled, without_autocast
 from maskloom.masks.algebra import Mask
 from maskloom.masks.simplify import simplified, simplify
 from maskloom.program.mask_program import MaskProgram, program_of
@@ -136,6 +136,8 @@ class RecipeOfKind:
         slots: which of all these are the tensors of its program, in the order there.
         held: the mask that the BlockMask holds.
         is_captured: whether all of it becomes one CUDA graph, where these are allowed.
+        states: computes from a mask's tensors the states of its tiles, and what `derive` computes; None where that cannot
+            be repeated, or is not small.
     """
 
     derive: ReplayPlan | None
@@ -146,12 +148,12 @@ class RecipeOfKind:
     exact: bool
     separate_full_blocks: bool
     is_captured: bool
+    states: ReplayPlan | None = None
 
     def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
         """The BlockMask of the mask that holds these tensors, and remarks on them."""
         if not (self.is_captured and are_allowed()):
-            derived = () if self.derive is None else self.derive.run(tensors)
-            return self._recipe((*tensors, *derived), remarks).build()
+            return self._listed(tensors, remarks)
         with torch.no_grad():
             found = self._computed(tensors)
         tables: dict[str, Any] = dict(zip(TABLES, found, strict=False))
@@ -163,6 +165,30 @@ class RecipeOfKind:
             mask_mod=held,
             **tables,
         )
+
+    def _listed(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None) -> BlockMask:
+        """The BlockMask by lists of operations."""
+        if self.states is None:
+            derived = () if self.derive is None else self.derive.run(tensors)
+            return self._recipe((*tensors, *derived), remarks).build()
+        with without_autocast(self.program.device):
+            states, *derived_too = self.states.run(tensors)
+        held = self.held.filled((*tensors, *derived_too), remarks)
+        check_can_be_sent(held)
+        return to_block_mask(states, held, self.grid, separate_full_blocks=self.separate_full_blocks)
+
+    def with_states(self, tensors: Sequence[Tensor]) -> "RecipeOfKind":
+        """The same, with the states of tiles recorded as one list of operations on such tensors."""
+        if self.exact or math.prod(self.grid.shape) > _MOST_TILES or not tensors:
+            return self
+
+        def computed() -> Tensors:
+            derived = () if self.derive is None else self.derive.listed(tensors)
+            return classify(self._recipe((*tensors, *derived)).program, self.grid, exact=False), *derived
+
+        constants = [*self.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
+        _, plan = uncompiled(record_replay)(computed, tensors, constants)
+        return self if plan is None or plan.nbytes > _MOST_BYTES_OF_STATES else replace(self, states=plan)
 
     def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
         held = self.held.filled(tensors, remarks)
@@ -181,6 +207,9 @@ class RecipeOfKind:
         results = 0 if self.derive is None else len(self.derive.results)
         return CapturedCalls(computed, [None] * (len(TABLES) + results))
 
+
+_MOST_BYTES_OF_STATES = 1 << 18
+"""Maximum bytes of the constants in such a list: with larger ones, Python takes little of the time."""
 
 _MOST_CAPTURED = 1 << 18
 """Maximum tiles of a block mask that is built by a CUDA graph: the memory of that stays."""
@@ -243,7 +272,8 @@ def kind_of(
         and sum((tensor.numel() + int(tensor.storage_offset())) * tensor.itemsize for tensor in known) <= _MOST_COPIED
         and {tensor.device for tensor in known} == {program.device}
     )
-    return RecipeOfKind(derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)
+    made = RecipeOfKind(derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)
+    return made.with_states(tensors)
 
 
 def _derived(mask: Mask, tensors: Sequence[Tensor]) -> tuple[list[Tensor], ReplayPlan | None]:

@@ -41,14 +41,14 @@ def at_first_sight(source: MaskProgram, grid: Grid, *, exact: bool, count: Decid
         distinct = band.distinct(source.dependence.marks)
         analysis = analyse(source.program, indices)
         must, may = analysis.answer.over(distinct)
-        states = (may.view(torch.int8) + (must if whole is None else must & whole)).contiguous()
+        states = may.view(torch.int8) + (must if whole is None else must & whole)
         is_open = may > must
         if count is not None:
             count.add(states, is_open, analysis.unsupported_ops)
         # one band may be exact and another not: fewer facts are known of a table that is read before its first position
         if exact and not analysis.answer.is_singleton:
             is_open = _not_witnessed(is_open, source.program, indices, band, whole)
-        found.append((states, is_open) if exact else (states,))
+        found.append((states.contiguous(), is_open) if exact else (states,))
     states, *undecided = found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
     return states, *(tiles.any() for tiles in undecided), *undecided
 

@@ -78,7 +78,7 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
     """torch's BlockMask, with forward and transposed tables, from the states of its tiles.
 
     Args:
-        states: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
+        states: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL, with any strides.
         mask_mod: the mask that the BlockMask holds.
         grid: the grid of the states; the tables get its full B and H.
         separate_full_blocks: False lists full tiles together with the partial ones.
@@ -106,6 +106,8 @@ _Tables = tuple[Ordered, Ordered | None, Ordered, Ordered | None]
 
 def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
     """The tables of partial and of full tiles, by query tiles and by key tiles."""
+    if not states.is_contiguous():  # the tables would get its order of dims
+        states = states.contiguous()
     if not separate_full_blocks:
         listed = states != SKIPPED
         return _for_all(ordered(listed), grid), None, _for_all(ordered(listed.mT), grid), None

@@ -24,9 +24,9 @@ _QUICKER = {
     getattr(_aten, name): getattr(torch, name)
     for name in (
         "add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not",
-        "minimum", "maximum", "amin", "amax", "aminmax", "any", "where",
+        "minimum", "maximum", "amin", "amax", "aminmax", "any", "where", "masked_fill", "remainder",
     )
-}  # fmt: skip
+} | {_aten.view: Tensor.view}  # fmt: skip
 _FACTOR_LAST = {_aten.add.Scalar, _aten.sub.Scalar}  # the torch functions take their third argument by name only
 
 
@@ -78,6 +78,11 @@ class ReplayPlan:
         """`run`, by the list itself: within another capture."""
         with torch.no_grad():
             return self._function(*inputs)
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """The tensors that its calls read and that are no inputs."""
+        return list(leaves([call.args for call in self.calls], Tensor))
 
     @computed_once
     def _captured(self) -> CapturedCalls:

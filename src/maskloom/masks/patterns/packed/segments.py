@@ -95,7 +95,7 @@ class PackedDocuments(_ByIds):
     def beside_causal(self) -> Mask:
         if self.ids.ndim > 1:
             return self
-        start = self.offsets[self.ids.clamp(min=0)].to(torch.int32)
+        start = self.offsets.to(torch.int32)[self.ids]  # of padding, whose id is -1, the end of all documents
         return FromDocumentStart(self.offsets, start.masked_fill(self.ids < 0, len(self.ids)))
 
     def __repr__(self) -> str:
