@@ -248,6 +248,51 @@ def test_reset_is_a_new_cache():
     assert cache.lengths.tolist() == [5, 2, 3] != twin.lengths.tolist()
 
 
+@given(
+    st.lists(st.sampled_from(["append", "append", "pads", "crop", "crop rows", "reorder", "reset"]), max_size=12),
+    st.randoms(),
+)
+def test_the_host_counts_each_row(calls, random):
+    """So nothing that fits is refused, however the rows differ in what they get and lose."""
+    cache = made(40)
+    for call in calls:
+        width, rows = random.randint(1, 3), [random.randint(0, 9) for _ in range(B)]
+        if call in ("append", "pads"):
+            pads = torch.tensor([[random.random() < 0.5 for _ in range(width)] for _ in range(B)])
+            cache.append(K[:, :, :width], V[:, :, :width], pads=pads if call == "pads" else None)
+        elif call == "reorder":
+            cache.reorder(random.choices(range(B), k=B))
+        elif call == "reset":
+            cache.reset(lengths=[min(row, width) for row in rows])
+            cache.append(K[:, :, :width], V[:, :, :width])
+        else:
+            cache.crop(rows[0] if call == "crop" else random.choice([rows, torch.tensor(rows)]))
+        assert cache.longest == int(cache.lengths.max())
+
+
+def test_rows_that_end_and_drafts_that_are_taken_back_need_no_room():
+    """The first row ends where the second goes on, step by step, with drafts of 3 tokens of which each row keeps its own number."""
+    cache = made(13, lengths=[9, 4, 4])
+    cache.append(K[:, :, :9], V[:, :, :9])
+    ended = torch.tensor([[True], [False], [False]])
+    for kept in ([9, 6, 5], [9, 7, 7], [9, 10, 8], [9, 10, 10]):
+        cache.append(K[:, :, :3], V[:, :, :3], pads=ended.expand(-1, 3))
+        cache.crop(torch.tensor(kept))
+    assert cache.lengths.tolist() == [9, 10, 10]
+    with pytest.raises(ValueError, match="the cache has 13 slots in each row, and rows may come to 14 tokens"):
+        cache.append(K[:, :, :4], V[:, :, :4])
+
+
+def test_a_rolling_cache_takes_back_by_row():
+    """Two rows lose one token each; what the short row would still have does not count."""
+    cache = made(6, window=4, lengths=[11, 5, 11])
+    cache.append(K[:, :, :11], V[:, :, :11])
+    cache.crop([10, 4, 9])
+    assert cache.lengths.tolist() == [10, 4, 9]
+    with pytest.raises(ValueError, match=r"take back size - window = 2 tokens; length=.* of rows of 9 takes back 3"):
+        cache.crop([10, 4, 6])
+
+
 def test_writes_into_what_was_given_are_not_seen():
     lens, k = torch.tensor([5, 2, 3]), K[:, :, :5].clone()
     cache = made(lengths=lens)
@@ -355,7 +400,9 @@ NO_PADS = torch.zeros(B, 5, dtype=torch.bool)
         (lambda: appended(made(), upcoming=made().upcoming(4)), ValueError, "upcoming is of 4 tokens, and there are keys of 5"),
         (lambda: made().crop(-1), ValueError, "length is a number of positions, at least 0; got -1"),
         (lambda: rolled().crop(13), ValueError, r"take back size - window = 3 tokens; length=13 of rows of 17 takes back 4"),
-        (lambda: made().reorder(torch.tensor([0, 3, 1])), ValueError, r"rows are 3 numbers of rows, 0 to 2; got int64\[3\]"),
+        (lambda: made().reorder(torch.tensor([0, 3, 1])), ValueError, r"rows are 3 numbers of rows, 0 to 2; got \[0, 3, 1\]"),
+        (lambda: made().reorder([0, -1, 1]), ValueError, r"rows are 3 numbers of rows, 0 to 2; got \[0, -1, 1\]"),
+        (lambda: made().crop([5, 2]), ValueError, "length is an int, or one for each of 3 batch rows; got 2"),
         (lambda: made().reorder(torch.tensor([0])), ValueError, "rows are 3 numbers of rows"),
     ],
 )  # fmt: skip

@@ -238,7 +238,7 @@ def cached(**options):
             ValueError,
             "rotary is for heads of 4 features; these have 2",
         ),
-        (lambda: loom.MultiheadFlexAttention(4, 6, 3, softcap=0.0), ValueError, "cap is the greatest size of a score"),
+        (lambda: loom.MultiheadFlexAttention(4, 6, 3, softcap=0.0), ValueError, "softcap is the greatest size of a score"),
     ],
 )  # fmt: skip
 def test_words(call, error, words):

@@ -257,11 +257,62 @@ def test_the_log_sum_exp_is_refused_by_name(module):
             "batch row 1 has 9 positions .*; x has 7.* give q_offset=0",
         ),
         (lambda m: m(sequences(), loom.lengths([3, 5])), r"\(batch, length\) = \(3, 7\), .* for \(2, 7\)"),
+        (lambda m: m(sequences()[:, :0]), r"x has at least one position; got \(3, 0, 11\)"),
+        (lambda m: m(sequences(), context=sequences()[:, :0]), r"context has at least one position; got \(3, 0, 11\)"),
+        (
+            lambda m: m(sequences(dtype=torch.float64)),
+            "x is torch.float64, and the module's parameters are torch.float32",
+        ),
+        (
+            lambda m: m(sequences(), context=sequences(dtype=torch.bfloat16)),
+            "context is torch.bfloat16, and the module's parameters are torch.float32",
+        ),
+        (lambda m: m(sequences(), positions=(None, None, None)), "a pair, those of x and those of the context; got 3"),
+        (
+            lambda m: m(sequences(), need_weights=torch.ones(2, dtype=torch.bool)),
+            r"need_weights is True, .*; got bool\[2\]",
+        ),
+        (lambda m: loom.MultiheadFlexAttention(4, 8, 2, softcap=-1.0), "softcap is the greatest size of a score"),
     ],
 )
 def test_words(module, call, words):
     with pytest.raises(ValueError, match=words):
         call(module)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m([[1.0]]), r"x is a tensor \(batch, length, features\); got list"),
+        (
+            lambda m: m(torch.ones(B, L, D_IN, dtype=torch.int64)),
+            "x is floating point: .* embedding first; got torch.int64",
+        ),
+        (lambda m: m(sequences(), context=[1.0]), r"context is a tensor \(batch, length, features\); got list"),
+        (lambda m: m(sequences(), context=sequences().numpy()), r"got ndarray float32\[3, 7, 11\]"),
+        (lambda m: m(sequences(), context=sequences(dtype=torch.bool)), "context is floating point"),
+    ],
+)
+def test_words_of_inputs_of_another_type(module, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(module)
+
+
+def test_a_layer_that_casts_its_input_gets_any_dtype(module):
+    """A layer in place of ``in_proj``, a hook, or autocast."""
+
+    class Casting(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype))
+
+    x, expected = sequences(dtype=torch.float64), module(sequences()).out
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(sequences(dtype=torch.bfloat16)).out.isfinite().all()
+    casting = copy.deepcopy(module)
+    casting.in_proj.__class__ = Casting
+    torch.testing.assert_close(casting(x).out, expected)
+    module.in_proj.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    torch.testing.assert_close(module(x).out, expected)
 
 
 def test_a_table_in_place_of_a_mask():

@@ -226,6 +226,8 @@ x = sample(B, H, L, D)
         ),
         (lambda: loom.nn.Rotary(D)(x[0]), ValueError, r"x has shape \(batch, heads, length, 10\); got \(2, 7, 10\)"),
         (lambda: loom.nn.Rotary(8)(x), ValueError, r"length, 8\); got \(3, 2, 7, 10\)"),
+        (lambda: loom.nn.Rotary(D)(x.long()), TypeError, r"x is floating point .*; got Tensor int64\[3, 2, 7, 10\]"),
+        (lambda: loom.nn.Rotary(D)(x.tolist()), TypeError, "x is floating point .*; got list"),
         (lambda: loom.nn.Rotary(D)(x, 1.5), TypeError, r"positions are integers \(L,\) or \(B, L\), .* got 1.5"),
         (lambda: loom.nn.Rotary(D)(x, torch.ones(L)), TypeError, "got torch.float32"),
         (lambda: loom.nn.Rotary(D)(x, torch.arange(B)), ValueError, r"here B = 3, L = 7; got \(3,\)"),

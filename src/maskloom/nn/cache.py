@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import count, length_table, readable
-from maskloom.core.torch_state import counting_writes
+from maskloom.core.checks import count, count_by_row, integers, readable
+from maskloom.core.torch_state import counting_writes, is_tracing
 from maskloom.core.words import brief
 from maskloom.masks.algebra import everything
 from maskloom.nn.slots import Slots
-from maskloom.nn.upcoming import Prompt, Upcoming, check_appended, real_tokens
+from maskloom.nn.upcoming import Prompt, Upcoming, check_appended, check_taken_back, longest_of, real_tokens
 
 
 class KVCache:
@@ -41,8 +41,8 @@ class KVCache:
             each slot more saves a copy when that many more tokens are appended at once, and lets `crop` take as many
             back.
         d_head: D, features of a key.
-        window: a query sees the last ``window`` keys, its own among them, and older ones are overwritten
-            (``loom.window(back=window - 1)`` is the same window). A row may then be of any length.
+        window: no query sees keys before the last ``window``, its own among them, and they are overwritten: beside `causal`
+            ``loom.window(back=window - 1)`` is the same. A row may then be of any length.
         lengths: integers (B,), the real tokens of each row in the first `append`, a prompt padded on the right. Without
             it, and without ``pads`` there, all are real.
         grow: add ``size`` slots, in a copy, whenever tokens would not fit.
@@ -87,6 +87,9 @@ class KVCache:
 
     _is_fresh: bool
     _prompt: Prompt | None
+    _behind: (
+        Tensor | None
+    )  # on the CPU, by how many tokens each row is known to be shorter than ``longest``; None: unknown
 
     lengths: Tensor
     """int64 (B,): the tokens of each row so far, which is the position of the next; on the device, written in place."""
@@ -122,13 +125,15 @@ class KVCache:
         Args:
             pads: bool (B, length), True = padding, anywhere in a row, as in `append`.
         """
-        real, most = real_tokens(self._prompt if self._is_fresh else None, pads, (self.batch, length), self.device)
-        longest = self.longest + most
+        real, counts = real_tokens(self._prompt if self._is_fresh else None, pads, (self.batch, length), self.device)
         if real is None:
             at = self.lengths[:, None] + torch.arange(length, device=self.device)
-            return Upcoming(at, is_padded=False, longest=longest)
-        at = self.lengths[:, None] + real.cumsum(1) - 1
-        return Upcoming(at.masked_fill(~real, -1), is_padded=True, longest=longest)
+            return Upcoming(at, is_padded=False, longest=self.longest + length)
+        at = (self.lengths[:, None] + real.cumsum(1) - 1).masked_fill(~real, -1)
+        if counts is None:
+            return Upcoming(at, is_padded=True, longest=self.longest + length)
+        longest, behind = longest_of(counts + self._counts())
+        return Upcoming(at, is_padded=True, longest=longest, behind=behind)
 
     def append(
         self, keys: Tensor, values: Tensor, *, pads: Tensor | None = None, upcoming: Upcoming | None = None
@@ -166,6 +171,8 @@ class KVCache:
             self._write(keys, values, coming, total)
             found = self._slots(coming, total, length if is_first and self.window is None else self.size)
         self.longest = coming.longest
+        if coming.behind is not None:
+            self._behind = coming.behind
         self.lengths.copy_(total)
         return found
 
@@ -207,23 +214,20 @@ class KVCache:
     # -- changing --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def crop(self, length: int | Tensor) -> None:
+    def crop(self, length: int | Tensor | Sequence[int]) -> None:
         """Take tokens back, from the end, so that no row has more than ``length``: drafts that were not accepted.
 
         Args:
             length: an int for all rows, or integers (B,). Integers on a device are not read: that they take back no more than
-                size - window tokens of a rolling cache is up to you.
+                size - window tokens of a rolling cache is up to you, and the host goes on counting what they took back.
 
         Raises:
             TypeError, ValueError: not a length; or a rolling cache that has overwritten keys which would be seen again.
         """
-        most = length_table("length", length) if isinstance(length, Tensor) else count("length", length)
-        least = most if isinstance(most, int) else int(most.min()) if readable(most) else self.longest
-        if self.window is not None and self.longest > self.size and self.longest - least > self.size - self.window:
-            raise ValueError(
-                f"a rolling cache can take back size - window = {self.size - self.window} tokens; "
-                f"length={brief(length)} of rows of {self.longest} takes back {self.longest - least}"
-            )
+        most = count_by_row("length", length)
+        if isinstance(most, Tensor) and len(most) != self.batch:
+            raise ValueError(f"length is an int, or one for each of {self.batch} batch rows; got {len(most)}")
+        counted = self._cropped(most)
         kept = torch.minimum(self.lengths, torch.as_tensor(most, device=self.device))
         if isinstance(most, int) and self.window is None:
             for stored in (self._keys, self._values):
@@ -233,10 +237,10 @@ class KVCache:
             for stored in (self.keys, self.values):
                 stored.masked_fill_(gone, 0)
         self.lengths.copy_(kept)
-        self.longest = min(self.longest, most) if isinstance(most, int) else self.longest
+        self.longest, self._behind = counted
 
     @torch.no_grad()
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor | Sequence[int]) -> None:
         """Give each row the contents of another, as beam search does: row i becomes ``rows[i]``.
 
         Args:
@@ -245,9 +249,13 @@ class KVCache:
         Raises:
             TypeError, ValueError: not integers, or not (B,); numbers of rows that there are not (on the CPU only).
         """
-        taken = length_table("rows", rows).long()
-        if len(taken) != self.batch or (readable(taken) and int(taken.max()) >= self.batch):
-            raise ValueError(f"rows are {self.batch} numbers of rows, 0 to {self.batch - 1}; got {brief(rows)}")
+        taken = integers("rows", rows).long()
+        is_known = readable(taken)
+        if taken.shape != (self.batch,) or (is_known and not bool(((taken >= 0) & (taken < self.batch)).all())):
+            got = taken.tolist() if is_known else brief(rows)
+            raise ValueError(f"rows are {self.batch} numbers of rows, 0 to {self.batch - 1}; got {got}")
+        if self._behind is not None:
+            self.longest, self._behind = longest_of(self._counts()[taken]) if is_known else (self.longest, None)
         taken = taken.to(self.device)
         for stored in (self._keys, self._values, self.lengths):
             stored.copy_(stored[taken])
@@ -273,8 +281,29 @@ class KVCache:
 
     def _expect(self, lengths: Tensor | Sequence[int] | None) -> None:
         """An empty cache, whose first append has so many real tokens in each row."""
-        self._is_fresh, self.longest = True, 0
+        self._is_fresh, self.longest, self._behind = True, 0, None
         self._prompt = None if lengths is None else Prompt.of(lengths, self.batch, self.device)
+
+    def _counts(self) -> Tensor:
+        """The most tokens that each row can have: int64 (B,), on the CPU."""
+        counts = torch.full((self.batch,), self.longest, device="cpu")
+        return counts if self._behind is None else counts - self._behind
+
+    def _cropped(self, most: int | Tensor) -> tuple[int, Tensor | None]:
+        """`longest`, and how far rows are behind it, when each keeps ``most`` tokens at most.
+
+        Raises:
+            ValueError: a rolling cache that has overwritten keys which would be seen again.
+        """
+        if is_tracing():
+            return min(self.longest, most) if isinstance(most, int) else self.longest, None
+        if isinstance(most, Tensor) and not readable(most):
+            return self.longest, self._behind
+        counts = self._counts()
+        kept = counts.clamp(max=most) if isinstance(most, int) else torch.minimum(counts, most)
+        if self.window is not None:
+            check_taken_back(counts, kept, self.size, self.window, most)
+        return longest_of(kept)
 
     def _make_room(self, longest: int) -> None:
         if self.window is not None or longest <= self.size:

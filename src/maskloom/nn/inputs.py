@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.core.words import brief
+from maskloom.core.symbols import known
+from maskloom.core.torch_state import autocast_to
+from maskloom.core.words import brief, what_it_is
 from maskloom.masks.algebra import as_mask
 from maskloom.nn.cache import KVCache
 from maskloom.nn.call import AttendOptions
@@ -17,6 +19,8 @@ def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, c
     """The context that keys and values are made of; None where ``in_proj`` makes them of x."""
     if x.ndim != 3 or x.shape[-1] != module.d_in:
         raise ValueError(f"x has shape (batch, length, {module.d_in}); got {tuple(x.shape)}")
+    layers = [module.in_proj] if module.d_context is None else [module.q_proj, module.kv_proj]
+    _check_entries("x", x, layers[0])
     if context is None and module.d_context is None:
         return None
     width = module.d_in if module.d_context is None else module.d_context
@@ -25,12 +29,28 @@ def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, c
     if cache is not None and context is not None:
         raise ValueError("a cache is for attention of x to itself: give context or cache, not both")
     context = x if context is None else context
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context is a tensor (batch, length, features); got {what_it_is(context)}")
     if context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]:
         raise ValueError(
             f"context has shape (batch, length, {width}), as many batch rows as x {tuple(x.shape)}; "
             f"got {tuple(context.shape)}"
         )
+    _check_entries("context", context, layers[-1])
     return context
+
+
+def _check_entries(name: str, given: Tensor, layer: nn.Module) -> None:
+    """Raise a TypeError or ValueError for an input without positions, or of a dtype that its projection cannot take."""
+    if known(given.shape[1] == 0):
+        raise ValueError(f"{name} has at least one position; got {tuple(given.shape)}")
+    if not given.is_floating_point():
+        raise TypeError(f"{name} is floating point: token ids go through an embedding first; got {given.dtype}")
+    if type(layer) is not nn.Linear or layer._forward_pre_hooks:  # another layer, or a hook, may cast it
+        return
+    dtype = layer.weight.dtype
+    if given.dtype != dtype and autocast_to(given.device) is None:
+        raise ValueError(f"{name} is {given.dtype}, and the module's parameters are {dtype}: cast one of them")
 
 
 def check_placing(
@@ -46,6 +66,10 @@ def check_placing(
         raise ValueError("this module has sinks of its own: give no sinks=")
     if module.dropout and options.get("dropout"):
         raise ValueError(f"this module has dropout={module.dropout} of its own, in training: give no dropout=")
+    if isinstance(positions, tuple) and len(positions) != 2:
+        raise ValueError(
+            f"positions are one tensor, or a pair, those of x and those of the context; got {len(positions)}"
+        )
     if positions is not None and module.rotary is None:
         raise ValueError("positions are for rotary, and this module has none: make it with rotary=")
     if cache is None:
@@ -66,5 +90,5 @@ def check_placing(
 
 def check_need_weights(need_weights: bool | Literal["mean"]) -> None:
     """Raise a ValueError for another word."""
-    if need_weights not in (False, True, "mean"):
+    if not (isinstance(need_weights, (bool, int)) and need_weights in (False, True)) and need_weights != "mean":
         raise ValueError(f'need_weights is True, False or "mean"; got {brief(need_weights)}')

@@ -13,7 +13,7 @@ from maskloom.nn.packing import Tokens, heads_in_batch, may_fill
 from maskloom.nn.rotary import Angles, Rotary
 from maskloom.nn.state_names import rename_in, renamed
 from maskloom.nn.upcoming import Upcoming
-from maskloom.scores.softcap import softcap as softcap_of
+from maskloom.scores.softcap import named_softcap
 
 Positions = Tensor | tuple[Tensor | None, Tensor | None]
 """Positions of the tokens of x, (L,) or (B, L); or those of x and those of the context."""
@@ -60,7 +60,7 @@ class ProjectedHeads(nn.Module):
         self.q_norm, self.k_norm = norms
         self.rotary = _checked_rotary(rotary, self.d_head)
         self.dropout = checked_rate(dropout)
-        self.softcap = None if softcap is None else softcap_of(softcap)
+        self.softcap = None if softcap is None else named_softcap("softcap", softcap)
         self.sinks = nn.Parameter(torch.zeros(self.n_heads, **where)) if sinks else None
 
     def _make_projections(self, bias: bool, out_bias: bool, gate: bool, where: dict[str, Any]) -> None:

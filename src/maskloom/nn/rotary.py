@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from maskloom.core.checks import INTEGERS, as_int, count, is_number, readable
 from maskloom.core.symbols import is_int
 from maskloom.core.torch_state import can_cache, without_autocast
-from maskloom.core.words import brief
+from maskloom.core.words import brief, what_it_is
 from maskloom.nn.frequencies import Scaling, inverse_frequencies, kind_of
 
 
@@ -98,8 +98,11 @@ class Rotary(nn.Module):
             (B, H, L, D), in the dtype of x.
 
         Raises:
-            TypeError, ValueError: x of another rank or width, positions that are not integers or not of this shape.
+            TypeError, ValueError: x that is not floating point, or of another rank or width; positions that are not integers or not
+                of this shape.
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x is floating point (batch, heads, length, {self.d_head}); got {what_it_is(x)}")
         if x.ndim != 4 or x.shape[-1] != self.d_head:
             raise ValueError(f"x has shape (batch, heads, length, {self.d_head}); got {tuple(x.shape)}")
         return self.turned(x, self.angles(positions, (x.shape[0], x.shape[2]), x.device, length=length))

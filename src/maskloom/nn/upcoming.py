@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskloom.core.checks import flags, length_table, readable
 from maskloom.core.torch_state import autocast_to
+from maskloom.core.words import brief
 
 
 class Upcoming(NamedTuple):
@@ -18,11 +19,13 @@ class Upcoming(NamedTuple):
         positions: int64 (B, L), the position of each token in its row, -1 for padding.
         is_padded: whether any may be padding.
         longest: the longest row that there can be after them, as far as the host knows.
+        behind: int64 (B,) on the CPU, by how many tokens each row is then shorter than that; None: as before.
     """
 
     positions: Tensor
     is_padded: bool
     longest: int
+    behind: Tensor | None = None
 
 
 class Prompt(NamedTuple):
@@ -30,11 +33,11 @@ class Prompt(NamedTuple):
 
     Attributes:
         lengths: integers (B,), on the cache's device.
-        longest: the largest of them, where the host knows it.
+        counts: the same on the CPU, where the host knows them.
     """
 
     lengths: Tensor
-    longest: int | None
+    counts: Tensor | None
 
     @classmethod
     def of(cls, lengths: Tensor | Sequence[int], batch: int, device: torch.device) -> "Prompt":
@@ -42,28 +45,28 @@ class Prompt(NamedTuple):
         table = length_table("lengths", lengths)
         if len(table) != batch:
             raise ValueError(f"lengths has one for each of {batch} batch rows; got {len(table)}")
-        return cls(table.to(device, copy=True), int(table.max()) if readable(table) else None)
+        return cls(table.to(device, copy=True), table.long().clone() if readable(table) else None)
 
 
 def real_tokens(
     prompt: Prompt | None, pads: Tensor | None, shape: tuple[int, int], device: torch.device
-) -> tuple[Tensor | None, int]:
-    """Which of the next tokens (B, L) are real, None for all; and how many at most in one row, as the host knows it."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which of the next tokens (B, L) are real, None for all; and how many in each row, None where the host does not know it."""
     length = shape[1]
     if pads is not None:
         if prompt is not None:
             raise ValueError("the cache was made with the lengths of its first tokens: give pads or lengths, not both")
         real = ~_checked_pads(pads, shape)
-        return real.to(device), int(real.sum(1).max()) if readable(real) else length
+        return real.to(device), real.sum(1) if readable(real) else None
     if prompt is None:
-        return None, length
-    if prompt.longest is not None and prompt.longest > length:
+        return None, None
+    if prompt.counts is not None and int(prompt.counts.max()) > length:
         raise ValueError(
-            f"lengths go up to {prompt.longest}, and the first append has {length} tokens; "
+            f"lengths go up to {int(prompt.counts.max())}, and the first append has {length} tokens; "
             "a prompt in chunks is given pads with each, and no lengths"
         )
     real = torch.arange(length, device=device) < prompt.lengths[:, None]
-    return real, length if prompt.longest is None else prompt.longest
+    return real, prompt.counts
 
 
 def _checked_pads(pads: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -71,6 +74,28 @@ def _checked_pads(pads: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(table.shape) != shape:
         raise ValueError(f"pads has shape (B, L) = {shape} here, True = padding; got {tuple(table.shape)}")
     return table
+
+
+def longest_of(counts: Tensor) -> tuple[int, Tensor]:
+    """The largest of the tokens in each row, and by how many each row has fewer."""
+    longest = int(counts.max())
+    return longest, longest - counts
+
+
+def check_taken_back(counts: Tensor, kept: Tensor, size: int, window: int, length: int | Tensor) -> None:
+    """Raise a ValueError if a rolling cache has overwritten keys which would be seen again.
+
+    Args:
+        counts, kept: integers (B,) on the CPU, the tokens of each row, and those that it keeps.
+        length: what was asked for.
+    """
+    taken = torch.where(counts > size, counts - kept, 0)
+    row = int(taken.argmax())
+    if int(taken[row]) > size - window:
+        raise ValueError(
+            f"a rolling cache can take back size - window = {size - window} tokens; "
+            f"length={brief(length)} of rows of {int(counts[row])} takes back {int(taken[row])}"
+        )
 
 
 def check_appended(keys: Tensor, values: Tensor, stored_keys: Tensor, stored_values: Tensor) -> None:

@@ -40,8 +40,13 @@ def softcap(cap: float) -> SoftCap:
     Raises:
         TypeError: not a number. ValueError: not above 0, or not finite.
     """
+    return named_softcap("cap", cap)
+
+
+def named_softcap(name: str, cap: float) -> SoftCap:
+    """`softcap` for a caller whose argument has another ``name``, which errors then tell."""
     if isinstance(cap, bool) or not isinstance(cap, Real):
-        raise TypeError(f"cap is a number, the greatest size of a score; got {type(cap).__name__}: {brief(cap)}")
+        raise TypeError(f"{name} is a number, the greatest size of a score; got {type(cap).__name__}: {brief(cap)}")
     if not (math.isfinite(cap) and cap > 0):
-        raise ValueError(f"cap is the greatest size of a score, a finite number above 0; got {cap}")
+        raise ValueError(f"{name} is the greatest size of a score, a finite number above 0; got {cap}")
     return SoftCap(repr(float(cap)))
