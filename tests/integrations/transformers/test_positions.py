@@ -31,6 +31,18 @@ def test_positions_count_once():
     assert made(real=torch.ones_like(ROW)).positions is NO_POSITIONS
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "of_another_name"])
+@pytest.mark.parametrize("cache", [None, DynamicCache()])
+def test_the_cache_is_seen_by_each_name_that_makers_gave_it(name, cache):
+    """transformers 5.24 calls it ``cache``; by a name that nobody knows there may be one, and positions are read here."""
+    source = f"def maker(position_ids, attention_mask, {name}):\n    return asks()"
+    names = {"asks": lambda: positions.positions_of_maker()}
+    exec(compile(source, masking_utils.__file__, "exec"), names)
+    known = names["maker"](position_ids(), None, cache)
+    assert known.ids.equal(position_ids())
+    assert known.are_read == (cache is None and name != "of_another_name")
+
+
 def test_a_row_that_transformers_found_to_be_one_document_is_not_looked_at_again(monkeypatch):
     from maskloom.integrations.transformers import packing
 

@@ -28,6 +28,8 @@ NO_POSITIONS = Positions()
 
 _told: list[Positions] = []  # inside torch.compile: what the maker that is running knows
 
+_CACHES = ("past_key_values", "cache")  # what makers call the cache, the latter since transformers 5.24
+
 _NEEDED = "_preprocess_mask_arguments"  # every maker of transformers calls it first
 
 
@@ -43,7 +45,8 @@ def positions_of_maker() -> Positions:
     if maker.f_code.co_filename != masking_utils.__file__:
         return NO_POSITIONS
     known = maker.f_locals
-    return _positions(known.get("position_ids"), known.get("attention_mask"), known.get("past_key_values"))
+    cache = next((known[name] for name in _CACHES if name in known), "unknown, so there may be one")
+    return _positions(known.get("position_ids"), known.get("attention_mask"), cache)
 
 
 def _of_traced_maker() -> Positions:
@@ -72,12 +75,12 @@ def listen(name: str) -> None:
 
     @functools.wraps(whole)
     def telling(
-        config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, position_ids: Any, *rest: Any, **named: Any
+        config: Any, inputs_embeds: Any, attention_mask: Any, cache: Any, position_ids: Any, *rest: Any, **named: Any
     ) -> Any:  # fmt: skip
-        made = whole(config, inputs_embeds, attention_mask, past_key_values, position_ids, *rest, **named)
+        made = whole(config, inputs_embeds, attention_mask, cache, position_ids, *rest, **named)
         asks = not made[0] and attention_mask is None and config._attn_implementation == name
         if asks and torch.compiler.is_dynamo_compiling():
-            _told[:] = [_positions(position_ids, attention_mask, past_key_values)]
+            _told[:] = [_positions(position_ids, attention_mask, cache)]
         return made
 
     setattr(masking_utils, _NEEDED, telling)
