@@ -78,9 +78,19 @@ def test_pads_from_zeros_looks_at_all_features():
         (lambda: loom.batches.pads_from_tokens(torch.ones(2, 3), 0), TypeError, "tokens are integers"),
         (lambda: loom.batches.pads_from_zeros(torch.ones(2, 3)), ValueError, r"\(B, L, features\); got \(2, 3\)"),
         (lambda: loom.batches.pads_from_zeros(torch.ones(2, 3, 5), where="up"), ValueError, "where is one of"),
-        (lambda: lengths_from_offsets([0]), ValueError, "at least 2 entries"),
+        (
+            lambda: lengths_from_offsets(torch.zeros(2, 3).long()),
+            ValueError,
+            r"shape \(sequences \+ 1,\); got \(2, 3\)",
+        ),
+        (lambda: lengths_from_offsets([0, 5, 3]), ValueError, r"offsets never fall; got \[0, 5, 3\]"),
+        (lambda: lengths_from_offsets(torch.tensor([0, 5, 3], dtype=torch.uint8)), ValueError, "offsets never fall"),
     ],
 )
 def test_words(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_no_sequences_have_one_offset():
+    assert lengths_from_offsets(loom.batches.offsets_from_lengths([])).shape == (0,)

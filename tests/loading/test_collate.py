@@ -342,6 +342,9 @@ def test_the_block_mask_is_built_only_where_it_is_wanted():
         (lambda: Collator()([{"ids": [1]}]), ValueError, r"has its tokens in 'input_ids'; got \['ids'\]. Give tokens="),
         (lambda: Collator()([{"input_ids": [1]}, [1]]), ValueError, r"sequence 1 has the fields list, and the first one \['input_ids'\]"),
         (lambda: Collator()([{"input_ids": [1, 2], "attention_mask": [1, 0]}]), ValueError, "attention_mask of sequence 0 has a 0"),
+        (lambda: Collator()([{"input_ids": [1, 2], "attention_mask": [1]}]), ValueError, r"attention_mask of sequence 0 has a flag for each of 2 tokens; got shape \(1,\)"),
+        (lambda: Collator()([{"input_ids": 5, "attention_mask": [1]}]), ValueError, r"input_ids of sequence 0 has shape \(length, ...\); got one number"),
+        (lambda: Collator(block_size=0), ValueError, r"the block size is a number of positions, at least 1, or a pair \(Q, KV\); got 0"),
         (lambda: Collator()([{"input_ids": [1, 2], "labels": [1]}]), ValueError, r"labels of sequence 0 are 2 integers, one a token; got Tensor int64\[1\]"),
         (lambda: Collator(length=2)([[1], [1, 2, 3]]), ValueError, "1 of 2 sequences are longer than the capacity 2; the first is number 1, with 3"),
     ],
@@ -349,3 +352,10 @@ def test_the_block_mask_is_built_only_where_it_is_wanted():
 def test_words(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_sequences_without_tokens_are_token_ids_too(packed):
+    batch = Collator(packed=packed, pad_id=7, multiple_of=3)([[], []])
+    assert batch.inputs.tolist() == [[7, 7, 7]] * (1 if packed else 2)
+    assert batch.labels is not None and bool((batch.labels == -100).all())

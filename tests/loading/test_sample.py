@@ -258,7 +258,9 @@ def test_long_sequences_count_or_go_as_asked():
         (lambda: TokenBudgetSampler([5], 0), ValueError, "budget is a number of positions, at least 1; got 0"),
         (lambda: TokenBudgetSampler([0.5], 8), TypeError, "lengths are integers; got torch.float32"),
         (lambda: TokenBudgetSampler([5], 8, rank=2, world_size=2), ValueError, "rank is one of 0 to 1, as world_size says; got 2"),
-        (lambda: TokenBudgetSampler([5], 8, seed=-1), ValueError, "at least 0; got -1"),
+        (lambda: TokenBudgetSampler([5], 8, seed=-1), ValueError, "seed is an int, at least 0; got -1"),
+        (lambda: TokenBudgetSampler([5], 8, seed=0.5), TypeError, "seed is an int, at least 0; got 0.5"),
+        (lambda: TokenBudgetSampler([5], 8).load_state_dict(None), TypeError, "the state is a dict, .*; got None"),
         (lambda: TokenBudgetSampler([5], 8, buckets=0), ValueError, "buckets is a number of buckets, at least 1; got 0"),
         (lambda: TokenBudgetSampler([5], 8, over="split"), ValueError, "over is one of raise, truncate, drop; got 'split'"),
         (lambda: TokenBudgetSampler([5], 8).set_epoch(-1), ValueError, "at least 0; got -1"),
@@ -267,3 +269,22 @@ def test_long_sequences_count_or_go_as_asked():
 def test_words(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"consumed": -1}, ValueError, "consumed of the state is a number of batches, at least 0; got -1"),
+        ({"consumed": "1"}, TypeError, "consumed of the state is a number of batches, an int; got str"),
+        ({"consumed": 5}, ValueError, "the state has consumed 5 batches of an epoch of 3"),
+        ({"epoch": -1}, ValueError, "epoch of the state is a number of epochs, at least 0; got -1"),
+        ({"epoch": 1, "order": 0}, ValueError, "epoch 1 had another order"),
+    ],
+)
+def test_a_state_that_cannot_be_changes_nothing(changed, error, words):
+    sampler = TokenBudgetSampler([5, 5, 5], 8, seed=2**63)  # as large as torch.initial_seed() gives one
+    before = sampler.state_dict()
+    with pytest.raises(error, match=words):
+        sampler.load_state_dict(before | changed)
+    assert sampler.state_dict() == before
+    assert len(list(sampler)) == 3

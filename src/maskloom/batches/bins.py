@@ -82,6 +82,7 @@ def row_slices(
             that has no length.
     """
     lens, capacity = lengths_on_host(lengths).tolist(), positive("capacity", capacity)
+    _check_rows(rows, len(lens))
     starts: dict[int, int] = {}
     found = []
     for row in rows:
@@ -91,14 +92,27 @@ def row_slices(
 
 
 def fill(rows: Sequence[Sequence[int]], lengths: Sequence[int] | Tensor, capacity: int) -> float:
-    """How full the rows of `pack_lengths` are: tokens over positions, from 0 to 1; 1 if there are no rows."""
+    """How full the rows of `pack_lengths` are: tokens over positions, from 0 to 1; 1 if there are no rows.
+
+    Raises:
+        TypeError, ValueError, IndexError: as `row_slices`.
+    """
     lens, capacity = lengths_on_host(lengths), positive("capacity", capacity)
+    _check_rows(rows, len(lens))
     places = np.bincount(np.fromiter(chain.from_iterable(rows), np.int64), minlength=len(lens))
     return float(np.minimum(lens, places * capacity).sum() / (len(rows) * capacity)) if rows else 1.0
 
 
+def _check_rows(rows: Sequence[Sequence[int]], number: int) -> None:
+    for row, indices in enumerate(rows):
+        if indices and not 0 <= min(indices) <= max(indices) < number:
+            raise IndexError(f"rows hold indices of {number} lengths, from 0 on; row {row} is {brief(indices)}")
+
+
 def lengths_on_host(lengths: Sequence[int] | Tensor) -> Ints:
     """Checked lengths: int64 (n,)."""
+    if not isinstance(lengths, (Tensor, Sequence)) and not hasattr(lengths, "__array__"):
+        raise TypeError(f"lengths are integers, a tensor or a list of them; got {brief(lengths)}")
     if not isinstance(lengths, Tensor) and len(lengths) == 0:
         return np.zeros(0, np.int64)
     if not isinstance(lengths, Tensor) and (array := np.asarray(lengths)).dtype.kind in "ui":

@@ -135,12 +135,15 @@ def lengths_from_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
     """The lengths of packed sequences, integers (B,); the inverse of `offsets_from_lengths`.
 
     Raises:
-        TypeError, ValueError: not integers, or not (B + 1,).
+        TypeError, ValueError: not integers, not (B + 1,), or offsets that fall (checked on the CPU only).
     """
     offsets = integers("offsets", offsets)
-    if offsets.ndim != 1 or offsets.numel() < 2:
-        raise ValueError(f"offsets has shape (sequences + 1,), at least 2 entries; got {tuple(offsets.shape)}")
-    return offsets.diff()
+    if offsets.ndim != 1 or not offsets.numel():
+        raise ValueError(f"offsets has shape (sequences + 1,); got {tuple(offsets.shape)}")
+    lens = offsets.long().diff().to(offsets.dtype)
+    if readable(lens) and lens.numel() and bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"offsets never fall; got {brief(offsets.tolist())}")
+    return lens
 
 
 def _only_at(pads: Tensor, where: Where) -> Tensor:

@@ -130,6 +130,11 @@ def checked_sizes(q_len: int, kv_len: int, block_size: int | tuple[int, int]) ->
     """
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)
+    return checked_block_size(block_size)
+
+
+def checked_block_size(block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The block size as a pair (Q, KV), or a ValueError."""
     block_size = as_list(as_int(block_size))
     given = (block_size, block_size) if is_int(block_size) else block_size
     pair = tuple(map(as_int, given)) if isinstance(given, (tuple, list)) else ()

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from maskloom.batches.bins import Over
 from maskloom.batches.forms import Side, offsets_from_lengths
 from maskloom.blocks.build import block_mask
+from maskloom.blocks.grid import checked_block_size
 from maskloom.core.checks import integer, positive
 from maskloom.core.words import brief
 from maskloom.loading.batch import Batch, Field
@@ -91,6 +92,7 @@ class Collator:
                 raise ValueError(f"length is a multiple of {self.multiple_of}, as multiple_of says; got {self.length}")
         positive("multiple_of", self.multiple_of)
         integer("pad_id", self.pad_id, "the token id that fills up")
+        checked_block_size(self.block_size)
         for name, choices in (("over", get_args(Over)), ("side", get_args(Side)), ("names", (None, *get_args(Names)))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(str, choices))}; got {brief(getattr(self, name))}")

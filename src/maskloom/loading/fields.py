@@ -1,6 +1,6 @@
 """What a dataset gives: sequences, and fields beside them, in lists, arrays or tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from numbers import Number
 from typing import Any
 
@@ -26,13 +26,19 @@ def fields_of(sequences: Sequence[Any], tokens: str) -> dict[str, list[Any]]:
     if tokens not in names:
         raise ValueError(f"a sequence has its tokens in {tokens!r}; got {names}. Give tokens=")
     fields = {name: [one[name] for one in sequences] for name in names}
-    _check_all_real(fields.pop("attention_mask", []))
+    if tokens != "attention_mask":
+        _check_all_real(fields.pop("attention_mask", []), fields[tokens])
     return fields
 
 
-def _check_all_real(attention_masks: list[Any]) -> None:
-    for number, flags in enumerate(attention_masks):
-        if not bool(torch.as_tensor(flags, device="cpu").all()):
+def _check_all_real(attention_masks: list[Any], tokens: list[Any]) -> None:
+    for number, (flags, own) in enumerate(zip(attention_masks, tokens, strict=False)):
+        table = torch.as_tensor(flags, device="cpu")
+        if isinstance(own, Sized) and not is_one_number(own) and table.shape != (len(own),):
+            raise ValueError(
+                f"attention_mask of sequence {number} has a flag for each of {len(own)} tokens; got shape {tuple(table.shape)}"
+            )
+        if not bool(table.all()):
             raise ValueError(f"attention_mask of sequence {number} has a 0: give sequences without padding")
 
 
@@ -64,7 +70,7 @@ def _from_array(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)} ({error})") from None
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)}")
-    if array.dtype.kind in "ui":
+    if array.dtype.kind in "ui" or (array is not value and not array.size and array.ndim == 1):  # [] are no token ids
         return torch.from_numpy(array.astype(np.int64))
     tensor = torch.from_numpy(array.copy())
     return tensor.to(torch.get_default_dtype()) if array is not value and tensor.is_floating_point() else tensor

@@ -1,5 +1,6 @@
 """Which sequences make a batch: as many as fit a budget of tokens, of similar lengths, with equal work for all ranks."""
 
+import operator
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar, get_args
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from maskloom.batches.bins import Ints, lengths_on_host
-from maskloom.core.checks import count, positive
+from maskloom.core.checks import count, is_number, positive
 from maskloom.core.words import brief
 from maskloom.loading.plan import Steps, steps_of
 
@@ -79,7 +80,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
     ) -> None:
         self._budget, self._buckets = positive("budget", budget), count("buckets", buckets, least=1, of="buckets")
         self._packed, self._shuffle, self._drop_last = packed, shuffle, drop_last
-        self._seed = count("seed", seed, of="the random order")
+        self._seed = _checked_seed(seed)
         self.rank, self.world_size = _place(rank, world_size)
         self._accumulate = count("accumulate", accumulate, least=1, of="batches of a rank in a step")
         if over not in get_args(Over):
@@ -147,9 +148,11 @@ class TokenBudgetSampler(Sampler[list[int]]):
         """Go on behind the last batch that was consumed.
 
         Raises:
-            ValueError: the state is of another world size, accumulation, seed, budget or data set, or its epoch had another order (as
+            TypeError: no dict, or numbers in it that are no ints. ValueError: the state is of another world size, accumulation, seed, budget or data set, or its epoch had another order (as
                 another version of NumPy may draw one): the batches would be others. Nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state is a dict, what state_dict() gave; got {brief(state)}")
         state = {"accumulate": 1, **state}  # what states had before there was one
         own: dict[str, int | None] = {"epoch": None, "consumed": None, **self._settings(), "order": None}
         for name, value in own.items():
@@ -160,14 +163,20 @@ class TokenBudgetSampler(Sampler[list[int]]):
                     f"the state has {name}={brief(state[name])}, and this sampler {name}={brief(value)}: its batches "
                     "are others"
                 )
-        before = self.epoch
-        self.epoch = state["epoch"]
-        if self._fingerprint() != state["order"]:
+        epoch, consumed = (
+            count(f"{name} of the state", state[name], of="epochs" if name == "epoch" else "batches")
+            for name in ("epoch", "consumed")
+        )
+        before, self.epoch = self.epoch, epoch
+        try:
+            if self._fingerprint() != state["order"]:
+                raise ValueError(f"epoch {epoch} had another order where the state was saved: the batches are others")
+            if consumed > len(self):
+                raise ValueError(f"the state has consumed {consumed} batches of an epoch of {len(self)}")
+        except ValueError:
             self.epoch = before
-            raise ValueError(
-                f"epoch {state['epoch']} had another order where the state was saved: the batches are others"
-            )
-        self._consumed, self._drawn = state["consumed"], 0
+            raise
+        self._consumed, self._drawn = consumed, 0
 
     def _fingerprint(self) -> int:
         """A number that tells orders of the epoch apart: of the first step alone, since all follows from one seed."""
@@ -202,6 +211,13 @@ class TokenBudgetSampler(Sampler[list[int]]):
             named = [[[chosen[at] for at in batch] for batch in step] for step in steps]
             self._planned = (self.epoch, named)
         return self._planned[1]
+
+
+def _checked_seed(seed: int) -> int:
+    """A seed of any size, as torch.initial_seed() gives one."""
+    if not is_number(seed) or operator.index(seed) < 0:
+        raise (ValueError if is_number(seed) else TypeError)(f"seed is an int, at least 0; got {brief(seed)}")
+    return operator.index(seed)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

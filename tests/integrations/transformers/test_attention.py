@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as tf
 from torch.testing import assert_close
 from transformers import AttentionInterface, DynamicCache
 
@@ -100,6 +101,41 @@ def test_masks_that_are_none():
 
 
 @torch.no_grad()
+def test_a_layer_that_would_lose_its_mask():
+    """Doge adds what it computes of its values to a table, and not to a BlockMask: causality would vanish in silence."""
+    config = tf.DogeConfig(
+        vocab_size=97, hidden_size=24, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = tf.DogeForCausalLM(config).eval()
+    model.set_attn_implementation("maskloom")
+    with pytest.raises(TypeError, match=r'DogeAttention makes its mask of the values .* attn_implementation="sdpa"'):
+        model(tokens())
+
+
+def test_a_model_whose_window_is_switched_off():
+    """Qwen 2 MoE says so by a window of 0 keys."""
+    config = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 97,
+    }
+    experts = {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 5,
+        "shared_expert_intermediate_size": 7,
+    }
+    eager, ours = pair(lambda: tf.Qwen2MoeForCausalLM(tf.Qwen2MoeConfig(**config, **experts, num_key_value_heads=1)))
+    assert not ours.config.sliding_window
+    for given in ({}, {"attention_mask": attention_mask("right")}):
+        with torch.no_grad():
+            logits, expected = (model(tokens(), **given).logits for model in (ours, eager))
+        real = given.get("attention_mask", torch.ones_like(tokens())).bool()
+        assert_close(logits[real], expected[real])
+
+
 def test_functions_that_the_user_joins_to_the_mask():
     """They are not read: the mask is made by the general door."""
     from transformers.masking_utils import create_causal_mask

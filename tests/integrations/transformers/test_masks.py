@@ -78,6 +78,17 @@ def test_they_are_read_as_structured_masks():
 
 
 @pytest.mark.skipif(not REMAPS_PACKED, reason="newer transformers")
+@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.parametrize("make", [theirs.sliding_window_overlay, theirs.sliding_window_bidirectional_overlay], ids=str)
+def test_a_window_of_no_keys(make, size):
+    """Qwen 2 MoE has its mask made, and no layer that takes it."""
+    for function in (make(size), theirs.and_masks(make(size), theirs.causal_mask_function)):
+        for place in ((17, 17, 0, 0), (1, 17, 16, 0)):
+            assert is_equal(function, *place, real=attention_mask("left").bool())
+    hidden = read_mask_function(theirs.and_masks(theirs.sliding_window_overlay(size), theirs.causal_mask_function))
+    assert repr(hidden) == "nothing"
+
+
 def test_packed_documents_are_read():
     packed = theirs.and_masks(
         theirs.packed_sequence_mask_function(theirs.find_packed_sequence_indices(position_ids())),

@@ -10,7 +10,7 @@ from maskloom.attention.attend import attend
 from maskloom.attention.weights import attention_weights
 from maskloom.core.cache import keep_beside
 from maskloom.core.checks import readable
-from maskloom.integrations.transformers.keywords import Said, said
+from maskloom.integrations.transformers.keywords import Said, refuse_own_mask, said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from maskloom.integrations.transformers.masks import placed
 from maskloom.integrations.transformers.packing import isolated
@@ -58,7 +58,8 @@ def attention(
         (B, Q, H, E), and the weights (B, H, Q, K), before dropout, where ``output_attentions`` asks for them.
 
     Raises:
-        TypeError: a keyword that is not known and may change the answer, or a mask of another kind.
+        TypeError: a keyword that is not known and may change the answer, a mask of another kind, or a layer that makes its own
+            mask without the one that it got.
         ValueError: a mask that does not fit.
     """
     call, told = call_of(module, query, key, value, attention_mask, scaling, dropout, keywords)
@@ -107,6 +108,7 @@ def _mask_of(
         return isolated(given, told), None
     if isinstance(given, BlockMask):
         return given, None
+    refuse_own_mask(module)
     return _of_table(given, key.shape[2])
 
 
@@ -122,7 +124,7 @@ def _without_mask(module: torch.nn.Module, query: Tensor, key: Tensor, told: Sai
             f"{type(module).__name__} is causal and got no mask for {q_len} queries and {kv_len} keys: which keys are "
             "earlier is not known. Give attention_mask, or run the model that the layer belongs to"
         )
-    pattern = causal if told.sliding_window is None else window_counting_itself(told.sliding_window)
+    pattern = window_counting_itself(told.sliding_window) if told.sliding_window else causal
     return LayerMask(pattern, placed(pattern, place), place)
 
 

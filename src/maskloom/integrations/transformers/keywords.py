@@ -90,3 +90,15 @@ def _refused(name: str, value: Any) -> str:
         f"the model gives {name}={brief(value)} to its attention, which maskloom does not know: it may change the answer. "
         f'If it does not, say so: maskloom.integrations.transformers.register(ignore=["{name}"])'
     )
+
+
+_OWN_MASKS = {
+    "DogeAttention": "makes its mask of the values alone where its own is a BlockMask, so that causality and padding are lost"
+}
+
+
+def refuse_own_mask(module: Any) -> None:
+    """Raise a TypeError for a layer that is known to leave out the mask that it got."""
+    reason = _OWN_MASKS.get(type(module).__name__)
+    if reason is not None:
+        raise TypeError(f'{type(module).__name__} {reason}. Load the model with attn_implementation="sdpa" or "eager"')

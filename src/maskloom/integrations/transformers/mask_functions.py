@@ -28,7 +28,7 @@ MaskFunction = Callable[..., Any]
 def read_mask_function(function: MaskFunction) -> Mask | None:
     """The equal mask of maskloom, at absolute positions; None where the function is not one of transformers'.
 
-    Inside torch.compile closures are not read: dynamo does not show what they hold.
+    A window of 0 keys hides all: models make its mask (Qwen 2 MoE by default), and have no layer that takes it. Inside torch.compile closures are not read: dynamo does not show what they hold.
     """
     if function is masking_utils.causal_mask_function:
         return causal
@@ -102,7 +102,7 @@ def _read_and(mask_functions: tuple[MaskFunction, ...]) -> Mask | None:
         return packed
     size = _window_size(mask_functions)
     if size is not None:
-        return sliding(size)
+        return sliding(size) if size > 0 else ~everything
     masks = _read_all(mask_functions)
     return None if masks is None else and_masks(*masks)
 
@@ -136,11 +136,17 @@ def _read_packed(functions: tuple[MaskFunction, ...]) -> Mask | None:
     return None if mask is None else inside_documents(documents(position_ids=inner["position_ids"]), mask)
 
 
-def _read_overlay(sliding_window: int) -> Mask:
-    return window(back=sliding_window - 1) | anticausal
+def _read_overlay(sliding_window: int) -> Mask | None:
+    return window(back=sliding_window - 1) | anticausal if sliding_window > 0 else None
 
 
-def _read_chunks(chunk_size: int, left_padding: Tensor) -> Mask:
+def _read_overlay_both_ways(sliding_window: int) -> Mask | None:
+    return window_both_ways(sliding_window) if sliding_window > 0 else None
+
+
+def _read_chunks(chunk_size: int, left_padding: Tensor) -> Mask | None:
+    if chunk_size < 1:
+        return None
     if readable(left_padding) and not bool(left_padding.any()):
         return chunked(chunk_size)
     return shifted(chunked(chunk_size), q_offset=-left_padding, kv_offset=-left_padding)
@@ -170,7 +176,7 @@ _READERS: dict[Any, Callable[..., Mask | None]] = {
     _JOINED[0]: _read_and,
     _JOINED[1]: _read_or,
     _OVERLAY: _read_overlay,
-    _code("sliding_window_bidirectional_overlay", 1): lambda sliding_window: window_both_ways(sliding_window),
+    _code("sliding_window_bidirectional_overlay", 1): _read_overlay_both_ways,
     _code("chunked_overlay", 1, _TABLE): _read_chunks,
     _code("blockwise_overlay", _TABLE): _read_groups,
 }
