@@ -26,7 +26,9 @@ def _outcome(row: dict[str, str] | None) -> str:
     if row is None:
         return "not run"
     versions = re.search(r"Python (\S+), torch ([^\s,]+)", row["words"])
-    return f"run: {versions[1]}, {versions[2]}" if versions else f"{row['verdict']}: {row['words']}"
+    if versions:
+        return f"run: {versions[1]}, {versions[2]}"
+    return "not run" if row["words"] == "not asked for" else f"{row['verdict']}: {row['words']}"
 
 
 def gpus() -> str:

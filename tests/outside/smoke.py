@@ -46,7 +46,9 @@ def attention() -> None:
 
 def page() -> None:
     """A page to explore needs no extra, and its script lies in the wheel."""
-    found = loom.show.page(loom.causal & loom.lengths([5, 2]), 5, scores=torch.rand(5, 5)).html
+    tokens = ["</script><script>alert(1)", *"bcde"]
+    found = loom.show.page(loom.causal & loom.lengths([5, 2]), 5, scores=torch.rand(5, 5), tokens=tokens).html
+    assert "Content-Security-Policy" in found and "<script>alert" not in found
     assert found.startswith("<!doctype html>") and "class Explorer" in found and ".explorer {" in found
 
 
@@ -72,6 +74,8 @@ def with_extras() -> None:
         assert status == 0, errors
         for name in ("attention.png", "tiles.png"):
             assert Path(folder, name).read_bytes().startswith(b"\x89PNG"), name
+        status, _, errors = commanded("show", "causal", "--q", "5", "--html", f"{folder}/mask.html")
+        assert status == 0 and Path(folder, "mask.html").stat().st_size > 10_000, errors
     shown = commanded("show", "causal & window(back=1)", "--q", "3")
     assert shown[:2] == (0, "x · ·\nx x ·\n· x x\n"), shown
     assert commanded("nonsense")[0] == 2

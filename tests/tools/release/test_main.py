@@ -96,6 +96,14 @@ def test_a_build_that_differs_is_told(root, steps, capsys, monkeypatch):  # noqa
     assert not (root / "dist").exists()
 
 
+def test_what_became_of_each_cell_is_written_where_it_is_asked(root, steps, tmp_path_factory):  # noqa: F811
+    rows = tmp_path_factory.mktemp("rows") / "installs.csv"
+    assert command.main(["--rehearse", "--only", "3.11:2.13", "--rows", str(rows)], root) == 0
+    lines = rows.read_text().splitlines()
+    assert lines[:2] == ["python,torch,verdict,words", "3.11,2.11,not run,not asked for"]
+    assert lines[2] == '3.11,2.13,passed,"Python 3.11, torch 2.13, 3 s"' and len(lines) == 1 + len(cells.CELLS)
+
+
 def test_an_older_file_in_dist_is_replaced_whole(root, steps):  # noqa: F811
     (root / ".gitignore").write_text("dist/\n")
     commit(root)
