@@ -124,8 +124,8 @@ def test_a_model_whose_window_is_switched_off():
     experts = {
         "num_experts": 3,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 5,
-        "shared_expert_intermediate_size": 7,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 12,
     }
     eager, ours = pair(lambda: tf.Qwen2MoeForCausalLM(tf.Qwen2MoeConfig(**config, **experts, num_key_value_heads=1)))
     assert not ours.config.sliding_window
