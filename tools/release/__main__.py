@@ -79,8 +79,9 @@ def _make(
         cells.write(installed, rows)
     outcomes += installed.values()
     failed = sum(outcome.verdict == "failed" for outcome in outcomes)
-    if failed:
-        print(f"release: {failed} failed, so nothing was written", file=sys.stderr)
+    if failed or all(outcome.verdict == "not run" for outcome in installed.values()):
+        why = f"{failed} failed" if failed else "it was installed nowhere"
+        print(f"release: {why}, so nothing was written", file=sys.stderr)
         return 1
     _finish(release, [sdist, wheel], root / "dist", rehearse)
     return 0

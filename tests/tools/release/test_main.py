@@ -86,6 +86,13 @@ def test_what_fails_is_told_and_nothing_is_written(root, steps, capsys, monkeypa
     assert not (root / "dist").exists()
 
 
+def test_what_was_installed_nowhere_is_not_released(root, steps, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(cells, "run", lambda cell, *given: Outcome("not run", "no such Python here"))
+    assert command.main([], root) == 1
+    assert capsys.readouterr().err == "release: it was installed nowhere, so nothing was written\n"
+    assert not (root / "dist").exists()
+
+
 def test_a_build_that_differs_is_told(root, steps, capsys, monkeypatch):  # noqa: F811
     def build(*given):
         raise BuildError("one.whl is another one from the sdist:\n  a.py is missing")
