@@ -1,10 +1,11 @@
 """Small pictures of masks as SVG: a row is a query, a column a key. Their colours can be seen on light and on dark pages."""
 
-import re
 from collections.abc import Mapping
 from itertools import groupby
 
 from torch import Tensor
+
+from docs.website.links import slug
 
 CELL, GAP, MARGIN, MOST = 6, 14, 13, 3
 VISIBLE, HIDDEN, WORDS = "#3b78b8", "#80808033", "#808080"
@@ -66,15 +67,10 @@ def runs_of(row: Tensor) -> list[tuple[int, int]]:
 def glance(titles: Mapping[str, str]) -> str:
     """Pictures in a row, each with a link to the section of this title."""
     links = [
-        f'<a href="#{anchor(title)}"><img src="{picture}" alt="{quoted(title)}" height="76"></a>'
+        f'<a href="#{slug(title)}"><img src="{picture}" alt="{quoted(title)}" height="76"></a>'
         for picture, title in titles.items()
     ]
     return "\n".join(["<p>", *links, "</p>", ""])
-
-
-def anchor(title: str) -> str:
-    """The anchor of a heading, as a forge makes it."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def quoted(text: str) -> str:

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterator
 
 from docs import make_masks
-from docs.make_mask_pictures import anchor
-from docs.website import reference
+from docs.website import links, reference
 from maskloom.show.explorer import parts, script, style
 
 POSITIONS, TILE = 96, 16
@@ -26,7 +25,7 @@ def page(example: make_masks.Example) -> str:
     """The page of one mask: what it is, and the mask itself."""
     found = parts(example.mask(POSITIONS), POSITIONS, POSITIONS, block_size=TILE, title=example.expression)
     words, source = make_masks.words_of(example)
-    back = f'<a href="../masks.html#{anchor(example.expression)}">← All masks</a>'
+    back = f'<a href="../masks.html#{links.slug(example.expression)}">← All masks</a>'
     said = f"n = {POSITIONS}, tiles of {TILE}. {words}" + (f" Source: {source}" if source else "")
     said = said.replace("`", "")
     parts_of_page = {
