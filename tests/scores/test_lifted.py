@@ -10,6 +10,7 @@ from torch import Tensor
 
 import maskloom as loom
 from maskloom.attention import written_out
+from maskloom.scores import lifted
 from tests.scores.random_scores import B, Code, H, K, Q, learned, leaves, score_codes
 
 EXAMPLES = 100  # random score mods; `--hypothesis-profile=nightly` runs 2,000
@@ -164,3 +165,17 @@ def test_its_own_errors_come_through(code, error, words):
 @given(score_codes())
 def test_random_score_mods_are_the_plain_computation(code):
     check(code)
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (7, 5), (1, 7), (5, 1), (1, 1)])
+def test_values_of_distances_as_a_table(sizes):
+    queries, keys = sizes
+    values = torch.randn(2, 3, queries + keys - 1, dtype=torch.float64, requires_grad=True)
+
+    def table(values):
+        return lifted._OfDistances.apply(values, keys)
+
+    for q in range(queries):
+        for k in range(keys):
+            assert torch.equal(table(values)[..., q, k], values[..., queries - 1 - q + k])
+    assert torch.autograd.gradcheck(table, values) and torch.autograd.gradgradcheck(table, values)

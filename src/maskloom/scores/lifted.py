@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,22 @@ def _added_by_distance(score_mod: ScoreMod, score: Tensor, sizes: Sequence[int],
     (batch, heads, queries, keys), (row, head, query, key) = sizes, starts
     last_query = row, head, query + queries - 1, key
     of_distances = by_shape(score_mod, score, (batch, heads, 1, queries + keys - 1), last_query)
-    return of_distances.squeeze(2).unfold(-1, keys, 1).flip(2)
+    return _OfDistances.apply(of_distances.squeeze(2), keys)
+
+
+class _OfDistances(torch.autograd.Function):
+    """Values of distances (..., Q + K - 1) as a table (..., Q, K), whose last row begins with the first value."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, keys: int) -> Tensor:
+        return values.unfold(-1, keys, 1).flip(-2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Sums of diagonals: rows that are padded and cut anew stand one further to the right each, and are added up."""
+        *batch, queries, keys = gradient.shape
+        flat = torch.nn.functional.pad(gradient.flip(-2), (0, queries)).flatten(-2)
+        return flat[..., : queries * (keys + queries - 1)].view(*batch, queries, -1).sum(-2), None
 
 
 def _smallest(made: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """Attention in bands, against the float64 truth, and what it promises beside numbers."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import AuxRequest
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
@@ -223,3 +226,29 @@ def test_at_most_64_mib_of_scores_at_one_time(how, monkeypatch):
     of_inputs = tensors[0].nbytes
     assert rows * heads * length**2 > 4 * bands.MOST
     assert peak_bytes(step) - 12 * of_inputs <= 2**26
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_backward_adds_in_products(most):
+    """Gradients of keys and values are added up by the products themselves, and those of distances by one sum."""
+    leaves = [*inputs(learn=True), WEIGHT.clone().requires_grad_()]
+    hides_nothing = loom.key_padding(torch.zeros(B, K, dtype=torch.bool))
+    out = loom.attend(*leaves[:3], hides_nothing, score_mod=loom.scores.relative_bias(leaves[3]), backend="sliced")
+    cut = len(bands.bands_of(bands.Sizes(B, HKV, H // HKV, Q, K), None))
+    with Operations() as operations:
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+    counts = operations.counts
+    assert (counts["baddbmm_"], counts["baddbmm"], counts["bmm"]) == (2 * cut, cut, 2 * cut)
+    assert counts["add_"] == cut  # what score_mod adds
+    assert not counts["unfold_backward"]

@@ -180,13 +180,24 @@ def _backward(heads: Heads, rows: Rows, scores_of: BandScores) -> tuple[Tensor, 
         raw = scaled @ _keys(key, band).transpose(-2, -1)
         by_head, back = scores_of.weights(_by_head(raw, band), band, hidden, _by_head(most, band))
         weights = by_head.reshape(raw.shape)
-        _keys(of_value, band).add_(weights.transpose(-2, -1) @ grad)
-        of_weights = grad @ _keys(value, band).transpose(-2, -1)
-        of_scores = of_weights.sub_(delta).mul_(weights)
+        _add_product(_keys(of_value, band), weights.transpose(-2, -1), grad)
+        of_weights = _product_less(delta, grad, _keys(value, band).transpose(-2, -1))
+        of_scores = of_weights.mul_(weights)
         of_raw = back(_by_head(of_scores, band)).reshape(raw.shape)
         _put(of_query, band, (of_raw @ _keys(key, band)).mul_(work.scale))
-        _keys(of_key, band).add_(of_raw.transpose(-2, -1) @ scaled)
+        _add_product(_keys(of_key, band), of_raw.transpose(-2, -1), scaled)
     return of_query.flatten(1, 2), of_key, of_value
+
+
+def _product_less(less: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right - less``, in one pass. less: (B, Hkv, rows, 1)."""
+    found = torch.baddbmm(-less.flatten(0, 1), left.flatten(0, 1), right.flatten(0, 1))
+    return found.unflatten(0, left.shape[:2])
+
+
+def _add_product(there: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the products of matrices to what lies there, a part of (B, Hkv, K, ...): all heads of some rows, or some of one row."""
+    there.view(-1, *there.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
 
 
 def _differentiable(work: Work, inputs: list[Tensor], gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
