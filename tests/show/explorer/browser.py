@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,9 @@ _FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
     "--remote-debugging-pipe", "--disable-background-networking", "--disable-extensions",
 ]  # fmt: skip
+
+
+_PATIENCE = 120  # seconds
 
 
 class Tab:
@@ -57,8 +61,9 @@ class Tab:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            read = os.read(self._back.fileno(), 1 << 16)
-            assert read, "Chromium has ended"
+            ready, _, _ = select.select([self._back], [], [], _PATIENCE)
+            read = os.read(self._back.fileno(), 1 << 16) if ready else b""
+            assert read, "Chromium has ended, or says nothing any more"
             self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)

@@ -29,6 +29,13 @@ def numbers(one: dict[str, Any]) -> list[Any]:
     return found.tolist()
 
 
+def grids(one: dict[str, Any]) -> list[list[Any]]:
+    """Stored grids, each as a list."""
+    found = numbers(one["numbers"])
+    length = len(found) // one["count"]
+    return [found[start : start + length] for start in range(0, len(found), length)]
+
+
 def text(one: dict[str, Any]) -> Any:
     """Stored JSON."""
     return json.loads(bytes(numbers(one)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from maskloom.masks.algebra import Mask
 from maskloom.show.explorer.stored import stored
 from maskloom.show.measure.selection import Members
-from maskloom.show.measure.shares import at, cells_of, shares_of
+from maskloom.show.measure.shares import COUNTED, at, cells_of, shares_of
 from maskloom.show.measure.source import Cells, OfBlockMask, Source, source_of
 from maskloom.show.measure.tiles import states_in_tables
 
@@ -36,8 +36,8 @@ class Grids:
     which: list[list[int]]
 
     def stored(self) -> dict[str, Any]:
-        """As the page reads it."""
-        return {"grids": [stored(grid) for grid in self.grids], "which": self.which}
+        """As the page reads it: one grid after another."""
+        return {"numbers": stored(torch.stack(self.grids)), "count": len(self.grids), "which": self.which}
 
 
 def cells_for(subject: "Subject", *, runs: bool) -> Cells:
@@ -63,10 +63,11 @@ def _size(length: int, tile: int, most: int) -> int:
 def shares_for(subject: "Subject", cells: Cells) -> tuple[Grids, bool]:
     """The shares of the whole mask, and whether all of them are exact."""
     exact = True
+    counted = max(COUNTED // 8, 4 * COUNTED // (len(subject.rows) * len(subject.heads)))
 
     def levels(row: int, head: int) -> Tensor:
         nonlocal exact
-        found = shares_of(subject.source, at(cells, row, head))
+        found = shares_of(subject.source, at(cells, row, head), min(counted, COUNTED))
         exact &= found.is_exact
         some = (found.share * _LEVELS).round().clamp(1, _LEVELS - 1)
         whole = found.share * _LEVELS

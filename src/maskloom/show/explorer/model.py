@@ -138,4 +138,4 @@ def _by_row(ids: Tensor, rows: list[int]) -> dict[str, Any]:
     table = torch.atleast_2d(ids.detach().cpu().long())
     kept = table[[row if row < len(table) else 0 for row in rows]] if len(table) > 1 else table
     found, which = distinct(kept.contiguous())
-    return {"ids": [stored(row) for row in found], "which": which.tolist()}
+    return {"ids": stored(found), "length": found.shape[1], "which": which.tolist()}

@@ -27,25 +27,27 @@ def scores_for(subject: "Subject") -> dict[str, Any] | None:
     """The weights of the batch rows and heads of a page, in cells so small that they have room."""
     if subject.scores is None:
         return None
-    side = 1 << max(0, (-(-max(subject.scores.shape[2:]) // LONGEST) - 1).bit_length())
-    while True:
-        found = _layer(subject, side)
-        if sum(size_of(grid["numbers"]) for grid in found["grids"]) <= _MOST_BYTES:
-            return found
-        side *= 2
-
-
-def _layer(subject: "Subject", side: int) -> dict[str, Any]:
-    assert subject.scores is not None
     batch, heads = subject.scores.shape[:2]
-    pairs = {(row % batch, head % heads): 0 for row in subject.rows for head in subject.heads}
+    which = [[(row % batch, head % heads) for head in subject.heads] for row in subject.rows]
+    pairs = list(dict.fromkeys(pair for row in which for pair in row))
+    side = 1 << (-(-max(subject.scores.shape[2:]) // LONGEST) - 1).bit_length()
+    while (grids := _grids(subject.scores, pairs, side)) is None:
+        side *= 2
+    numbers = [[pairs.index(pair) for pair in row] for row in which]
+    return {"side": side, **grids, "which": numbers}
+
+
+def _grids(scores: Tensor, pairs: list[tuple[int, int]], side: int) -> dict[str, Any] | None:
+    """The grids of some batch rows and heads; None if there is no room for them."""
+    shape = [-(-length // side) for length in scores.shape[2:]]
+    levels = _levels(len(pairs) * math.prod(shape))
+    found, size = [], 0
     for place, pair in enumerate(pairs):
-        pairs[pair] = place
-    rows, columns = (-(-length // side) for length in subject.scores.shape[2:])
-    levels = _levels(len(pairs) * rows * columns)
-    grids = [_stored(means(subject.scores[pair], side), levels) for pair in pairs]
-    which = [[pairs[row % batch, head % heads] for head in subject.heads] for row in subject.rows]
-    return {"side": side, "shape": [rows, columns], "levels": levels, "grids": grids, "which": which}
+        found.append(_stored(means(scores[pair], side), levels))
+        size += size_of(found[-1]["numbers"])
+        if size + (len(pairs) - place - 1) * size // (2 * place + 2) > _MOST_BYTES:  # others take at least half as much
+            return None
+    return {"shape": shape, "levels": levels, "grids": found}
 
 
 def _levels(count: int) -> int | None:

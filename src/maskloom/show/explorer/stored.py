@@ -12,6 +12,7 @@ from torch import Tensor
 LIMIT = 5_000_000
 """Maximum bytes of a page."""
 
+_LARGE = 1 << 20  # bytes, which are compressed a little less for less time
 _NARROW = (np.uint8, np.int8, np.int16, np.int32)
 
 
@@ -47,7 +48,7 @@ def _narrowed(numbers: np.ndarray) -> np.ndarray:
 
 
 def _packed(data: bytes, kind: str, length: int) -> dict[str, Any]:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packer = zlib.compressobj(9 if len(data) < _LARGE else 6, zlib.DEFLATED, -15)
     small = packer.compress(data) + packer.flush()
     packed = len(small) < len(data)
     text = base64.b64encode(small if packed else data).decode("ascii")

@@ -79,8 +79,8 @@ def pairs_along(cells: Cells) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def shares_of(source: Source, cells: Cells) -> Shares:
-    """What is visible in each cell."""
+def shares_of(source: Source, cells: Cells, counted: int = COUNTED) -> Shares:
+    """What is visible in each cell; at most ``counted`` elements are evaluated to count, and again to search."""
     states = source.states(cells)
     share = (states == FULL).double()
     undecided = torch.zeros_like(states, dtype=torch.bool)
@@ -88,12 +88,12 @@ def shares_of(source: Source, cells: Cells) -> Shares:
     if not len(tiles):
         return Shares(cells, share, True, undecided)
     whole = cells.q_block * cells.kv_block
-    if len(tiles) * whole <= COUNTED:
+    if len(tiles) * whole <= counted:
         share[tuple(tiles.T)] = _counted(source, cells, tiles)
         return Shares(cells, share, True, undecided)
-    found = _sampled(source, cells, tiles)
+    found = _sampled(source, cells, tiles, counted)
     none = found == 0
-    if int(none.sum()) * whole <= COUNTED:
+    if int(none.sum()) * whole <= counted:
         if none.any():
             found[none] = _counted(source, cells, tiles[none])
         none = torch.zeros_like(none)
@@ -114,9 +114,9 @@ def _counted(source: Source, cells: Cells, tiles: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _sampled(source: Source, cells: Cells, tiles: Tensor) -> Tensor:
+def _sampled(source: Source, cells: Cells, tiles: Tensor, counted: int) -> Tensor:
     """An estimate of the share of each cell: 0 if no visible pair was seen, below 1 otherwise."""
-    side = max(2, int((COUNTED / len(tiles)) ** 0.5))
+    side = max(2, int((counted / len(tiles)) ** 0.5))
     sides = min(side, cells.q_block), min(side * side // min(side, cells.q_block), cells.kv_block)
     generator = torch.Generator().manual_seed(0)
     (tall, wide), parts = pairs_along(cells), []

@@ -16,10 +16,11 @@ _READ = """
 /** A reader of a page's data, whose stored arrays are not compressed. */
 function readerOf(data) {
   const read = (one) => numbersIn(one, fromBase64(one.text));
+  const grids = ({ numbers, count, which }) => ({ which, grids: parted(read(numbers), count) });
   const model = Object.assign(new Model(data), {
     machine: new Machine(data.code, data.tables.map(read).map(tableOf)),
-    shares: { which: data.cells.shares.which, grids: data.cells.shares.grids.map(read) },
-    states: data.cells.states.map((one) => ({ which: one.which, grids: one.grids.map(read) })),
+    shares: grids(data.cells.shares),
+    states: data.cells.states.map(grids),
     tiles: null,
   });
   return new Reader(model);
@@ -62,5 +63,5 @@ def test_cells_and_tiles_are_those_of_the_operands_that_are_on(off, left):
 
 def test_stored_arrays_are_read_as_they_were():
     data = json.loads(loom.show.explorer.parts(MASK, 700).data)
-    one = data["cells"]["shares"]["grids"][0]
+    one = data["cells"]["shares"]["numbers"]
     assert numbers(one) == numbers(unpacked(one)) and one["packed"]

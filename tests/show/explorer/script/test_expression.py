@@ -41,7 +41,7 @@ def test_states_of_tiles_never_say_too_much(mask):
     for _ in range(30):
         pairs = [[rnd.random() < rnd.choice([0, 0.5, 1]) for _ in range(3)] for _ in operands]
         states = [2 if all(pair) else 1 if any(pair) else 0 for pair in pairs]
-        found = value(f"stateOf({json.dumps(whole)}, (leaf) => {states}[leaf])")
+        (found,) = value(f"[...statesOf({json.dumps(whole)}, 1, (leaf) => Uint8Array.of({states}[leaf]))]")
         answers = [truth(whole, [pair[place] for pair in pairs]) for place in range(3)]
         assert found == 1 or answers == [found == 2] * 3
 
@@ -57,4 +57,4 @@ def test_operands_that_are_off_are_not_there():
     assert left(0) == {"join": "or", "of": [{"leaf": 1}, whole["of"][1]]}
     assert left(0, 1) == {"join": "not", "of": [{"leaf": 2}]}
     assert left(0, 1, 2) is None
-    assert value("[truth(null, null), stateOf(null, null), leavesOf(null)]") == [True, 2, []]
+    assert value("[truth(null, null), [...statesOf(null, 1, null)], leavesOf(null)]") == [True, [2], []]

@@ -1,6 +1,7 @@
 // The cells of the whole mask, and its tiles.
 
 const LEVELS = 15; // of the share of visible pairs in a cell: 0 is none, 15 is all
+const UNKNOWN = 7; // the level of a cell that is not counted yet
 const MOST_WHOLE = 2 ** 25; // pairs that are evaluated to count in cells
 const SAMPLE = 32; // queries and keys of a cell, if not all
 const AT_ONCE = 2 ** 16; // pairs
@@ -51,12 +52,9 @@ class CellGrid {
   joined() {
     const { expression, model, row, head } = this.reader;
     const held = model.states.map((states) => gridOf(states, row, head));
-    const levels = new Uint8Array(this.rows * this.cols);
-    for (let at = 0; at < levels.length; at++) {
-      const state = stateOf(expression, (leaf) => held[leaf]?.[at] ?? PARTIAL);
-      levels[at] = state === EMPTY ? 0 : state === FULL ? LEVELS : 7;
-      if (state === PARTIAL) this.open.push(at);
-    }
+    const states = statesOf(expression, this.rows * this.cols, (leaf) => held[leaf]);
+    const levels = states.map((state) => (state === EMPTY ? 0 : state === FULL ? LEVELS : UNKNOWN));
+    for (let at = 0; at < states.length; at++) if (states[at] === PARTIAL) this.open.push(at);
     if (!this.reader.runs) this.open = [];
     /** Whether every pair of open cells is evaluated. */
     this.whole = this.open.length * this.size[0] * this.size[1] <= MOST_WHOLE;

@@ -45,16 +45,23 @@ const EMPTY = 0;
 const PARTIAL = 1;
 const FULL = 2;
 
+/** @type {Record<string, (left: number, right: number) => number>} */
+const JOINED_STATES = {
+  and: Math.min,
+  or: Math.max,
+  xor: (left, right) => (left === PARTIAL || right === PARTIAL ? PARTIAL : left === right ? EMPTY : FULL),
+};
+
 /**
- * The state of a tile that follows from those of its operands: EMPTY and FULL are certain, PARTIAL may be any.
- * @param {Expression | null} whole @param {(leaf: number) => number} state @returns {number}
+ * The states of tiles that follow from those of the operands: EMPTY and FULL are certain, PARTIAL may be any.
+ * @param {Expression | null} whole @param {number} length how many tiles @param {(leaf: number) => Uint8Array | undefined} held
+ * @returns {Uint8Array}
  */
-function stateOf(whole, state) {
-  if (whole === null) return FULL;
-  if ("leaf" in whole) return state(whole.leaf);
-  const parts = whole.of.map((part) => stateOf(part, state));
-  if (whole.join === "not") return FULL - parts[0];
-  if (whole.join === "and") return Math.min(...parts);
-  if (whole.join === "or") return Math.max(...parts);
-  return parts.includes(PARTIAL) ? PARTIAL : parts.filter((part) => part === FULL).length % 2 ? FULL : EMPTY;
+function statesOf(whole, length, held) {
+  if (whole === null) return new Uint8Array(length).fill(FULL);
+  if ("leaf" in whole) return held(whole.leaf) ?? new Uint8Array(length).fill(PARTIAL);
+  const parts = whole.of.map((part) => statesOf(part, length, held));
+  if (whole.join === "not") return parts[0].map((state) => FULL - state);
+  const join = JOINED_STATES[whole.join];
+  return parts.reduce((left, right) => left.map((state, at) => join(state, right[at])));
 }

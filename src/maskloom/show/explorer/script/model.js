@@ -48,9 +48,15 @@ class Model {
   }
 }
 
-/** @param {Grids} given @returns {Promise<Grids>} */
-async function grids(given) {
-  return { which: given.which, grids: await Promise.all(given.grids.map(load)) };
+/** @param {{numbers: Stored, count: number, which: number[][]}} given @returns {Promise<Grids>} */
+async function grids({ numbers, count, which }) {
+  return { which, grids: parted(await load(numbers), count) };
+}
+
+/** An array in equal parts. @param {any} numbers @param {number} count */
+function parted(numbers, count) {
+  const length = numbers.length / count;
+  return Array.from({ length: count }, (_, at) => numbers.subarray(at * length, (at + 1) * length));
 }
 
 /** The grid of a batch row and head. @param {Grids} held @param {number} row @param {number} head */
@@ -63,14 +69,13 @@ async function loadTokens({ queries, keys, same }) {
 }
 
 async function loadDocuments({ queries, keys }) {
-  const side = async ({ ids, which }) => ({ which, ids: await Promise.all(ids.map(load)) });
+  const side = async ({ ids, length, which }) => ({ ids: await load(ids), length, which });
   return { queries: await side(queries), keys: await side(keys) };
 }
 
 /** @returns {number | null} */
-function idAt({ ids, which }, row, position) {
-  const id = ids[which[which.length > 1 ? row : 0]][position];
-  return id === undefined ? null : Number(id);
+function idAt({ ids, length, which }, row, position) {
+  return position < length ? Number(ids[which[which.length > 1 ? row : 0] * length + position]) : null;
 }
 
 /** Weights as numbers; those that are not finite are NaN. */
