@@ -27,7 +27,19 @@ _FLAGS = [
 ]  # fmt: skip
 
 
-_PATIENCE = 120  # seconds
+_PATIENCE = 60  # seconds
+_DRAWN = """
+new Promise((done, fail) => {
+  let frames = 0;
+  const isDrawn = () => document.querySelector(".failed") || document.querySelector(".explorer")?.dataset.state === "done";
+  const look = () => {
+    if (isDrawn()) requestAnimationFrame(() => done(null));
+    else if (++frames > 1000) fail(new Error("the page is never drawn"));
+    else requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+})
+"""
 
 
 class Tab:
@@ -105,11 +117,7 @@ class Tab:
 
     def settle(self) -> None:
         """Wait until the page has drawn all that it has to draw."""
-        self.run(
-            "new Promise((done) => { const look = () => requestAnimationFrame(() => "
-            "document.querySelector('.explorer')?.dataset.state === 'done' || document.querySelector('.failed') "
-            "? requestAnimationFrame(done) : look()); look(); }).then(() => null)"
-        )
+        self.run(_DRAWN)
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import html
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -22,6 +23,10 @@ SCRIPTS = (
 """The files of the page's script, in the order in which they are joined."""
 
 
+_COMMENT = re.compile(r"^ *(?://[^\n]*|/\*\*.*?\*/)?\n", re.MULTILINE | re.DOTALL)
+"""Lines of comments alone, and empty ones: a page has no use for them."""
+
+
 def _file(name: str) -> str:
     return resources.files("maskloom.show.explorer").joinpath(*name.split("/")).read_text("utf-8")
 
@@ -34,7 +39,7 @@ def script_file(name: str) -> str:
 @functools.cache
 def script() -> str:
     """The script of all explorers: it fills every element with ``data-maskloom-explorer`` from the JSON in it."""
-    return '(() => {\n"use strict";\n' + "\n".join(map(script_file, SCRIPTS)) + "\n})();\n"
+    return '(() => {\n"use strict";\n' + _COMMENT.sub("", "\n".join(map(script_file, SCRIPTS))) + "})();\n"
 
 
 @functools.cache
