@@ -13,6 +13,7 @@ so the curves are the same, and the speed is not.
 import argparse
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile of each block")
     add("--recompute", action="store_true", help="activation checkpointing of each block")
-    add("--workers", type=int, default=0, help="processes of the loader")
-    add("--seed", type=int, default=0)
+    add("--workers", type=partial(count, least=0), default=0, help="processes of the loader")
+    add("--seed", type=partial(count, least=0), default=0)
     add("--report-every", type=count, default=10, help="steps")
     add("--validate-every", type=count, default=50, help="steps")
     add("--validation-rows", type=count, default=64, help="packed rows of the validation split that are read")
@@ -67,9 +68,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"it is a whole number, at least 1; got {word}")
+def count(word: str, least: int = 1) -> int:
+    if not word.isdecimal() or int(word) < least:
+        raise argparse.ArgumentTypeError(f"it is a whole number, at least {least}; got {word}")
     return int(word)
 
 

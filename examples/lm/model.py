@@ -23,6 +23,15 @@ class ModelConfig:
     n_kv_heads: int
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.d_model % (2 * self.n_heads) or self.n_heads % self.n_kv_heads:
+            raise SystemExit(
+                "--d-model is a multiple of 2 x --heads, and --heads of --kv-heads; "
+                f"got {self.d_model}, {self.n_heads} and {self.n_kv_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise SystemExit(f"--dropout is from 0 to below 1; got {self.dropout:g}")
+
 
 class Block(nn.Module):
     """Attention and SwiGLU (Shazeer 2020, arXiv 2002.05202), each after a norm and beside a residual."""

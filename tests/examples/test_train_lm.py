@@ -187,6 +187,9 @@ def test_what_is_done_is_said(run, capsys):
         (["--data", "/nowhere"], "there is no folder /nowhere to read Python files from"),
         (["--capacity", "1"], "the capacity is at least 2 tokens, one to read and one to predict; got 1"),
         (["--cp", "2"], "--cp 2 needs torchrun with a multiple of 2 processes"),
+        (["--heads", "3"], "--d-model is a multiple of 2 x --heads, and --heads of --kv-heads; got 16, 3 and"),
+        (["--kv-heads", "3"], r"--heads of --kv-heads; got 16, \d+ and 3"),
+        (["--dropout", "1.5"], "--dropout is from 0 to below 1; got 1.5"),
         (["--generate", "x", "--out", "/nowhere"], "there is no checkpoint in /nowhere"),
         (
             ["--lr", "1e30"],
@@ -207,6 +210,15 @@ def test_numbers_that_cannot_be_are_refused(option, word, capsys):
     with pytest.raises(SystemExit):
         train_lm.main(["--out", "unused", f"{option}={word}"])
     assert f"argument {option}: it is a whole number, at least 1; got {word}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--seed", "--workers"])
+@pytest.mark.parametrize("word", ["-1", "2.5"])
+def test_numbers_that_may_be_0(option, word, capsys):
+    assert vars(train_lm.arguments(["--out", "unused", option, "0"]))[option[2:]] == 0
+    with pytest.raises(SystemExit):
+        train_lm.main(["--out", "unused", f"{option}={word}"])
+    assert f"argument {option}: it is a whole number, at least 0; got {word}" in capsys.readouterr().err
 
 
 def test_the_functions_that_gave_nan_are_named(data, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import told_of
 from maskloom.core import captures
@@ -15,7 +16,7 @@ from maskloom.distributed.digest import Digest, digest_of
 from maskloom.distributed.sharing.scheme import NAMES, Scheme, Sizes, StrategyName
 from maskloom.distributed.sharing.schemes import refused, scheme
 from maskloom.distributed.sharing.tiles import Tiles, tiles_of
-from maskloom.masks.algebra import Mask, as_mask
+from maskloom.masks.algebra import Mask, as_mask, everything
 from maskloom.masks.declared import longest_row
 from maskloom.masks.patterns.shift import shifted
 
@@ -80,10 +81,11 @@ def checked(
     pair = _checked_heads(heads)
     ways = _checked_strategy(strategy, len(ranks))
     batch = None if batch is None else count("batch", as_int(batch), least=1, of="batch rows")
+    whole = _checked_mask(mask)
     if q_offset is None:
-        _check_rows_fit(as_mask(mask), length)
+        _check_rows_fit(whole, length)
     first = 0 if q_offset is None else integer("q_offset", as_int(q_offset), "the position of the first query")
-    on_host = captures.moved(as_mask(mask), lambda tensor: tensor.detach().cpu())
+    on_host = captures.moved(whole, lambda tensor: tensor.detach().cpu())
     if overlap not in (None, True, False):
         raise ValueError(f"overlap is True, False or None; got {brief(overlap)}")
     reasons = {" × ".join(way): reason for way in ways if (reason := refused(way, ranks, pair[0])) is not None}
@@ -108,6 +110,12 @@ def weighed(asked: Asked, ranks: list[int]) -> Weighed:
     tiles = tiles_of(whole, asked.length, math.prod(ranks), asked.batch, of_queries)
     sizes = Sizes(asked.length, of_queries, of_keys, asked.head_dim, asked.itemsize, tiles.batch or 1)
     return Weighed(tiles, sizes, tuple(scheme(way, ranks, tiles, sizes) for way in asked.ways))
+
+
+def _checked_mask(mask: Any) -> Mask:
+    if isinstance(mask, BlockMask):
+        raise TypeError("a plan builds the tables of each rank itself: give the mask that this BlockMask was built of")
+    return everything if mask is None else as_mask(mask)
 
 
 def _check_rows_fit(mask: Mask, length: int) -> None:

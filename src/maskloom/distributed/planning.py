@@ -32,7 +32,7 @@ _plans: LRU[Hashable, Plan] = LRU(8)
 
 
 def plan(
-    mask: MaskMod,
+    mask: MaskMod | None,
     length: int,
     mesh: DeviceMesh,
     *,
@@ -50,7 +50,7 @@ def plan(
     at each call.
 
     Args:
-        mask: a Mask or a mask_mod of the whole sequence, the same on every rank: the recorded programs and the values of the
+        mask: a Mask or a mask_mod of the whole sequence, or None for everything, the same on every rank: the recorded programs and the values of the
             tensors are compared, not the objects.
         length: positions of the whole sequence, any number.
         mesh: a DeviceMesh with one dimension, ``mesh["cp"]``, or with two.

@@ -20,7 +20,7 @@ def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, c
     if x.ndim != 3 or x.shape[-1] != module.d_in:
         raise ValueError(f"x has shape (batch, length, {module.d_in}); got {tuple(x.shape)}")
     layers = [module.in_proj] if module.d_context is None else [module.q_proj, module.kv_proj]
-    _check_entries("x", x, layers[0])
+    check_entries("x", x, layers[0])
     if context is None and module.d_context is None:
         return None
     width = module.d_in if module.d_context is None else module.d_context
@@ -36,11 +36,11 @@ def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, c
             f"context has shape (batch, length, {width}), as many batch rows as x {tuple(x.shape)}; "
             f"got {tuple(context.shape)}"
         )
-    _check_entries("context", context, layers[-1])
+    check_entries("context", context, layers[-1])
     return context
 
 
-def _check_entries(name: str, given: Tensor, layer: nn.Module) -> None:
+def check_entries(name: str, given: Tensor, layer: nn.Module) -> None:
     """Raise a TypeError or ValueError for an input without positions, or of a dtype that its projection cannot take."""
     if known(given.shape[1] == 0):
         raise ValueError(f"{name} has at least one position; got {tuple(given.shape)}")

@@ -14,7 +14,7 @@ from maskloom.core.words import what_it_is
 from maskloom.nn.cache import KVCache
 from maskloom.nn.call import AttendOptions, MultiheadOutput, MultiheadOutputWithWeights, check_options
 from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
-from maskloom.nn.inputs import check_need_weights, check_placing, checked_context
+from maskloom.nn.inputs import check_entries, check_need_weights, check_placing, checked_context
 from maskloom.nn.packing import NOT_PACKED, Packing, heads_in_batch, packing_of
 from maskloom.nn.projections import Positions, ProjectedHeads
 from maskloom.nn.rotary import Rotary
@@ -182,6 +182,8 @@ class MultiheadFlexAttention(ProjectedHeads):
         if isinstance(block_mask, SharedSequence):
             check_goes_with_plan(options, context=context, cache=cache, pads=pads, need_weights=need_weights)
             check_placing(self, None, positions, None, None, options)
+            if x.ndim == 3 and self.d_context is None:
+                check_entries("x", x, self.in_proj)
             return multihead_by_plan(self, x, block_mask, positions, self._with_own(options))
         check_placing(self, block_mask, positions, cache, pads, options)
         context = checked_context(self, x, context, cache)
