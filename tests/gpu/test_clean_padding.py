@@ -7,6 +7,7 @@ import torch
 
 import maskloom as loom
 from maskloom.attention.plans import kinds
+from maskloom.attention.zeros import zeros_forward
 from tests.gpu.test_attend import EVERY, documents
 from tests.gpu.test_compile import BATCH, HEADS, inputs
 
@@ -48,6 +49,16 @@ def test_a_copy_with_zeros_at_some_rows(name, dtype):
             continue
         assert torch.equal(found, torch.where(where[:, None, :, None], 0.0, dirty))
         assert found.stride() == torch.empty_like(dirty).stride()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (701, 1), (3, 2, 701, 1), (3, 1, 701, 72), (1, 1, 1, 1), (701, 72)])
+def test_rows_that_the_kernel_does_not_know_are_left_to_torch(shape):
+    pytest.importorskip("triton")
+    from maskloom.attention.kernels.zeros_kernel import zeroed_copy
+
+    tensor, rows = layouts(torch.bfloat16)["contiguous"], torch.rand(shape, device="cuda") < 0.4
+    assert zeroed_copy(tensor, rows) is None
+    assert torch.equal(zeros_forward(tensor, rows), torch.where(rows, 0.0, tensor))
 
 
 @pytest.mark.parametrize("poison", GARBAGE)

@@ -36,14 +36,16 @@ def zeroed_copy(tensor: Tensor, rows: Tensor) -> Tensor | None:
 
     Args:
         tensor: (B, H, L, D) on a GPU.
-        rows: bool (B or 1, 1, L, 1), there too.
+        rows: bool, there too, with which the kernel does something if they are (B or 1, 1, L, 1).
     """
-    if tensor.ndim != 4 or rows.shape[1] != 1 or not tensor.numel():
-        return None
-    out = torch.empty_like(tensor)
-    if tensor.stride(3) != 1 or out.stride(3) != 1:
+    if tensor.ndim != 4 or not tensor.numel() or tensor.stride(3) != 1:
         return None
     batch, heads, length, width = tensor.shape
+    if rows.shape not in ((batch, 1, length, 1), (1, 1, length, 1)):
+        return None
+    out = torch.empty_like(tensor)
+    if out.stride(3) != 1:
+        return None
     wide = 1 << (width - 1).bit_length()
     in_block = max(1, _ELEMENTS // wide)
     blocks = (length + in_block - 1) // in_block
