@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -137,34 +138,37 @@ def attention_plot(rows: list[Row]) -> Figure:
 
 
 def padding_plot(rows: list[Row]) -> Figure:
-    """The module's time over that of a full batch against the share that is real: a panel for each size and mode."""
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    kinds = list(dict.fromkeys((row["width"], row["batch"], row["length"]) for row in rows))
-    figure = Figure(figsize=(2.6 * len(kinds) + 0.5, 2.5 * len(modes) + 1), layout="constrained")
-    panels = figure.subplots(len(modes), len(kinds), sharex=True, sharey=True, squeeze=False)
-    for line, mode in zip(panels, modes, strict=True):
-        for axes, kind in zip(line, kinds, strict=True):
-            here = [row for row in rows if (row["mode"], row["width"], row["batch"], row["length"]) == (mode, *kind)]
-            for contender, (label, style, colour) in PACKING.items():
-                found = sorted(
-                    (float(row["real"]), float(row["of_full"])) for row in here if row["contender"] == contender
-                )
-                axes.plot(
-                    *zip(*found, strict=True) if found else ([], []), style, color=colour, markersize=4, label=label
-                )
-            axes.plot([0.3, 1], [0.35, 1.05], color="0.6", linewidth=1, label="the share that is real + 0.05")
-            axes.set_title(f"{mode}, width {kind[0]}, {kind[1]} × {kind[2]}", fontsize=8)
-            axes.grid(color="0.92")
-            axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[-1]:
+    """The module's time over that of a full batch against the share that is real: a panel for each mode and size."""
+    kinds = list(dict.fromkeys((row["mode"], row["width"], row["batch"], row["length"]) for row in rows))
+    columns = min(3, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.5, 2.5 * lines + 1), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, kind in zip(panels, kinds, strict=False):
+        _padding_panel(axes, [row for row in rows if (row["mode"], row["width"], row["batch"], row["length"]) == kind])
+        axes.set_title(f"{kind[0]}, width {kind[1]}, {kind[2]} × {kind[3]}", fontsize=9)
+    for axes in panels[len(kinds) :]:
+        axes.remove()
+    for axes in panels[max(0, len(kinds) - columns) : len(kinds)]:
         axes.set_xlabel("share of positions that is real")
-    for axes in panels[:, 0]:
+        axes.tick_params(labelbottom=True)
+    for axes in panels[::columns]:
         axes.set_ylabel("time, of a full batch's")
     figure.suptitle(f"The module, forward and backward, on {_machine(rows[0])}", fontsize=10)
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
     )
     return figure
+
+
+def _padding_panel(axes: Axes, rows: list[Row]) -> None:
+    for contender, (label, style, colour) in PACKING.items():
+        found = sorted((float(row["real"]), float(row["of_full"])) for row in rows if row["contender"] == contender)
+        points = zip(*found, strict=True) if found else ([], [])
+        axes.plot(*points, style, color=colour, markersize=4, label=label)
+    axes.plot([0.3, 1], [0.35, 1.05], color="0.6", linewidth=1, label="the share that is real + 0.05")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def step_tflops(row: Row) -> float:
