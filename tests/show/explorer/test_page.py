@@ -127,7 +127,7 @@ def test_weights_of_few_pairs_are_exact():
     data = data_of(page(loom.causal, scores=scores))
     assert data["batch"]["chosen"] == [0, 1] and data["heads"]["chosen"] == [0, 1, 2]
     found = data["scores"]
-    assert (found["side"], found["shape"], found["levels"]) == (1, [5, 7], None)
+    assert (found["side"], found["shape"], found["grids"][0]["book"]) == (1, [5, 7], None)
     grid = torch.tensor(numbers(found["grids"][found["which"][1][2]]["numbers"])).view(5, 7)
     assert torch.equal(grid.isnan(), ~scores[1, 2].isfinite())
     assert torch.equal(grid.nan_to_num(0), torch.where(scores[1, 2].isfinite(), scores[1, 2], 0))
@@ -138,20 +138,35 @@ def test_scores_of_one_row_are_for_all():
     assert found["which"] == [[0], [0]] and len(found["grids"]) == 1
 
 
+def read(grid, *shape):
+    """The weights of a grid."""
+    return torch.tensor([float("nan"), *grid["book"]])[torch.tensor(numbers(grid["numbers"]))].view(shape)
+
+
 def test_weights_are_single_to_2048_tokens_and_means_above():
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2048, 2048, generator=generator)
     found = page(loom.causal, scores=weights)
     scores = data_of(found)["scores"]
-    assert (scores["side"], scores["shape"], scores["levels"]) == (1, [2048, 2048], 63)
+    assert (scores["side"], scores["shape"], len(scores["grids"][0]["book"])) == (1, [2048, 2048], 62)
     assert len(found) <= 5_000_000
-    level = torch.tensor(numbers(scores["grids"][0]["numbers"])).view(2048, 2048)[:13]
-    assert ((((level - 1) / 62) ** 2) - weights[:13]).abs().max() < 0.02
+    assert (read(scores["grids"][0], 2048, 2048) - weights).abs().max() < 0.03
     longer = torch.rand(2050, 2049, generator=generator)
     scores = data_of(page(loom.causal, scores=longer))["scores"]
     assert (scores["side"], scores["shape"]) == (2, [1025, 1025])
-    level = torch.tensor(numbers(scores["grids"][0]["numbers"])).view(1025, 1025)
-    assert abs(((int(level[7, 11]) - 1) / 62) ** 2 * scores["grids"][0]["high"] - longer[14:16, 22:24].mean()) < 0.02
+    assert abs(read(scores["grids"][0], 1025, 1025)[7, 11] - longer[14:16, 22:24].mean()) < 0.03
+
+
+def test_small_weights_beside_large_ones_are_told_apart():
+    logits = 3 * torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
+    weights = logits.masked_fill(~torch.ones(2048, 2048).tril().bool(), -torch.inf).softmax(-1)
+    found = page(loom.causal, scores=weights)
+    assert len(found) <= 5_000_000
+    (grid,) = data_of(found)["scores"]["grids"]
+    shown = read(grid, 2048, 2048)
+    assert torch.equal(shown == 0, weights < grid["book"][1] / 2)
+    large = weights > 1e-4
+    assert ((shown / weights)[large].log().abs() < 0.1).all() and shown[0, 0] == 1
 
 
 def test_many_heads_have_coarser_weights_and_room():

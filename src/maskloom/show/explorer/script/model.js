@@ -79,16 +79,18 @@ function idAt({ ids, length, which }, row, position) {
 }
 
 /** Weights as numbers; those that are not finite are NaN. */
-async function loadScores({ side, shape, levels, grids: stored, which }) {
+async function loadScores({ side, shape, grids: stored, which }) {
   const held = await Promise.all(
-    stored.map(async ({ low, high, top, numbers }) => {
-      const data = await load(numbers);
-      const values = levels === null ? data : Float32Array.from(data, (x) => weightOf(x, levels, low, high));
-      return { low, high, top, values };
-    }),
+    stored.map(async ({ low, high, top, book, numbers }) => ({ low, high, top, values: weights(await load(numbers), book) })),
   );
-  return { side, rows: shape[0], cols: shape[1], exact: levels === null, grids: held, which };
+  return { side, rows: shape[0], cols: shape[1], exact: stored.every(({ book }) => book === null), grids: held, which };
 }
 
-const weightOf = (level, levels, low, high) =>
-  level === 0 ? NaN : low + (high - low) * ((level - 1) / (levels - 1)) ** 2;
+/** @param {any} data weights, or the numbers of levels @param {number[] | null} book the weights of levels 1, 2, ... */
+function weights(data, book) {
+  if (book === null) return data;
+  const levels = Float32Array.of(NaN, ...book);
+  const found = new Float32Array(data.length);
+  for (let at = 0; at < found.length; at++) found[at] = levels[data[at]];
+  return found;
+}
