@@ -1,10 +1,13 @@
 """Packed documents are isolated: with a cache and without, by position ids and by offsets."""
 
+import itertools
+
 import pytest
 import torch
 from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
 
+import maskloom as loom
 from maskloom.integrations.transformers import packing
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
@@ -92,10 +95,41 @@ def test_one_mask_for_all_layers():
     assert len(made) == 1
 
 
-def test_offsets_beside_several_rows():
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_rows_of_the_collator_of_this_library(name):
+    """Offsets count on from row to row; what fills a row up is one document more."""
+    eager, ours = pair(DECODERS[name])
+    parts = [part[0].tolist() for part in ROW.split(PACKED, 1)]
+    batch = loom.batches.Collator(names="transformers", packed=True, length=17)(parts)
+    assert batch["input_ids"].shape == (2, 17)
+    expected = {tuple(part): eager(torch.tensor([part])).logits[0] for part in parts}
+    for use_cache in (False, True):
+        logits = ours(**batch, use_cache=use_cache).logits.flatten(0, 1)
+        for first, last in itertools.pairwise(batch["cu_seq_lens_q"].tolist()):
+            document = tuple(batch["input_ids"].flatten()[first:last].tolist())
+            if document in expected:
+                assert_close(logits[first:last], expected[document], rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_rows_of_an_encoder():
+    eager, ours = pair(ENCODERS["bert"])
+    rows = torch.cat([ROW, ROW.flip(1)])
+    offsets = torch.tensor([0, *PACKED, 3, 20]).cumsum(0).int()
+    positions = torch.cat([torch.arange(length) for length in offsets.diff()]).view(2, -1)
+    out = ours(rows, position_ids=positions, cu_seq_lens_q=offsets, cu_seq_lens_k=offsets.clone())[0]
+    expected = [*ROW.split(PACKED, 1), *ROW.flip(1).split([3, 20], 1)]
+    assert_close(out.view(1, 46, -1), torch.cat([eager(part)[0] for part in expected], 1), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("offsets", [[0, 7, 17], [0, 7, 17, 40, 51], [0, 17, 34, 50]], ids=str)
+def test_offsets_of_other_rows(offsets):
     _, ours = pair(DECODERS["llama"])
-    with pytest.raises(ValueError, match="documents of one packed row begin; the batch has 3 rows"):
-        ours(tokens(), cu_seq_lens_q=torch.tensor([0, 7, 17]))
+    with pytest.raises(
+        ValueError, match=r"no document is in two rows; the batch has 3 rows of 17, and cu_seq_lens is \[0"
+    ):
+        ours(tokens(), cu_seq_lens_q=torch.tensor(offsets))
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "llama4"])  # one tells its layers the positions, one does not
@@ -118,8 +152,6 @@ def test_packed_in_a_graph_for_each_layer():
 
 
 def test_a_layers_mask_moves_and_says_what_it_is():
-    import maskloom as loom
-
     mask = LayerMask(loom.causal, loom.causal, Place(2, 3, 5, 0, 0, torch.device("cpu")))
     assert repr(mask.to("cpu").contiguous()) == "LayerMask(causal, shape=(2, 1, 3, 5))"
     assert (mask.ndim, mask.dim(), mask.size(), mask.size(-1), mask.device.type) == (4, 4, (2, 1, 3, 5), 5, "cpu")

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.batches.documents import ids_from_offsets, ids_from_positions
 from maskloom.core.checks import readable
 from maskloom.core.symbols import is_int
+from maskloom.core.words import brief
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built
 from maskloom.integrations.transformers.mask_functions import inside_documents, is_causal, is_relative
@@ -22,7 +23,7 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
     """The layer's mask, which hides other documents too, where the keywords tell of some. Layers share it.
 
     Raises:
-        ValueError: offsets of documents beside several rows.
+        ValueError: offsets that are not those of these rows.
     """
     if told.cu_seq_lens_q is None and not layer.may_be_packed:
         return layer.mask
@@ -67,16 +68,40 @@ def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask:
 
 def _by_offsets(layer: LayerMask, offsets: Tensor, kv_offsets: Tensor | None) -> Mask | BlockMask:
     place = layer.place
+    own_keys = None if kv_offsets is offsets or is_causal(layer.pattern) else kv_offsets
     if place.batch != 1:
-        raise ValueError(
-            f"cu_seq_lens_q tells where the documents of one packed row begin; the batch has {place.batch} rows"
-        )
-    if kv_offsets is not None and kv_offsets is not offsets and not is_causal(layer.pattern):
-        packed = documents(offsets=offsets, kv_offsets=kv_offsets, length=place.q_len, kv_length=place.kv_len)
+        ids = _ids_of_rows(offsets, place.batch, place.q_len)
+        if own_keys is None:
+            return _by_ids(layer, ids)
+        packed = documents(ids, kv_ids=_ids_of_rows(own_keys, place.batch, place.kv_len))
+        return built(and_masks(layer.unbuilt, packed), place)
+    if own_keys is not None:
+        packed = documents(offsets=offsets, kv_offsets=own_keys, length=place.q_len, kv_length=place.kv_len)
         return built(and_masks(layer.unbuilt, packed), place)
     if _is_whole(place) and layer.open_to_packing:
         return built(inside_documents(documents(offsets=offsets, length=place.q_len), layer.pattern), place)
     return _beside_cache(layer, ids_from_offsets(offsets, place.q_len))
+
+
+def _by_ids(layer: LayerMask, ids: Tensor) -> Mask | BlockMask:
+    if _is_whole(layer.place) and layer.open_to_packing:
+        return built(inside_documents(documents(ids), layer.pattern), layer.place)
+    return _beside_cache(layer, ids)
+
+
+def _ids_of_rows(offsets: Tensor, batch: int, length: int) -> Tensor:
+    """Ids (B, L) of several packed rows, whose offsets count on from row to row, as flash attention takes them.
+
+    Raises:
+        ValueError: a document that begins in one row and ends in another, or offsets that end elsewhere (on the CPU only).
+    """
+    total = batch * length
+    if readable(offsets) and not torch.isin(torch.arange(0, total + 1, length), offsets[offsets <= total]).all():
+        raise ValueError(
+            "cu_seq_lens tells where documents begin among the positions of all rows, one row behind the other, and no document "
+            f"is in two rows; the batch has {batch} rows of {length}, and cu_seq_lens is {brief(offsets.tolist())}"
+        )
+    return ids_from_offsets(offsets, total).view(batch, length)
 
 
 def _is_whole(place: Place) -> bool:
