@@ -245,6 +245,10 @@ def test_other_things_are_refused():
         page(loom.causal, 5, scores=torch.ones(5, 5).long())
     with pytest.raises(ValueError, match="causal has no length of its own: give q_len"):
         page(loom.causal)
+    with pytest.raises(TypeError, match="title is text; got int: 5"):
+        page(loom.causal, 5, title=5)
+    with pytest.raises(TypeError, match=r"path is a \.html or \.htm file, text or a Path; got int: 7"):
+        page(loom.causal, 5, path=7)
     with pytest.raises(TypeError, match="a mask is a function"):
         page("causal", 5)
 

@@ -11,6 +11,7 @@ from typing import overload
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.core.words import brief
 from maskloom.program.program import MaskMod
 from maskloom.show.explorer.parts import Parts, parts_of
 from maskloom.show.figures import write_whole
@@ -165,6 +166,8 @@ def parts(
     from maskloom.show.explorer.model import model_of
     from maskloom.show.explorer.subject import subject_of
 
+    if not (title is None or isinstance(title, str)):
+        raise TypeError(f"title is text; got {type(title).__name__}: {brief(title)}")
     subject = subject_of(
         mask, q_len, kv_len, batch=batch, heads=heads, block_size=block_size, tokens=tokens, key_tokens=key_tokens,
         scores=scores,
@@ -176,8 +179,10 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     """A path that a page can be written to, as far as it can be known before.
 
     Raises:
-        ValueError: another suffix. OSError: a directory, or a directory that cannot be written to.
+        TypeError: no path. ValueError: another suffix. OSError: a directory, or a directory that cannot be written to.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a .html or .htm file, text or a Path; got {type(path).__name__}: {brief(path)}")
     found = Path(path)
     if found.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a page is saved as .html or .htm; got suffix {found.suffix!r} in {str(found)!r}")
