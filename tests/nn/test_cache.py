@@ -283,6 +283,17 @@ def test_rows_that_end_and_drafts_that_are_taken_back_need_no_room():
         cache.append(K[:, :, :4], V[:, :, :4])
 
 
+def test_one_graph_for_a_prompt_with_lengths():
+    """The host knows how long the longest row is, in a graph too."""
+    torch._dynamo.reset()
+    eager, ours = made(13, lengths=[9, 4, 4]), made(13, lengths=[9, 4, 4])
+    compiled = torch.compile(lambda k, v: ours.append(k, v)[:2], backend="eager", fullgraph=True)
+    for width in (11, 1, 1):
+        expected = eager.append(K[:, :, :width], V[:, :, :width])[:2]
+        torch.testing.assert_close(compiled(K[:, :, :width], V[:, :, :width]), expected)
+    assert ours.longest == eager.longest == 11
+
+
 def test_a_rolling_cache_takes_back_by_row():
     """Two rows lose one token each; what the short row would still have does not count."""
     cache = made(6, window=4, lengths=[11, 5, 11])

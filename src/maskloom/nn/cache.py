@@ -125,13 +125,14 @@ class KVCache:
         Args:
             pads: bool (B, length), True = padding, anywhere in a row, as in `append`.
         """
-        real, counts = real_tokens(self._prompt if self._is_fresh else None, pads, (self.batch, length), self.device)
+        prompt = self._prompt if self._is_fresh else None
+        real, counts, most = real_tokens(prompt, pads, (self.batch, length), self.device)
         if real is None:
             at = self.lengths[:, None] + torch.arange(length, device=self.device)
-            return Upcoming(at, is_padded=False, longest=self.longest + length)
+            return Upcoming(at, is_padded=False, longest=self.longest + most)
         at = (self.lengths[:, None] + real.cumsum(1) - 1).masked_fill(~real, -1)
         if counts is None:
-            return Upcoming(at, is_padded=True, longest=self.longest + length)
+            return Upcoming(at, is_padded=True, longest=self.longest + most)
         longest, behind = longest_of(counts + self._counts())
         return Upcoming(at, is_padded=True, longest=longest, behind=behind)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import flags, length_table, readable
-from maskloom.core.torch_state import autocast_to
+from maskloom.core.torch_state import autocast_to, is_tracing
 from maskloom.core.words import brief
 
 
@@ -33,11 +33,12 @@ class Prompt(NamedTuple):
 
     Attributes:
         lengths: integers (B,), on the cache's device.
-        counts: the same on the CPU, where the host knows them.
+        counts: the same on the CPU, and longest: the largest of them, where the host knows them.
     """
 
     lengths: Tensor
     counts: Tensor | None
+    longest: int | None
 
     @classmethod
     def of(cls, lengths: Tensor | Sequence[int], batch: int, device: torch.device) -> "Prompt":
@@ -45,28 +46,31 @@ class Prompt(NamedTuple):
         table = length_table("lengths", lengths)
         if len(table) != batch:
             raise ValueError(f"lengths has one for each of {batch} batch rows; got {len(table)}")
-        return cls(table.to(device, copy=True), table.long().clone() if readable(table) else None)
+        on_device = table.to(device, copy=True)
+        return cls(on_device, table.long().clone(), int(table.max())) if readable(table) else cls(on_device, None, None)
 
 
 def real_tokens(
     prompt: Prompt | None, pads: Tensor | None, shape: tuple[int, int], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Which of the next tokens (B, L) are real, None for all; and how many in each row, None where the host does not know it."""
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Which of the next tokens (B, L) are real, None for all; how many in each row, None where the host does not know it; and at
+    most in one row, as far as it knows."""
     length = shape[1]
     if pads is not None:
         if prompt is not None:
             raise ValueError("the cache was made with the lengths of its first tokens: give pads or lengths, not both")
         real = ~_checked_pads(pads, shape)
-        return real.to(device), real.sum(1) if readable(real) else None
+        return real.to(device), real.sum(1) if readable(real) else None, length
     if prompt is None:
-        return None, None
-    if prompt.counts is not None and int(prompt.counts.max()) > length:
+        return None, None, length
+    if prompt.longest is not None and prompt.longest > length:
         raise ValueError(
-            f"lengths go up to {int(prompt.counts.max())}, and the first append has {length} tokens; "
+            f"lengths go up to {prompt.longest}, and the first append has {length} tokens; "
             "a prompt in chunks is given pads with each, and no lengths"
         )
     real = torch.arange(length, device=device) < prompt.lengths[:, None]
-    return real, prompt.counts
+    counts = None if is_tracing() else prompt.counts  # a graph cannot read them
+    return real, counts, length if prompt.longest is None else prompt.longest
 
 
 def _checked_pads(pads: Tensor, shape: tuple[int, int]) -> Tensor:
