@@ -79,7 +79,7 @@ def test_they_are_read_as_structured_masks():
 
 @pytest.mark.skipif(not REMAPS_PACKED, reason="newer transformers")
 @pytest.mark.parametrize("size", [0, -3])
-@pytest.mark.parametrize("make", [theirs.sliding_window_overlay, theirs.sliding_window_bidirectional_overlay], ids=str)
+@pytest.mark.parametrize("make", [theirs.sliding_window_overlay, theirs.sliding_window_bidirectional_overlay])
 def test_a_window_of_no_keys(make, size):
     """Qwen 2 MoE has its mask made, and no layer that takes it."""
     for function in (make(size), theirs.and_masks(make(size), theirs.causal_mask_function)):
