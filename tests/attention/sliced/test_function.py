@@ -97,6 +97,16 @@ def test_rows_that_see_nothing(score_mod):
     assert sinks.grad.isfinite().all() and (sinks.grad > 0).all()
 
 
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("mask", [loom.nothing, loom.causal & ~loom.causal, loom.lengths([0, 0, 0])])
+def test_what_learns_has_a_gradient_where_nothing_is_seen(name, mask):
+    """As on the other backends: a process of several must have one for each parameter."""
+    table = WEIGHT.double().requires_grad_()
+    out = loom.attend(*inputs(torch.float64, learn=True), mask, score_mod=SCORES[name](table))
+    out.sum().backward()
+    assert torch.equal(table.grad, torch.zeros_like(table))
+
+
 @pytest.mark.parametrize("name", ["cap", "learned, times", "learned bias"])
 def test_it_has_a_second_derivative(name):
     tensors = [*inputs(torch.float64, learn=True), WEIGHT.double().requires_grad_()]

@@ -18,12 +18,15 @@ Back = Callable[[Tensor], Tensor]
 
 
 class Learning:
-    """Stand-ins for the tensors that score_mod learns, at which its graph begins, and their gradients so far."""
+    """Stand-ins for the tensors that score_mod learns, at which its graph begins, and their gradients so far.
+
+    Without any band these are 0: a process of several that sees nothing must all the same have a gradient for each parameter.
+    """
 
     def __init__(self, work: Work, tensors: tuple[Tensor, ...]) -> None:
         self._originals = work.reading.learned
         self.stand_ins = [tensor.detach().requires_grad_() for tensor in tensors]
-        self.gradients: list[Tensor | None] = [None] * len(tensors)
+        self.gradients: list[Tensor | None] = [None if work.bands else torch.zeros_like(tensor) for tensor in tensors]
 
     def mode(self) -> StandingIn:
         return StandingIn(self._originals, self.stand_ins)
