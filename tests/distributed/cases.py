@@ -280,6 +280,25 @@ def rows() -> None:
             assert torch.equal(labels[~plan.pads], plan.positions[~plan.pads] + 5)
             assert (plan.positions[plan.pads] == -1).all()
             gradients_of_rows(plan, length)
+            if length == 7:
+                every_dtype(plan)
+
+
+def every_dtype(plan: Any) -> None:
+    """Also those that torch does not index or fill, and that gloo does not send; and lazy conjugates."""
+    names = ["bool", "uint8", "int8", "bfloat16", "float16", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"]
+    names += [f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64)]
+    for dtype in (getattr(torch, name) for name in names):
+        x = torch.arange(14).remainder(5).view(2, 7).to(dtype)
+        local = plan.shard(x, 1, fill=1)
+        assert local.dtype == dtype
+        assert (local.to(torch.complex64)[:, plan.pads] == 1).all()
+        for given, right in ((local, x), (local.conj(), x.conj())):
+            whole_ = plan.unshard(given, 1)
+            assert whole_.dtype == dtype
+            assert torch.equal(whole_.to(torch.complex64), right.to(torch.complex64))
+    turned = torch.arange(7) * (1 + 1j)
+    assert torch.equal(plan.unshard(plan.shard(turned, 0).conj().imag, 0), -torch.arange(7.0))
 
 
 def gradients_of_rows(plan: Any, length: int) -> None:
@@ -472,6 +491,8 @@ def refusals() -> dict[str, str]:
         "two rows": lambda: loom.distributed.plan(loom.causal, 37, two, strategy=("gather", "needed"), **alike),
         "ratio": lambda: loom.distributed.plan(loom.causal, 37, mesh, heads=(6, 4)),
         "table": lambda: loom.distributed.plan(loom.documents(torch.arange(9)), 37, mesh, **alike),
+        "dtype": lambda: loom.distributed.plan(loom.causal, 37, mesh, dtype="bf16", **alike),
+        "dtype of ints": lambda: loom.distributed.plan(loom.causal, 37, mesh, dtype=torch.int64, **alike),
         "rows": lambda: plan.attend(query[:, :, 1:], key, value),
         "heads": lambda: plan.attend(query[:, :4], key, value),
         "heads beyond": lambda: plan.attend(query[:, :4], key, value, h_offset=3),
@@ -482,6 +503,12 @@ def refusals() -> dict[str, str]:
         "sinks": lambda: plan.attend(query, key, value, sinks=torch.zeros(3)),
         "shard": lambda: plan.shard(whole_[1:], 0),
         "shard dim": lambda: plan.shard(whole_, 0.0),
+        "fill of bytes": lambda: plan.shard(whole_.to(torch.uint8), 0, fill=-100),
+        "fill of flags": lambda: plan.shard(whole_ > 0, 0, fill=-100),
+        "fill of labels": lambda: plan.shard(whole_.long(), 0, fill=0.5),
+        "fill nan": lambda: plan.shard(whole_.long(), 0, fill=torch.nan),
+        "fill of half": lambda: plan.shard(whole_.half(), 0, fill=1e6),
+        "fill text": lambda: plan.shard(whole_, 0, fill="x"),
         "unshard": lambda: plan.unshard(whole_, 0),
         "grads": lambda: plan.unshard(plan.shard(whole_, 0), 0, grads="mean"),
     }

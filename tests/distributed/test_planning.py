@@ -20,6 +20,8 @@ def test_what_is_refused_is_named(tmp_path):
         ),
         "ratio": "ValueError: the query heads are a multiple of the key heads; got 6 and 4",
         "table": "ValueError: the mask reads a table with 9 positions, and there are 37 queries",
+        "dtype": "TypeError: dtype is that of query, key and value, a floating point torch.dtype; got 'bf16'",
+        "dtype of ints": "TypeError: dtype is that of query, key and value, a floating point torch.dtype; got torch.int64",
         "rows": "ValueError: query has the rows of one rank, (batch, heads, 19, head dim); got (2, 6, 18, 3)",
         "heads": (
             "ValueError: the plan is for 6 query heads; query is (2, 4, 19, 3). Of some of the heads say which, "
@@ -36,6 +38,12 @@ def test_what_is_refused_is_named(tmp_path):
         "sinks": "ValueError: sinks has shape (H,) = (6,), a score for each head; got (3,)",
         "shard": "ValueError: shard takes 37 rows in dim 0; got shape (36,)",
         "shard dim": "TypeError: dim is an int; got 0.0",
+        "fill of bytes": "ValueError: fill is a number of the tensor's dtype, torch.uint8; got -100",
+        "fill of flags": "ValueError: fill is a number of the tensor's dtype, torch.bool; got -100",
+        "fill of labels": "ValueError: fill is a number of the tensor's dtype, torch.int64; got 0.5",
+        "fill nan": "ValueError: fill is a number of the tensor's dtype, torch.int64; got nan",
+        "fill of half": "ValueError: fill is a number of the tensor's dtype, torch.float16; got 1000000.0",
+        "fill text": "TypeError: fill is a number; got 'x'",
         "unshard": "ValueError: unshard takes 19 rows in dim 0; got shape (37,)",
         "grads": 'ValueError: grads is "same" or "sum"; got \'mean\'',
     }

@@ -88,6 +88,8 @@ def checked(
     on_host = captures.moved(whole, lambda tensor: tensor.detach().cpu())
     if overlap not in (None, True, False):
         raise ValueError(f"overlap is True, False or None; got {brief(overlap)}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is that of query, key and value, a floating point torch.dtype; got {brief(dtype)}")
     reasons = {" × ".join(way): reason for way in ways if (reason := refused(way, ranks, pair[0])) is not None}
     possible = tuple(way for way in ways if " × ".join(way) not in reasons)
     if not possible:

@@ -13,7 +13,7 @@ from maskloom.attention.clean_padding import Hidden
 from maskloom.core.torch_state import uncompiled
 from maskloom.core.words import repr_html
 from maskloom.distributed.attending import Asked, attended
-from maskloom.distributed.exchange.rows import Whole, checked_dim, rows_of, whole_of
+from maskloom.distributed.exchange.rows import Whole, checked_dim, checked_fill, rows_of, whole_of
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
 from maskloom.distributed.sharing.scheme import Scheme, Sizes
@@ -98,10 +98,11 @@ class Plan(SharedSequence):
             x with ``rows`` in the place of ``length``.
 
         Raises:
-            TypeError, IndexError, ValueError: not a tensor, no such dimension, or another length.
+            TypeError, IndexError, ValueError: not a tensor, no such dimension, another length, or a ``fill`` that the dtype does
+                not have (-100 in uint8).
         """
         dim = checked_dim(x, dim, self.length, "shard")
-        return rows_of(x, dim, fill, self.positions.to(x.device))
+        return rows_of(x, dim, checked_fill(fill, x.dtype), self.positions.to(x.device))
 
     def unshard(self, x: Tensor, dim: int, *, grads: Literal["same", "sum"] = "same") -> Tensor:
         """The whole of a tensor of which every rank has its rows: the inverse of `shard`, on every rank. Collective.
