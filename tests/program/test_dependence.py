@@ -106,3 +106,18 @@ def test_a_changed_copy_of_an_index_is_not_the_index():
 def test_an_answer_that_is_no_bool(function, words):
     with pytest.raises(TypeError, match=words):
         dependence_on(function, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("function", "read_at"),
+    [
+        (lambda b, h, q, k: q >= k, set()),
+        (lambda b, h, q, k: k < LENS[b], {"b"}),
+        (lambda b, h, q, k: BIAS[b, h, k] & (q > 0), {"b", "h", "kv_idx"}),
+        (lambda b, h, q, k: LENS[(q - k).abs() % 3] > h, {"q_idx", "kv_idx"}),
+        (lambda b, h, q, k: LENS[:1][k * 0] > q, set()),  # a table of one entry
+        (lambda b, h, q, k: LENS[LENS[h] % 3] > k, {"h"}),
+    ],
+)
+def test_where_tables_are_read(function, read_at):
+    assert dependence_on(function, "cpu").read_at == read_at

@@ -38,15 +38,17 @@ class Dependence:
     Attributes:
         marks: the indices that can change the answer.
         sizes: for each index, the sizes of the table dimensions that it reads directly.
+        read_at: the indices that can change where a table is read, directly or by what is computed from them.
     """
 
     marks: frozenset[Index]
     sizes: Mapping[Index, Collection[int]]
+    read_at: frozenset[Index]
 
     @classmethod
     def on_all(cls, sizes: Mapping[Index, Collection[int]]) -> "Dependence":
         """The dependence where no program can be recorded: the answer may depend on every index."""
-        return cls(frozenset(INDICES), sizes)
+        return cls(frozenset(INDICES), sizes, frozenset(INDICES))
 
     def sizes_for(self, batch: int | None, heads: int | None, q_end: int | None, kv_end: int) -> tuple[int, int]:
         """B and H of a table for these queries and keys: the given sizes, or the smallest that the mask needs.
@@ -127,8 +129,10 @@ def dependence_of(program: Program) -> Dependence:
     walk = _Walk()
     for step in program.steps:
         walk.follow(step, program)
-    marks = walk.marks_of(program.answer) if program.unsupported_reason is None else walk.seen
-    return Dependence(marks, {index: frozenset(walk.sizes[index]) for index in INDICES})
+    sizes = {index: frozenset(walk.sizes[index]) for index in INDICES}
+    if program.unsupported_reason is None:
+        return Dependence(walk.marks_of(program.answer), sizes, walk.read_at)
+    return Dependence(walk.seen, sizes, walk.seen)
 
 
 class _Walk:
@@ -137,6 +141,7 @@ class _Walk:
     def __init__(self) -> None:
         self.sizes: dict[Index, set[int]] = {index: set() for index in INDICES}
         self.seen: frozenset[Index] = frozenset()
+        self.read_at: frozenset[Index] = frozenset()
         self._marks: dict[Value, frozenset[Index]] = {Value(i): frozenset({index}) for i, index in enumerate(INDICES)}
         self._is_index: dict[Value, Index] = {
             Value(i): index for i, index in enumerate(INDICES)
@@ -167,6 +172,7 @@ class _Walk:
                 continue
             if size != 1:
                 marks |= self._marks[index]
+                self.read_at |= self._marks[index]
             if index in self._is_index:
                 self.sizes[self._is_index[index]].add(size)
         return marks

@@ -11,6 +11,9 @@ from maskloom.attention.backends.triton_scores import no_backward, no_forward
 from maskloom.attention.dropout.passes import IN_TWO_PASSES, in_two_passes
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
+from maskloom.masks.algebra import Mask
+from maskloom.program.mask_program import dependence_on
+from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 
 _DTYPES = (torch.float32, *HALF)
@@ -38,6 +41,47 @@ def _reads_tables(score_mod: ScoreMod | None) -> bool:
     if score_mod is None or torch.compiler.is_compiling():
         return False
     return any(tensor.ndim > 1 for tensor in captures.tensors(score_mod))
+
+
+_CROWDED = 64
+"""The head dim, in half types, of which torch's own tile is 128 × 128: all registers of its four warps."""
+
+_NARROW = 64
+"""Keys in a tile that leave room for what is read at them."""
+
+_OF_TILES = ("BLOCK_M", "BLOCK_N", "fwd_BLOCK_M", "fwd_BLOCK_N")
+
+
+def _is_crowded(request: Request, blocks: BlockMask, options: dict[str, Any]) -> bool:
+    """Whether the forward's tile, as torch chooses it, has no room for the tables that are read at its keys.
+
+    Compiled for sm_90 (Triton 3.6), such a kernel spills 1.7 to 5.6 kB a thread, and but one program fits a multiprocessor;
+    half as many keys in a tile spill nothing, or half a kB.
+    """
+    is_own = any(name in options for name in _OF_TILES)
+    if (
+        is_own
+        or request.query.shape[3] != _CROWDED
+        or request.query.dtype not in HALF
+        or blocks.BLOCK_SIZE[1] % _NARROW
+    ):
+        return False
+    return _reads_tables(request.score_mod) or _reads_at_keys(request)
+
+
+def _reads_at_keys(request: Request) -> bool:
+    """Whether the mask reads a table at keys. While torch compiles, a Mask is taken to do so with any that is not one of rows."""
+    mask_mod = request.mask_mod
+    if mask_mod is None:
+        return False
+    if torch.compiler.is_dynamo_compiling():
+        return isinstance(mask_mod, Mask) and _holds_tables(mask_mod, request.query.shape[0])
+    return "kv_idx" in dependence_on(mask_mod, request.query.device).read_at
+
+
+def _holds_tables(mask_mod: MaskMod, batch: int) -> bool:
+    """Whether a mask holds a tensor that is not of one number, or one for each of the batch rows."""
+    return any(table.ndim > 1 or (table.ndim == 1 and table.shape[0] != batch) for table in captures.tensors(mask_mod))
 
 
 class Triton(Backend):
@@ -88,7 +132,10 @@ class Triton(Backend):
         if _reads_tables(request.score_mod):
             # the kernel buffers a tile of what score_mod reads for each stage: three, its default, are more than there is
             options.setdefault("num_stages", 2)
-        fit = _tiles_fit(request, blocks_of(request))
+        blocks = blocks_of(request)
+        if _is_crowded(request, blocks, options):
+            options["fwd_BLOCK_N"] = _NARROW
+        fit = _tiles_fit(request, blocks)
         if fit is not None:
             options.setdefault("IS_DIVISIBLE", fit)
         return options
