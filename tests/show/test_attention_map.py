@@ -255,6 +255,12 @@ def test_size_grows_with_length_within_bounds():
         ({"keys": 5}, r"keys is one piece of positions, slice\(start, stop\); got 5"),
         ({"key": None}, "takes query and key, or weights=; got neither or one of them"),
         ({"weights": torch.ones(7, 11)}, "takes query and key, or weights=; got both"),
+        ({"key": torch.ones(B, HKV, K, D, device="meta")}, "key is a dense tensor with values; got .* meta"),
+        ({"query": None, "key": None, "weights": torch.ones(3, 5, device="meta")}, "weights is a dense tensor .* meta"),
+        (
+            {"query": None, "key": None, "weights": torch.eye(5).to_sparse()},
+            "weights is a dense .*; got torch.sparse_coo",
+        ),
         ({"query": None, "key": None, "weights": torch.ones(5)}, r"weights has shape .*; got \(5,\)"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import maskloom as loom
 from maskloom.show import save_figure
@@ -58,6 +59,51 @@ def test_files_have_ordinary_permissions_and_the_same_bytes_again(tmp_path):
 def test_other_suffixes_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"saved as \.png, \.svg or \.pdf; got suffix '(\.jpg)?'"):
         save_figure(picture(), tmp_path / name)
+
+
+@pytest.mark.parametrize("path", [3, b"mask.png"])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(TypeError, match=r"path is a \.png, \.svg or \.pdf file, text or a Path; got"):
+        save_figure(picture(), path)
+    query = torch.ones(1, 2, 3, 5)
+    with pytest.raises(TypeError, match=r"path is a \.png, \.svg or \.pdf file, text or a Path; got"):
+        loom.visualize_attention_scores(query, query, path=path)
+
+
+DRAWN = {
+    "mask": lambda **options: loom.show.mask(loom.causal, 5, 7, **options),
+    "tiles": lambda **options: loom.show.tiles(loom.causal, 5, 7, **options),
+    "density": lambda **options: loom.show.density(loom.causal, 5, 7, **options),
+    "compare": lambda **options: loom.show.compare(loom.causal, loom.everything, 5, 7, **options),
+    "attention": lambda **options: loom.show.attention(weights=torch.ones(5, 7), **options),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_axes_that_cannot_be_drawn_on_are_named(draw):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    several = figure.subplots(2, 2)
+    removed = several[0, 0]
+    removed.remove()
+    for ax, message in (
+        (several, "ax is one matplotlib Axes; got ndarray"),
+        (figure, "ax is one matplotlib Axes; got Figure"),
+        ("ax", "ax is one matplotlib Axes; got str"),
+        (removed, "ax is in no figure: it was removed"),
+        (Figure().add_subplot(projection="polar"), "ax is a plane with x and y; got 'polar' axes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            DRAWN[draw](ax=ax)
+    assert DRAWN[draw](ax=several[1, 0]) is figure
+
+
+@pytest.mark.parametrize("draw", [name for name in DRAWN if name != "density"])
+@pytest.mark.parametrize("size", ["x", True, 0, -1.5, float("nan"), float("inf")])
+def test_a_size_that_is_none_is_named(draw, size):
+    with pytest.raises((TypeError, ValueError), match=f"size is a number of inches.*; got '?{size}"):
+        DRAWN[draw](size=size)
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("a.png", b"\x89PNG")])

@@ -75,9 +75,11 @@ def density(
 
 
 def _axes(ax: "Axes | None") -> "tuple[Figure, list[Axes]]":
+    from maskloom.show.figures import checked_axes, new_figure
+
+    ax = checked_axes(ax)
     if ax is not None:
         return ax.figure, [ax]  # type: ignore[return-value]
-    from maskloom.show.figures import new_figure
 
     figure = new_figure(_WIDTH + 0.9, 2 * _HEIGHT + 1.6)
     return figure, list(figure.subplots(2, 1))

@@ -4,15 +4,19 @@ matplotlib is imported when the first picture is drawn. Figures are made directl
 chosen and no global list keeps figures alive.
 """
 
+import math
 import os
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from maskloom.core.words import brief
 from maskloom.errors import needed_by
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -88,6 +92,41 @@ def panel_size(rows: float, columns: float, *, cell: float, longest: float, leas
     return max(cell * columns, least), max(cell * rows, least)
 
 
+# -- what a caller gives -----------------------------------------------------------------------------------------------
+
+
+def checked_axes(ax: Any) -> "Axes | None":
+    """Axes of a caller to draw on, or None.
+
+    Raises:
+        TypeError: not one axes. ValueError: axes that no figure has any more, or that are no plane with x and y.
+    """
+    if ax is None:
+        return None
+    with needed_by("a picture"):
+        from matplotlib.axes import Axes
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax is one matplotlib Axes; got {type(ax).__name__}")
+    if ax.figure is None:
+        raise ValueError("ax is in no figure: it was removed")
+    if ax.name != "rectilinear":
+        raise ValueError(f"ax is a plane with x and y; got {ax.name!r} axes")
+    return ax
+
+
+def checked_size(size: Any) -> float:
+    """Maximum inches of the longer side.
+
+    Raises:
+        TypeError: not a number. ValueError: not a positive one.
+    """
+    if isinstance(size, bool) or not isinstance(size, Real):
+        raise TypeError(f"size is a number of inches; got {brief(size)}")
+    if not 0 < float(size) < math.inf:
+        raise ValueError(f"size is a number of inches, above 0; got {brief(size)}")
+    return float(size)
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -102,10 +141,10 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
         ``path`` as a Path.
 
     Raises:
-        ValueError: another suffix.
+        TypeError: no path. ValueError: another suffix.
         OSError: ``path`` cannot be written; the error names it.
     """
-    path = Path(path)
+    path = file_of(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"a figure is saved as .png, .svg or .pdf; got suffix {path.suffix!r} in {str(path)!r}")
@@ -117,6 +156,17 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
 
     write_whole("the figure", path, write)
     return path
+
+
+def file_of(path: Any) -> Path:
+    """The path of a picture.
+
+    Raises:
+        TypeError: neither text nor a Path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a .png, .svg or .pdf file, text or a Path; got {type(path).__name__}: {brief(path)}")
+    return Path(path)
 
 
 def write_whole(what: str, path: Path, write: Callable[[Path], None]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maskloom.show.figures import load_matplotlib, new_figure, panel_size
+from maskloom.show.figures import checked_axes, checked_size, load_matplotlib, new_figure, panel_size
 from maskloom.show.labels import both_labels, keys_on_top, label_positions, literal, room_of
 from maskloom.show.measure.selection import Span, Which, span_of
 from maskloom.show.measure.shares import pairs_along
@@ -119,6 +119,7 @@ def frame_of(
         size: maximum inches of the longer side of a panel.
         room: inches around the panels, across and down.
     """
+    ax, size = checked_axes(ax), checked_size(size)
     queries, key_span = span_of("rows", rows, source.q_len), span_of("keys", keys, source.kv_len)
     labels = both_labels(tokens, key_tokens, source.q_len, source.kv_len)
     pairs = [(row, head) for row in source.batch.chosen(batch) for head in source.heads.chosen(heads)]

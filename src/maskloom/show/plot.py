@@ -9,7 +9,7 @@ from torch import Tensor
 from maskloom.core import captures
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
-from maskloom.show.figures import save_figure
+from maskloom.show.figures import file_of, save_figure
 
 
 def visualize_attention_scores(
@@ -66,7 +66,7 @@ def visualize_attention_scores(
 
 def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
     """The file to write; dots in ``name`` do not start a suffix."""
-    path = Path() if path is None else Path(path)
+    path = Path() if path is None else file_of(path)
     if path.is_dir():
         return path / f"{name}.png"
     return path if path.suffix else path.with_name(f"{path.name}.png")

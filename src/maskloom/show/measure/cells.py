@@ -195,6 +195,7 @@ def check_tensors(query: Tensor, key: Tensor) -> None:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} is floating point; got {tensor.dtype}")
+        _check_readable(name, tensor)
     shapes = f"query {tuple(query.shape)} and key {tuple(key.shape)}"
     if 0 in query.shape or 0 in key.shape:
         raise ValueError(f"there is nothing to draw of an empty tensor; got {shapes}")
@@ -212,9 +213,17 @@ def checked_weights(name: str, weights: object) -> Tensor:
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"{name} is a floating point tensor (B, H, Q, K), (H, Q, K) or (Q, K); got {got}")
+    _check_readable(name, weights)
     if weights.ndim not in (2, 3, 4) or 0 in weights.shape:
         raise ValueError(f"{name} has shape (B, H, Q, K), (H, Q, K) or (Q, K); got {tuple(weights.shape)}")
     return weights.detach()[(None,) * (4 - weights.ndim)]
+
+
+def _check_readable(name: str, tensor: Tensor) -> None:
+    """Raise a TypeError for a tensor without values, or whose values are not at places of their own."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        got = "a tensor on the device meta" if tensor.is_meta else tensor.layout
+        raise TypeError(f"{name} is a dense tensor with values; got {got}")
 
 
 def check_mask(mask: BlockMask | MaskMod, sizes: tuple[int, int, int, int]) -> None:
