@@ -512,7 +512,13 @@ def refusals() -> dict[str, str]:
         "unshard": lambda: plan.unshard(whole_, 0),
         "grads": lambda: plan.unshard(plan.shard(whole_, 0), 0, grads="mean"),
     }
-    return {name: said(call) for name, call in calls.items()}
+    found = {name: said(call) for name, call in calls.items()}
+    for strategy in STRATEGIES:
+        plan = loom.distributed.plan(loom.causal, 37, mesh, heads=(6, 2), strategy=strategy)
+        leaves = [one.clone().requires_grad_() for one in (query, key, value)]
+        loss = plan.attend(*leaves).sum()
+        found[f"second {strategy}"] = _runtime_error(lambda: torch.autograd.grad(loss, leaves, create_graph=True))
+    return found
 
 
 def dying(alone: int) -> str:

@@ -7,6 +7,7 @@ from tests.distributed.processes import everywhere
 def test_what_is_refused_is_named(tmp_path):
     first, second = everywhere(2, tmp_path / "store", cases.refusals)
     assert first == second
+    second = "attention by a plan has no second derivative; take the first one without create_graph=True"
     names = '"auto", or one of heads, gather, needed'
     assert first == {
         "mask": "TypeError: a mask is a function (b, h, q_idx, kv_idx) -> bool; got int: 3",
@@ -46,6 +47,7 @@ def test_what_is_refused_is_named(tmp_path):
         "fill text": "TypeError: fill is a number; got 'x'",
         "unshard": "ValueError: unshard takes 19 rows in dim 0; got shape (37,)",
         "grads": 'ValueError: grads is "same" or "sum"; got \'mean\'',
+        **{f"second {strategy}": second for strategy in cases.STRATEGIES},
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from maskloom.distributed.exchange.packing import (
+    check_once,
     fill,
     packed,
     packed_by_heads,
@@ -101,6 +102,7 @@ class _ByHeads(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         return None, *_to_rows(grads, ctx.group)
 
 
@@ -112,6 +114,7 @@ class _ByRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         return None, *_to_heads(grads, ctx.group)
 
 
@@ -146,6 +149,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         how: Gathering = ctx.how
         found = packed(grads)
         everyones = found.new_zeros(ctx.group.size() * ctx.rows, *found.shape[1:])
@@ -173,6 +177,7 @@ class _Fetched(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         how: Fetching = ctx.how
         first, last = how.before, how.before + how.own
         others = packed([torch.cat([grad[:, :, :first], grad[:, :, last:]], 2) for grad in grads])

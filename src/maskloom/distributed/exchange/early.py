@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from maskloom.distributed.exchange.collectives import all_gather, reduce_scatter
-from maskloom.distributed.exchange.packing import Shape, packed, shapes_of, unpacked
+from maskloom.distributed.exchange.packing import Shape, check_once, packed, shapes_of, unpacked
 
 
 class Gather:
@@ -53,6 +53,7 @@ class _Begun(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         gather: Gather = ctx.gather
         gather.wait()
         assert gather.back is not None
@@ -69,6 +70,7 @@ class _Ended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once()
         gather: Gather = ctx.gather
         found = packed(grads)
         gather.sent = found.new_zeros(gather.group.size() * gather.rows, *found.shape[1:])

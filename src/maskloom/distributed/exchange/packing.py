@@ -7,6 +7,7 @@ arrives is used where it lies: tensors come out as views (B, H, L, D) of the row
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,12 @@ def shapes_of(tensors: Sequence[Tensor], parts: int = 1) -> tuple[Shape, ...]:
 def row_width(shapes: Sequence[Shape]) -> int:
     """Numbers of one batch row in a row."""
     return sum(heads * width for heads, width in shapes)
+
+
+def check_once() -> None:
+    """Raise a RuntimeError in a backward that is to be differentiated again: collectives have one derivative."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("attention by a plan has no second derivative; take the first one without create_graph=True")
 
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:
