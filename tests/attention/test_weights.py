@@ -107,7 +107,12 @@ def test_it_compiles_in_one_graph():
     ("options", "error", "words"),
     [
         ({"key": KEY[:, :, :, :3]}, ValueError, "query and key have the same head dim"),
-        ({"key": KEY.float()}, ValueError, "one dtype"),
+        (
+            {"key": KEY.float()},
+            ValueError,
+            "^query and key have one dtype; got query torch.float64, key torch.float32$",
+        ),
+        ({"key": KEY[:1]}, ValueError, "^query and key have one batch size; got query [^v]*, key [^v]*$"),
         ({"mask": loom.block_mask(loom.causal, 5, 5)}, ValueError, r"\(5, 5\); the attention has \(7, 11\)"),
         ({"mask": TABLE[0, 0, 0]}, ValueError, "a tensor in place of a mask has shape"),
         ({"mask": 3}, TypeError, "a mask is a function"),

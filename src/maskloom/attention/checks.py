@@ -25,20 +25,33 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def checked_tensors(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors of one attention, in autocast's dtype where it is on, or a TypeError or ValueError if they are not."""
-    _check_each({"query": query, "key": key, "value": value})
+    query, key, value = _checked({"query": query, "key": key, "value": value}, "query, key and value")
+    return query, key, value
+
+
+def checked_query_and_key(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of attention's scores, which need no value."""
+    query, key = _checked({"query": query, "key": key}, "query and key")
+    return query, key
+
+
+def _checked(named: dict[str, Tensor], names: str) -> list[Tensor]:
+    _check_each(named)
+    query = named["query"]
     to = autocast_to(query.device)
     if to is not None:
-        query, key, value = (_cast(tensor, to) for tensor in (query, key, value))
-    named = {"query": query, "key": key, "value": value}
-    if not query.dtype == key.dtype == value.dtype:
+        named = {name: _cast(tensor, to) for name, tensor in named.items()}
+        query = named["query"]
+    tensors = list(named.values())
+    if any(tensor.dtype != query.dtype for tensor in tensors):
         float64 = "" if to is None else f" (autocast casts to {to}, but not float64)"
-        raise ValueError(f"query, key and value have one dtype; got {_each(named, 'dtype')}{float64}")
-    if not query.device == key.device == value.device:
-        raise ValueError(f"query, key and value are on one device; got {_each(named, 'device')}")
+        raise ValueError(f"{names} have one dtype; got {_each(named, 'dtype')}{float64}")
+    if any(tensor.device != query.device for tensor in tensors):
+        raise ValueError(f"{names} are on one device; got {_each(named, 'device')}")
     if query.device.type == "meta":
-        raise ValueError("query, key and value are on the meta device, where there are no values to attend to")
-    _check_shapes(named)
-    return query, key, value
+        raise ValueError(f"{names} are on the meta device, where there are no values to attend to")
+    _check_shapes(named, names)
+    return tensors
 
 
 def _check_each(named: dict[str, Tensor]) -> None:
@@ -63,10 +76,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype in (dtype, torch.float64) else tensor.to(dtype)
 
 
-def _check_shapes(named: dict[str, Tensor]) -> None:
-    q_shape, k_shape, v_shape = named["query"].shape, named["key"].shape, named["value"].shape
+def _check_shapes(named: dict[str, Tensor], names: str) -> None:
+    q_shape, k_shape = named["query"].shape, named["key"].shape
+    v_shape = named["value"].shape if "value" in named else k_shape
     if not q_shape[0] == k_shape[0] == v_shape[0]:
-        raise ValueError(f"query, key and value have one batch size; got {_each(named, 'shape')}")
+        raise ValueError(f"{names} have one batch size; got {_each(named, 'shape')}")
     if k_shape[1:3] != v_shape[1:3]:
         raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
     if q_shape[3] != k_shape[3]:

@@ -8,8 +8,8 @@ from maskloom.attention.checks import (
     check_mask_fits,
     check_options,
     check_score_mod_fits,
+    checked_query_and_key,
     checked_scale,
-    checked_tensors,
     placed_beside,
 )
 from maskloom.attention.chunks import in_chunks
@@ -56,7 +56,7 @@ def attention_weights(
     Raises:
         TypeError, ValueError: as `attend`; rows that are no slice of these queries, or empty.
     """
-    query, key, _ = checked_tensors(query, key, key)
+    query, key = checked_query_and_key(query, key)
     batch, heads, q_len, _ = query.shape
     check_options(query, None, sinks, None)
     start, stop = _bounds(rows, q_len)
