@@ -5,7 +5,9 @@ that this is the only place where packing is seen.
 """
 
 import functools
+import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +46,7 @@ def positions_of_maker() -> Positions:
     maker = sys._getframe(2)
     if maker.f_code.co_filename != masking_utils.__file__:
         return NO_POSITIONS
-    known = maker.f_locals
-    cache = next((known[name] for name in _CACHES if name in known), "unknown, so there may be one")
-    return _positions(known.get("position_ids"), known.get("attention_mask"), cache)
+    return _known_positions(maker.f_locals)
 
 
 def _of_traced_maker() -> Positions:
@@ -58,10 +58,11 @@ def _of_traced_maker() -> Positions:
     return _told.pop() if _told else NO_POSITIONS
 
 
-def _positions(ids: Any, attention_mask: Tensor | None, cache: Any) -> Positions:
-    if not isinstance(ids, Tensor):
-        return NO_POSITIONS
-    return Positions(ids, attention_mask is None and cache is None)
+def _known_positions(known: Mapping[str, Any]) -> Positions:
+    """Of what a maker was given, by name."""
+    ids, attention_mask = known.get("position_ids"), known.get("attention_mask")
+    cache = next((known[name] for name in _CACHES if name in known), "unknown, so there may be one")
+    return Positions(ids, attention_mask is None and cache is None) if isinstance(ids, Tensor) else NO_POSITIONS
 
 
 def listen(name: str) -> None:
@@ -73,14 +74,15 @@ def listen(name: str) -> None:
     if whole is None or hasattr(whole, "__wrapped__"):
         return
 
+    names = tuple(inspect.signature(whole).parameters)
+
     @functools.wraps(whole)
-    def telling(
-        config: Any, inputs_embeds: Any, attention_mask: Any, cache: Any, position_ids: Any, *rest: Any, **named: Any
-    ) -> Any:  # fmt: skip
-        made = whole(config, inputs_embeds, attention_mask, cache, position_ids, *rest, **named)
-        asks = not made[0] and attention_mask is None and config._attn_implementation == name
+    def telling(*given: Any, **named: Any) -> Any:
+        made = whole(*given, **named)
+        known = dict(zip(names, given, strict=False)) | named
+        asks = not made[0] and known["attention_mask"] is None and known["config"]._attn_implementation == name
         if asks and torch.compiler.is_dynamo_compiling():
-            _told[:] = [_positions(position_ids, attention_mask, cache)]
+            _told[:] = [_known_positions(known)]
         return made
 
     setattr(masking_utils, _NEEDED, telling)
