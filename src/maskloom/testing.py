@@ -11,7 +11,6 @@ import copy
 import operator
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -285,6 +284,6 @@ def _law(words: str, holds: bool) -> None:
 
 def public_names() -> dict[str, object]:
     """Every public name of every namespace that has values, for reprs: ``eval(repr(mask), public_names())`` gives the mask again."""
-    spaces: tuple[ModuleType, ...] = (loom.masks, loom.scores, loom.blocks, loom.batches, loom.nn)
+    spaces = [getattr(loom, name) for name in ("masks", "scores", "blocks", "batches", "nn")]
     named = {name: getattr(loom, name) for name in loom.__all__}
     return named | {name: getattr(space, name) for space in spaces for name in space.__all__}
