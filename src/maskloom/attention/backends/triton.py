@@ -55,8 +55,7 @@ _OF_TILES = ("BLOCK_M", "BLOCK_N", "fwd_BLOCK_M", "fwd_BLOCK_N")
 def _is_crowded(request: Request, blocks: BlockMask, options: dict[str, Any]) -> bool:
     """Whether the forward's tile, as torch chooses it, has no room for the tables that are read at its keys.
 
-    Compiled for sm_90 (Triton 3.6), such a kernel spills 1.7 to 5.6 kB a thread, and but one program fits a multiprocessor;
-    half as many keys in a tile spill nothing, or half a kB.
+    Compiled for sm_90 by Triton 3.6, such a kernel spills its registers; with half as many keys in a tile it spills few or none.
     """
     is_own = any(name in options for name in _OF_TILES)
     if (
