@@ -59,6 +59,7 @@ def processes(cp: int) -> Iterator[Ranks]:
             raise SystemExit(f"--cp {cp} needs torchrun with a multiple of {cp} processes")
         yield Ranks(0, 1, device, None)
         return
+    torch.set_num_threads(torch.get_num_threads())  # torch.compile refuses a number that changes while it traces
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
