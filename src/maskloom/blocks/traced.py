@@ -4,10 +4,12 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
+from maskloom.core.block_masks import rebuilt
 from maskloom.core.symbols import is_dynamic
 from maskloom.core.torch_state import is_exporting
 from maskloom.masks.dense import GIVE_SIZES
@@ -33,4 +35,9 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
             "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"
         )
     known = {name: value for name, value in options.items() if name in TORCH_TAKES}
-    return flex.create_block_mask(mask, batch, heads, q_len, kv_len, device, block, **known)
+
+    def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return mask(b, h, q_idx, kv_idx)
+
+    # torch asks for a function's signature, which asks for its id: of a mask itself, that would tie the graph to this object
+    return rebuilt(flex.create_block_mask(mod, batch, heads, q_len, kv_len, device, block, **known), mask_mod=mask)

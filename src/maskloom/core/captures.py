@@ -29,6 +29,11 @@ def tensors(held: object) -> list[Tensor]:
     return list(facts_of(held).tensors)
 
 
+def tensors_of_fields(held: object) -> list[Tensor]:
+    """Its tensors, but for those that functions capture: while torch traces, what a function in a field captures is unknown."""
+    return [leaf for leaf in _leaves_of_fields(held) if isinstance(leaf, Tensor)]
+
+
 def device_of(held: object, what: str = "mask") -> torch.device | None:
     """The device of the captured tensors that have dimensions; None without any. Errors call the object ``what``.
 
@@ -197,7 +202,7 @@ def _in_trace(held: object) -> Facts | None:
     leaves = _leaves_of_fields(held)
     if any(callable(leaf) for leaf in leaves):
         return None
-    found = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    found = tuple(tensors_of_fields(held))
     return Facts(
         found, frozenset(), holds_code=False, may_change=False, is_plain=True,
         holds_dtensors=any(map(is_dtensor, found)), searches=False,
@@ -252,6 +257,8 @@ def sizes_of_one(tensor: Tensor) -> tuple[bool, ...]:
 def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
     """Everything that ``held`` reaches, itself first, each once (a closure may hold itself), with its `flatten`."""
     seen: dict[int, object] = {}  # keeps them alive, so that no id is reused
+    seen_in_trace: list[object] = []  # where an id would tie the graph to this very object
+    tracing = torch.compiler.is_dynamo_compiling()
     waiting = [held]
     while waiting:
         found = waiting.pop()
@@ -260,9 +267,16 @@ def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
         ):  # a leaf; an int's id would make a constant of one that torch traces
             yield found, None
             continue
-        if id(found) in seen:
+        if tracing and isinstance(found, (tuple, list, dict)):
+            pass  # there `is` knows none of these; what holds itself does it by a function or an object too
+        elif tracing:
+            if any([found is other for other in seen_in_trace]):
+                continue
+            seen_in_trace.append(found)
+        elif id(found) in seen:
             continue
-        seen[id(found)] = found
+        else:
+            seen[id(found)] = found
         inside = flatten(found)
         yield found, inside
         if inside is not None:

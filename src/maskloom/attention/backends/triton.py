@@ -79,8 +79,9 @@ def _reads_at_keys(request: Request) -> bool:
 
 
 def _holds_tables(mask_mod: MaskMod, batch: int) -> bool:
-    """Whether a mask holds a tensor that is not of one number, or one for each of the batch rows."""
-    return any(table.ndim > 1 or (table.ndim == 1 and table.shape[0] != batch) for table in captures.tensors(mask_mod))
+    """Whether a mask's fields hold a tensor that is not of one number, or one for each of the batch rows."""
+    held = captures.tensors_of_fields(mask_mod)
+    return any(table.ndim > 1 or (table.ndim == 1 and table.shape[0] != batch) for table in held)
 
 
 class Triton(Backend):
