@@ -211,6 +211,10 @@ def _in_trace(held: object) -> Facts | None:
 
 def _leaves_of_fields(held: Any) -> list[Any]:
     inner: Iterable[Any]
+    if held is None or isinstance(
+        held, (Tensor, *_VALUES, int, torch.SymInt)
+    ):  # whose classes torch 2.11 cannot ask there
+        return [held]
     if isinstance(held, (tuple, list)):
         inner = held
     elif dataclasses.is_dataclass(held):
@@ -270,7 +274,7 @@ def _walked(held: object) -> Iterator[tuple[Any, Flattened | None]]:
         if tracing and isinstance(found, (tuple, list, dict)):
             pass  # there `is` knows none of these; what holds itself does it by a function or an object too
         elif tracing:
-            if any([found is other for other in seen_in_trace]):
+            if any(found is other for other in seen_in_trace):
                 continue
             seen_in_trace.append(found)
         elif id(found) in seen:
