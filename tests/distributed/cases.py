@@ -588,7 +588,7 @@ def alone() -> None:
         assert not plan.pads.any()
         assert plan.bytes == 0
         assert plan.balance == 1.0
-        assert plan.part.masks(None, None).plain is loom.causal
+        assert plan.part.masks(1, None, None).plain is loom.causal
         with counted() as moved:
             check(loom.causal, made(2, (6, 2), length), plan, score_mod=loom.scores.alibi(6))
         assert moved.calls == 0

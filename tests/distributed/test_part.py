@@ -6,6 +6,7 @@ import torch
 import maskloom as loom
 from maskloom.core import captures
 from maskloom.distributed.asking import checked, weighed
+from maskloom.distributed.exchange.collectives import Gathering
 from maskloom.distributed.part import Part, Place, _for_parts, part_of
 from maskloom.distributed.sharing.layout import layout_of
 
@@ -29,11 +30,22 @@ def documents(*starts: int) -> loom.Mask:
 def test_masks_of_other_documents_have_one_structure(strategy):
     """So one compiled kernel serves them."""
     masks = [
-        part_for(documents(*starts), strategy, 1).masks(None, None).plain
+        part_for(documents(*starts), strategy, 1).masks(1, None, None).plain
         for starts in ((50, 90), (7, 100), (33, 34, 200))
     ]
     first, *others = [captures.structure(mask, numbers=False) for mask in masks]
     assert others == [first] * 2
+
+
+def everywhere(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions of its queries and keys."""
+    keys = LENGTH if isinstance(part.exchange, Gathering) else part.exchange.own + sum(part.exchange.received)
+    first, second = part.positions
+    return listed(first, part.queries), listed(second, keys)
+
+
+def listed(held, length: int) -> torch.Tensor:
+    return held.long() if isinstance(held, torch.Tensor) else torch.arange(length) + (held or 0)
 
 
 @pytest.mark.parametrize("strategy", ["gather", "needed"])
@@ -41,22 +53,42 @@ def test_masks_of_other_documents_have_one_structure(strategy):
 def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
     mask = documents(50, 90)
     part = part_for(mask, strategy, rank)
-    q_positions, kv_positions = part.positions
     whole = mask.dense(LENGTH, LENGTH)[0, 0]
-    rows = whole[q_positions.long()]
-    keys = torch.arange(LENGTH) if kv_positions is None else kv_positions.long()
-    found = part.masks(None, None).plain.dense(len(q_positions), len(keys))[0, 0]
+    queries, keys = everywhere(part)
+    rows = whole[queries]
+    found = part.masks(1, None, None).plain.dense(len(queries), len(keys))[0, 0]
     assert torch.equal(found, rows[:, keys])
     hidden = torch.ones(LENGTH, dtype=torch.bool).index_fill(0, keys, False)
     assert not rows[:, hidden].any()  # what does not come is not seen
 
 
+def test_positions_that_follow_one_another_are_added_not_read():
+    """Where only what is needed comes: there queries always follow one another, and the keys of most masks do."""
+    window = loom.causal & loom.window(back=30)
+    part = part_for(window, "needed", 1)
+    first, keys = part.positions
+    assert first == LENGTH - part.queries
+    assert isinstance(keys, int) and 0 < keys <= first - 30
+    assert repr(part.masks(3, None, None).plain).endswith("q_positions=run(int32[3]), kv_positions=run(int32[3]))")
+    sparse = part_for(window | loom.causal & loom.sinks(2), "needed", 1)
+    assert isinstance(sparse.positions[1], torch.Tensor)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batch_rows_have_the_same_run(rank):
+    mask = loom.causal & loom.window(back=30) & loom.lengths([LENGTH, 7, 130])
+    part = part_for(mask, "needed", rank)
+    queries, keys = everywhere(part)
+    found = part.masks(3, None, None).plain.dense(len(queries), len(keys))
+    assert torch.equal(found, mask.dense(LENGTH, LENGTH)[:, :, queries][..., keys])
+
+
 def test_masks_are_made_once_for_each_offset():
     part = part_for(loom.masks.per_head([loom.causal, loom.window(back=5)] * 2), "heads", 1)
-    assert part.masks(None, 2) is part.masks(None, 2)
-    assert part.masks(None, 0) is not part.masks(None, 2)
-    assert "h_offset=2" in repr(part.masks(None, 2).plain)
-    assert part_for(loom.causal, "heads", 1).masks(None, 2).plain is loom.causal  # it is the same for every head
+    assert part.masks(1, None, 2) is part.masks(1, None, 2)
+    assert part.masks(1, None, 0) is not part.masks(1, None, 2)
+    assert "h_offset=2" in repr(part.masks(1, None, 2).plain)
+    assert part_for(loom.causal, "heads", 1).masks(1, None, 2).plain is loom.causal  # it is the same for every head
 
 
 def test_keys_in_two_parts_are_all_keys():

@@ -93,7 +93,7 @@ def _run(
     """`maskloom.attend` with the masks of a part."""
     from maskloom.attention.attend import attend  # the chain of imports would be too long
 
-    masks = part.masks(*at)
+    masks = part.masks(query.shape[0], *at)
     mask = part.ready(masks.placing if asked.passed["dropout"] else masks.plain, query, key)
     found = attend(
         query, key, value, mask, q_offset=None if isinstance(mask, BlockMask) else 0, return_aux=return_aux, sinks=asked.sinks,

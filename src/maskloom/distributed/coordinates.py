@@ -4,23 +4,37 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from maskloom.core.values import FrozenValue, value
 from maskloom.masks.algebra import Mask, Placing, and_masks, mask_dataclass, shown
 from maskloom.program.answers import ask
 from maskloom.scores.base import ScoreMod, ScoreValue, name_of, only_adds, score_dataclass
 from maskloom.scores.softcap import SoftCap
 
 
+@value
+class Run(FrozenValue):
+    """Positions one behind the other: what a kernel adds is cheaper than what it reads.
+
+    Attributes:
+        first: int32 (B,), the first one in each batch row: FLASH reads no tensors without dimensions.
+    """
+
+    first: Tensor
+    name = "run"
+    runs_in_flash = True
+
+
 class Coordinates(NamedTuple):
     """Where the rows of a rank's tensors lie in the whole.
 
     Attributes:
-        q_positions: int32 (Q,), the position of each query; None where that is its index.
+        q_positions: int32 (Q,), the position of each query, or a run; None where that is its index.
         kv_positions: int32 (K,), the same of keys.
         b_offset, h_offset: the first batch row, and the first query head; None: these are all. (0 says that there may be more.)
     """
 
-    q_positions: Tensor | None = None
-    kv_positions: Tensor | None = None
+    q_positions: Tensor | Run | None = None
+    kv_positions: Tensor | Run | None = None
     b_offset: int | None = None
     h_offset: int | None = None
 
@@ -34,9 +48,15 @@ class Coordinates(NamedTuple):
         return (
             b if self.b_offset is None else b + self.b_offset,
             h if self.h_offset is None else h + self.h_offset,
-            q_idx if self.q_positions is None else self.q_positions[q_idx],
-            kv_idx if self.kv_positions is None else self.kv_positions[kv_idx],
+            _position(self.q_positions, b, q_idx),
+            _position(self.kv_positions, b, kv_idx),
         )
+
+
+def _position(positions: Tensor | Run | None, b: Tensor, index: Tensor) -> Tensor:
+    if positions is None:
+        return index
+    return index + positions.first[b] if isinstance(positions, Run) else positions[index]
 
 
 @mask_dataclass
@@ -55,8 +75,8 @@ class AtRank(Placing):
     """
 
     mask: Mask
-    q_positions: Tensor | None
-    kv_positions: Tensor | None
+    q_positions: Tensor | Run | None
+    kv_positions: Tensor | Run | None
     b_offset: int | None
     h_offset: int | None
 
@@ -89,8 +109,8 @@ class ScoreAtRank(ScoreValue):
     """A score mod of the whole sequence, for the queries and keys that one rank holds. Made by `placed_score`."""
 
     score_mod: ScoreMod
-    q_positions: Tensor | None
-    kv_positions: Tensor | None
+    q_positions: Tensor | Run | None
+    kv_positions: Tensor | Run | None
     b_offset: int | None
     h_offset: int | None
 

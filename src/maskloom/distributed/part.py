@@ -12,13 +12,16 @@ from torch.distributed import ProcessGroup
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
-from maskloom.distributed.coordinates import Coordinates, placed_mask
+from maskloom.core.torch_state import counting_writes
+from maskloom.distributed.coordinates import Coordinates, Run, placed_mask
 from maskloom.distributed.exchange.collectives import Fetching, Gathering, by_heads, by_rows, fetched, gathered
 from maskloom.distributed.sharing.layout import Layout, positions_of
 from maskloom.distributed.sharing.scheme import Scheme
 from maskloom.masks.algebra import Mask, nothing
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.simplify import simplify
+
+Positions = Tensor | int | None
 
 
 class Place(NamedTuple):
@@ -71,7 +74,7 @@ class Part:
         rows: of each rank.
         queries: real ones of its group, the first of its rows.
         exchange: how keys and values of other groups come in; None of one group.
-        positions: q_positions and kv_positions of `Coordinates`.
+        positions: q_positions and kv_positions of `Coordinates`; an int is the first of a run.
         overlap: how to attend while keys come in; None where they come in first.
     """
 
@@ -82,26 +85,34 @@ class Part:
     rows: int
     queries: int
     exchange: Gathering | Fetching | None
-    positions: tuple[Tensor | None, Tensor | None]
+    positions: tuple[Positions, Positions]
+    device: torch.device
     overlap: Overlap | None = None
-    _masks: dict[tuple[int | None, int | None], Masks] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, int | None], Masks] = field(default_factory=dict)
     _blocks: dict[Hashable, BlockMask] = field(default_factory=dict)
 
-    def masks(self, b_offset: int | None, h_offset: int | None) -> Masks:
-        """The masks of heads and batch rows from these on; made once, so that what attention builds is kept with them."""
-        found = self._masks.get((b_offset, h_offset))
+    def masks(self, batch: int, b_offset: int | None, h_offset: int | None) -> Masks:
+        """The masks of so many batch rows, and of heads, from these on; made once, so that what attention builds is kept with them."""
+        found = self._masks.get((batch, b_offset, h_offset))
         if found is None:
-            found = self._masks[b_offset, h_offset] = self._made(b_offset, h_offset)
+            found = self._masks[batch, b_offset, h_offset] = self._made(batch, b_offset, h_offset)
         return found
 
-    def _made(self, b_offset: int | None, h_offset: int | None) -> Masks:
-        at = Coordinates(*self.positions, b_offset, h_offset)
+    @counting_writes
+    def _made(self, batch: int, b_offset: int | None, h_offset: int | None) -> Masks:
+        queries, keys = self.positions
+        at = Coordinates(self._in_rows(queries, batch), self._in_rows(keys, batch), b_offset, h_offset)
         if not self.queries:
             return Masks(nothing, nothing, at)
         needed = at._replace(
             b_offset=b_offset if "b" in self.marks else None, h_offset=h_offset if "h" in self.marks else None
         )
         return Masks(placed_mask(self.mask, needed), placed_mask(self.mask, at), at)
+
+    def _in_rows(self, positions: Positions, batch: int) -> Tensor | Run | None:
+        if not isinstance(positions, int):
+            return positions
+        return Run(torch.full((batch,), positions, dtype=torch.int32, device=self.device))
 
     def ready(self, mask: Mask, query: Tensor, key: Tensor) -> Mask | BlockMask:
         """The mask as `attend` gets it: of what holds a function, which it would build at every call, the block mask, built once."""
@@ -177,10 +188,11 @@ def part_of(
     """
     own = layout.positions[place.group]
     exchange, keys = _exchange(scheme, layout, place.group, unit, device)
-    queries = None if scheme.groups == 1 and not q_offset else _placed(own, device)
+    placed = _placed if scheme.foreign is None else _run_or_placed
+    queries = None if scheme.groups == 1 and not q_offset else placed(own, device)
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
     positions = queries if queries is None else queries + q_offset, keys
-    part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions)
+    part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions, device)
     return dataclasses.replace(part, overlap=_overlap(part, layout, device), _masks={}, _blocks={}) if overlap else part
 
 
@@ -199,7 +211,7 @@ def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None
 
 def _exchange(
     scheme: Scheme, layout: Layout, group: int, unit: int, device: torch.device
-) -> tuple[Gathering | Fetching | None, Tensor | None]:
+) -> tuple[Gathering | Fetching | None, Positions]:
     """How a group gets keys of others, and the positions of all its keys, None where these are in order."""
     if scheme.groups == 1:
         return None, None
@@ -218,7 +230,7 @@ def _fetching(
     group: int,
     unit: int,
     device: torch.device,
-) -> tuple[Fetching, Tensor]:
+) -> tuple[Fetching, Positions]:
     """Groups hold tiles in order, so what comes from lower groups lies before a group's own."""
 
     def held_by(needed: Tensor, other: int) -> Tensor:
@@ -231,12 +243,22 @@ def _fetching(
     kept = own if len(own) else own.new_zeros(1)  # one row at least: attention takes no empty tensors
     keys = torch.cat([*received[:group], kept, *received[group:]])
     moves = any(bool(needed.any()) for needed in foreign)
-    return Fetching(sent, tuple(map(len, received)), len(kept), group, moves), _placed(keys, device)
+    return Fetching(sent, tuple(map(len, received)), len(kept), group, moves), _run_or_placed(keys, device)
 
 
 def _placed(positions: Tensor, device: torch.device) -> Tensor:
     found = positions if len(positions) else positions.new_zeros(1)
     return sent_to(found.to(torch.int32), device)
+
+
+def _run_or_placed(positions: Tensor, device: torch.device) -> Tensor | int:
+    """The first position, where they lie one behind the other; else all.
+
+    That is for schemes of groups whose rows always do: the structure of a mask, and so its kernel, would change with its values.
+    """
+    first = int(positions[0]) if len(positions) else 0
+    in_a_row = torch.equal(positions, torch.arange(first, first + len(positions)))
+    return first if in_a_row else _placed(positions, device)
 
 
 def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
