@@ -11,6 +11,7 @@ import maskloom as loom
 from maskloom.attention.written_out import attention_scores, probabilities
 from maskloom.blocks.dense import dense_of
 from maskloom.show import attention
+from maskloom.show.measure.cells import Head
 from tests.memory import peak_bytes
 from tests.show.looking import cell_pixels, cells, legend, mask, words
 
@@ -153,11 +154,53 @@ def test_all_of_a_long_sequence_is_drawn_as_means(length):
 def test_of_very_long_sequences_some_queries_are_computed():
     query, key = torch.zeros(1, 1, 20000, 2), torch.zeros(1, 1, 20000, 2)
     figure = attention(query, key, loom.causal & loom.lengths([13333]))
-    assert "a cell is the mean of 64 × 64 pairs; 1 of 64 queries computed" in words(figure)
+    assert "a cell is the mean of 64 × 64 pairs; 2 of 64 queries computed" in words(figure)
     drawn = cells(figure)
-    np.testing.assert_allclose(drawn[100, 3], 1 / (101 * 64), rtol=1e-5)  # the last query of the cell, over all keys
+    mean = (
+        1 / (100 * 64 + 32) + 1 / (101 * 64)
+    ) / 2  # of a query in the middle of the cell and the last one, over all keys
+    np.testing.assert_allclose(drawn[100, 3], mean, rtol=1e-5)
     assert np.ma.getmaskarray(drawn)[100, 101]
     assert legend(figure)[:2] == ["hidden", "query sees nothing"]
+
+
+def test_few_rows_of_cells_beside_many_columns_keep_their_edges():
+    query, key = torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3000, 2)
+    image = attention(query, key, loom.causal).axes[0].images[0]
+    assert image.get_array().shape == (3 * 125, 375)  # each row of cells is many rows of an image, which is not blurred
+    assert image.get_extent() == [-0.5, 2999.5, 2.5, -0.5]
+
+
+def test_long_sequences_are_read_once(monkeypatch):
+    """One product with the keys for all queries that are computed, not one for each of them."""
+    asked = []
+    rows = Head.rows
+    monkeypatch.setattr(Head, "rows", lambda head, positions: asked.append(len(positions)) or rows(head, positions))
+    query, key = torch.zeros(1, 1, 1 << 18, 2), torch.zeros(1, 1, 1 << 18, 2)
+    attention(query, key, loom.causal)
+    assert asked == [16] * 4
+
+
+def test_a_power_of_ten_stands_beside_each_number_of_the_bar():
+    query, key = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1 << 15, 2)
+    figure = attention(query, key)
+    figure.draw_without_rendering()
+    axis = figure.axes[1].yaxis if len(figure.axes) > 1 else figure.axes[0].child_axes[0].yaxis
+    assert axis.get_offset_text().get_text() == ""
+    assert [label.get_text() for label in axis.get_ticklabels()][1] == "1e-05"
+
+
+def test_titles_of_several_panels_stand_apart():
+    query = torch.zeros(2, 2, 10, 2)
+    figure = attention(query, query, loom.lengths([10, 5]), batch="all", heads="all")
+    figure.draw_without_rendering()
+    top = figure._suptitle.get_window_extent().y0
+    assert all(axes.title.get_window_extent().y1 <= top for axes in figure.axes[:4])
+
+
+def test_tokens_may_be_ids():
+    figure = attention(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), tokens=torch.tensor([464, 7, 11]))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["464", "7", "11"]
 
 
 def test_memory_is_bounded_whatever_the_length():
@@ -251,6 +294,19 @@ def test_size_grows_with_length_within_bounds():
         ({"mask": loom.lengths([1, 2])}, "2"),
         ({"mask": 5}, "a mask is a function"),
         ({"vmax": "most"}, "vmax is a number, or \"auto\"; got 'most'"),
+        ({"vmax": 10**400}, 'vmax is a number, or "auto", above -1e\\+300 and at most 1e\\+300; got 1000'),
+        ({"vmax": float("nan")}, 'vmax is a number, or "auto", above .*; got nan'),
+        ({"scale": "much"}, r"scale is a number, or None for 1 / sqrt\(head dim\); got 'much'"),
+        ({"scale": -(10**400)}, r"scale is a number, .*, above -1e\+300 .*; got -1000"),
+        ({"score_mod": loom.causal}, "causal takes 4; with four it looks like a mask_mod"),
+        ({"score_mod": lambda score, b, h, q_idx, kv_idx: None}, "answers with the score, .*; <lambda> gave None"),
+        ({"batch": 10**400}, r"batch is from 0 to 2, as there are 3 batch rows; got 10{90,}\.\.\."),
+        ({"tokens": 5}, "tokens is a sequence of labels, one for each position; got int: 5"),
+        ({"tokens": iter("abcdefg")}, "tokens is a sequence of labels, .*; got str_ascii_iterator"),
+        (
+            {"query": None, "key": None, "weights": torch.ones(7, 11), "scale": 2.0, "probabilities": False},
+            "weights are drawn as they are, without scale or probabilities, which need query and key",
+        ),
         ({"rows": slice(3, 9)}, r"rows is slice\(start, stop\) with 0 <= start < stop <= 7; got slice\(3, 9, None\)"),
         ({"keys": 5}, r"keys is one piece of positions, slice\(start, stop\); got 5"),
         ({"key": None}, "takes query and key, or weights=; got neither or one of them"),

@@ -45,6 +45,9 @@ def test_block_masks_and_lengths_of_the_second():
 
 
 def test_words():
+    blocks = loom.block_mask(loom.causal, 7, 11)
+    with pytest.raises(ValueError, match="kv_len is that of the block mask, 11, or left out; got 5"):
+        compare(blocks, loom.causal, kv_len=5)
     with pytest.raises(ValueError, match="the two masks are for different numbers of batch rows: 2 and 3"):
         compare(loom.lengths([1, 2]), loom.lengths([1, 2, 3]), 5)
     with pytest.raises(ValueError, match="causal has no length of its own: give q_len"):

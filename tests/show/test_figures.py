@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import maskloom as loom
+from maskloom.core.words import brief
 from maskloom.show import save_figure
 from maskloom.show.figures import DARK, LIGHT
 
@@ -100,10 +101,17 @@ def test_axes_that_cannot_be_drawn_on_are_named(draw):
 
 
 @pytest.mark.parametrize("draw", [name for name in DRAWN if name != "density"])
-@pytest.mark.parametrize("size", ["x", True, 0, -1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("size", ["x", True, 0, -1.5, float("nan"), float("inf"), 10**400])
 def test_a_size_that_is_none_is_named(draw, size):
-    with pytest.raises((TypeError, ValueError), match=f"size is a number of inches.*; got '?{size}"):
+    with pytest.raises((TypeError, ValueError), match=f"size is a number of inches.*; got '?{brief(size)[:9]}"):
         DRAWN[draw](size=size)
+
+
+@pytest.mark.parametrize("dpi", ["x", None, 0, float("nan"), 10**400])
+def test_a_resolution_that_is_none_is_named(tmp_path, dpi):
+    with pytest.raises((TypeError, ValueError), match=f"dpi is a number of pixels per inch.*; got '?{brief(dpi)[:9]}"):
+        save_figure(DRAWN["mask"](), tmp_path / "a.png", dpi=dpi)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("a.png", b"\x89PNG")])

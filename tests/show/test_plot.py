@@ -39,6 +39,20 @@ def test_visualize_writes_where_it_is_told(tensors, tmp_path, monkeypatch):
     assert "</svg>" in Path("drawing.svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "a.jpg"}, "a figure is saved as .png, .svg or .pdf; got suffix '.jpg'"),
+        ({"name": 5}, "name is text, the title of the picture; got 5"),
+        ({"name": "", "path": "."}, "name is the name of the file in the directory .; got an empty one"),
+    ],
+)
+def test_a_file_that_cannot_be_is_said_before_anything_is_computed(tensors, monkeypatch, change, message):
+    monkeypatch.setattr("maskloom.show.attention_map.attention", None)
+    with pytest.raises((TypeError, ValueError), match=message):
+        visualize_attention_scores(*tensors, **change)
+
+
 def test_the_title_of_visualize_is_its_name(tensors, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr("maskloom.show.plot.save_figure", lambda figure, path: kept.append(figure))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskloom.blocks.intervals.interval import LEAD, Interval, PositionRange
-from maskloom.core.checks import as_int, as_list, checked_length
+from maskloom.core.checks import MOST_POSITIONS, as_int, as_list, checked_length, is_beyond_all
 from maskloom.core.symbols import is_int, known
 from maskloom.core.words import brief
 from maskloom.program.dependence import Dependence
@@ -142,6 +142,8 @@ def checked_block_size(block_size: int | tuple[int, int]) -> tuple[int, int]:
         raise ValueError(
             f"the block size is a number of positions, at least 1, or a pair (Q, KV); got {brief(block_size)}"
         )
+    if any(map(is_beyond_all, pair)):
+        raise ValueError(f"the block size is at most {MOST_POSITIONS} positions; got {brief(block_size)}")
     return pair
 
 

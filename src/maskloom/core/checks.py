@@ -261,4 +261,15 @@ def checked_length(name: str, length: int) -> int:
     """``length`` itself, or a ValueError that names it."""
     if not is_int(length) or known(length < 1):
         raise ValueError(f"{name} is a number of positions, at least 1; got {brief(length)}")
+    if is_beyond_all(length):
+        raise ValueError(f"{name} is a number of positions, at most {MOST_POSITIONS}; got {brief(length)}")
     return length
+
+
+MOST_POSITIONS = 1 << 40
+"""Maximum length, and block size: sums of such numbers fit 64 bits."""
+
+
+def is_beyond_all(length: int) -> bool:
+    """Whether a number of positions is too large; not asked while torch traces, because it would guard the graph."""
+    return not is_tracing() and length > MOST_POSITIONS

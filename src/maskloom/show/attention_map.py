@@ -7,14 +7,13 @@ import numpy as np
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.core.checks import is_number
-from maskloom.core.words import brief
+from maskloom.attention.checks import check_score_mod_fits
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 from maskloom.show.colour_scale import Scale, scale_of
-from maskloom.show.figures import load_matplotlib, palette_of
+from maskloom.show.figures import checked_number, load_matplotlib, palette_of
 from maskloom.show.frame import Frame, draw_cells, frame_of, patch, size_in_words
 from maskloom.show.measure.cells import (
     Head,
@@ -71,7 +70,7 @@ def attention(
         mask: a Mask, a mask_mod, a table as in `attend`, a BlockMask (its tables and its mask_mod together), or None.
         weights: in place of query and key: (B, H, Q, K), (H, Q, K) or (Q, K), as another model returns them.
         score_mod: ``(score, b, h, q_idx, kv_idx) -> score``, applied before the mask. Where it returns -inf, the cell
-            is hidden.
+            is hidden. Of query and key alone, as are scale and probabilities.
         scale: by default ``1 / sqrt(D)``.
         probabilities: whether to draw probabilities, after the softmax, or scores, before it.
         rows, keys: the queries and keys to draw: ``slice(start, stop)``, a range or a pair. By default all.
@@ -90,7 +89,9 @@ def attention(
     Raises:
         TypeError, ValueError: tensors, mask, indices or labels that do not fit each other.
     """
+    limit = _checked_limit(vmax)
     given = _given(query, key, weights, mask)
+    scale = _checked_options(given, score_mod, scale, probabilities)
     frame = frame_of(
         given, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
         size=6.5 if size is None else size, room=(1.9, 1.25),
@@ -101,7 +102,7 @@ def attention(
         head = given.head(panel.row, panel.head, score_mod, scale, probabilities)
         found.append(values_in(at(cells, panel.row, panel.head), head.rows, given.kv_len, head.source))
     name = "weight" if weights is not None else "probability" if probabilities else "score"
-    scale_drawn = scale_of([_shown(values) for values in found], _checked_limit(vmax), from_zero=name != "score")
+    scale_drawn = scale_of([_shown(values) for values in found], limit, from_zero=name != "score")
     for panel, values in zip(frame.panels, found, strict=True):
         image = _draw(frame, panel.axes, cells, values, scale_drawn)
     _add_bar(frame, image, name, scale_drawn)
@@ -161,12 +162,24 @@ def _masked(mask: Any, sizes: tuple[int, int, int, int]) -> Source:
     return source_of(mask, *sizes[2:])
 
 
+def _checked_options(
+    given: _Given, score_mod: ScoreMod | None, scale: float | None, probabilities: bool
+) -> float | None:
+    """The scale, or a TypeError or ValueError if the options do not fit what is given."""
+    if given.key is None:
+        options = {"score_mod": score_mod is not None, "scale": scale is not None, "probabilities": not probabilities}
+        chosen = [name for name, is_given in options.items() if is_given]
+        if chosen:
+            raise TypeError(f"weights are drawn as they are, without {' or '.join(chosen)}, which need query and key")
+        return None
+    check_score_mod_fits(score_mod, given.query.shape[1], given.query.device)
+    return None if scale is None else checked_number("scale", scale, "a number, or None for 1 / sqrt(head dim)")
+
+
 def _checked_limit(vmax: object) -> float | None:
     if isinstance(vmax, str) and vmax == "auto":
         return None
-    if (isinstance(vmax, float) or is_number(vmax)) and np.isfinite(float(vmax)):
-        return float(vmax)
-    raise ValueError(f'vmax is a number, or "auto"; got {brief(vmax)}')
+    return checked_number("vmax", vmax, 'a number, or "auto"')
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
@@ -218,6 +231,10 @@ def _add_bar(frame: Frame, image: Any, name: str, scale: Scale) -> None:
     else:
         bar = frame.figure.colorbar(image, ax=panels, extend=scale.extend, shrink=0.8, pad=0.02)
     bar.outline.set_visible(False)
+    if (
+        not 1e-4 <= max(abs(scale.low), abs(scale.high)) < 1e5
+    ):  # a power of ten above the bar would lie on the keys' labels
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     bar.set_label(name, fontsize=10)
     bar.ax.tick_params(labelsize=9, length=2.5, color="0.5")
 

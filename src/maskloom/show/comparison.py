@@ -79,6 +79,8 @@ def _sources(first: object, second: object, q_len: int | None, kv_len: int | Non
         try:
             source = source_of(one, *sizes)  # type: ignore[arg-type]
         except ValueError as error:
+            if isinstance(one, BlockMask):  # which has lengths of its own
+                raise
             reason = reason or error  # it has no length of its own; the other may have
             continue
         beside = source_of(other, source.q_len, source.kv_len)  # type: ignore[arg-type]

@@ -120,11 +120,28 @@ def checked_size(size: Any) -> float:
     Raises:
         TypeError: not a number. ValueError: not a positive one.
     """
-    if isinstance(size, bool) or not isinstance(size, Real):
-        raise TypeError(f"size is a number of inches; got {brief(size)}")
-    if not 0 < float(size) < math.inf:
-        raise ValueError(f"size is a number of inches, above 0; got {brief(size)}")
-    return float(size)
+    return checked_number("size", size, "a number of inches", above=0)
+
+
+MOST = 1e300
+"""The largest number of a picture: matplotlib's own arithmetic on numbers close to the largest float overflows."""
+
+
+def checked_number(name: str, value: Any, what: str, *, above: float = -MOST) -> float:
+    """A number of Python or NumPy as a float. Errors call it ``what``.
+
+    Raises:
+        TypeError: not a number. ValueError: not above ``above``, above 1e300, or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {what}; got {brief(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int has no largest
+        number = math.inf
+    if not above < number <= MOST:
+        raise ValueError(f"{name} is {what}, above {above:g} and at most {MOST:g}; got {brief(value)}")
+    return number
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -141,13 +158,11 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
         ``path`` as a Path.
 
     Raises:
-        TypeError: no path. ValueError: another suffix.
+        TypeError: no path, or a dpi that is no number. ValueError: another suffix, or a dpi that is not positive.
         OSError: ``path`` cannot be written; the error names it.
     """
-    path = file_of(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"a figure is saved as .png, .svg or .pdf; got suffix {path.suffix!r} in {str(path)!r}")
+    path, dpi = file_of(path), checked_number("dpi", dpi, "a number of pixels per inch", above=0)
+    suffix = checked_suffix(path)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)  # no date in the file
 
     def write(unfinished: Path) -> None:
@@ -167,6 +182,18 @@ def file_of(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is a .png, .svg or .pdf file, text or a Path; got {type(path).__name__}: {brief(path)}")
     return Path(path)
+
+
+def checked_suffix(path: Path) -> str:
+    """The suffix of a picture, in small letters.
+
+    Raises:
+        ValueError: another one.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"a figure is saved as .png, .svg or .pdf; got suffix {path.suffix!r} in {str(path)!r}")
+    return suffix
 
 
 def write_whole(what: str, path: Path, write: Callable[[Path], None]) -> None:

@@ -159,6 +159,7 @@ def draw_cells(frame: Frame, axes: "Axes", cells: Cells, image: Any, **how: Any)
     rows, columns = (len(along) for along in pairs_along(cells))
     top, left = int(cells.q_offset) - 0.5, int(cells.kv_offset) - 0.5
     extent = (left, left + columns * cells.kv_block, top + rows * cells.q_block, top)
+    image = _even(image, (rows, columns))
     # where cells are smaller than pixels, colours are mixed: mixing numbers would give other numbers
     smooth = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
     drawn = axes.imshow(image, extent=extent, aspect="auto", **(smooth | how))
@@ -168,6 +169,13 @@ def draw_cells(frame: Frame, axes: "Axes", cells: Cells, image: Any, **how: Any)
     inch = min(frame.width / cells.kv_len * cells.kv_block, frame.height / cells.q_len * cells.q_block)
     _part(axes, cells, inch)
     return drawn
+
+
+def _even(image: Any, sizes: tuple[int, int]) -> Any:
+    """The same image with about as many rows as columns: where one side is drawn smaller, matplotlib would blur the other."""
+    for axis, (size, other) in enumerate((sizes, sizes[::-1])):
+        image = image.repeat(max(1, other // size), axis)
+    return image
 
 
 def _part(axes: "Axes", cells: Cells, inch: float) -> None:

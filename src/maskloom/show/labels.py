@@ -2,8 +2,10 @@
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from maskloom.core.words import brief
 from maskloom.show.figures import load_matplotlib
@@ -27,17 +29,17 @@ _APART = 0.2  # inches between two numbers, one below the other
 _TOKEN_APART = 0.13  # and between two tokens
 
 
-def spaced(places: Sequence[int], room: float, *, apart: float) -> list[int]:
+def spaced(places: range, room: float, *, apart: float) -> list[int]:
     """The ``places`` to label: the first, all multiples of 1, 2 or 5 times a power of ten, and the last, where there is room.
 
     Args:
-        places: integers in ascending order, drawn evenly over ``room`` inches.
+        places: positions, all in one piece, drawn evenly over ``room`` inches.
         apart: the minimum distance between two labels, in inches.
     """
     steps = (digit * 10**power for power in range(19) for digit in (1, 2, 5))
     inch = room / len(places)
     step = next(step for step in steps if step * inch >= apart or step >= len(places))
-    found = [place for place in places if place % step == 0]
+    found = list(range(-(-places[0] // step) * step, places[-1] + 1, step))
     if not found or (found[0] - places[0]) * inch >= apart:
         found.insert(0, places[0])
     if (places[-1] - found[-1]) * inch >= apart:
@@ -55,15 +57,18 @@ def checked_tokens(name: str, tokens: Sequence[str] | None, length: int) -> list
     """The tokens as text, one for each position.
 
     Raises:
-        TypeError: one string. ValueError: another number of labels.
+        TypeError: one string, or no sequence. ValueError: another number of labels.
     """
     if tokens is None:
         return None
     if isinstance(tokens, str):
         raise TypeError(f"{name} is a sequence of labels, one for each position; got one string: {brief(tokens)}")
+    if not isinstance(tokens, Sized):
+        what = f"{type(tokens).__name__}: {brief(tokens)}"
+        raise TypeError(f"{name} is a sequence of labels, one for each position; got {what}")
     if len(tokens) != length:
         raise ValueError(f"{name} has one label for each of {length} positions; got {len(tokens)}")
-    return [str(token) for token in tokens]
+    return [str(token) for token in (tokens.tolist() if isinstance(tokens, Tensor) else tokens)]
 
 
 def both_labels(

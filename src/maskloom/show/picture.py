@@ -17,8 +17,18 @@ class Picture(Figure):
         self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.1)
         return drawn.getvalue()
 
+    _is_laid_out = False
+
     def draw(self, renderer: Any) -> None:
-        """As matplotlib draws it."""
+        """As matplotlib draws it.
+
+        The first time it is laid out twice: cells of a fixed aspect make panels smaller, and labels around them are measured
+        right only then.
+        """
+        engine = self.get_layout_engine()
+        if engine is not None and not self._is_laid_out:
+            engine.execute(self)
+            self._is_laid_out = True
         with _without_glyph_warnings():
             super().draw(renderer)
 

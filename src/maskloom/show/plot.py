@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from maskloom.core import captures
+from maskloom.core.words import brief
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
-from maskloom.show.figures import file_of, save_figure
+from maskloom.show.figures import checked_suffix, file_of, save_figure
 
 
 def visualize_attention_scores(
@@ -49,6 +50,7 @@ def visualize_attention_scores(
         TypeError, ValueError: tensors, mask or indices that do not fit each other, or another suffix.
         OSError: the file cannot be written.
     """
+    file = _file(name, path)
     if device is not None:
         place = torch.device(device)
         query, key, score_mod, mask_mod = captures.moved(
@@ -61,12 +63,19 @@ def visualize_attention_scores(
         query, key, mask_mod, score_mod=score_mod, scale=scale, probabilities=False,
         batch=batch_idx, heads=head_idx, title=title,
     )  # fmt: skip
-    return save_figure(figure, _file(name, path))
+    return save_figure(figure, file)
 
 
 def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
     """The file to write; dots in ``name`` do not start a suffix."""
+    if not isinstance(name, str):
+        raise TypeError(f"name is text, the title of the picture; got {brief(name)}")
     path = Path() if path is None else file_of(path)
     if path.is_dir():
+        if not name:
+            raise ValueError(f"name is the name of the file in the directory {path}; got an empty one")
         return path / f"{name}.png"
-    return path if path.suffix else path.with_name(f"{path.name}.png")
+    if not path.suffix:
+        return path.with_name(f"{path.name}.png")
+    checked_suffix(path)
+    return path

@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.written_out import attention_scores
-from maskloom.attention.written_out import probabilities as softmax
 from maskloom.core import captures
+from maskloom.core.torch_state import without_autocast
 from maskloom.masks.dense import needed_sizes
 from maskloom.program.elements import Elements
 from maskloom.program.program import MaskMod
-from maskloom.scores.base import ScoreMod
+from maskloom.scores.base import ScoreMod, name_of
 from maskloom.scores.lifted import modified
 from maskloom.show.measure.shares import cells_of, shares_of
 from maskloom.show.measure.source import Cells, Source
 
-COMPUTED, COMPUTED_OF_LONG = 1 << 23, 1 << 22
-"""Maximum number of pairs that are computed for one picture; the second where a query has more than 65,536 keys."""
+COMPUTED = 1 << 24
+"""Maximum number of pairs that are computed for one picture."""
 
-_AT_ONCE = 1 << 20  # pairs
+_AT_ONCE = 1 << 22  # pairs
 _ELEMENTS = 1 << 18  # of a mask
 _KEYS = 1 << 16
 
@@ -57,13 +56,9 @@ class Values:
 def attention_cells(queries: range, keys: range, kv_len: int) -> Cells:
     """The cells of a picture: as of a mask, but with at least one computed query in each row of cells."""
     cells = cells_of(queries, keys)
-    most = max(1, _most_computed(kv_len) // kv_len)
+    most = max(1, COMPUTED // kv_len)
     q_block = max(cells.q_block, 1 << (-(-len(queries) // most) - 1).bit_length())
     return cells_of(queries, keys, (q_block, cells.kv_block))
-
-
-def _most_computed(kv_len: int) -> int:
-    return COMPUTED if kv_len <= 1 << 16 else COMPUTED_OF_LONG
 
 
 @torch.no_grad()
@@ -79,11 +74,14 @@ def values_in(cells: Cells, rows: Rows, kv_len: int, source: Source | None) -> V
     sees = torch.zeros(shape[0], dtype=torch.bool)
     for part in positions.split(max(1, _AT_ONCE // kv_len)):
         values, hidden = rows(part)
+        values, seen = values.masked_fill(hidden, 0), ~hidden
         where = (part - int(cells.q_offset)) // cells.q_block
-        is_finite, right = values.isfinite() & ~hidden, ~values.isfinite() & ~hidden
-        total.index_add_(0, where, _summed(torch.where(is_finite, values, 0), cells))
-        finite.index_add_(0, where, _summed(is_finite, cells))
-        wrong.index_add_(0, where, _summed(right, cells))
+        is_finite = values.isfinite()
+        if not is_finite.all():
+            wrong.index_add_(0, where, _summed(~is_finite, cells))
+            values, seen = values.masked_fill(~is_finite, 0), seen & is_finite
+        total.index_add_(0, where, _summed(values, cells))
+        finite.index_add_(0, where, _summed(seen, cells))
         sees[where[(~hidden).any(-1).cpu()]] = True
     nothing = (finite + wrong) == 0
     if per_row < cells.q_block and source is not None:  # a query that was not computed may see something
@@ -96,7 +94,7 @@ def values_in(cells: Cells, rows: Rows, kv_len: int, source: Source | None) -> V
 
 def _computed(cells: Cells, kv_len: int) -> tuple[Tensor, int]:
     """The positions of the queries that are computed, in order, and how many there are in each row of cells."""
-    count = min(cells.q_block, max(1, _most_computed(kv_len) // (kv_len * cells.shape[2])))
+    count = min(cells.q_block, max(1, COMPUTED // (kv_len * cells.shape[2])))
     steps = cells.q_block - 1 - torch.arange(count) * cells.q_block // count
     found = (torch.arange(cells.shape[2])[:, None] * cells.q_block + steps.flip(0)).clamp(max=cells.q_len - 1)
     return found.unique() + cells.q_offset, count
@@ -104,10 +102,14 @@ def _computed(cells: Cells, kv_len: int) -> tuple[Tensor, int]:
 
 def _summed(values: Tensor, cells: Cells) -> Tensor:
     """Sums over the keys of each cell: float64 (n, columns), on the CPU."""
-    columns, first = cells.shape[3], int(cells.kv_offset)
-    shown = values[:, first : first + cells.kv_len].double()
-    shown = torch.nn.functional.pad(shown, (0, columns * cells.kv_block - cells.kv_len))
-    return shown.unflatten(1, (columns, cells.kv_block)).sum(-1).cpu()
+    first, whole = int(cells.kv_offset), cells.kv_len // cells.kv_block
+    shown, rest = values[:, first : first + cells.kv_len].split(
+        [whole * cells.kv_block, cells.kv_len % cells.kv_block], 1
+    )
+    sums = shown.unflatten(1, (whole, cells.kv_block)).sum(-1, dtype=torch.float64)
+    if rest.shape[1]:  # the last cell, which the end cuts
+        sums = torch.cat([sums, rest.sum(-1, keepdim=True, dtype=torch.float64)], 1)
+    return sums.cpu()
 
 
 # -- rows of attention -------------------------------------------------------------------------------------------------
@@ -133,17 +135,24 @@ class Head:
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See `Rows`. Half precision is computed in float32."""
-        dtype = torch.promote_types(self.query.dtype, torch.float32)
-        query = self.query[positions.to(self.query.device)].to(dtype)[None, None]
-        parts = self.key[None, None].split(_KEYS, -2)  # not all keys at once in a wider dtype
-        scores = torch.cat([attention_scores(query, part.to(dtype), scale=self.scale) for part in parts], -1)
+        scores = self._scores(positions)
         hides = None if self.source is None else ~visible(self, positions).to(scores.device)
         if self.score_mod is not None:
-            scores = modified(scores if hides is None else scores.masked_fill(hides, 1.0), self._modified(positions))
+            scores = scores if hides is None else scores.masked_fill(hides, 1.0)
+            scores = modified(scores[None, None], self._modified(positions))[0, 0]
         if hides is not None:
             scores = scores.masked_fill(hides, -math.inf)
-        hidden = scores[0, 0] == -math.inf
-        return (softmax(scores)[0] if self.probabilities else scores)[0, 0], hidden
+        hidden = scores == -math.inf
+        return scores.softmax(-1) if self.probabilities else scores, hidden
+
+    def _scores(self, positions: Tensor) -> Tensor:
+        """(n, K), before score_mod and mask."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        scale = 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
+        query = self.query[positions.to(self.query.device)].to(dtype) * scale
+        parts = self.key.split(_KEYS)  # not all keys at once in a wider dtype
+        with without_autocast(query.device):
+            return torch.cat([query @ part.to(dtype).T for part in parts], -1)
 
     def _modified(self, positions: Tensor) -> ScoreMod:
         """The score_mod at these queries, for indices that start at 0."""
@@ -154,6 +163,7 @@ class Head:
             queries = positions.to(q_idx.device)
             return score_mod(score, b + self.row, h + self.head, queries[q_idx], kv_idx)
 
+        here.__name__ = name_of(score_mod)  # in errors
         return here
 
 

@@ -35,8 +35,10 @@ class Members:
         """The numbers of those that are drawn; 0 alone where all are the same.
 
         Raises:
-            TypeError, ValueError: not an index, one that does not exist, or "all" of an unknown number.
+            TypeError, ValueError: there is none, not an index, one that does not exist, or "all" of an unknown number.
         """
+        if self.varies and self.count == 0:
+            raise ValueError(f"there is nothing to draw: the mask has 0 {self.item}s")
         if isinstance(which, str):
             return self._all(which)
         several = isinstance(which, Sequence) and not isinstance(which, str)
@@ -73,7 +75,7 @@ class Members:
                 what = f"from 0 to {self.count - 1}, as there are {self.count} {self.item}s"
             else:
                 what = f"the number of a {self.item}, at least 0"
-            raise ValueError(f"{self.argument} is {what}; got {number}")
+            raise ValueError(f"{self.argument} is {what}; got {brief(number)}")
         return number
 
 
