@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
 
@@ -149,6 +150,24 @@ def test_packed_in_a_graph_for_each_layer():
     for layer in ours.model.layers:
         layer.compile(backend="eager", fullgraph=True)
     assert_close(ours(ROW, position_ids=position_ids()).logits, apart(eager), rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_flattened_batches_in_one_graph_for_all_layers():
+    """The first layer leaves nothing that others would find, and the lengths that a collator tells are no constants."""
+    torch._dynamo.reset()
+    counters.clear()
+    eager, ours = pair(DECODERS["llama"])
+    for layer in ours.model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    for lengths in ((5, 7, 11), (5, 3, 15)):
+        parts = ROW.split(lengths, 1)
+        collate = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)
+        batch = collate([{"input_ids": part[0].tolist()} for part in parts])
+        batch.pop("labels")
+        apart = torch.cat([eager(part)[0] for part in parts], 1)
+        assert_close(ours(**batch, use_cache=False).logits, apart, rtol=1e-5, atol=5e-6)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_layers_mask_moves_and_says_what_it_is():

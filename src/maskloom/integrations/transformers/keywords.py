@@ -78,7 +78,8 @@ def said(keywords: dict[str, Any]) -> Said:
         field = _SYNONYMS.get(name, name)
         if field in Said._fields:
             counted[field] = value
-        elif not (value is None or value is False or name in HARMLESS or name in _ignored):
+        # the names first: a number that is looked at while torch traces, as a length, is a constant of the graph
+        elif not (name in HARMLESS or name in _ignored or value is None or value is False):
             raise TypeError(_refused(name, value))
     return Said(**counted)
 

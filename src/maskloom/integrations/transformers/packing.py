@@ -30,12 +30,18 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
     by = told.cu_seq_lens_q if told.cu_seq_lens_q is not None else _positions(layer, told)
     if by is None:
         return layer.mask
+    if (
+        torch.compiler.is_dynamo_compiling()
+    ):  # a layer that finds what an earlier one left would need a graph of its own
+        return _isolated_by(layer, by, told)
     if layer.isolated is None or layer.isolated[0] is not by:
-        if told.cu_seq_lens_q is None:
-            layer.isolated = by, _by_positions(layer, by)
-        else:
-            layer.isolated = by, _by_offsets(layer, by, told.cu_seq_lens_k)
+        layer.isolated = by, _isolated_by(layer, by, told)
     return layer.isolated[1]
+
+
+def _isolated_by(layer: LayerMask, by: Tensor, told: Said) -> Mask | BlockMask:
+    """The layer's mask inside the documents that position ids, or offsets, tell of."""
+    return _by_positions(layer, by) if told.cu_seq_lens_q is None else _by_offsets(layer, by, told.cu_seq_lens_k)
 
 
 def _positions(layer: LayerMask, told: Said) -> Tensor | None:
