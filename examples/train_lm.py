@@ -25,6 +25,7 @@ from lm.corpus import STANDARD_LIBRARY, BytePairs, Bytes, Corpus, Sequences, tok
 from lm.layouts import IGNORED, MicroBatches, mask_of
 from lm.metrics import Metrics, Sums
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
+from lm.options import backend, count, finite
 from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -44,7 +45,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--over", choices=("truncate", "split", "drop"), default="split", help="what becomes of longer functions")
     add("--rows", type=count, default=8, help="packed rows in a step, of all processes together")
     add("--steps", type=count, default=200)
-    add("--lr", type=float, default=2e-3)
+    add("--lr", type=partial(finite, above=0), default=2e-3)
     add("--d-model", type=count, default=128)
     add("--layers", type=count, default=4)
     add("--heads", type=count, default=4)
@@ -53,7 +54,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--parallel", choices=("ddp", "fsdp"), default="ddp", help="how processes under torchrun share the model")
     add("--cp", type=count, default=1, help="processes that share each row of tokens (context parallel)")
     add("--bf16", action="store_true", help="autocast to bfloat16")
-    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile of each block")
+    add("--compile", nargs="?", type=backend, const="inductor", metavar="BACKEND", help="torch.compile of each block")
     add("--recompute", action="store_true", help="activation checkpointing of each block")
     add("--workers", type=partial(count, least=0), default=0, help="processes of the loader")
     add("--seed", type=partial(count, least=0), default=0)
@@ -64,14 +65,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     add("--generate", nargs="+", metavar="PROMPT", help="continue prompts by the newest checkpoint; no training")
     add("--length", type=count, default=200, help="tokens to generate, at most")
-    add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
+    add("--temperature", type=partial(finite, least=0), default=0.0, help="of sampling; 0 takes the likeliest token")
     return parser.parse_args(words)
-
-
-def count(word: str, least: int = 1) -> int:
-    if not word.isdecimal() or int(word) < least:
-        raise argparse.ArgumentTypeError(f"it is a whole number, at least {least}; got {word}")
-    return int(word)
 
 
 class Inputs(NamedTuple):
@@ -95,6 +90,8 @@ class Trainer:
 
     def __init__(self, given: argparse.Namespace, ranks: Ranks) -> None:
         self.given, self.ranks = given, ranks
+        sizes = (given.d_model, given.layers, given.heads, given.kv_heads, given.dropout)
+        ModelConfig(0, *sizes)  # what cannot be is said before the corpus is read
         corpus = Corpus.read(given.data)
         self.tokenizer = BytePairs.trained(corpus.training, given.bpe) if given.bpe else Bytes()
         self.training = Sequences.of(corpus.training, self.tokenizer, given.capacity, given.over)
@@ -102,9 +99,7 @@ class Trainer:
         self.validation = self.validation.some(given.capacity * given.validation_rows)
         self.collate = MicroBatches(given.layout, given.capacity)
         self.sampler, self.loader = self.sampled()
-        self.config = ModelConfig(
-            self.tokenizer.vocab_size, given.d_model, given.layers, given.heads, given.kv_heads, given.dropout
-        )
+        self.config = ModelConfig(self.tokenizer.vocab_size, *sizes)
         self.model = self.built()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model), betas=(0.9, 0.95), fused=True)
         self.identity = {
@@ -215,8 +210,6 @@ class Trainer:
         newest = checkpoints.latest(self.given.out)
         if newest is None:
             return 0
-        if not self.given.resume:
-            raise SystemExit(f"{newest} is there: --resume goes on from it, and another --out begins anew")
         meta = checkpoints.read_meta(newest)
         checkpoints.refuse_other(newest, meta, self.identity)
         try:
@@ -235,8 +228,14 @@ def lr_at(step: int, given: argparse.Namespace) -> float:
 
 def train(given: argparse.Namespace, ranks: Ranks) -> None:
     """All steps that are left, with reports, validation and checkpoints."""
+    newest = checkpoints.latest(given.out)
+    if newest is not None and not given.resume:
+        raise SystemExit(f"{newest} is there: --resume goes on from it, and another --out begins anew")
     trainer = Trainer(given, ranks)
     start = trainer.resume()
+    if start >= given.steps:
+        print(f"{newest} has all of --steps {given.steps}: there is nothing left to train")
+        return
     given.out.mkdir(parents=True, exist_ok=True)
     labels = {"layout": given.layout, "corpus": trainer.identity["corpus"]}
     metrics = Metrics(given.out / "metrics.csv", labels, given.steps, start, quiet=ranks.rank > 0)

@@ -58,11 +58,16 @@ def save(out: Path, step: int, model: nn.Module, optimizer: Optimizer, meta: Met
 
 
 def load(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Set model, optimiser and the generators of this rank to what they were."""
-    state = _state(model, optimizer)
+    """Set model, optimiser and the generators of this rank to what they were.
+
+    A run that moves to a GPU finds the generator of the CPU alone.
+    """
+    state, generators = _state(model, optimizer), f"generators-{_rank()}"
+    there = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state[generators] = {name: kept for name, kept in state[generators].items() if f"{generators}.{name}" in there}
     _quietly(dcp.load, state, checkpoint_id=checkpoint)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    _set_generators(state[f"generators-{_rank()}"])
+    _set_generators(state[generators])
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:

@@ -212,6 +212,32 @@ def test_numbers_that_cannot_be_are_refused(option, word, capsys):
     assert f"argument {option}: it is a whole number, at least 1; got {word}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--lr", "it is a finite number, above 0; got x"),
+        ("--temperature", "it is a finite number, at least 0; got x"),
+        ("--compile", "it is a backend of torch.compile"),
+    ],
+)
+def test_words_that_are_no_value_are_refused(option, words, capsys):
+    with pytest.raises(SystemExit):
+        train_lm.main(["--out", "unused", option, "x"])
+    assert f"argument {option}: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--heads", "3"], ["--dropout", "1.5"]])
+def test_a_model_that_cannot_be_is_refused_before_the_corpus_is_read(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(train_lm.Corpus, "read", None)
+    with pytest.raises(SystemExit, match=options[0]):
+        train_lm.main(["--out", str(tmp_path), *TINY, *options])
+
+
+def test_a_run_that_has_all_its_steps_says_so(run, data, capsys):
+    train_lm.main(["--out", str(run()), "--data", str(data), *TINY, "--resume", "--steps", "5"])
+    assert "step-00000006 has all of --steps 5: there is nothing left to train" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", ["--seed", "--workers"])
 @pytest.mark.parametrize("word", ["-1", "2.5"])
 def test_numbers_that_may_be_0(option, word, capsys):

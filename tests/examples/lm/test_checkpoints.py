@@ -39,6 +39,16 @@ def test_model_optimizer_and_generators_go_on(tmp_path):
     assert checkpoints.read_meta(newest) == {"step": 3, "corpus": "abc"}
 
 
+def test_a_run_moves_to_a_device_with_a_generator_of_its_own(tmp_path, monkeypatch):
+    model, optimizer = made(0)
+    checkpoints.save(tmp_path, 3, model, optimizer, {})
+    other, its_optimizer = made(1)
+    on_cpu = checkpoints._generators
+    monkeypatch.setattr(checkpoints, "_generators", lambda: {**on_cpu(), "cuda": torch.zeros(16, dtype=torch.uint8)})
+    checkpoints.load(checkpoints.latest(tmp_path), other, its_optimizer)
+    assert all(map(torch.equal, other.parameters(), model.parameters()))
+
+
 def test_the_newest_two_are_kept(tmp_path):
     model, optimizer = made(0)
     for number in (9, 10, 100):
