@@ -46,10 +46,10 @@ def contenders(capacity: int, device: str) -> dict[str, tuple[MicroBatches, str]
     found = {
         "packed: attend": (packed, "attend"),
         "packed: torch varlen": (packed, "varlen"),
+        "packed: attend, block masks": (packed, "attend, blocks"),
         "padded: sdpa, dense": (padded, "sdpa"),
         "padded: attend": (padded, "attend"),
         "padded, drawn: sdpa, dense": (drawn, "sdpa"),
-        "packed: attend, block masks": (packed, "attend, blocks"),
         "padded, drawn: attend": (drawn, "attend"),
         "packed: sdpa, dense": (packed, "sdpa"),
     }
@@ -99,7 +99,7 @@ class TorchVarlen(loom.MultiheadFlexAttention):
 def mask_for(batch: Batch, whose: str) -> Any:
     """What an attention takes for a mask, made from what the batch has on the device, once for all blocks."""
     if whose == "attend":
-        return mask_of("packed" if batch.packed else "padded", batch)
+        return batch.mask if batch.packed else mask_of("padded", batch)
     if whose == "attend, blocks":
         return mask_of("padded", batch)
     if whose == "varlen":

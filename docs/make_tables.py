@@ -224,7 +224,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
-    "several_gpus.md": {"context_parallel": context_parallel},
+    "several_gpus.md": {"context_parallel": context_parallel, "train_lm_ranks": make_training.ranks},
     "versions.md": make_versions.TABLES,
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
     "measured.md": {

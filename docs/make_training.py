@@ -63,6 +63,19 @@ def learnt() -> str:
     return table(lines)
 
 
+def ranks() -> str:
+    """Real tokens per second of the example on two GPUs, for each way to share the work."""
+    rows = rows_of("train_lm_ranks")
+    lines = [
+        "rows of | processes | real tokens per second | times one process | a loss differs by at most, nats a token"
+    ]
+    for row in rows:
+        way = row["way"] if row["way"] == "one process" else f"2, `{row['way']}`"
+        speed = f"{int(row['tokens_per_s']):,} | {float(row['speedup']):.2f}"
+        lines.append(f"{int(row['capacity']):,} | {way} | {speed} | {float(row['curve']):.4f}")
+    return table(lines) if rows else "Not measured yet."
+
+
 def measured() -> str:
     """Real tokens per second on a GPU, for each layout and attention."""
     rows = rows_of("train_lm_gpu")

@@ -36,13 +36,11 @@ class MicroBatches:
 def mask_of(layout: Layout, batch: Batch) -> Any:
     """What attention takes for the mask of a batch, made once for all blocks of the model.
 
-    packed: the mask itself, which says where documents are. padded: its block mask. sdpa-dense: its table.
+    packed, padded: its block mask. sdpa-dense: its table.
     """
     assert batch.mask is not None
     rows, length = batch.ids.shape
-    if layout == "packed":
-        return batch.mask
-    if layout == "padded":
+    if layout != "sdpa-dense":
         return loom.block_mask(batch.mask, length, length)
     return batch.mask.dense(length, length, batch=rows)
 

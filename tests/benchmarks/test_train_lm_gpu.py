@@ -24,10 +24,10 @@ def test_it_runs(tmp_path):
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["contender"] for row in rows] == [
         "packed: attend",
+        "packed: attend, block masks",
         "padded: sdpa, dense",
         "padded: attend",
         "padded, drawn: sdpa, dense",
-        "packed: attend, block masks",
         "padded, drawn: attend",
         "packed: sdpa, dense",
     ]

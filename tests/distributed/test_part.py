@@ -6,9 +6,10 @@ import torch
 import maskloom as loom
 from maskloom.core import captures
 from maskloom.distributed.asking import checked, weighed
-from maskloom.distributed.exchange.collectives import Gathering
 from maskloom.distributed.part import Part, Place, _for_parts, part_of
 from maskloom.distributed.sharing.layout import layout_of
+from maskloom.masks.patterns.relative import Window
+from tests.distributed.positions import everywhere
 
 LENGTH = 211
 
@@ -37,24 +38,13 @@ def test_masks_of_other_documents_have_one_structure(strategy):
     assert others == [first] * 2
 
 
-def everywhere(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions of its queries and keys."""
-    keys = LENGTH if isinstance(part.exchange, Gathering) else part.exchange.own + sum(part.exchange.received)
-    first, second = part.positions
-    return listed(first, part.queries), listed(second, keys)
-
-
-def listed(held, length: int) -> torch.Tensor:
-    return held.long() if isinstance(held, torch.Tensor) else torch.arange(length) + (held or 0)
-
-
 @pytest.mark.parametrize("strategy", ["gather", "needed"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
     mask = documents(50, 90)
     part = part_for(mask, strategy, rank)
     whole = mask.dense(LENGTH, LENGTH)[0, 0]
-    queries, keys = everywhere(part)
+    queries, keys = everywhere(part, LENGTH)
     rows = whole[queries]
     found = part.masks(1, None, None).plain.dense(len(queries), len(keys))[0, 0]
     assert torch.equal(found, rows[:, keys])
@@ -64,21 +54,32 @@ def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
 
 def test_positions_that_follow_one_another_are_added_not_read():
     """Where only what is needed comes: there queries always follow one another, and the keys of most masks do."""
-    window = loom.causal & loom.window(back=30)
-    part = part_for(window, "needed", 1)
+    part = part_for(documents(50, 90), "needed", 1)
     first, keys = part.positions
     assert first == LENGTH - part.queries
-    assert isinstance(keys, int) and 0 < keys <= first - 30
+    assert isinstance(keys, int) and 0 < keys < first
     assert repr(part.masks(3, None, None).plain).endswith("q_positions=run(int32[3]), kv_positions=run(int32[3]))")
-    sparse = part_for(window | loom.causal & loom.sinks(2), "needed", 1)
+    sparse = part_for(loom.window(back=30) | loom.causal & loom.sinks(2), "needed", 1)
     assert isinstance(sparse.positions[1], torch.Tensor)
+
+
+@pytest.mark.parametrize("window", [loom.causal & loom.window(back=30), loom.window(back=7, ahead=40)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_window_is_moved_instead(window, rank):
+    part = part_for(window, "needed", rank)
+    queries, keys = everywhere(part, LENGTH)
+    held = part.masks(1, None, None)
+    assert isinstance(held.plain, Window)
+    for mask in held[:2]:
+        found = mask.dense(len(queries), len(keys))[0, 0]
+        assert torch.equal(found, window.dense(LENGTH, LENGTH)[0, 0][queries][:, keys])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_batch_rows_have_the_same_run(rank):
     mask = loom.causal & loom.window(back=30) & loom.lengths([LENGTH, 7, 130])
     part = part_for(mask, "needed", rank)
-    queries, keys = everywhere(part)
+    queries, keys = everywhere(part, LENGTH)
     found = part.masks(3, None, None).plain.dense(len(queries), len(keys))
     assert torch.equal(found, mask.dense(LENGTH, LENGTH)[:, :, queries][..., keys])
 

@@ -15,6 +15,7 @@ from maskloom.attention.backends.flash import has_flash
 from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.part import Place, part_of
 from maskloom.distributed.sharing.layout import layout_of
+from tests.distributed.positions import everywhere
 
 LENGTH, HEADS, KV_HEADS, D = 4096 + 77, 8, 2, 128
 DEVICE = torch.device("cuda", 0)
@@ -83,10 +84,10 @@ def test_parts_of_two_ranks_are_rows_and_heads_of_the_whole(name, strategy):
             tensors, expected = (query[:, own], key[:, kv], value[:, kv]), whole[:, own]
         else:
             rows = layout.positions[rank].to(DEVICE)
-            keys = part.positions[1]
-            tensors = query[:, :, rows], *(one if keys is None else one[:, :, keys] for one in (key, value))
+            keys = everywhere(part, LENGTH)[1].to(DEVICE)
+            tensors = query[:, :, rows], key[:, :, keys], value[:, :, keys]
             expected = whole[:, :, rows]
-        held = part.masks(None, rank * HEADS // 2 if strategy == "heads" else None).plain
+        held = part.masks(len(query), None, rank * HEADS // 2 if strategy == "heads" else None).plain
         found = loom.attend(*tensors, held, q_offset=0)
         assert float((found - expected).float().norm() / expected.float().norm()) < 5e-3
         if has_flash():

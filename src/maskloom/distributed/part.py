@@ -19,6 +19,7 @@ from maskloom.distributed.sharing.layout import Layout, positions_of
 from maskloom.distributed.sharing.scheme import Scheme
 from maskloom.masks.algebra import Mask, nothing
 from maskloom.masks.dense import needed_sizes
+from maskloom.masks.patterns.relative import Window
 from maskloom.masks.simplify import simplify
 
 Positions = Tensor | int | None
@@ -107,7 +108,16 @@ class Part:
         needed = at._replace(
             b_offset=b_offset if "b" in self.marks else None, h_offset=h_offset if "h" in self.marks else None
         )
-        return Masks(placed_mask(self.mask, needed), placed_mask(self.mask, at), at)
+        window = self._moved_window()
+        return Masks(placed_mask(self.mask, needed) if window is None else window, placed_mask(self.mask, at), at)
+
+    def _moved_window(self) -> Mask | None:
+        """A window as its indices have it: it depends on distances alone, so nothing need be added in a kernel. None for others."""
+        queries, keys = self.positions
+        if not (isinstance(self.mask, Window) and isinstance(queries, int) and isinstance(keys, int)):
+            return None
+        further = queries - keys
+        return Window(self.mask.back - further, self.mask.ahead + further)
 
     def _in_rows(self, positions: Positions, batch: int) -> Tensor | Run | None:
         if not isinstance(positions, int):
