@@ -294,6 +294,18 @@ def test_one_graph_for_all_lengths(always, options):
     assert all("repeat_interleave" in str(graph.graph) for graph in counter.graphs)
 
 
+@torch.no_grad()
+def test_a_graph_that_packs_nothing_is_tied_to_no_count():
+    torch._dynamo.reset()
+    module = made()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for lens in (LENS, [3, 5, 2]):
+        mask = loom.causal & loom.lengths(lens)
+        torch.testing.assert_close(compiled(inputs(), mask).out, module(inputs(), mask).out)
+    assert counter.frame_count == 1
+
+
 def test_writes_into_a_mask_that_a_graph_knows_are_an_error(always):
     torch._dynamo.reset()
     lens = torch.tensor(LENS)

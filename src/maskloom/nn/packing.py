@@ -113,6 +113,8 @@ def packing_of(x: Tensor, context: Tensor | None, mask: BlockMask | MaskMod | Te
     q_shape, device = (x.shape[0], x.shape[1]), x.device
     kv_shape = q_shape if context is None else (context.shape[0], context.shape[1])
     large = is_large(tuple(x.shape), device), context is not None and is_large(tuple(context.shape), device)
+    if not any(large):
+        return NOT_PACKED  # before the counts are read: a graph would be tied to them
 
     def find() -> Packing:
         counts = counted_padding(mask.mask_mod if isinstance(mask, BlockMask) else mask)
