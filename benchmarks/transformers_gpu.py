@@ -9,6 +9,7 @@ are padded on the left, all was run once before, and ``prefill_ms`` is that of o
 """
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -80,12 +81,15 @@ def generate(model: Any, batch: dict[str, Tensor], count: int) -> None:
     model.generate(batch["input_ids"].flip(1), attention_mask=batch["attention_mask"].flip(1), **given)
 
 
-def measure(out: Path, device: str, small: bool) -> None:
-    widths, sizes, layers = ((1024, 2048), ((4, 4096), (8, 8192)), 8) if not small else ((64,), ((2, 64),), 2)
-    for width in widths:
+BATCHES = (("padded", 0.5), ("padded", 0.75), ("padded", 1.0), ("packed", 0.5), ("packed", 0.75))
+
+
+def measure(out: Path, device: str, small: bool, cases: list[str], widths: list[int]) -> None:
+    sizes, layers = (((4, 4096), (8, 8192)), 8) if not small else (((2, 64),), 2)
+    for width in widths if not small else [64]:
         model = model_of(width, layers, device)
-        for rows, length in sizes:
-            for form, share in (("padded", 0.5), ("padded", 0.75), ("padded", 1.0), ("packed", 0.5), ("packed", 0.75)):
+        for (rows, length), (form, share) in itertools.product(sizes, BATCHES):
+            if not cases or f"{length} {form}" in cases:
                 batch = batch_of(rows, length, share, form, device)
                 _training(
                     out,
@@ -93,8 +97,9 @@ def measure(out: Path, device: str, small: bool) -> None:
                     batch,
                     {"width": width, "rows": rows, "length": length, "form": form, "real": share},
                 )
-        prompts = batch_of(8, 1024 if not small else 32, 0.75, "padded", device)
-        _generation(out, model.eval(), prompts, width, 64 if not small else 3)
+        if not cases or "generate" in cases:
+            prompts = batch_of(8, 1024 if not small else 32, 0.75, "padded", device)
+            _generation(out, model.eval(), prompts, width, 64 if not small else 3)
 
 
 def _training(out: Path, model: Any, batch: dict[str, Tensor], what: dict[str, Any]) -> None:
@@ -128,6 +133,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument(
+        "--cases", nargs="+", default=[], help='some of "4096 padded", "8192 packed", and so on, and "generate"'
+    )
     given = parser.parse_args()
     hf.register()
-    measure(given.out, given.device, given.small)
+    measure(given.out, given.device, given.small, given.cases, given.widths)
