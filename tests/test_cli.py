@@ -199,6 +199,7 @@ def test_show_as_a_page(tmp_path):
         (["causal", "--batch", "lengths"], "--batch is a name and its values"),
         (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),
         (["causal", "--batch", "lengths=1,2", "--row", 5], "batch is from 0 to 1"),
+        (["causal", "--row", "one"], "--row is a number, at least 0, or all; got one"),
         (["causal", "--head", "one"], "--head is a number, at least 0, or all; got one"),
         (["causal", "--rows", "5"], "--rows is start:stop, such as 0:64; got 5"),
         (["causal", "--keys", "5:99"], "keys is slice(start, stop) with 0 <= start < stop <= 32; got (5, 99)"),

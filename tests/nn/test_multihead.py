@@ -227,6 +227,13 @@ def test_the_tail_of_documents_never_leaks_into_sinks(module):
     assert sinks.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("flag", ["bias", "out_bias", "qk_norm", "sinks", "gate"])
+@pytest.mark.parametrize("value", [3, "yes", None])
+def test_a_flag_that_is_none_is_named(flag, value):
+    with pytest.raises(TypeError, match=f"{flag} is True or False; got '?{value}"):
+        loom.MultiheadFlexAttention(4, 8, 2, **{flag: value})
+
+
 def test_the_log_sum_exp_is_refused_by_name(module):
     for asked in (AuxRequest(), AuxRequest(lse=True)):
         with pytest.raises(TypeError, match=r"returns out, queries and keys, and no log-sum-exp; maskloom.attend\("):

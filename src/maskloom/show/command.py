@@ -42,7 +42,7 @@ class Asked:
         source = source_of(self.mask, q_len, self.kv)
         pairs = [
             (b, h)
-            for b in self._chosen(source.batch, "--batch", self.batch)
+            for b in self._chosen(source.batch, "--row", self.batch)
             for h in self._chosen(source.heads, "--head", self.head)
         ]
         rows, keys = _span("--rows", self.rows), _span("--keys", self.keys)
@@ -61,7 +61,7 @@ class Asked:
 
         figure = show.mask(
             self.mask, self._q_len(), self.kv, rows=_span("--rows", self.rows), keys=_span("--keys", self.keys),
-            batch=_which("--batch", self.batch), heads=_which("--head", self.head),
+            batch=_which("--row", self.batch), heads=_which("--head", self.head),
         )  # fmt: skip
         return show.save_figure(figure, path)
 
@@ -71,7 +71,7 @@ class Asked:
 
         if self.rows is not None or self.keys is not None:
             raise ValueError("a page shows all queries and keys: --html takes no --rows and no --keys")
-        batch, heads = _which_of_page("--batch", self.batch), _which_of_page("--head", self.head)
+        batch, heads = _which_of_page("--row", self.batch), _which_of_page("--head", self.head)
         return show.page(self.mask, self._q_len(), self.kv, batch=batch, heads=heads, path=path)
 
     def _q_len(self) -> int | None:
