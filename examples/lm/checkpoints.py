@@ -29,7 +29,10 @@ def latest(out: Path) -> Path | None:
 
 def read_meta(checkpoint: Path) -> Meta:
     """What the checkpoint says of itself: the step, and all that `save` was given."""
-    return json.loads((checkpoint / "meta.json").read_text())
+    try:
+        return json.loads((checkpoint / "meta.json").read_text())
+    except ValueError as error:
+        raise SystemExit(_damaged(checkpoint, f"meta.json: {error}")) from None
 
 
 def save(out: Path, step: int, model: nn.Module, optimizer: Optimizer, meta: Meta, *, keep: int = 2) -> None:
@@ -65,7 +68,7 @@ def load(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
     state, generators = _state(model, optimizer), f"generators-{_rank()}"
     there = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state[generators] = {name: kept for name, kept in state[generators].items() if f"{generators}.{name}" in there}
-    _quietly(dcp.load, state, checkpoint_id=checkpoint)
+    _read(state, checkpoint)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     _set_generators(state[generators])
 
@@ -73,7 +76,7 @@ def load(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights alone, whatever number of ranks wrote them."""
     state = {"model": get_model_state_dict(model)}
-    _quietly(dcp.load, state, checkpoint_id=checkpoint)
+    _read(state, checkpoint)
 
 
 def refuse_other(checkpoint: Path, theirs: Meta, ours: Meta) -> None:
@@ -120,6 +123,17 @@ def _failed(out: Path, part: Path, step: int, error: BaseException) -> str:
         f"the checkpoint of step {step} could not be written to {out}, where {free} MiB are free: "
         f"{str(error).splitlines()[-1]}; the last whole one is {latest(out) or 'none'}"
     )
+
+
+def _read(state: dict[str, Any], checkpoint: Path) -> None:
+    try:
+        _quietly(dcp.load, state, checkpoint_id=checkpoint)
+    except CheckpointException as error:
+        raise SystemExit(_damaged(checkpoint, str(error).strip().splitlines()[-1])) from error
+
+
+def _damaged(checkpoint: Path, why: str) -> str:
+    return f"{checkpoint} is damaged, and the one before it goes on if this folder is removed: {why}"
 
 
 def _write(path: Path, text: str) -> None:

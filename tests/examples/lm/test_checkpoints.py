@@ -49,6 +49,21 @@ def test_a_run_moves_to_a_device_with_a_generator_of_its_own(tmp_path, monkeypat
     assert all(map(torch.equal, other.parameters(), model.parameters()))
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    model, optimizer = made(0)
+    checkpoints.save(tmp_path, 3, model, optimizer, {})
+    newest = checkpoints.latest(tmp_path)
+    for shard in newest.glob("*.distcp"):
+        shard.unlink()
+    with pytest.raises(SystemExit, match=r"step-00000003 is damaged, .*: .*__0_0\.distcp"):
+        checkpoints.load(newest, model, optimizer)
+    with pytest.raises(SystemExit, match=r"step-00000003 is damaged, .*: .*__0_0\.distcp"):
+        checkpoints.load_model(newest, model)
+    (newest / "meta.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"step-00000003 is damaged, .*: meta\.json: Expecting property name"):
+        checkpoints.read_meta(newest)
+
+
 def test_the_newest_two_are_kept(tmp_path):
     model, optimizer = made(0)
     for number in (9, 10, 100):
