@@ -3,8 +3,9 @@
 import pytest
 import torch
 import transformers as tf
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, StaticCache
 
 import maskloom as loom
 from tests.attention.test_host_cost import count_calls
@@ -197,6 +198,23 @@ def test_a_whole_model_in_one_graph(name):
         compare(
             compiled(tokens(), attention_mask=real).logits, eager(tokens(), attention_mask=real).logits, real.bool()
         )
+
+
+@pytest.mark.parametrize("name", ["llama"])
+@torch.no_grad()
+def test_steps_of_decoding_in_one_graph(name):
+    """With a static cache, whose position is a tensor: the mask of a few queries is made in the graph."""
+    torch._dynamo.reset()
+    counters.clear()
+    eager, ours = pair(DECODERS[name])
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    caches = [StaticCache(config=model.config, max_cache_len=32) for model in (ours, eager)]
+    for model, cache in zip((ours, eager), caches, strict=True):
+        model(tokens(), past_key_values=cache)
+    for step in range(3):
+        one = tokens()[:, step : step + 1]
+        compare(compiled(one, past_key_values=caches[0]).logits, eager(one, past_key_values=caches[1]).logits)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @torch.no_grad()

@@ -125,9 +125,9 @@ another table, at every position."""
 _ROUND = 128  # keys
 
 
-def as_table(mask: Mask, place: Place) -> Mask:
-    """The mask as a table of elements."""
-    table = mask.dense(place.q_len, place.kv_len, batch=place.batch, device=place.device)
+def as_table(mask: Mask, place: Place, *, heads: int | None = None) -> Mask:
+    """The mask as a table of elements. While torch compiles, heads must be given."""
+    table = mask.dense(place.q_len, place.kv_len, batch=place.batch, heads=heads, device=place.device)
     return from_dense(F.pad(table, (0, columns(place) - place.kv_len)))
 
 

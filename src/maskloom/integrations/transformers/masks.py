@@ -63,7 +63,7 @@ def layer_mask(
     pattern = as_mask(mask_function) if read is None else read
     mask = placed(pattern, place)
     if read is not None and q_length <= FEW and not (mask is everything or _is_at_start(place)):
-        mask = as_table(mask, place)
+        mask = as_table(mask, place, heads=1)  # no function of transformers depends on the head
     if attention_mask is not None:
         mask = _with_padding(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
         return LayerMask(pattern, mask, place, open_to_packing=False)

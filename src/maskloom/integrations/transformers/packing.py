@@ -30,13 +30,13 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
     by = told.cu_seq_lens_q if told.cu_seq_lens_q is not None else _positions(layer, told)
     if by is None:
         return layer.mask
-    if (
-        torch.compiler.is_dynamo_compiling()
-    ):  # a layer that finds what an earlier one left would need a graph of its own
-        return _isolated_by(layer, by, told)
-    if layer.isolated is None or layer.isolated[0] is not by:
-        layer.isolated = by, _isolated_by(layer, by, told)
-    return layer.isolated[1]
+    known = layer.isolated
+    if known is not None and known[0] is by:
+        return known[1]
+    mask = _isolated_by(layer, by, told)
+    if not torch.compiler.is_dynamo_compiling():  # a layer that finds what an earlier one left would need another graph
+        layer.isolated = by, mask
+    return mask
 
 
 def _isolated_by(layer: LayerMask, by: Tensor, told: Said) -> Mask | BlockMask:
