@@ -169,6 +169,7 @@ q, k, v = inputs()
             "query is float64, float32, bfloat16 or float16; got torch.int64",
         ),
         (lambda: loom.attend(q, k, v, scale="0.5"), TypeError, r"scale is a number, .* got '0.5'"),
+        (lambda: loom.attend(q, k, v, scale=10**400), ValueError, r"scale is a number, at most 1\.8e\+308; got 1000"),
         (lambda: loom.attend(q, k, v, scale=True), TypeError, "scale is a number, .* got True"),
         (lambda: loom.attend(q, k, v, kernel_options="FLASH"), TypeError, "kernel_options is a dict, .* got 'FLASH'"),
         (

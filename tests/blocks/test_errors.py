@@ -38,6 +38,8 @@ WRONG: dict[str, Any] = {
     "q_len, huge": (_mask, {"q_len": 10**400}, ValueError, "q_len is a number of positions, at most 1099511627776; got 1000"),
     "kv_len": (_mask, {"kv_len": -3}, ValueError, "kv_len is a number of positions, at least 1; got -3"),
     "block size": (_mask, {"block_size": 0}, ValueError, "the block size .* at least 1, or a pair .*; got 0"),
+    "batch, huge": (_mask, {"batch": 10**400}, ValueError, r"batch \(B\) is a number of batch rows, at most 1099511627776; got 1000"),
+    "heads, huge": (_mask, {"heads": 10**400}, ValueError, r"heads \(H\) is a number of heads, at most 1099511627776; got 1000"),
     "block size, huge": (_mask, {"block_size": 10**400}, ValueError, "the block size is at most 1099511627776 positions; got 1000"),
     "block of a half": (_mask, {"block_size": 0.5}, ValueError, r"or a pair \(Q, KV\); got 0.5"),
     "block triple": (_mask, {"block_size": (1, 2, 3)}, ValueError, r"got \(1, 2, 3\)"),

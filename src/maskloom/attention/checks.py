@@ -1,5 +1,6 @@
 """What attention refuses, by name, before anything is launched."""
 
+import sys
 from collections.abc import Mapping
 from numbers import Real
 
@@ -97,14 +98,16 @@ def _each(named: dict[str, Tensor], what: str) -> str:
 
 
 def checked_scale(scale: float | None) -> float | None:
-    """The scale, NumPy's numbers as Python's; a TypeError if it is no number."""
-    if scale is None or type(scale) in (float, int):
+    """The scale, NumPy's numbers as Python's; a TypeError if it is no number, a ValueError if no float is as large."""
+    if scale is None or type(scale) is float:
         return scale
     if isinstance(scale, Tensor):
         raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {brief(scale)}")
-    return float(scale)
+    if isinstance(scale, int) and not torch.compiler.is_dynamo_compiling() and abs(scale) > sys.float_info.max:
+        raise ValueError(f"scale is a number, at most {sys.float_info.max:.1e}; got {brief(scale)}")
+    return scale if type(scale) is int else float(scale)
 
 
 def check_options(

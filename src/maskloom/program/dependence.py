@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import as_int
+from maskloom.core.checks import MOST_POSITIONS, as_int, is_beyond_all
 from maskloom.core.symbols import is_int, known
 from maskloom.core.words import brief
 from maskloom.program.ops import Fact, having
@@ -101,6 +101,10 @@ class Dependence:
         least = 0 if index == "b" else 1  # a batch may be empty
         if not is_int(asked) or known(asked < least):
             raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {brief(asked)}")
+        if is_beyond_all(asked):
+            raise ValueError(
+                f"{argument} ({letter}) is a number of {item}s, at most {MOST_POSITIONS}; got {brief(asked)}"
+            )
         same_for_all = index not in self.marks and known(asked == 1)
         if sizes and known(sizes[0] != asked) and not same_for_all:
             raise ValueError(
