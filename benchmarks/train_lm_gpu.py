@@ -47,13 +47,16 @@ def contenders(capacity: int, device: str) -> dict[str, tuple[MicroBatches, str]
         "packed: attend": (packed, "attend"),
         "packed: torch varlen": (packed, "varlen"),
         "packed: attend, block masks": (packed, "attend, blocks"),
+        "packed: attend, flash": (packed, "attend, flash"),
         "padded: sdpa, dense": (padded, "sdpa"),
         "padded: attend": (padded, "attend"),
         "padded, drawn: sdpa, dense": (drawn, "sdpa"),
         "padded, drawn: attend": (drawn, "attend"),
         "packed: sdpa, dense": (packed, "sdpa"),
     }
-    return {name: case for name, case in found.items() if case[1] != "varlen" or device == "cuda"}
+    return {
+        name: case for name, case in found.items() if case[1] not in ("varlen", "attend, flash") or device == "cuda"
+    }
 
 
 def heads_of(module: loom.MultiheadFlexAttention, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +103,7 @@ def mask_for(batch: Batch, whose: str) -> Any:
     """What an attention takes for a mask, made from what the batch has on the device, once for all blocks."""
     if whose == "attend":
         return batch.mask if batch.packed else mask_of("padded", batch)
-    if whose == "attend, blocks":
+    if whose in ("attend, blocks", "attend, flash"):
         return mask_of("padded", batch)
     if whose == "varlen":
         return batch.cu_seqlens
@@ -125,6 +128,7 @@ class Run:
 
     def __init__(self, case: tuple[MicroBatches, str], config: ModelConfig, samples: list[Sample], given: Any) -> None:
         collate, self.whose = case
+        self.options = {"backend": "flash"} if self.whose == "attend, flash" else {}
         self.device, self.bf16 = given.device, not given.small
         self.is_compiled = not given.eager and not given.small
         self.model = built(config, self.whose, self.device, compiled=self.is_compiled)
@@ -141,7 +145,7 @@ class Run:
     def loss(self, batch: Batch) -> Tensor:
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(batch.inputs, mask_for(batch, self.whose), positions=batch.positions)
+            logits = self.model(batch.inputs, mask_for(batch, self.whose), positions=batch.positions, **self.options)
         targets: Any = batch.targets
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -185,7 +189,8 @@ class Run:
             for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)
         )
         mask = mask_for(batch.to(self.device), self.whose)
-        return loom.explain(query.requires_grad_(), key, value, mask, compiled=self.is_compiled).backend
+        qkv = query.requires_grad_(), key, value
+        return loom.explain(*qkv, mask, compiled=self.is_compiled, **self.options).backend
 
     def memory_mib(self) -> float | str:
         if self.device != "cuda":
