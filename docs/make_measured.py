@@ -37,6 +37,22 @@ def small_calls() -> str:
     return table(lines)
 
 
+def pictures() -> str:
+    """What a picture costs beside attention-gym's, until its PNG is written."""
+    found = {(row["what"], int(row["length"])): row for row in rows_of("pictures")}
+    lengths = sorted({length for _, length in found})
+    lines = [" | ".join(["", *(f"{length:,} tokens" for length in lengths)])]
+    for what in dict.fromkeys(what for what, _ in found):
+        cells = [found.get((what, length)) for length in lengths]
+        lines.append(" | ".join([f"`{what}`", *(_cost(row) if row else "–" for row in cells)]))
+    return table(lines)
+
+
+def _cost(row: dict[str, str]) -> str:
+    ms, mib = float(row["ms"]), float(row["mib"])
+    return f"{ms / 1000:.2f} s, {mib:.0f} MiB" if mib < 1000 else f"{ms / 1000:.1f} s, {mib / 1024:.1f} GiB"
+
+
 def importing() -> str:
     """What the import adds to that of torch."""
     lines = ["import torch, ms | import maskloom, ms | modules | % of torch"]
@@ -119,6 +135,7 @@ TABLES = {
     "first_calls": first_calls,
     "small_calls": small_calls,
     "importing": importing,
+    "pictures": pictures,
     "transformers_masks": transformers_masks,
     "transformers_gpu": transformers_gpu,
     "exactness": exactness,
