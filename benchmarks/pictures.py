@@ -30,7 +30,7 @@ MASK = loom.causal & loom.window(back=255) | loom.causal & loom.sinks(4)
 LENGTHS = (1_000, 4_000, 20_000, 1_000_000)
 THEIR_MOST = 20_000
 THEIR_MOST_SCORES = 4_000
-"""Of more they draw no scores within the 24 GiB of a small machine; of masks alone 20,000 take 19."""
+"""Of more they draw no scores within 24 GiB."""
 
 
 def main() -> None:

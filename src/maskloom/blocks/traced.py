@@ -1,9 +1,10 @@
-"""Block masks while torch.compile or torch.export traces: torch builds them, since no program can be recorded."""
+"""Block masks while torch.compile or torch.export traces, where no program can be recorded."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
@@ -17,12 +18,18 @@ from maskloom.program.dependence import Dependence
 from maskloom.program.program import MaskMod
 from maskloom.program.under_compile import sizes_read
 
+if TYPE_CHECKING:
+    from maskloom.masks.ranges import Places, Shown
+
 TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 """The parameters of this torch's ``create_block_mask``."""
 
 
 def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **options: Any) -> BlockMask:
-    """torch's own function, which can be traced. Options that this torch does not have are left out."""
+    """By the ranges of keys that queries see, where the mask's class says them; else by torch's own function, which can be traced.
+
+    Options that this torch does not have are left out.
+    """
     q_len, kv_len, batch, heads, block, *_ = wanted
     if is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
         raise ValueError("torch.export builds no block mask of lengths that are dynamic: give attend the mask itself")
@@ -34,6 +41,11 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
         raise ValueError(
             "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"
         )
+    tiles = None if options.get("compute_dq_write_order") else _tiles(mask, batch, q_len, kv_len, block, device)
+    if tiles is not None:
+        some, full = (tile[:, None].expand(batch, heads, -1, -1) for tile in tiles)
+        dense = (some & ~full, full) if options.get("separate_full_blocks", True) else (some, None)
+        return flex._create_sparse_block_from_block_mask(dense, mask, (q_len, kv_len), *block)
     known = {name: value for name, value in options.items() if name in TORCH_TAKES}
 
     def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -41,3 +53,36 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
 
     # torch asks for a function's signature, which asks for its id: of a mask itself, that would tie the graph to this object
     return rebuilt(flex.create_block_mask(mod, batch, heads, q_len, kv_len, device, block, **known), mask_mod=mask)
+
+
+def _tiles(
+    mask: MaskMod, batch: int, q_len: int, kv_len: int, block: tuple[int, int], device: torch.device | str
+) -> tuple[Tensor, Tensor] | None:
+    """What `_tiles_of` says of a mask; None where its class does not say what it shows."""
+    from maskloom.masks.ranges import Places, shown_keys  # the chain of imports would be too long
+
+    b, q_idx, kv_idx = (torch.arange(length, device=device) for length in (batch, q_len, kv_len))
+    places = Places(b[:, None], q_idx[None], kv_idx[None])
+    shown = shown_keys(mask, places)
+    return None if shown is None else _tiles_of(shown, places, block)
+
+
+def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles).
+
+    For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way.
+    """
+    (b, q_idx, kv_idx), (q_block, kv_block) = places, block
+    q_len, kv_len = q_idx.shape[1], kv_idx.shape[1]
+    edges = torch.arange(-(-kv_len // kv_block), device=b.device) * kv_block
+    first, end = (one + torch.zeros_like(q_idx) for one in (shown.first, shown.end))
+    low = torch.maximum(first[..., None], edges).clamp(max=kv_len)
+    high = torch.minimum(end[..., None], edges + kv_block).clamp(max=kv_len)
+    count = (high - low).clamp(min=0)
+    if shown.keys is not None:
+        sums = F.pad(shown.keys.long().cumsum(1), (1, 0))
+        rows = torch.arange(sums.shape[0], device=b.device)[:, None, None]
+        count = torch.where(count > 0, sums[rows, torch.maximum(high, low)] - sums[rows, low], 0)
+    q_tiles = -(-q_len // q_block)
+    count = F.pad(count, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
+    return (count > 0).any(2), (count == kv_block).all(2)

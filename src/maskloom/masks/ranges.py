@@ -1,0 +1,114 @@
+"""Masks that show each query one range of keys, of which single ones may be hidden: what their classes alone say.
+
+It is plain arithmetic of tensors, which torch can trace: no program is recorded, and no value is read.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskloom.masks.algebra import And, Everything
+from maskloom.masks.lookups import at
+from maskloom.masks.patterns.packed.segments import CountedDocuments, FromDocumentStart, PackedDocuments
+from maskloom.masks.patterns.padding import KeyPadding, Lengths, Padding, QueryLengths, Real
+from maskloom.masks.patterns.relative import Anticausal, Causal, Window
+
+
+class Places(NamedTuple):
+    """Indices of the elements of a mask: b (B, 1), q_idx (1, Q) and kv_idx (1, K)."""
+
+    b: Tensor
+    q_idx: Tensor
+    kv_idx: Tensor
+
+
+class Shown(NamedTuple):
+    """What each query sees: the keys from ``first`` to before ``end`` that are among ``keys``.
+
+    Attributes:
+        first, end: numbers, or integers that broadcast to (B, Q). No key where ``end`` is not above ``first``.
+        keys: bool, broadcasts to (B, K); None for all.
+    """
+
+    first: Tensor | int
+    end: Tensor | int
+    keys: Tensor | None = None
+
+
+def shown_keys(mask: Any, places: Places) -> Shown | None:
+    """What the queries of a mask see, in those terms; None if its class does not say so."""
+    if isinstance(mask, And):
+        parts = [shown_keys(part, places) for part in mask.parts]
+        return None if any(part is None for part in parts) else reduce(_both, parts)  # type: ignore[arg-type]
+    found = _BY_CLASS.get(type(mask))
+    return None if found is None else found(mask, places)
+
+
+def _both(one: Shown, other: Shown) -> Shown:
+    keys = one.keys if other.keys is None else other.keys if one.keys is None else one.keys & other.keys
+    return Shown(_most(one.first, other.first), -_most(-one.end, -other.end), keys)
+
+
+def _most(one: Tensor | int, other: Tensor | int) -> Tensor | int:
+    """The larger; 0 is none of the numbers, and no key lies before it."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.maximum(one, other)
+    if isinstance(other, Tensor):
+        one, other = other, one
+    return one.clamp(min=other) if isinstance(one, Tensor) else max(one, other)
+
+
+def _lengths(mask: Lengths, places: Places) -> Shown:
+    b, q_idx, _ = places
+    return Shown(0, torch.where(q_idx < mask.q_lens[b], mask.kv_lens[b], 0))
+
+
+def _query_lengths(mask: QueryLengths, places: Places) -> Shown:
+    b, q_idx, kv_idx = places
+    return Shown(0, torch.where(q_idx < mask.lens[b], kv_idx.shape[1], 0))
+
+
+def _of_tables(queries: Tensor, keys: Tensor, places: Places) -> Shown:
+    """Of flags for each query and key, (B, L): which are real."""
+    b, q_idx, kv_idx = places
+    return Shown(0, torch.where(queries[b, q_idx], kv_idx.shape[1], 0), keys[b, kv_idx])
+
+
+def _packed(mask: PackedDocuments, places: Places) -> Shown:
+    if mask.ids.ndim > 1:
+        return _in_runs(mask, places)
+    ids = mask.ids[places.q_idx]
+    offsets, document = mask.offsets, ids.clamp(min=0)
+    return Shown(offsets[document], torch.where(ids < 0, 0, offsets[document + 1]))
+
+
+def _in_runs(mask: PackedDocuments | CountedDocuments, places: Places) -> Shown:
+    """Documents whose positions follow one another: from the last change of ids to the next one."""
+    ids = torch.atleast_2d(mask.ids)
+    index = torch.arange(ids.shape[1], device=ids.device)
+    begins = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+    first = torch.where(begins, index, 0).cummax(1).values
+    ends = torch.nn.functional.pad(begins[:, 1:], (0, 1), value=True)
+    end = torch.where(ends, index + 1, ids.shape[1]).flip(1).cummin(1).values.flip(1)
+    rows = places.b if mask.ids.ndim > 1 else torch.zeros_like(places.b[:1])
+    is_none = at(ids, rows, places.q_idx) < 0
+    return Shown(at(first, rows, places.q_idx), torch.where(is_none, 0, at(end, rows, places.q_idx)))
+
+
+_BY_CLASS: dict[type, Callable[[Any, Places], Shown]] = {
+    Everything: lambda mask, places: Shown(0, places.kv_idx.shape[1]),
+    Causal: lambda mask, places: Shown(0, places.q_idx + 1),
+    Anticausal: lambda mask, places: Shown(places.q_idx, places.kv_idx.shape[1]),
+    Window: lambda mask, places: Shown(places.q_idx - mask.back, places.q_idx + mask.ahead + 1),
+    Lengths: _lengths,
+    QueryLengths: _query_lengths,
+    Padding: lambda mask, places: _of_tables(~mask.q_pads, ~mask.kv_pads, places),
+    Real: lambda mask, places: _of_tables(mask.q_real, mask.kv_real, places),
+    KeyPadding: lambda mask, places: Shown(0, places.kv_idx.shape[1], ~mask.pads[places.b, places.kv_idx]),
+    PackedDocuments: _packed,
+    CountedDocuments: _in_runs,
+    FromDocumentStart: lambda mask, places: Shown(mask.start[places.q_idx], places.kv_idx.shape[1]),
+}

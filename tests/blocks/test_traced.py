@@ -1,0 +1,77 @@
+"""Block masks that are built while torch compiles are those that are built outside, and cost no table of queries and keys."""
+
+import math
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.blocks.traced import TORCH_TAKES
+from tests.masks.test_ranges import KNOWN, K, Q
+
+TABLES = (
+    "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
+    "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
+)  # fmt: skip
+OTHERS = {"sinks": loom.causal & (loom.window(back=2) | loom.sinks(3)), "prefix": loom.causal | loom.prefix([2, 11])}
+
+
+def check_alike(found, expected):
+    for name in TABLES:
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        assert one is None or torch.equal(one, other), name
+    assert found.seq_lengths == expected.seq_lengths
+
+
+@pytest.mark.parametrize(
+    ("name", "separate"), [*((name, True) for name in (*KNOWN, *OTHERS)), ("padding", False), ("sinks", False)]
+)
+def test_tables_are_those_of_outside(name, separate):
+    if name in OTHERS and not separate and "separate_full_blocks" not in TORCH_TAKES:
+        pytest.skip("torch 2.11 always makes full tables")
+    mask = (KNOWN | OTHERS)[name]
+    batch = len(mask.dense(Q, K))
+
+    def build(mask, size):
+        how = {"BLOCK_SIZE": size, "separate_full_blocks": separate}
+        return loom.create_block_mask(mask, batch, 2, Q, K, device="cpu", **how)
+
+    torch._dynamo.reset()
+    inside = torch.compile(build, backend="eager", fullgraph=True)
+    for size in ((3, 5), 128):
+        found = inside(mask, size)
+        check_alike(found, build(mask, size))
+        assert found.mask_mod == mask
+
+
+def test_as_inductor_compiles_it():
+    def build(lens):
+        return loom.block_mask(
+            loom.causal & loom.lengths(lens), 150, 190, batch=3, heads=1, device="cpu", block_size=16
+        )
+
+    torch._dynamo.reset()
+    found, lens = torch.compile(build, fullgraph=True), torch.tensor([150, 3, 77])
+    check_alike(
+        found(lens), loom.block_mask(loom.causal & loom.lengths(lens), 150, 190, batch=3, heads=1, block_size=16)
+    )
+
+
+@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding"])
+def test_no_table_of_queries_and_keys_is_made(name):
+    largest = []
+
+    def backend(graph, inputs):
+        made = [node.meta["example_value"] for node in graph.graph.nodes if "example_value" in node.meta]
+        largest.extend(math.prod(value.shape) for value in made if isinstance(value, torch.Tensor))
+        return graph
+
+    mask = KNOWN[name]
+    batch = len(mask.dense(Q, K))
+    torch._dynamo.reset()
+    build = torch.compile(
+        lambda mask: loom.create_block_mask(mask, batch, 1, Q, K, "cpu", 8), backend=backend, fullgraph=True
+    )
+    build(mask)
+    assert 0 < max(largest) <= batch * 16 * 3  # queries, rounded up to tiles, by tiles of keys
