@@ -71,7 +71,7 @@ def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
     if not isinstance(name, str):
         raise TypeError(f"name is text, the title of the picture; got {brief(name)}")
     path = Path() if path is None else file_of(path)
-    if os.path.isdir(path):  # noqa: PTH112 - of a name that is too long pathlib raises
+    if os.path.isdir(path):
         if not name:
             raise ValueError(f"name is the name of the file in the directory {path}; got an empty one")
         return path / f"{name}.png"
