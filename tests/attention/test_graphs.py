@@ -114,11 +114,8 @@ def test_nor_where_flash_is_taken(_pretended, form):
 
 def classes_of(held):
     """The classes of an object and of what its fields hold."""
-    inner = (
-        held
-        if isinstance(held, (tuple, list))
-        else [getattr(held, name) for name in getattr(held, "__match_args__", ())]
-    )
+    names = getattr(held, "__match_args__", ())
+    inner = held if isinstance(held, (tuple, list)) else [getattr(held, name) for name in names]
     return {type(held)}.union(*map(classes_of, inner))
 
 
@@ -132,8 +129,12 @@ def with_every_class():
             yield name
 
 
+nightly = pytest.mark.skipif("config.getoption('hypothesis_profile') != 'nightly'", reason="minutes: make nightly")
+NAMES = [pytest.param(name, marks=[nightly] if at % 5 else []) for at, name in enumerate(with_every_class())]
+
+
 @pytest.mark.parametrize("_pretended", ["triton"], indirect=True)
-@pytest.mark.parametrize("name", [*with_every_class()])
+@pytest.mark.parametrize("name", NAMES)
 def test_nor_does_any_mask(_pretended, name):
     make, q_len, kv_len = EVERY[name]
     batch, heads = (max(2, size) for size in make().dense(q_len, kv_len).shape[:2])
