@@ -71,6 +71,9 @@ def shorter(lengths, b, h, q_idx, kv_idx):
     return kv_idx < lengths[b]
 
 
+nightly = pytest.mark.skipif("config.getoption('hypothesis_profile') != 'nightly'", reason="minutes: make nightly")
+ALWAYS = "block mask", "torch's block mask", "clean", "sinks"
+
 FORMS = {
     "lengths": lambda: (loom.causal & loom.lengths(lens()), {}),
     "documents": lambda: (loom.causal & loom.documents(ids=torch.arange(N) // torch.randint(9, 50, ())), {}),
@@ -112,6 +115,41 @@ def test_nor_where_flash_is_taken(_pretended, form):
     assert graphs_of(FORMS[form]) == 1
 
 
+@pytest.mark.parametrize("_pretended", ["triton"], indirect=True)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[] if form in ALWAYS else [nightly]) for form in FORMS])
+def test_a_size_that_query_alone_has_as_a_symbol_is_the_one_of_the_mask(_pretended, form):
+    torch._dynamo.reset()
+    mask, options = FORMS[form]()
+    query, key = (torch.zeros(B, H, N, D, dtype=torch.bfloat16) for _ in range(2))
+    for tensor in (query, key):
+        torch._dynamo.maybe_mark_dynamic(tensor, (0, 2))
+    attend = torch.compile(
+        lambda query, key: loom.attend(query, key, key, mask, **options), backend="eager", fullgraph=True
+    )
+    assert attend(query, key) is not None
+
+
+MODULE = {
+    "positions": lambda: (loom.causal, {"positions": torch.arange(N).repeat(B, 1)}),
+    "block mask": lambda: (loom.block_mask(loom.causal & loom.lengths(lens()), N, N), {}),
+    "block mask of known lengths": lambda: (loom.block_mask(loom.causal & loom.lengths([N, 17]), N, N), {}),
+    "padding": lambda: (loom.causal & loom.padding(torch.arange(N) >= lens()[:, None]), {"clean_padding": True}),
+    "documents": lambda: (loom.causal & loom.documents(torch.arange(N).repeat(B, 1) // 50), {}),
+    "context": lambda: (loom.lengths(lens(), lens()), {"context": torch.zeros(B, N, 2 * D)}),
+}
+
+
+@pytest.mark.parametrize("_pretended", ["triton"], indirect=True)
+@pytest.mark.parametrize("form", MODULE)
+def test_nor_does_the_module_take_it_for_another(_pretended, form):
+    torch._dynamo.reset()
+    mask, options = MODULE[form]()
+    module = loom.MultiheadFlexAttention(2 * D, 2 * D, 2, rotary=None if form == "context" else loom.nn.Rotary(D))
+    x = torch.zeros(B, N, 2 * D)
+    torch._dynamo.maybe_mark_dynamic(x, (0, 1))
+    assert torch.compile(lambda x: module(x, mask, **options), backend="eager", fullgraph=True)(x).out is not None
+
+
 def classes_of(held):
     """The classes of an object and of what its fields hold."""
     names = getattr(held, "__match_args__", ())
@@ -129,7 +167,6 @@ def with_every_class():
             yield name
 
 
-nightly = pytest.mark.skipif("config.getoption('hypothesis_profile') != 'nightly'", reason="minutes: make nightly")
 NAMES = [pytest.param(name, marks=[nightly] if at % 5 else []) for at, name in enumerate(with_every_class())]
 
 

@@ -75,3 +75,29 @@ def test_no_table_of_queries_and_keys_is_made(name):
     )
     build(mask)
     assert 0 < max(largest) <= batch * 16 * 3  # queries, rounded up to tiles, by tiles of keys
+
+
+@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding", "sinks"])
+def test_sizes_that_are_symbols_can_be_split_by_inductor(name):
+    """Its Triton code cannot split the elements of tensors whose sizes are written with a minus: CantSplit."""
+    from torch.utils._sympy.functions import FloorDiv
+
+    sizes = set()
+
+    def backend(graph, inputs):
+        made = [node.meta["example_value"] for node in graph.graph.nodes if "example_value" in node.meta]
+        shapes = [value.shape for value in made if isinstance(value, torch.Tensor)]
+        sizes.update(size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+        return graph
+
+    torch._dynamo.reset()
+    mask = (KNOWN | OTHERS)[name]
+    batch = len(mask.dense(Q, K))
+    build = torch.compile(
+        lambda mask, x: loom.create_block_mask(mask, batch, 1, len(x), len(x), "cpu", 8),
+        backend=backend, dynamic=True, fullgraph=True,
+    )  # fmt: skip
+    build(mask, torch.zeros(min(Q, K)))
+    divided = [part for size in sizes for part in size.atoms(FloorDiv)]
+    assert divided
+    assert not [part for part in divided if part.base.could_extract_minus_sign()]

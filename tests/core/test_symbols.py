@@ -1,6 +1,8 @@
 """Masks made inside a compiled function from an int that changes: few graphs, and what a kernel holds are tensors."""
 
+import ast
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import maskloom as loom
+from maskloom.core.symbols import ceil_div, is_one_of
 from maskloom.core.values import numbers_as_tensors
 from maskloom.masks.patterns.blockwise import chunked, fixed, strided
 from maskloom.masks.patterns.conversations import shared_prefix, turns
@@ -216,3 +219,38 @@ def test_random_blocks_are_made_outside():
         torch.compile(
             lambda: random_blocks(block_size=3, blocks=1, length=9, seed=0), backend="eager", fullgraph=True
         )()
+
+
+def test_a_symbol_is_found_among_numbers():
+    torch._dynamo.reset()
+    found = torch.compile(
+        lambda x: (is_one_of(23, 1, len(x)), is_one_of((23, 3), (5, 5), tuple(x.shape)), is_one_of(len(x), 5, 7)),
+        backend="eager", dynamic=True, fullgraph=True,
+    )  # fmt: skip
+    assert found(torch.zeros(23, 3)) == (True, True, False)
+
+
+def test_no_size_is_looked_for_among_others():
+    """``23 in (1, size)`` is False in a trace where the size is a symbol: `is_one_of` compares."""
+
+    def has_sizes(node):
+        constants = [isinstance(element, ast.Constant) for element in node.elts]
+        numbers = [isinstance(element, ast.Constant) and type(element.value) is int for element in node.elts]
+        return (any(numbers) and not all(constants)) or any(isinstance(element, ast.Tuple) for element in node.elts)
+
+    for file in Path(loom.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+                among = node.comparators[0]
+                if isinstance(among, ast.Tuple | ast.List) and has_sizes(among):
+                    left = ast.unparse(node.left)
+                    assert left.endswith(("ndim", "stride()[-1:]")) or file.name in EAGER, (file, ast.unparse(node))
+
+
+EAGER = {"zeros_kernel.py", "dense_tables.py"}
+"""What no trace comes to: an operator's own code, and the words of an error."""
+
+
+@pytest.mark.parametrize(("number", "by", "parts"), [(0, 7, 0), (1, 7, 1), (7, 7, 1), (8, 7, 2)])
+def test_parts_that_hold_a_number(number, by, parts):
+    assert ceil_div(number, by) == parts

@@ -12,7 +12,7 @@ from maskloom.attention.merge import check_sinks
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
 from maskloom.core.checks import position_offset
-from maskloom.core.symbols import is_int, known
+from maskloom.core.symbols import is_int, is_one_of, known
 from maskloom.core.torch_state import autocast_to
 from maskloom.core.words import brief
 from maskloom.masks.algebra import Mask, Placing, as_mask
@@ -228,7 +228,7 @@ def check_mask_fits(
             f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
         )
     for have, need, item in zip(mask.kv_indices.shape[:2], (batch, heads), ("batch rows", "heads"), strict=True):
-        if have not in (1, need):
+        if not is_one_of(have, 1, need):
             raise ValueError(
                 f"the block mask is for {have} {item}; the attention has {need} (1 would serve all). Build one for these "
                 f"{item}, of a mask whose tables hold them alone"

@@ -27,6 +27,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.zeros import zeros_backward, zeros_both_ways, zeros_forward, zeros_in_each
 from maskloom.core.cache import cached_with
+from maskloom.core.symbols import is_one_of
 from maskloom.core.words import brief
 from maskloom.masks.dense import table_sizes
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
@@ -62,7 +63,7 @@ def known_hidden(request: Request) -> Hidden:
         )
     queries = cached_with(mask, ("hidden queries", q_len), lambda: known_hidden_queries(mask, q_len))
     for rows, length in ((keys, kv_len), (queries, q_len)):
-        if rows is not None and (rows.shape[0] not in (1, batch) or rows.shape[1] != length):
+        if rows is not None and (not is_one_of(rows.shape[0], 1, batch) or rows.shape[1] != length):
             raise ValueError(
                 f"the attention has (batch, length) = {(batch, length)}, and its mask knows padding for {tuple(rows.shape)}"
             )

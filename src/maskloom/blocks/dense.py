@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.replay.cached import replay
 from maskloom.blocks.tile_states import FULL, PARTIAL, tile_states
 from maskloom.core import captures
+from maskloom.core.symbols import ceil_div
 from maskloom.core.torch_state import can_cache, raw_stream, without_autocast
 from maskloom.masks.dense import needed_sizes, table, table_sizes
 from maskloom.program.elements import run_at
@@ -49,7 +50,7 @@ def _states_of_queries(block_mask: BlockMask, start: int, stop: int) -> Tensor:
     """The states of the tiles that hold each query from ``start`` to ``stop``: (.., queries, key tiles)."""
     q_block = block_mask.BLOCK_SIZE[0]
     first = start // q_block
-    states = tile_states(block_mask, slice(first, -(-stop // q_block))).repeat_interleave(q_block, -2)
+    states = tile_states(block_mask, slice(first, ceil_div(stop, q_block))).repeat_interleave(q_block, -2)
     return states[..., start - first * q_block : stop - first * q_block, :]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskloom.blocks.intervals.interval import LEAD, Interval, PositionRange
 from maskloom.core.checks import MOST_POSITIONS, as_int, as_list, checked_length, is_beyond_all
-from maskloom.core.symbols import is_int, known
+from maskloom.core.symbols import ceil_div, is_int, known
 from maskloom.core.words import brief
 from maskloom.program.dependence import Dependence
 from maskloom.program.program import Index
@@ -39,7 +39,7 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H, query tiles, key tiles)."""
-        return self.batch, self.heads, -(-self.q_len // self.q_block), -(-self.kv_len // self.kv_block)
+        return self.batch, self.heads, ceil_div(self.q_len, self.q_block), ceil_div(self.kv_len, self.kv_block)
 
     @property
     def tile(self) -> tuple[int, int]:

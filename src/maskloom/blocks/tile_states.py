@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core.pickling import reduced
+from maskloom.core.symbols import ceil_div
 
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
@@ -30,7 +31,7 @@ def tile_states(block_mask: BlockMask, rows: slice = _ALL) -> Tensor:
         rows: the query tiles to return.
     """
     kv_block = block_mask.BLOCK_SIZE[1]
-    key_tiles = -(-block_mask.seq_lengths[1] // kv_block)
+    key_tiles = ceil_div(block_mask.seq_lengths[1], kv_block)
     states = _listed(block_mask.kv_num_blocks[..., rows], block_mask.kv_indices[..., rows, :], key_tiles).to(torch.int8)
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         full = _listed(block_mask.full_kv_num_blocks[..., rows], block_mask.full_kv_indices[..., rows, :], key_tiles)

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
 from maskloom.core.block_masks import rebuilt
-from maskloom.core.symbols import is_dynamic
+from maskloom.core.symbols import ceil_div, is_dynamic
 from maskloom.core.torch_state import is_exporting
 from maskloom.masks.dense import GIVE_SIZES
 from maskloom.program.dependence import Dependence
@@ -74,7 +74,7 @@ def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple
     """
     (b, q_idx, kv_idx), (q_block, kv_block) = places, block
     q_len, kv_len = q_idx.shape[1], kv_idx.shape[1]
-    edges = torch.arange(-(-kv_len // kv_block), device=b.device) * kv_block
+    edges = torch.arange(ceil_div(kv_len, kv_block), device=b.device) * kv_block
     first, end = (one + torch.zeros_like(q_idx) for one in (shown.first, shown.end))
     low = torch.maximum(first[..., None], edges).clamp(max=kv_len)
     high = torch.minimum(end[..., None], edges + kv_block).clamp(max=kv_len)
@@ -83,6 +83,6 @@ def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple
         sums = F.pad(shown.keys.long().cumsum(1), (1, 0))
         rows = torch.arange(sums.shape[0], device=b.device)[:, None, None]
         count = torch.where(count > 0, sums[rows, torch.maximum(high, low)] - sums[rows, low], 0)
-    q_tiles = -(-q_len // q_block)
+    q_tiles = ceil_div(q_len, q_block)
     count = F.pad(count, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
     return (count > 0).any(2), (count == kv_block).all(2)

@@ -37,6 +37,20 @@ def is_dynamic(number: int) -> bool:
     return False
 
 
+def is_one_of(found: object, *others: object) -> bool:
+    """Whether it equals one of the others. Never as ``size in (1, other)``: dynamo says False where one is a number and the other a
+    symbol of the same value (torch 2.11 to 2.13).
+    """
+    return any(found == other for other in others)
+
+
 def as_tensor(number: int | Tensor, device: torch.device | str | None = None) -> Tensor:
     """A number as an int64 tensor without dimensions, which keeps the symbol in a trace; a tensor unchanged."""
     return number if isinstance(number, Tensor) else torch.full((), number, dtype=torch.int64, device=device)
+
+
+def ceil_div(number: int, by: int) -> int:
+    """Parts of ``by`` that hold a number, the last one cut. Never as ``-(-number // by)``: the Triton code that torch makes for
+    tensors with such symbols as sizes cannot split their elements among dimensions (``CantSplit``, torch 2.11 to 2.13).
+    """
+    return (number + by - 1) // by

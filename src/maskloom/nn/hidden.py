@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.checks import check_mask_fits, row_beyond, told_of
 from maskloom.attention.zeros import zeros_both_ways
 from maskloom.core.cache import cached_with
+from maskloom.core.symbols import is_one_of
 from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from maskloom.masks.patterns.shift import shifted
@@ -94,7 +95,7 @@ def _pads_of(
     pads = cached_with(mask, ("pads", side, x.shape[1]), find)
     if pads is None:
         return None
-    if pads.shape[0] not in (1, x.shape[0]) or pads.shape[1] != x.shape[1]:
+    if not is_one_of(pads.shape[0], 1, x.shape[0]) or pads.shape[1] != x.shape[1]:
         raise ValueError(
             f"{name} has (batch, length) = {tuple(x.shape[:2])}, and its mask knows padding for {tuple(pads.shape)}"
         )

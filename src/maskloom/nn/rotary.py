@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maskloom.core.checks import INTEGERS, as_int, count, is_number, readable
-from maskloom.core.symbols import is_int
+from maskloom.core.symbols import is_int, is_one_of
 from maskloom.core.torch_state import can_cache, without_autocast
 from maskloom.core.words import brief, what_it_is
 from maskloom.nn.frequencies import Scaling, inverse_frequencies, kind_of
@@ -217,7 +217,7 @@ def _checked_positions(positions: Tensor | int | None, shape: tuple[int, int], d
         got = positions.dtype if isinstance(positions, Tensor) else brief(positions)
         raise TypeError(f"positions are integers (L,) or (B, L), the first position, or None; got {got}")
     fits = positions.ndim in (1, 2) and positions.shape[-1] == length
-    if not fits or (positions.ndim == 2 and positions.shape[0] not in (1, batch)):
+    if not fits or (positions.ndim == 2 and not is_one_of(positions.shape[0], 1, batch)):
         raise ValueError(
             f"positions have shape (L,) or (B, L), here B = {batch}, L = {length}; got {tuple(positions.shape)}"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
+from maskloom.core.symbols import ceil_div
 
 MOST = 2**20
 """Scores of one band, at most, if one query of one key-value head has no more: 4 MiB in float32."""
@@ -117,7 +118,7 @@ def _sight_of_tiles(blocks: BlockMask) -> Callable[[slice, slice, slice], Seen]:
     (_, kv_len), (q_block, kv_block) = blocks.seq_lengths, blocks.BLOCK_SIZE
 
     def sight(rows: slice, heads: slice, queries: slice) -> Seen:
-        tiles = slice(queries.start // q_block, -(-queries.stop // q_block))
+        tiles = slice(queries.start // q_block, ceil_div(queries.stop, q_block))
         part = some(states, rows, heads)[:, :, tiles].flatten(0, 2)
         seen, hidden = (part != SKIPPED).any(0), (part != FULL).any(0)
         return tuple(of_tiles.repeat_interleave(kv_block)[:kv_len] for of_tiles in (seen, hidden))  # type: ignore[return-value]

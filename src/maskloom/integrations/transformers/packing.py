@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.batches.documents import ids_from_offsets, ids_from_positions
 from maskloom.core.checks import readable
-from maskloom.core.symbols import is_int
+from maskloom.core.symbols import is_int, is_one_of
 from maskloom.core.words import brief
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built
@@ -57,7 +57,10 @@ def _positions(layer: LayerMask, told: Said) -> Tensor | None:
     known = layer.positions.ids
     ids = told.position_ids if known is None and may_be_causal else known
     fits = (
-        isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] in (1, place.batch) and ids.shape[1] == place.q_len
+        isinstance(ids, Tensor)
+        and ids.ndim == 2
+        and is_one_of(ids.shape[0], 1, place.batch)
+        and ids.shape[1] == place.q_len
     )
     return ids if fits else None
 

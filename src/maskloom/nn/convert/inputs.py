@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maskloom.core.symbols import is_one_of
 from maskloom.core.words import brief, what_it_is
 
 
@@ -123,7 +124,7 @@ def check_attn_mask(
         return
     _check_mask("attn_mask", attn_mask, device, "hidden", "~may_attend.bool()")
     lengths = layout.q_len, layout.kv_len
-    if tuple(attn_mask.shape) not in (lengths, (layout.batch * heads, *lengths)):
+    if not is_one_of(tuple(attn_mask.shape), lengths, (layout.batch * heads, *lengths)):
         letters = "(N·H, L, S)" if layout.is_batched else "(H, L, S)"
         raise ValueError(
             f"attn_mask has shape (L, S) = {lengths}, or {letters} = {(layout.batch * heads, *lengths)}; "

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
+from maskloom.core.symbols import is_one_of
 from maskloom.core.torch_state import without_autocast
 from maskloom.masks.dense import needed_sizes
 from maskloom.program.elements import Elements
@@ -251,5 +252,5 @@ def _check_block_mask(block_mask: BlockMask, sizes: tuple[int, int, int, int]) -
     if lengths != sizes[2:]:
         raise ValueError(f"the block mask is for lengths (Q, K) = {lengths}; query and key have {sizes[2:]}")
     for have, need, item in zip(block_mask.kv_indices.shape[:2], sizes[:2], ("batch rows", "heads"), strict=True):
-        if have not in (1, need):
+        if not is_one_of(have, 1, need):
             raise ValueError(f"the block mask has {have} {item}, and query has {need}; it needs {need}, or 1 for all")
