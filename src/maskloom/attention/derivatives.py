@@ -44,9 +44,10 @@ def with_first_only(out: Tensor, backend: str) -> Tensor:
     if node is not None and node.name() == _CUTS_PADDING:
         node = node.next_functions[0][0]
     if node is not None and any(name in node.name() for name in _KERNELS):
-        node.register_hook(functools.partial(_tell, backend))
         if node.name() == _COMPILED and out.device.type != "cpu":
-            node.register_prehook(functools.partial(_refuse_graph, backend))
+            node.register_prehook(functools.partial(_refuse_graph, backend))  # before there is anything to tell
+        else:
+            node.register_hook(functools.partial(_tell, backend))
     return out
 
 

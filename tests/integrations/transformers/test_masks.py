@@ -33,7 +33,7 @@ def is_equal(function, q_len, kv_len, q_offset=0, kv_offset=0, real=None):
         "mask_function": function, "attention_mask": real,
     }  # fmt: skip
     expected = theirs.sdpa_mask(**given, allow_is_causal_skip=False)
-    made = layer_mask(**given).mask.dense(q_len, kv_len, batch=BATCH).expand(expected.shape)
+    made = layer_mask(**given).unbuilt.dense(q_len, kv_len, batch=BATCH).expand(expected.shape)
     if real is not None:  # of padded queries a causal mask hides all
         positions = torch.arange(q_len) + q_offset
         is_real = real[:, positions.clamp(max=LENGTH - 1)] & (positions < LENGTH)
@@ -103,13 +103,16 @@ def test_packed_documents_are_read():
         ({"mask_function": FUNCTIONS["sliding"]}, "window(back=4, ahead=0)"),
         ({"mask_function": FUNCTIONS["wide"]}, "causal"),
         ({"q_length": 1, "q_offset": 16}, "everything"),
-        ({"q_length": 1, "q_offset": 16, "attention_mask": attention_mask("left").bool()}, "key_padding(bool[3, 128])"),
+        (
+            {"q_length": 1, "q_offset": 16, "attention_mask": attention_mask("left").bool()},
+            "from_dense(bool[3, 1, 17])",
+        ),
         ({"attention_mask": attention_mask("left").bool()}, "causal & real(bool[3, 17])"),
         ({"attention_mask": attention_mask("none").bool()}, "causal"),
     ],
 )
 def test_what_always_holds_is_left_out(given, mask):
-    assert repr(layer_mask(**{"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH, **given}).mask) == mask
+    assert repr(layer_mask(**{"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH, **given}).unbuilt) == mask
 
 
 def test_padded_queries_are_hidden_in_training_alone():

@@ -6,8 +6,10 @@ together, so keys and values are read once. Each program first looks at its part
 the first to the last of its blocks that hold a visible key: an unwritten end of a cache costs nothing.
 """
 
+import functools
 import math
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
@@ -22,7 +24,7 @@ _MOST_BLOCKS = 64  # blocks of one program, whose visibility it holds in registe
 _LN_2 = tl.constexpr(math.log(2))
 
 
-@triton.jit(do_not_specialize=["heads", "kv_heads", "q_len", "kv_len", "splits"])
+@triton.jit(do_not_specialize=["heads", "kv_heads", "q_len", "kv_len", "splits", "t_by_batch"])
 def _attend_part(  # type: ignore[no-untyped-def]
     query, key, value, table, out, most,
     scale, heads, kv_heads, q_len, kv_len, splits,
@@ -133,32 +135,56 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     (batch, heads, q_len, head_dim), (_, kv_heads, kv_len, value_dim) = query.shape, value.shape
     table = table.expand(batch, heads, q_len, kv_len)
-    rows = max(16, _power_of_2(heads // kv_heads * q_len))
-    wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
-    bytes_of_key = (wide_d + wide_e) * query.itemsize
-    keys = _keys(bytes_of_key)
     device = query.device
-    blocks = _ceil(kv_len, keys)
-    splits = _splits(batch * kv_heads, blocks, rows, _STAGES * keys * bytes_of_key, device.index)
+    sizes = _launch(batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, query.itemsize, device.index)
+    splits = sizes.splits
     out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
     parts = out
     if splits > 1:
-        parts = torch.empty(lse.numel() * splits * (value_dim + 2), dtype=torch.float32, device=device)
+        parts = torch.empty(sizes.rows * splits * (value_dim + 2), dtype=torch.float32, device=device)
     with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device_of(query):
         _attend_part[(batch * kv_heads, splits)](
             query, key, value, table, parts, lse,
             scale / math.log(2), heads, kv_heads, q_len, kv_len, splits,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *table.stride(),
-            D=head_dim, E=value_dim, WIDE_D=wide_d, WIDE_E=wide_e, ROWS=rows, KEYS=keys,
-            BLOCKS=_power_of_2(_ceil(blocks, splits)), STAGES=_STAGES,
-            BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, num_warps=2 if rows == 16 else 4,
+            BY_HEAD=table.stride(1) != 0, IS_WHOLE=splits == 1, **sizes.of_part,
         )  # fmt: skip
         if splits > 1:
-            _add_parts[(lse.numel(),)](
-                parts, out, lse, splits, E=value_dim, WIDE_E=_power_of_2(value_dim), SPLITS=_power_of_2(splits), num_warps=2,
-            )  # fmt: skip
+            _add_parts[(sizes.rows,)](parts, out, lse, splits, **sizes.of_sum)
     return out, lse
+
+
+class _Launch(NamedTuple):
+    """How the kernels are launched: what follows from sizes alone.
+
+    Attributes:
+        rows: queries of all heads and batch rows.
+        of_part, of_sum: constants of the two kernels.
+    """
+
+    splits: int
+    rows: int
+    of_part: dict[str, int]
+    of_sum: dict[str, int]
+
+
+@functools.lru_cache(256)  # all layers of a step share one
+def _launch(
+    batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, value_dim: int, itemsize: int, device: int
+) -> _Launch:  # fmt: skip
+    rows = max(16, _power_of_2(heads // kv_heads * q_len))
+    wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
+    bytes_of_key = (wide_d + wide_e) * itemsize
+    keys = _keys(bytes_of_key)
+    blocks = _ceil(kv_len, keys)
+    splits = _splits(batch * kv_heads, blocks, rows, _STAGES * keys * bytes_of_key, device)
+    of_part = {
+        "D": head_dim, "E": value_dim, "WIDE_D": wide_d, "WIDE_E": wide_e, "ROWS": rows, "KEYS": keys,
+        "BLOCKS": _power_of_2(_ceil(blocks, splits)), "STAGES": _STAGES, "num_warps": 2 if rows == 16 else 4,
+    }  # fmt: skip
+    of_sum = {"E": value_dim, "WIDE_E": _power_of_2(value_dim), "SPLITS": _power_of_2(splits), "num_warps": 2}
+    return _Launch(splits, batch * heads * q_len, of_part, of_sum)
 
 
 def _keys(bytes_of_key: int) -> int:

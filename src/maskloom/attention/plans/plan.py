@@ -19,7 +19,7 @@ from maskloom.attention.backends.base import Backend, Prepared
 from maskloom.attention.backends.decode import is_few
 from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
 from maskloom.attention.plans.kinds import plan_like
-from maskloom.attention.plans.steps import run_step
+from maskloom.attention.plans.steps import run_step, run_table
 from maskloom.attention.request import Attended, Request
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
@@ -97,10 +97,18 @@ def planned(
         checked: the request, all arguments checked, and the backend for it; what it raises comes through.
         make: the plan of a request on a backend.
     """
-    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0 or isinstance(mask, Tensor):
+    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
         return None
     if not (type(query) is type(key) is type(value) is Tensor and _is_plain(q_offset, return_aux, scale, backend)):
         return None
+    if isinstance(mask, Tensor):
+        if type(mask) is not Tensor or score_mod is not None or kernel_options is not None or clean_padding:
+            return None
+        if type(q_offset) is Tensor or torch._C._is_any_autocast_enabled():
+            return None
+        flags = deterministic or torch._C._get_deterministic_algorithms(), torch.is_inference_mode_enabled()
+        options = return_aux is not None and return_aux.lse, scale, backend, has_sinks, flags
+        return run_table(query, key, value, mask, options, checked)
     if type(kernel_options) not in _OPTIONS or not (kernel_options is None or _are_plain(kernel_options)):
         return None
     owner: Any = everything if mask is None else mask

@@ -2,7 +2,8 @@
 
 At each step of decoding the queries stand at another position, and the mask may hold lengths or positions that have
 changed. A plan as in `plan` is made for one mask whose tensors stay as they are. Here the plan is for all masks of one
-kind: at each step the mask's recorded program makes a table, by a few operations that do not wait for the device.
+kind: at each step the mask's recorded program makes a table, by a few operations that do not wait for the device. Where the
+caller has the table already, the plan is for all tables, with however many keys.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maskloom.attention.backends.base import Backend
+from maskloom.attention.backends.decode import is_few
 from maskloom.attention.request import Attended, Request
 from maskloom.attention.tables import table_sizes_of
 from maskloom.blocks.dense import table_at
@@ -103,3 +105,44 @@ def _planned(mask: Mask, q_offset: int | Tensor, request: Request, backend: Back
     with torch.inference_mode(False):
         q_idx = torch.arange(sizes[2], device=request.query.device)
     return StepPlan(backend, program.of(everything, []), sizes, q_idx, most_offset, request.scale)
+
+
+_TablePlan = tuple[Backend, float | None]  # the backend that runs, and the scale
+_table_plans: LRU[Hashable, _TablePlan | Literal["none"]] = LRU(256)
+
+
+def run_table(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    options: Hashable,
+    checked: Callable[[], tuple[Request, Backend]],
+) -> Attended | None:
+    """Few queries with a table in place of a mask, by the plan for all numbers of keys; None where there is none.
+
+    Args:
+        table: all other tables than of bools (1 or B, 1 or H, 1 or Q, K) have no plan.
+        options, checked: as for `run_step`.
+    """
+    if is_tracing() or not _is_table_of_few(query, key, value, table):
+        return None
+    kind = (
+        query.shape, key.shape[:2], key.shape[3], value.shape[:2], value.shape[3], table.shape[:3],
+        query.dtype, key.dtype, value.dtype, query.device, key.device, value.device, table.device,
+        torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad), options,
+    )  # fmt: skip
+    plan = _table_plans.get(kind)
+    if plan is None:
+        request, backend = checked()
+        plan = (backend, request.scale) if backend.takes_tables and request.query.shape[0] > 0 else "none"
+        if can_cache():
+            _table_plans.put(kind, plan)
+    return None if plan == "none" else plan[0].with_table(query, key, value, table, plan[1])
+
+
+def _is_table_of_few(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> bool:
+    """Whether it is a table of bools with an entry for each key, and there are few queries."""
+    if table.dtype != torch.bool or not query.ndim == key.ndim == value.ndim == table.ndim == 4:
+        return False
+    return 1 < table.shape[3] == key.shape[2] == value.shape[2] and is_few(query, key)

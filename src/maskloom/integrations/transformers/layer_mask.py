@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -40,7 +39,8 @@ class LayerMask(BlockMask):
 
     Attributes:
         pattern: what the mask is without padding and documents, at absolute positions.
-        unbuilt: the mask of these queries and keys, both counted from 0.
+        given: the mask of these queries and keys, both counted from 0; of a step of decoding its table, bool
+            (1 or B, 1, 1 or Q, K).
         mask: the same for `attend`: where a plain function is in it, which may change unseen, what was built from it.
         place: where queries and keys stand.
         open_to_packing: no padding was given, so that the row may hold several documents.
@@ -51,20 +51,27 @@ class LayerMask(BlockMask):
     def __init__(
         self,
         pattern: Mask,
-        unbuilt: Mask,
+        given: Mask | Tensor,
         place: Place,
         *,
         open_to_packing: bool = True,
         positions: Positions = NO_POSITIONS,
     ) -> None:
         self.pattern = pattern
-        self.unbuilt = unbuilt
-        self.mask = built(unbuilt, place)
+        self.given = given
+        self.mask = given if isinstance(given, Tensor) else built(given, place)
         self.place = place
         self.open_to_packing = open_to_packing
         self.positions = positions
         self.may_be_packed = open_to_packing and not positions.are_read and place.q_len != 1
-        self.isolated: tuple[Any, Mask | BlockMask] | None = None  # what tells documents, and the mask with them
+        self.isolated: tuple[Any, Mask | BlockMask | Tensor] | None = (
+            None  # what tells documents, and the mask with them
+        )
+
+    @property
+    def unbuilt(self) -> Mask:
+        """The mask as a Mask."""
+        return from_dense(self.given) if isinstance(self.given, Tensor) else self.given
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +103,7 @@ class LayerMask(BlockMask):
 
         place = Place(*map(moved, self.place))._replace(device=torch.device(device))
         return LayerMask(
-            moved(self.pattern), moved(self.unbuilt), place,
+            moved(self.pattern), moved(self.given), place,
             open_to_packing=self.open_to_packing, positions=Positions(moved(self.positions.ids), self.positions.are_read),
         )  # fmt: skip
 
@@ -119,22 +126,13 @@ class LayerMask(BlockMask):
 
 
 FEW = 16
-"""Queries up to which a mask whose positions matter goes on as a table: a step of decoding is then the same call, with
-another table, at every position."""
-
-_ROUND = 128  # keys
+"""Queries up to which a mask goes on as a table: a step of decoding is then the same call, with another table, at every
+position."""
 
 
-def as_table(mask: Mask, place: Place, *, heads: int | None = None) -> Mask:
-    """The mask as a table of elements. While torch compiles, heads must be given."""
-    table = mask.dense(place.q_len, place.kv_len, batch=place.batch, heads=heads, device=place.device)
-    return from_dense(F.pad(table, (0, columns(place) - place.kv_len)))
-
-
-def columns(place: Place) -> int:
-    """The length of tables by key. Steps of decoding have some to spare, since a mask is recorded for each length."""
-    few = place.q_len <= FEW and place.q_len < place.kv_len and not torch.compiler.is_dynamo_compiling()
-    return -(-place.kv_len // _ROUND) * _ROUND if few else place.kv_len
+def table_of(mask: Mask, place: Place, *, heads: int | None = None) -> Tensor:
+    """The mask as a table of elements, bool (1 or B, 1 or H, Q, K). While torch compiles, heads must be given."""
+    return mask.dense(place.q_len, place.kv_len, batch=place.batch, heads=heads, device=place.device)
 
 
 def takes_table(place: Place) -> bool:
@@ -142,12 +140,13 @@ def takes_table(place: Place) -> bool:
     return place.device.type == "cpu" or place.q_len <= FEW
 
 
-def built(mask: Mask, place: Place) -> Mask | BlockMask:
+def built(mask: Mask, place: Place) -> Mask | BlockMask | Tensor:
     """What `attend` takes and keeps: a mask, or what was built here from one with a plain function in it."""
     if torch.compiler.is_dynamo_compiling() or not captures.may_change(mask):
         return mask
     if takes_table(place):
-        return as_table(mask, place)
+        table = table_of(mask, place)
+        return table if place.q_len <= FEW else from_dense(table)
     return block_mask(mask, place.q_len, place.kv_len, batch=place.batch, device=place.device)
 
 

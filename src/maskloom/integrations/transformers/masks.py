@@ -11,7 +11,7 @@ from maskloom.core import captures
 from maskloom.core.cache import LRU
 from maskloom.core.checks import readable
 from maskloom.core.symbols import as_tensor, is_int
-from maskloom.integrations.transformers.layer_mask import FEW, LayerMask, Place, as_table, columns
+from maskloom.integrations.transformers.layer_mask import FEW, LayerMask, Place, table_of
 from maskloom.integrations.transformers.mask_functions import (
     MaskFunction,
     is_causal,
@@ -21,6 +21,7 @@ from maskloom.integrations.transformers.mask_functions import (
 )
 from maskloom.integrations.transformers.positions import positions_of_maker
 from maskloom.masks.algebra import And, Mask, and_masks, as_mask, everything
+from maskloom.masks.patterns.from_tables import from_dense
 from maskloom.masks.patterns.padding import key_padding, real
 from maskloom.masks.patterns.relative import Causal, Window, causal
 from maskloom.masks.patterns.shift import shifted
@@ -62,14 +63,16 @@ def layer_mask(
     read = read_mask_function(mask_function)
     pattern = as_mask(mask_function) if read is None else read
     mask = placed(pattern, place)
-    if read is not None and q_length <= FEW and not (mask is everything or _is_at_start(place)):
-        mask = as_table(mask, place, heads=1)  # no function of transformers depends on the head
+    given: Mask | Tensor = mask
+    if read is not None and q_length <= FEW and not _is_at_start(place):
+        given = _of_step(mask, attention_mask, place)
+    elif attention_mask is not None:
+        given = _with_padding(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
     if attention_mask is not None:
-        mask = _with_padding(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
-        return LayerMask(pattern, mask, place, open_to_packing=False)
+        return LayerMask(pattern, given, place, open_to_packing=False)
     positions = positions_of_maker()
     packed = positions.are_read if torch.compiler.is_dynamo_compiling() else is_packed(mask_function)
-    return LayerMask(pattern, mask, place, open_to_packing=not packed, positions=positions)
+    return LayerMask(pattern, given, place, open_to_packing=not packed, positions=positions)
 
 
 def placed(pattern: Mask, place: Place) -> Mask:
@@ -88,9 +91,23 @@ def _lasting(offset: int | Tensor, place: Place) -> int | Tensor:
     return offset if is_int(offset) and offset == 0 else as_tensor(offset, place.device)
 
 
+def _of_step(mask: Mask, attention_mask: Tensor | None, place: Place) -> Mask | Tensor:
+    """The mask of few queries behind other keys: `everything`, or a table for all layers."""
+    # no function of transformers depends on the head
+    table = None if mask is everything else table_of(mask, place, heads=1)
+    if torch.compiler.is_dynamo_compiling():  # a graph takes masks
+        mask = mask if table is None else from_dense(table)
+        return mask if attention_mask is None else _with_padding(mask, attention_mask, place, hides_queries=False)
+    keys = None if attention_mask is None else _cut(attention_mask, place.kv_offset, place.kv_len)
+    if keys is None or _is_all_real(keys):
+        return everything if table is None else table
+    rows = keys[:, None, None]
+    return rows.expand(-1, -1, place.q_len, -1) if table is None else table & rows
+
+
 def _with_padding(mask: Mask, attention_mask: Tensor, place: Place, hides_queries: bool) -> Mask:
-    keys = _cut(attention_mask, place.kv_offset, columns(place))
-    if readable(keys) and bool(keys[:, : place.kv_len].all()):
+    keys = _cut(attention_mask, place.kv_offset, place.kv_len)
+    if _is_all_real(keys):
         return mask
     if not hides_queries or not is_int(place.q_offset):
         return and_masks(mask, key_padding(~keys))
@@ -99,6 +116,11 @@ def _with_padding(mask: Mask, attention_mask: Tensor, place: Place, hides_querie
     if place.q_len <= FEW:
         return and_masks(mask, key_padding(~keys))
     return and_masks(mask, real(_cut(attention_mask, place.q_offset, place.q_len), keys))
+
+
+def _is_all_real(keys: Tensor) -> bool:
+    """Whether no key is padding. On a device values are not looked at, and it is not known."""
+    return readable(keys) and bool(keys.all())
 
 
 def _cut(attention_mask: Tensor, first: int | Tensor, length: int) -> Tensor:

@@ -19,7 +19,7 @@ from maskloom.masks.algebra import Mask, and_masks
 from maskloom.masks.patterns.packed.segments import documents
 
 
-def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
+def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask | Tensor:
     """The layer's mask, which hides other documents too, where the keywords tell of some. Layers share it.
 
     Raises:
@@ -39,7 +39,7 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask:
     return mask
 
 
-def _isolated_by(layer: LayerMask, by: Tensor, told: Said) -> Mask | BlockMask:
+def _isolated_by(layer: LayerMask, by: Tensor, told: Said) -> Mask | BlockMask | Tensor:
     """The layer's mask inside the documents that position ids, or offsets, tell of."""
     return _by_positions(layer, by) if told.cu_seq_lens_q is None else _by_offsets(layer, by, told.cu_seq_lens_k)
 
@@ -65,7 +65,7 @@ def _positions(layer: LayerMask, told: Said) -> Tensor | None:
     return ids if fits else None
 
 
-def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask:
+def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask | Tensor:
     position_ids = position_ids[0] if position_ids.shape[0] == 1 else position_ids  # one row is for all
     ids = ids_from_positions(position_ids)
     if readable(ids) and not bool(ids[..., -1].any()):
@@ -75,7 +75,7 @@ def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask:
     return _beside_cache(layer, ids)
 
 
-def _by_offsets(layer: LayerMask, offsets: Tensor, kv_offsets: Tensor | None) -> Mask | BlockMask:
+def _by_offsets(layer: LayerMask, offsets: Tensor, kv_offsets: Tensor | None) -> Mask | BlockMask | Tensor:
     place = layer.place
     own_keys = None if kv_offsets is offsets or is_causal(layer.pattern) else kv_offsets
     if place.batch != 1:
@@ -92,7 +92,7 @@ def _by_offsets(layer: LayerMask, offsets: Tensor, kv_offsets: Tensor | None) ->
     return _beside_cache(layer, ids_from_offsets(offsets, place.q_len))
 
 
-def _by_ids(layer: LayerMask, ids: Tensor) -> Mask | BlockMask:
+def _by_ids(layer: LayerMask, ids: Tensor) -> Mask | BlockMask | Tensor:
     if _is_whole(layer.place) and layer.open_to_packing:
         return built(inside_documents(documents(ids), layer.pattern), layer.place)
     return _beside_cache(layer, ids)
@@ -123,7 +123,7 @@ def _is_whole(place: Place) -> bool:
     )
 
 
-def _beside_cache(layer: LayerMask, ids: Tensor) -> Mask | BlockMask:
+def _beside_cache(layer: LayerMask, ids: Tensor) -> Mask | BlockMask | Tensor:
     """Documents among the queries of this call, (Q,) or (B, Q); what the cache held before is of the first of them."""
     place = layer.place
     keys = torch.arange(place.kv_len, device=ids.device) + (place.kv_offset - place.q_offset)
