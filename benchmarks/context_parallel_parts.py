@@ -65,10 +65,12 @@ def rows(name: str, length: int, device: str, repeats: int) -> Iterator[Row]:
     for strategy in STRATEGIES:
         for rank in range(2):
             part, load, received = part_for(mask, length, strategy, rank, torch.empty(0, device=device).device)
-            sizes = sizes_of(part, length)
+            sizes = sizes_of(part)
             first = rank * sizes[0][0] if strategy == "heads" else None
-            own = part.masks(None, first).plain
-            times = in_turns({strategy: lambda *qkv, own=own: loom.attend(*qkv, own)}, [sizes], device, repeats)
+            own = part.masks(1, None, first).plain
+            times = in_turns(
+                {strategy: lambda *qkv, own=own: loom.attend(*qkv, own, q_offset=0)}, [sizes], device, repeats
+            )
             yield described(length, name, strategy, rank, load, received, sizes) | times[strategy]
 
 
@@ -82,10 +84,9 @@ def part_for(mask: loom.Mask, length: int, strategy: str, rank: int, device: tor
     return part, scheme.loads[rank], scheme.received[rank]
 
 
-def sizes_of(part: Part, length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def sizes_of(part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
     """Heads and positions of the queries, and of the keys, that it attends with."""
-    keys = part.positions[1]
-    return (HEADS // part.parts, part.queries), (KV_HEADS // part.parts, length if keys is None else len(keys))
+    return (HEADS // part.parts, part.queries), (KV_HEADS // part.parts, part.keys)
 
 
 def described(

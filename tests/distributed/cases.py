@@ -7,6 +7,7 @@ import os
 import random
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
+from maskloom.distributed.sharing import scheme
 from tests.catalog import EVERY
 from tests.distributed.counting import counted
 
@@ -198,6 +200,45 @@ def options(*names: str) -> None:
         for strategy in ("auto", *(STRATEGIES if heads[0] % world == 0 else STRATEGIES[1:])):
             plan = loom.distributed.plan(loom.causal, 37, mesh, heads=heads, strategy=strategy)
             check(loom.causal, tensors, plan, what=f"heads {heads}")
+
+
+def runs() -> None:
+    """Ranks that hold two runs, and get what lies before, between and behind: results, bytes, rows."""
+    with patch.object(scheme, "_BYTES", 1e18):  # of so few positions bytes would decide
+        check_runs(mesh_of(), 211)
+
+
+def check_runs(mesh: DeviceMesh, length: int) -> None:
+    two = 0
+    masks = {
+        "causal": loom.causal,
+        "documents": loom.causal & loom.documents(offsets=[0, 3, 29, 31, 90, 211]),
+        "both ways": loom.documents(offsets=[0, 20, 50, 211]),
+        "by row": loom.causal & loom.lengths([211, 97]),
+        "ahead": loom.window(back=0, ahead=150),
+    }
+    tensors = made(2, (6, 2), length)
+    sinks = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    score_mod, table = relative(length)
+    for name, mask in masks.items():
+        plan = loom.distributed.plan(
+            mask, length, mesh, heads=(6, 2), strategy="needed", batch=2, head_dim=(D + E) // 2, dtype=torch.float64
+        )
+        assert "positions, runs from both ends" in str(plan), name
+        check(mask, tensors, plan, (sinks, table), name, sinks=sinks, score_mod=score_mod)
+        check(mask, tensors, plan, what=name, dropout=0.3, dropout_seed=7)
+        check(mask, tensors, plan, what=name, score_mod=loom.scores.alibi(6))
+        with counted() as moved, torch.no_grad():
+            plan.attend(*(plan.shard(one, 2) for one in tensors[:3]))
+        received = torch.tensor(moved.bytes)
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        assert (int(received), moved.calls) == (plan.bytes, 1), name
+        positions = plan.positions[~plan.pads]
+        assert torch.equal(plan.shard(torch.arange(length), 0)[~plan.pads], positions)
+        two += int((positions.diff() != 1).sum())
+    everyones = torch.tensor(two)
+    dist.all_reduce(everyones)
+    assert everyones >= len(masks)
 
 
 def padding() -> None:

@@ -7,7 +7,7 @@ import maskloom as loom
 from maskloom.core import captures
 from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.part import Part, Place, _for_parts, part_of
-from maskloom.distributed.sharing.layout import layout_of
+from maskloom.distributed.sharing.layout import Runs, layout_of
 from maskloom.masks.patterns.relative import Window
 from tests.distributed.positions import everywhere
 
@@ -40,11 +40,12 @@ def test_masks_of_other_documents_have_one_structure(strategy):
 
 @pytest.mark.parametrize("strategy", ["gather", "needed"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
-    mask = documents(50, 90)
+@pytest.mark.parametrize("starts", [(50, 90), (7, 20, 60), (150,), ()])
+def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank, starts):
+    mask = documents(*starts)
     part = part_for(mask, strategy, rank)
     whole = mask.dense(LENGTH, LENGTH)[0, 0]
-    queries, keys = everywhere(part, LENGTH)
+    queries, keys = everywhere(part)
     rows = whole[queries]
     found = part.masks(1, None, None).plain.dense(len(queries), len(keys))[0, 0]
     assert torch.equal(found, rows[:, keys])
@@ -53,21 +54,40 @@ def test_its_mask_is_the_rows_and_columns_of_the_whole(strategy, rank):
 
 
 def test_positions_that_follow_one_another_are_added_not_read():
-    """Where only what is needed comes: there queries always follow one another, and the keys of most masks do."""
+    """Where only what is needed comes, queries are two runs at most, and the keys of most masks are."""
     part = part_for(documents(50, 90), "needed", 1)
-    first, keys = part.positions
-    assert first == LENGTH - part.queries
-    assert isinstance(keys, int) and 0 < keys < first
-    assert repr(part.masks(3, None, None).plain).endswith("q_positions=run(int32[3]), kv_positions=run(int32[3]))")
-    sparse = part_for(loom.window(back=30) | loom.causal & loom.sinks(2), "needed", 1)
-    assert isinstance(sparse.positions[1], torch.Tensor)
+    assert [type(held) for held in part.positions] == [Runs, Runs]
+    sinks = [part_for(loom.window(back=5) | loom.causal & loom.sinks(2), "needed", rank).positions for rank in range(2)]
+    assert [held.is_one for positions in sinks for held in positions] == [False, False, True, True]
+    columns = loom.as_mask(lambda b, h, q_idx, kv_idx: (kv_idx % 32 < 4) | (q_idx == kv_idx))
+    assert isinstance(part_for(columns, "needed", 1).positions[1], torch.Tensor)
+
+
+def test_the_form_of_runs_follows_from_the_mask_alone_where_it_has_tensors():
+    """The next documents may be two runs where these are one; without tensors the next plan has the same."""
+    tables = part_for(documents(25, 50, 75, 100, 125, 150, 175), "needed", 1)
+    assert all(held.is_one for held in tables.positions)
+    two = "two_runs(int32[3], int32[3], int32[3])"
+    assert repr(tables.masks(3, None, None).plain).endswith(f"q_positions={two}, kv_positions={two})")
+    for rank, form in ((0, two), (1, "run(int32[3])")):
+        sinks = part_for(loom.causal & (loom.window(back=5) | loom.sinks(2)), "needed", rank)
+        assert repr(sinks.masks(3, None, None).plain).endswith(f"q_positions={form}, kv_positions={form})")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_causal_is_a_head_and_a_tail_and_what_lies_between(rank):
+    part = part_for(loom.causal, "needed", rank)
+    queries, keys = everywhere(part)
+    assert part.positions[0].is_one == (rank == 1)
+    assert part.positions[1].is_one
+    assert len(keys) == (LENGTH if rank == 0 else int(queries[-1]) + 1)
 
 
 @pytest.mark.parametrize("window", [loom.causal & loom.window(back=30), loom.window(back=7, ahead=40)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_window_is_moved_instead(window, rank):
     part = part_for(window, "needed", rank)
-    queries, keys = everywhere(part, LENGTH)
+    queries, keys = everywhere(part)
     held = part.masks(1, None, None)
     assert isinstance(held.plain, Window)
     for mask in held[:2]:
@@ -79,7 +99,7 @@ def test_a_window_is_moved_instead(window, rank):
 def test_batch_rows_have_the_same_run(rank):
     mask = loom.causal & loom.window(back=30) & loom.lengths([LENGTH, 7, 130])
     part = part_for(mask, "needed", rank)
-    queries, keys = everywhere(part, LENGTH)
+    queries, keys = everywhere(part)
     found = part.masks(3, None, None).plain.dense(len(queries), len(keys))
     assert torch.equal(found, mask.dense(LENGTH, LENGTH)[:, :, queries][..., keys])
 

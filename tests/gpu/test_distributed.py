@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import maskloom as loom
+from maskloom.attention.backends.compiled import compiled_kinds
 from maskloom.attention.backends.flash import has_flash
 from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.part import Place, part_of
@@ -84,7 +85,7 @@ def test_parts_of_two_ranks_are_rows_and_heads_of_the_whole(name, strategy):
             tensors, expected = (query[:, own], key[:, kv], value[:, kv]), whole[:, own]
         else:
             rows = layout.positions[rank].to(DEVICE)
-            keys = everywhere(part, LENGTH)[1].to(DEVICE)
+            keys = everywhere(part)[1].to(DEVICE)
             tensors = query[:, :, rows], key[:, :, keys], value[:, :, keys]
             expected = whole[:, :, rows]
         held = part.masks(len(query), None, rank * HEADS // 2 if strategy == "heads" else None).plain
@@ -93,6 +94,46 @@ def test_parts_of_two_ranks_are_rows_and_heads_of_the_whole(name, strategy):
         if has_flash():
             given = loom.explain(query, key, value, mask.to(DEVICE), backend="flash")
             assert loom.explain(*tensors, held, q_offset=0, backend="flash").backend == given.backend
+
+
+def parts_of(mask, length):
+    """The two ranks' parts by "needed", with the positions of their queries and keys."""
+    asked = checked(mask, length, [2], heads=(HEADS, KV_HEADS), strategy="needed")
+    tiles, _, (scheme,) = weighed(asked, [2])
+    layout = layout_of(scheme.assignment, length, tiles.unit, scheme.rows, scheme.parts)
+    for rank in range(2):
+        place = Place(rank, 0, None, None)
+        part = part_of(asked.mask, tiles.marks, scheme, layout, place, q_offset=0, unit=tiles.unit, device=DEVICE)
+        yield part, *(held.to(DEVICE) for held in everywhere(part))
+
+
+def test_two_runs_have_the_gradients_of_the_whole_and_one_kernel():
+    """Documents with which a rank holds a head and a tail, one run, and others; on the backend of the whole."""
+    *qkv, grad = made()
+    kinds, forms = [], set()
+    for starts in ([700, 2500, 2501], [150, 300, 450], [3900], [512 * at for at in range(1, 8)], []):
+        mask = loom.causal & loom.documents(offsets=[0, *starts, LENGTH])
+        leaves = [one.detach().requires_grad_() for one in qkv]
+        whole = loom.attend(*leaves, mask.to(DEVICE))
+        expected = torch.autograd.grad(whole, leaves, grad)
+        out, found = torch.empty_like(whole), [torch.zeros_like(one, dtype=torch.float32) for one in qkv]
+        for part, queries, keys in parts_of(mask, LENGTH):
+            forms.add((part.positions[0].is_one, part.positions[1].is_one))
+            own = [one[:, :, at].detach().requires_grad_() for one, at in zip(qkv, (queries, keys, keys), strict=True)]
+            held = part.masks(1, None, None).plain
+            rows = loom.attend(*own, held, q_offset=0)
+            out[:, :, queries] = rows.detach()
+            grads = torch.autograd.grad(rows, own, grad[:, :, queries])
+            for total, at, one in zip(found, (queries, keys, keys), grads, strict=True):
+                total.index_add_(2, at, one.float())
+            if has_flash():
+                given = loom.explain(*qkv, mask.to(DEVICE), backend="flash").backend
+                assert loom.explain(*own, held, q_offset=0, backend="flash").backend == given
+        kinds.append(compiled_kinds())
+        for one, right in zip([out, *found], [whole, *expected], strict=True):
+            assert float((one - right).float().norm() / right.float().norm()) < 5e-3
+    assert len(forms) > 1
+    assert len(set(kinds[1:])) == 1, kinds  # the first documents compile, and no others
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from maskloom.core.values import FrozenValue, value
@@ -23,18 +24,52 @@ class Run(FrozenValue):
     name = "run"
     runs_in_flash = True
 
+    def at(self, b: Tensor, index: Tensor) -> Tensor:
+        """The position of an index."""
+        return index + self.first[b]
+
+
+@value
+class TwoRuns(FrozenValue):
+    """Positions in two runs.
+
+    ::
+
+        first 0, split 2, second 4   index      0 1 2 3
+                                     position   0 1 6 7
+
+    Attributes:
+        first: int32 (B,), what is added to indices below ``split``.
+        split: int32 (B,), the first index of the second run.
+        second: int32 (B,), what is added from there on. Neither is negative where positions are not, so that reads of tables at positions
+            are known not to be.
+    """
+
+    first: Tensor
+    split: Tensor
+    second: Tensor
+    name = "two_runs"
+    runs_in_flash = True
+
+    def at(self, b: Tensor, index: Tensor) -> Tensor:
+        """The position of an index."""
+        return index + torch.where(index >= self.split[b], self.second[b], self.first[b])
+
+
+Positions = Tensor | Run | TwoRuns
+
 
 class Coordinates(NamedTuple):
     """Where the rows of a rank's tensors lie in the whole.
 
     Attributes:
-        q_positions: int32 (Q,), the position of each query, or a run; None where that is its index.
+        q_positions: int32 (Q,), the position of each query, or runs; None where that is its index.
         kv_positions: int32 (K,), the same of keys.
         b_offset, h_offset: the first batch row, and the first query head; None: these are all. (0 says that there may be more.)
     """
 
-    q_positions: Tensor | Run | None = None
-    kv_positions: Tensor | Run | None = None
+    q_positions: Positions | None = None
+    kv_positions: Positions | None = None
     b_offset: int | None = None
     h_offset: int | None = None
 
@@ -53,10 +88,10 @@ class Coordinates(NamedTuple):
         )
 
 
-def _position(positions: Tensor | Run | None, b: Tensor, index: Tensor) -> Tensor:
+def _position(positions: Positions | None, b: Tensor, index: Tensor) -> Tensor:
     if positions is None:
         return index
-    return index + positions.first[b] if isinstance(positions, Run) else positions[index]
+    return positions[index] if isinstance(positions, Tensor) else positions.at(b, index)
 
 
 @mask_dataclass
@@ -75,8 +110,8 @@ class AtRank(Placing):
     """
 
     mask: Mask
-    q_positions: Tensor | Run | None
-    kv_positions: Tensor | Run | None
+    q_positions: Positions | None
+    kv_positions: Positions | None
     b_offset: int | None
     h_offset: int | None
 
@@ -109,8 +144,8 @@ class ScoreAtRank(ScoreValue):
     """A score mod of the whole sequence, for the queries and keys that one rank holds. Made by `placed_score`."""
 
     score_mod: ScoreMod
-    q_positions: Tensor | Run | None
-    kv_positions: Tensor | Run | None
+    q_positions: Positions | None
+    kv_positions: Positions | None
     b_offset: int | None
     h_offset: int | None
 

@@ -13,16 +13,17 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.core import captures
 from maskloom.core.torch_state import counting_writes
-from maskloom.distributed.coordinates import Coordinates, Run, placed_mask
-from maskloom.distributed.exchange.collectives import Fetching, Gathering, by_heads, by_rows, fetched, gathered
-from maskloom.distributed.sharing.layout import Layout, positions_of
+from maskloom.distributed.coordinates import Coordinates, Run, TwoRuns, placed_mask
+from maskloom.distributed.exchange.collectives import Gathering, by_heads, by_rows, fetched, gathered
+from maskloom.distributed.exchange.fetching import Fetching, fetching_of
+from maskloom.distributed.sharing.layout import Layout, Runs, positions_of, runs_of
 from maskloom.distributed.sharing.scheme import Scheme
 from maskloom.masks.algebra import Mask, nothing
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.patterns.relative import Window
 from maskloom.masks.simplify import simplify
 
-Positions = Tensor | int | None
+Positions = Tensor | Runs | None
 
 
 class Place(NamedTuple):
@@ -75,7 +76,7 @@ class Part:
         rows: of each rank.
         queries: real ones of its group, the first of its rows.
         exchange: how keys and values of other groups come in; None of one group.
-        positions: q_positions and kv_positions of `Coordinates`; an int is the first of a run.
+        positions: q_positions and kv_positions of `Coordinates`.
         overlap: how to attend while keys come in; None where they come in first.
     """
 
@@ -91,6 +92,13 @@ class Part:
     overlap: Overlap | None = None
     _masks: dict[tuple[int, int | None, int | None], Masks] = field(default_factory=dict)
     _blocks: dict[Hashable, BlockMask] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> int:
+        """The keys that it attends to."""
+        if isinstance(self.exchange, Fetching):
+            return self.exchange.keys
+        return self.queries if self.exchange is None else self.exchange.length
 
     def masks(self, batch: int, b_offset: int | None, h_offset: int | None) -> Masks:
         """The masks of so many batch rows, and of heads, from these on; made once, so that what attention builds is kept with them."""
@@ -114,15 +122,27 @@ class Part:
     def _moved_window(self) -> Mask | None:
         """A window as its indices have it: it depends on distances alone, so nothing need be added in a kernel. None for others."""
         queries, keys = self.positions
-        if not (isinstance(self.mask, Window) and isinstance(queries, int) and isinstance(keys, int)):
+        if not (isinstance(self.mask, Window) and isinstance(queries, Runs) and isinstance(keys, Runs)):
             return None
-        further = queries - keys
+        if not (queries.is_one and keys.is_one):
+            return None
+        further = queries.first - keys.first
         return Window(self.mask.back - further, self.mask.ahead + further)
 
-    def _in_rows(self, positions: Positions, batch: int) -> Tensor | Run | None:
-        if not isinstance(positions, int):
+    def _in_rows(self, positions: Positions, batch: int) -> Tensor | Run | TwoRuns | None:
+        """Positions as a mask has them.
+
+        Those of a mask with tensors always have the form of two runs: with other tensors, of the next documents say, they may be two,
+        and the kernel is compiled for the form. Others are the same each time.
+        """
+        if not isinstance(positions, Runs):
             return positions
-        return Run(torch.full((batch,), positions, dtype=torch.int32, device=self.device))
+        first, split, second = (
+            torch.full((batch,), number, dtype=torch.int32, device=self.device) for number in positions
+        )
+        if positions.is_one and not captures.tensors(self.mask):
+            return Run(first)
+        return TwoRuns(first, split, second)
 
     def ready(self, mask: Mask, query: Tensor, key: Tensor) -> Mask | BlockMask:
         """The mask as `attend` gets it: of what holds a function, which it would build at every call, the block mask, built once."""
@@ -198,12 +218,23 @@ def part_of(
     """
     own = layout.positions[place.group]
     exchange, keys = _exchange(scheme, layout, place.group, unit, device)
-    placed = _placed if scheme.foreign is None else _run_or_placed
-    queries = None if scheme.groups == 1 and not q_offset else placed(own, device)
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
-    positions = queries if queries is None else queries + q_offset, keys
+    positions = _positions_of_queries(scheme, own, place.group, q_offset, unit, device), keys
     part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions, device)
     return dataclasses.replace(part, overlap=_overlap(part, layout, device), _masks={}, _blocks={}) if overlap else part
+
+
+def _positions_of_queries(
+    scheme: Scheme, own: Tensor, group: int, q_offset: int, unit: int, device: torch.device
+) -> Positions:
+    """The positions of a group's rows; runs only where they always are: a mask's kernel would change with its values."""
+    if scheme.groups == 1 and not q_offset:
+        return None
+    if scheme.foreign is not None and scheme.assignment is not None:
+        runs = runs_of(torch.tensor(scheme.assignment.tiles[group], dtype=torch.int64), unit)
+        if runs is not None:
+            return runs.moved(q_offset)
+    return _placed(own, device) + q_offset
 
 
 def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None:
@@ -227,48 +258,17 @@ def _exchange(
         return None, None
     if scheme.foreign is not None:
         assert scheme.assignment is not None
-        return _fetching(layout, scheme.foreign, scheme.assignment.tiles, group, unit, device)
+        tiles = scheme.assignment.tiles
+        exchange, keys = fetching_of(tiles, scheme.foreign, group, unit, layout.length, device)
+        return exchange, runs_of(keys, unit) or _placed(positions_of(keys, unit, layout.length), device)
     places = layout.places()
     in_order = bool((places == torch.arange(len(places))).all())
     return Gathering(None if in_order else sent_to(places, device), len(places)), None
 
 
-def _fetching(
-    layout: Layout,
-    foreign: tuple[Tensor, ...],
-    tiles: tuple[tuple[int, ...], ...],
-    group: int,
-    unit: int,
-    device: torch.device,
-) -> tuple[Fetching, Positions]:
-    """Groups hold tiles in order, so what comes from lower groups lies before a group's own."""
-
-    def held_by(needed: Tensor, other: int) -> Tensor:
-        numbers = torch.tensor([tile for tile in tiles[other] if needed[tile]], dtype=torch.int64)
-        return positions_of(numbers, unit, layout.length)
-
-    own = layout.positions[group]
-    sent = tuple(sent_to(torch.searchsorted(own, held_by(needed, group)), device) for needed in foreign)
-    received = [held_by(foreign[group], other) for other in range(len(tiles))]
-    kept = own if len(own) else own.new_zeros(1)  # one row at least: attention takes no empty tensors
-    keys = torch.cat([*received[:group], kept, *received[group:]])
-    moves = any(bool(needed.any()) for needed in foreign)
-    return Fetching(sent, tuple(map(len, received)), len(kept), group, moves), _run_or_placed(keys, device)
-
-
 def _placed(positions: Tensor, device: torch.device) -> Tensor:
     found = positions if len(positions) else positions.new_zeros(1)
     return sent_to(found.to(torch.int32), device)
-
-
-def _run_or_placed(positions: Tensor, device: torch.device) -> Tensor | int:
-    """The first position, where they lie one behind the other; else all.
-
-    That is for schemes of groups whose rows always do: the structure of a mask, and so its kernel, would change with its values.
-    """
-    first = int(positions[0]) if len(positions) else 0
-    in_a_row = torch.equal(positions, torch.arange(first, first + len(positions)))
-    return first if in_a_row else _placed(positions, device)
 
 
 def sent_to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import maskloom as loom
 from maskloom.distributed.asking import checked, weighed
-from maskloom.distributed.sharing.scheme import Sizes
-from maskloom.distributed.sharing.schemes import kv_shares
+from maskloom.distributed.sharing.assignment import in_order
+from maskloom.distributed.sharing.scheme import Scheme, Sizes
+from maskloom.distributed.sharing.schemes import _Way, kv_shares, scheme
+from maskloom.distributed.sharing.tiles import Tiles
+from tests.distributed.sharing.random_tiles import needs
 
 LENGTH = 8192
 
@@ -28,7 +33,7 @@ def test_the_window_moves_between_neighbours_alone():
 
 
 def test_documents_that_end_where_ranks_do_move_nothing():
-    found, _ = schemes(loom.causal & loom.documents(offsets=[0, 1024, 4096, 8192]), [2])
+    found, _ = schemes(loom.causal & loom.documents(offsets=[0, 1024, 4096, 5120, 8192]), [2])
     assert found["needed"].bytes == 0
 
 
@@ -77,3 +82,64 @@ def test_auto_passes_over_heads_that_ranks_do_not_divide():
 )
 def test_key_heads_of_a_part(heads, kv_heads, parts, shares):
     assert kv_shares(Sizes(1, heads, kv_heads, 1, 1, 1), parts) == shares
+
+
+# -- runs of "needed" --------------------------------------------------------------------------------------------------
+
+
+def needed(mask: loom.Mask, length: int, ranks: int) -> Scheme:
+    (found,) = weighed(checked(mask, length, [ranks], heads=(32, 8), strategy="needed"), [ranks]).schemes
+    return found
+
+
+def documents(length: int) -> loom.Mask:
+    """Those of `benchmarks/context_parallel.py`: of 1,024 to 8,192 positions."""
+    lens = torch.randint(1025, 8193, (length // 1025 + 1,), generator=torch.Generator().manual_seed(0))
+    ends = lens.cumsum(0)
+    return loom.documents(offsets=[0, *ends[ends < length].tolist(), length])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("length", [32768, 65536, 131072])
+def test_documents_are_even_and_move_little(length, ranks):
+    found = needed(loom.causal & documents(length), length, ranks)
+    assert found.balance <= 1.06
+    assert found.bytes <= 24 << 20
+    assert found.rows == -(-length // (128 * ranks)) * 128
+    if ranks == 2:
+        assert found.balance <= 1.01
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_causal_is_even(ranks):
+    assert needed(loom.causal, 32768, ranks).balance <= 1.01
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("length", [8192, 32768, 65536, 131072])
+def test_windows_stay_in_order(length, ranks):
+    found = needed(loom.window(back=1023), length, ranks)
+    assert found.assignment == in_order(length // 128, ranks)
+    assert found.bytes == 1024 * 2 * 8 * 128 * 2
+
+
+def test_a_window_that_is_uneven_in_order_does_not_stay():
+    assert needed(loom.window(back=32767), 32768, 2).balance <= 1.01
+
+
+@given(st.integers(2, 80), st.integers(2, 5), st.integers(1, 2), st.integers(0, 99))
+def test_it_is_never_slower_than_in_order(number, groups, parts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.stack([needs(number, generator) for _ in range(2 if seed % 2 else 1)])
+    marks = frozenset({"q_idx", "kv_idx"} | ({"h"} if seed % 2 else set()))
+    tiles = Tiles(number * 64 - seed % 64, 64, None, table.sum(2), table.any(0), marks)
+    sizes = Sizes(tiles.length, 2, 2, 128, 2, 1)
+    names, ranks = (("needed",), [groups]) if parts == 1 else (("heads", "needed"), [parts, groups])
+    found, way = scheme(names, ranks, tiles, sizes), _Way(names, parts, groups, tiles, sizes)
+    simple = way.scheme(in_order(number, groups))
+    assert way.seconds(found) <= way.seconds(simple)
+    assert found.rows <= simple.rows
+    assert sum(found.loads) == sum(simple.loads)
+    if found.assignment != simple.assignment:
+        assert way.seconds(found) * 1.02 < way.seconds(simple)
+        assert found.assignment.how == "runs from both ends"

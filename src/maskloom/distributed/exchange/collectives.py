@@ -11,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from maskloom.distributed.exchange.fetching import Fetching
 from maskloom.distributed.exchange.packing import (
     check_once,
     fill,
     packed,
     packed_by_heads,
+    row_width,
     rows_at,
     shapes_of,
     unpacked,
@@ -61,36 +63,8 @@ def gathered(tensors: list[Tensor], how: Gathering, group: ProcessGroup) -> tupl
     return _Gathered.apply(how, group, *tensors)
 
 
-class Fetching(NamedTuple):
-    """Which rows a rank gets from which others.
-
-    Attributes:
-        sent: int64 for each rank, the rows of this one that it gets; empty for this one.
-        received: for each rank the number of rows that come from it; 0 for this one.
-        own: the rows of this rank that it keeps, the first ones.
-        rank: this one.
-        moves: whether any rank gets anything.
-    """
-
-    sent: tuple[Tensor, ...]
-    received: tuple[int, ...]
-    own: int
-    rank: int
-    moves: bool
-
-    @property
-    def before(self) -> int:
-        """Rows that come from lower ranks."""
-        return sum(self.received[: self.rank])
-
-    @property
-    def counts(self) -> list[int]:
-        """The number of rows that each rank gets of this one."""
-        return [len(places) for places in self.sent]
-
-
 def fetched(tensors: list[Tensor], how: Fetching, group: ProcessGroup) -> tuple[Tensor, ...]:
-    """(B, H, K, D): rows from lower ranks, this rank's own, rows from higher ranks; from (B, H, rows, D)."""
+    """This rank's rows and those that it gets, by position, (B, H, K, D), from each rank's (B, H, rows, D)."""
     return _Fetched.apply(how, group, *tensors)
 
 
@@ -166,27 +140,33 @@ class _Fetched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: Fetching, group: ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.how, ctx.group, ctx.rows = how, group, tensors[0].shape[2]
-        shapes = shapes_of(tensors)
         sent = torch.cat([rows_at(tensors, places) for places in how.sent])
         others = _exchanged(sent, how.counts, list(how.received), group, how.moves)
-        rows = others.new_empty(how.own + len(others), *others.shape[1:])
-        rows[: how.before] = others[: how.before]
-        fill(rows[how.before : how.before + how.own], [tensor[:, :, : how.own] for tensor in tensors])
-        rows[how.before + how.own :] = others[how.before :]
-        return unpacked(rows, shapes)
+        rows = others.new_empty(how.keys, *others.shape[1:])
+        for piece, keys in how.places:
+            if piece.is_own:
+                fill(rows[keys], [tensor[:, :, piece.rows] for tensor in tensors])
+            else:
+                rows[keys] = others[piece.rows]
+        return unpacked(rows, shapes_of(tensors))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_once()
         how: Fetching = ctx.how
-        first, last = how.before, how.before + how.own
-        others = packed([torch.cat([grad[:, :, :first], grad[:, :, last:]], 2) for grad in grads])
-        back = _exchanged(others, list(how.received), how.counts, ctx.group, how.moves)
-        own = [_with_rows(grad[:, :, first:last], ctx.rows) for grad in grads]
-        pieces = back.split(how.counts)
-        for places, piece in zip(how.sent, pieces, strict=True):
+        shapes = shapes_of(grads)
+        others = grads[0].new_empty(sum(how.received), len(grads[0]), row_width(shapes))
+        own = [grad.new_zeros(*grad.shape[:2], ctx.rows, grad.shape[3]) for grad in grads]
+        for piece, keys in how.places:
+            if piece.is_own:
+                for rows, grad in zip(own, grads, strict=True):
+                    rows[:, :, piece.rows] = grad[:, :, keys]
+            else:
+                fill(others[piece.rows], [grad[:, :, keys] for grad in grads])
+        back = _exchanged(others, list(how.received), how.counts, ctx.group, how.moves).split(how.counts)
+        for places, rows in zip(how.sent, back, strict=True):
             if len(places):  # each row once, so that sums have one order
-                for grad, part in zip(own, unpacked(piece, shapes_of(grads)), strict=True):
+                for grad, part in zip(own, unpacked(rows, shapes), strict=True):
                     grad.index_add_(2, places, part)
         return None, None, *own
 
@@ -196,11 +176,4 @@ def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: Proces
     found = rows.new_empty(sum(received), *rows.shape[1:])
     if moves:
         dist.all_to_all_single(found, rows, received, sent, group=group)
-    return found
-
-
-def _with_rows(tensor: Tensor, rows: int) -> Tensor:
-    """(B, H, rows, D): a tensor with zeros behind it."""
-    found = tensor.new_zeros(*tensor.shape[:2], rows, tensor.shape[3])
-    found[:, :, : tensor.shape[2]] = tensor
     return found

@@ -2,11 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskloom.distributed.sharing.assignment import Assignment
+
+
+class Runs(NamedTuple):
+    """Positions in one run or two.
+
+    Attributes:
+        first: what is added to an index below ``split``.
+        split: the first index of the second run; of one run the number of its positions, or more.
+        second: what is added to an index from there on.
+    """
+
+    first: int
+    split: int
+    second: int
+
+    @property
+    def is_one(self) -> bool:
+        """Whether they are one run."""
+        return self.first == self.second
+
+    def moved(self, by: int) -> "Runs":
+        """All positions moved."""
+        return Runs(self.first + by, self.split, self.second + by)
+
+    def positions(self, number: int) -> Tensor:
+        """The positions of so many indices: int64."""
+        index = torch.arange(number)
+        return index + torch.where(index >= self.split, self.second, self.first)
+
+
+def runs_of(tiles: Tensor, unit: int) -> Runs | None:
+    """The runs of positions in some tiles, by their rising numbers; None if they are more than two."""
+    if not len(tiles):
+        return Runs(0, 0, 0)
+    gaps = (tiles.diff() != 1).nonzero().flatten() + 1
+    if len(gaps) > 1:
+        return None
+    split = int(gaps[0]) if len(gaps) else len(tiles)
+    last = split if len(gaps) else 0
+    return Runs(int(tiles[0]) * unit, split * unit, (int(tiles[last]) - last) * unit)
 
 
 @dataclass(frozen=True)

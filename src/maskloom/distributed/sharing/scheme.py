@@ -33,6 +33,11 @@ class Sizes(NamedTuple):
     batch: int
 
 
+def computing(tiles: float, unit: int, sizes: Sizes) -> float:
+    """Seconds for so many tiles times heads."""
+    return 4 * tiles * unit**2 * sizes.head_dim / _FLOPS
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One way to share a sequence.
@@ -69,8 +74,11 @@ class Scheme:
 
     def seconds(self, unit: int, sizes: Sizes) -> float:
         """The estimate that "auto" compares: computing and receiving, one after the other."""
-        pairs = max(self.loads) * unit**2
-        return 4 * pairs * sizes.head_dim / _FLOPS + self.bytes / _BYTES
+        return computing(max(self.loads), unit, sizes) + self.bytes / _BYTES
+
+    def least_seconds(self, unit: int, sizes: Sizes) -> float:
+        """That of even work and of nothing that moves: no other runs are faster."""
+        return computing(sum(self.loads) / len(self.loads), unit, sizes)
 
     @property
     def said(self) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor
 from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import Wanted, grid_of
 from maskloom.masks.algebra import Mask
+from maskloom.masks.patterns.relative import Window
+from maskloom.masks.simplify import simplify
 from maskloom.program.mask_program import program_of
 
 _LARGEST, _FEWEST = 128, 16
@@ -25,6 +27,7 @@ class Tiles:
         needed: bool (query tiles, key tiles), whether any batch row and head visits it.
         marks: the indices that the mask's answer depends on.
         length: positions; the last tile may be cut by it.
+        is_window: whether the mask is a window, which depends on distances alone.
     """
 
     length: int
@@ -33,6 +36,7 @@ class Tiles:
     counts: Tensor
     needed: Tensor
     marks: frozenset[str]
+    is_window: bool = False
 
     @property
     def number(self) -> int:
@@ -60,7 +64,8 @@ def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int)
     visited = classify(program, grid) > 0
     visited = visited.expand(rows, columns, *visited.shape[2:])
     said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
-    return Tiles(length, unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks))
+    is_window = isinstance(simplify(mask), Window)
+    return Tiles(length, unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks), is_window)
 
 
 def _unit(length: int, ranks: int, tables: int) -> int:
