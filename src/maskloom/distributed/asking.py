@@ -20,6 +20,8 @@ from maskloom.masks.algebra import Mask, as_mask, everything
 from maskloom.masks.declared import longest_row
 from maskloom.masks.patterns.shift import shifted
 
+_AS_GOOD = 1.02
+
 
 class Asked(NamedTuple):
     """What `plan` was asked, checked.
@@ -55,8 +57,14 @@ class Weighed(NamedTuple):
 
     @property
     def best(self) -> Scheme:
-        """The scheme of the least estimate."""
-        return min(self.schemes, key=lambda one: one.seconds(self.tiles.unit, self.sizes))
+        """The scheme of the least estimate. "gather" is taken for "needed" where it is as good, within 2 %: it exchanges equal parts."""
+        found = min(self.schemes, key=self._seconds)
+        gathers = tuple("gather" if name == "needed" else name for name in found.names)
+        simple = next((one for one in self.schemes if one.names == gathers), found)
+        return simple if self._seconds(simple) <= _AS_GOOD * self._seconds(found) else found
+
+    def _seconds(self, one: Scheme) -> float:
+        return one.seconds(self.tiles.unit, self.sizes)
 
 
 def checked(

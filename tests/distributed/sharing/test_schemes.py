@@ -1,5 +1,7 @@
 """What strategies cost, and which one "auto" takes."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 import maskloom as loom
 from maskloom.distributed.asking import checked, weighed
 from maskloom.distributed.sharing.assignment import in_order
+from maskloom.distributed.sharing.both_ends import BothEnds
 from maskloom.distributed.sharing.scheme import Scheme, Sizes
 from maskloom.distributed.sharing.schemes import _Way, kv_shares, scheme
 from maskloom.distributed.sharing.tiles import Tiles
@@ -62,6 +65,12 @@ def test_work_of_ranks_adds_up_whatever_the_strategy():
 )
 def test_auto_takes_what_moves_least_where_work_is_even(mask, name):
     assert auto(mask, [2]) == name
+
+
+@pytest.mark.parametrize(("ranks", "length"), [(2, 10007), (3, 65536), (4, 10007), (6, 65536)])
+def test_auto_gathers_where_everything_is_needed(ranks, length):
+    """Also where runs from both ends are even by a little more."""
+    assert auto(loom.causal, [ranks], length=length) == "gather"
 
 
 def test_auto_takes_heads_where_these_are_all_that_move_little():
@@ -125,6 +134,17 @@ def test_windows_stay_in_order(length, ranks):
 
 def test_a_window_that_is_uneven_in_order_does_not_stay():
     assert needed(loom.window(back=32767), 32768, 2).balance <= 1.01
+
+
+@pytest.mark.parametrize(("length", "most"), [(32768, 8), (131072, 8), (1 << 20, 2)])
+def test_few_are_weighed(length, most):
+    mask = loom.causal & documents(length)
+    with patch.object(BothEnds, "best", autospec=True, side_effect=BothEnds.best) as best:
+        needed(mask, length, 4)
+        assert 1 <= best.call_count <= most
+        best.reset_mock()
+        needed(loom.window(back=1023), length, 2)
+        assert best.call_count == 0  # even enough
 
 
 @given(st.integers(2, 80), st.integers(2, 5), st.integers(1, 2), st.integers(0, 99))

@@ -29,15 +29,6 @@ class Fetched(NamedTuple):
     behind: Tensor
     unit: int
 
-    def of(self, runs: "_Runs", tiles: int) -> Tensor:
-        """Those of two runs together."""
-        others = (tiles - runs.number) * self.unit
-        found = (
-            torch.where(first < end, self.before[first] + self.behind[end], 0)
-            for first, end in ((runs.first, runs.middle), (runs.back, runs.end))
-        )
-        return torch.minimum(sum(found, torch.zeros(1, dtype=torch.int64)), others)
-
 
 def fetched_by_runs(needed: Tensor, unit: int, length: int) -> Fetched:
     """What runs get, for all runs at once: a key moves over each cut between it and its first or its last query tile.
@@ -62,18 +53,16 @@ def _over(first: Tensor, end: Tensor, size: Tensor) -> Tensor:
     return steps.cumsum(0)[:-1]
 
 
-class _Runs(NamedTuple):
-    """Runs from ``first`` up to ``middle`` and from ``back`` up to ``end``: int64 of one shape."""
+class _Ends(NamedTuple):
+    """Entries of a table at the ends of two runs, from ``first`` up to ``middle`` and from ``back`` up to ``end``.
+
+    Each is (..., taken, front): by the tiles that were taken from the front before, and those that the rank takes there.
+    """
 
     first: Tensor
     middle: Tensor
     back: Tensor
     end: Tensor
-
-    @property
-    def number(self) -> Tensor:
-        """Tiles in both."""
-        return self.middle - self.first + self.end - self.back
 
 
 class BothEnds:
@@ -88,14 +77,9 @@ class BothEnds:
     def __init__(self, work: Tensor, ranks: int, fetched: Fetched) -> None:
         self.tiles, self.ranks = work.shape[1], ranks
         self.each = -(-self.tiles // ranks)
-        sums = torch.nn.functional.pad(work.cumsum(1), (1, 0))
-        full = -(-self.tiles // self.each) - 1
-        kinds = [*(self._of_next(before) for before in range(full)), self._of_last(full)]
-        self._work = [
-            (sums[:, runs.middle] - sums[:, runs.first] + sums[:, runs.end] - sums[:, runs.back]).amax(0)
-            for runs in kinds
-        ]
-        self._moved = [fetched.of(runs, self.tiles) for runs in kinds]
+        self._sums, self._fetched = torch.nn.functional.pad(work.cumsum(1), (1, 0)), fetched
+        full = -(-self.tiles // self.each) - 1  # others have the rest, or nothing
+        self._costs = [*map(self._of_next, range(full)), self._of_last(full)]
 
     def best(self, most: int | None = None) -> Assignment | None:
         """Those with the least work of the busiest rank; of equal ones those with more from the front. None if there are none.
@@ -103,10 +87,7 @@ class BothEnds:
         Args:
             most: positions that a rank may get from others.
         """
-        costs = [
-            work if most is None else work.masked_fill(moved > most, _NEVER)
-            for work, moved in zip(self._work, self._moved, strict=True)
-        ]
+        costs = [work if most is None else work.masked_fill(moved > most, _NEVER) for work, moved in self._costs]
         least, choices = torch.zeros(1, dtype=torch.int64), []  # by the number of tiles that were taken from the front
         for work in costs[:-1]:
             least, fronts = _least(torch.maximum(least[:, None], work))
@@ -114,17 +95,33 @@ class BothEnds:
         total = torch.maximum(least, costs[-1])
         return None if int(total.min()) >= _NEVER else self._assigned(_traced(choices, total))
 
-    def _of_next(self, before: int) -> _Runs:
-        """(taken, front): of a rank behind ``before`` others, which took so many from the front, that takes so many there."""
-        taken = torch.arange(before * self.each + 1)[:, None].expand(-1, self.each + 1)
-        middle, end = taken + torch.arange(self.each + 1), taken + self.tiles - before * self.each
-        return _Runs(taken, middle, middle + end - taken - self.each, end)
+    def _of_next(self, before: int) -> tuple[Tensor, Tensor]:
+        """Work and positions that move, (taken, front), of a rank behind ``before`` others."""
+        sums, begin, stop = (
+            self._ends(table, before) for table in (self._sums, self._fetched.before, self._fetched.behind)
+        )
+        front, back = begin.first + stop.middle, begin.back + stop.end
+        front[:, 0] = back[:, -1] = 0  # of empty runs
+        moved = (front + back).clamp(max=(self.tiles - self.each) * self._fetched.unit)
+        return (sums.middle - sums.first + sums.end - sums.back).amax(0), moved
 
-    def _of_last(self, before: int) -> _Runs:
-        """(taken,): of the rank that takes the rest."""
-        taken = torch.arange(before * self.each + 1)
-        end = taken + self.tiles - before * self.each
-        return _Runs(taken, end, end, end)
+    def _ends(self, table: Tensor, before: int) -> _Ends:
+        """Views of a table (..., tiles + 1)."""
+        taken, left = before * self.each + 1, self.tiles - before * self.each
+
+        def moving(at: int) -> Tensor:
+            return table[..., at:].unfold(-1, self.each + 1, 1)[..., :taken, :]
+
+        first, end = (table[..., at : at + taken, None] for at in (0, left))
+        return _Ends(first, moving(0), moving(left - self.each), end)
+
+    def _of_last(self, before: int) -> tuple[Tensor, Tensor]:
+        """The same, (taken,), of the rank that takes the rest."""
+        left = self.tiles - before * self.each
+        first, end = (slice(at, at + before * self.each + 1) for at in (0, left))
+        moved = self._fetched.before[first] + self._fetched.behind[end]
+        others = (self.tiles - left) * self._fetched.unit
+        return (self._sums[:, end] - self._sums[:, first]).amax(0), moved.clamp(max=others)
 
     def _assigned(self, fronts: list[int]) -> Assignment:
         """Ranks take so many tiles from the front, and the others of their share from the back."""

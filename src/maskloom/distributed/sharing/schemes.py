@@ -17,7 +17,8 @@ _WORTH_OF_WINDOWS = 1.1
 """The same of windows: in one run their indices need no positions, which makes a kernel faster."""
 _CLOSE = 1.005
 """How near to even work without any exchange the search ends."""
-_WEIGHED = 8
+_ENTRIES = 1 << 23
+"""How many entries of tables are looked at, about, for what ranks need of others."""
 
 
 def refused(names: Sequence[StrategyName], ranks: Sequence[int], heads: int) -> str | None:
@@ -70,7 +71,7 @@ def _of_runs(way: _Way) -> Scheme:
     """Tiles in order, or runs from both ends where these are faster by more than `_WORTH`: queries of a rank are two runs then.
 
     Runs from both ends are first as even as they can be, and then as even as they can be if no rank gets more than three quarters of the
-    positions that one gets so far. At most eight are weighed: what each rank needs takes a look at the whole table.
+    positions that one gets so far. At most eight are weighed, and two of the largest tables, which are looked at each time.
     """
     tiles, sizes = way.tiles, way.sizes
     first = best = way.scheme(in_order(tiles.number, way.groups))
@@ -79,7 +80,7 @@ def _of_runs(way: _Way) -> Scheme:
         return first
     fetched = fetched_by_runs(tiles.needed, tiles.unit, sizes.length)
     ways, most = BothEnds(_work(tiles, way.parts, sizes), way.groups, fetched), None
-    for _ in range(_WEIGHED):
+    for _ in range(min(8, max(2, _ENTRIES // tiles.number**2))):
         runs = None if most == 0 else ways.best(most)
         if runs is None or way.seconds(best) <= _CLOSE * bound:
             break
