@@ -18,7 +18,7 @@ class Assignment(NamedTuple):
     Attributes:
         tiles: for each rank the numbers of its query tiles, rising.
         each: the most tiles that a rank has: all have rows for so many.
-        how: "in order", "head and tail", or "one by one".
+        how: "in order", "head and tail", "one by one", or "runs from both ends".
     """
 
     tiles: tuple[tuple[int, ...], ...]
