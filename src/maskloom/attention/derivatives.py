@@ -43,12 +43,17 @@ def with_first_only(out: Tensor, backend: str) -> Tensor:
     node: Any = out.grad_fn
     if node is not None and node.name() == _CUTS_PADDING:
         node = node.next_functions[0][0]
-    if node is not None and any(name in node.name() for name in _KERNELS):
+    if node is not None and _is_of_kernel(node.name()):
         if node.name() == _COMPILED and out.device.type != "cpu":
             node.register_prehook(functools.partial(_refuse_graph, backend))  # before there is anything to tell
         else:
             node.register_hook(functools.partial(_tell, backend))
     return out
+
+
+@functools.cache
+def _is_of_kernel(name: str) -> bool:
+    return any(kernel in name for kernel in _KERNELS)
 
 
 _KERNELS = ("ScaledDotProduct", "CompiledFunction", "varlen_attn")  # torch's own written out has a second derivative

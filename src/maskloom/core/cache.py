@@ -177,7 +177,8 @@ class OwnerCache:
                 return compute()
         found = entry.results.get(key)
         if found is None:
-            found = _Result(compute() if in_mode else counting_writes(compute)())
+            plainly = in_mode or not torch.is_inference_mode_enabled()
+            found = _Result(compute() if plainly else counting_writes(compute)())
             entry.results.put(key, found)
         return cast(R, found.value)
 
@@ -200,7 +201,13 @@ _kept = OwnerCache()
 
 
 def cached_with(
-    source: Any, key: Hashable, compute: Callable[[], R], *, functions_too: bool = False, in_mode: bool = False
+    source: Any,
+    key: Hashable,
+    compute: Callable[[], R],
+    *,
+    functions_too: bool = False,
+    in_mode: bool = False,
+    facts: captures.Facts | None = None,
 ) -> R:
     """``compute()``, cached with a mask or BlockMask, unless that holds objects that may change unseen (functions do).
 
@@ -209,11 +216,12 @@ def cached_with(
         key: the other inputs of the result, except torch's floating-point settings.
         functions_too: cache it even then, because the result does not depend on what functions read.
         in_mode: see `OwnerCache.get`.
+        facts: of the mask, where they are known.
     """
     if torch.compiler.is_dynamo_compiling():
         return compute()
     mask = source.mask_mod if isinstance(source, BlockMask) else source
-    known = captures.facts_of(mask)
+    known = captures.facts_of(mask) if facts is None else facts
     if known.may_change and not functions_too:
         return compute()
     parts = (mask,) if isinstance(source, BlockMask) else ()

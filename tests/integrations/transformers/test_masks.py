@@ -1,11 +1,15 @@
 """transformers' mask functions as masks of maskloom: equal, structured, and built once."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import masking_utils as theirs
 
 import maskloom as loom
 from maskloom.attention import tables
+from maskloom.integrations.transformers import masks
 from maskloom.integrations.transformers.mask_functions import read_mask_function
 from maskloom.integrations.transformers.masks import layer_mask
 from tests.integrations.transformers.models import BATCH, DECODERS, LENGTH, attention_mask, pair, position_ids, tokens
@@ -89,12 +93,23 @@ def test_a_window_of_no_keys(make, size):
     assert repr(hidden) == "nothing"
 
 
-def test_packed_documents_are_read():
-    packed = theirs.and_masks(
-        theirs.packed_sequence_mask_function(theirs.find_packed_sequence_indices(position_ids())),
-        theirs.remap_positions_for_packed_sequence(FUNCTIONS["sliding"], position_ids()),
-    )
-    assert repr(read_mask_function(packed)) == "documents(position_ids=int64[1, 23]) & window(back=4, ahead=0)"
+def test_packed_documents_are_read_in_each_order_that_transformers_had():
+    by_ids = theirs.packed_sequence_mask_function(theirs.find_packed_sequence_indices(position_ids()))
+    plain = read_mask_function(theirs.and_masks(FUNCTIONS["sliding"], by_ids))
+    assert repr(plain) == "documents(int64[1, 23]) & window(back=4, ahead=0)"
+    if not REMAPS_PACKED:
+        return
+    remapped = theirs.remap_positions_for_packed_sequence(FUNCTIONS["sliding"], position_ids())
+    for functions in ((by_ids, remapped), (remapped, by_ids)):
+        mask = read_mask_function(theirs.and_masks(*functions))
+        assert repr(mask) == "documents(position_ids=int64[1, 23]) & window(back=4, ahead=0)"
+
+
+def test_packed_documents_of_this_transformers_are_read():
+    _, ours = pair(DECODERS["mistral"])
+    made = theirs.create_sliding_window_causal_mask(ours.config, torch.empty(1, 23, 1), None, None, position_ids())
+    read_by = "position_ids=" if REMAPS_PACKED else ""
+    assert repr(made.mask) == f"documents({read_by}int64[1, 23]) & window(back=4, ahead=0)"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +165,33 @@ def test_one_table_for_each_kind_of_layer_and_none_again(name, kinds, monkeypatc
     first = len(built)
     ours(tokens(length=29))
     assert len(built) == first <= kinds
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_one_mask_for_all_forwards_of_a_batch_until_its_padding_is_written_to(dtype, monkeypatch):
+    eager, ours = pair(DECODERS["llama"])
+    real = attention_mask("right").to(dtype)
+    made = []
+    monkeypatch.setattr(masks, "real", lambda flags, whole=masks.real: made.append(1) or whole(flags))
+    for again in (False, True, False, True):
+        given = {"attention_mask": real, "labels": tokens().masked_fill(real == 0, -100)}
+        torch.testing.assert_close(ours(tokens(), **given).loss, eager(tokens(), **given).loss)
+        assert len(made) == (0 if again else 1)
+        made.clear()
+        if again:
+            real[1, 9:] = 0
+    held = weakref.ref(real)
+    del real, given
+    gc.collect()
+    assert held() is None  # what is kept beside it does not hold it
+
+
+def test_what_an_inference_made_is_not_kept_for_training():
+    _, ours = pair(DECODERS["llama"])
+    real = attention_mask("right")
+    with torch.inference_mode():
+        ours(tokens(), attention_mask=real)
+    ours(tokens(), attention_mask=real, labels=tokens()).loss.backward()
 
 
 def test_100_steps_record_no_mask_again(monkeypatch):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
 
 import maskloom as loom
-from maskloom.integrations.transformers import packing
+from maskloom.integrations.transformers import mask_functions, packing
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
@@ -84,16 +84,38 @@ def test_documents_of_an_encoder_by_offsets():
     assert_close(out, apart(eager), rtol=1e-5, atol=5e-6)
 
 
-def test_one_mask_for_all_layers():
-    _, ours = pair(DECODERS["llama"])
+def counted_documents(run, monkeypatch):
+    """How often masks of packed documents are made."""
     made = []
-    whole = packing.documents
-    packing.documents = lambda *given, **named: made.append(1) or whole(*given, **named)
-    try:
-        ours(ROW, position_ids=position_ids())
-    finally:
-        packing.documents = whole
-    assert len(made) == 1
+    with monkeypatch.context() as patched:
+        for module in (packing, mask_functions):
+            whole = module.documents
+            patched.setattr(
+                module, "documents", lambda *given, whole=whole, **named: made.append(1) or whole(*given, **named)
+            )
+        run()
+    return len(made)
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_one_mask_for_all_layers_and_for_all_forwards_of_a_batch(use_cache, monkeypatch):
+    _, ours = pair(DECODERS["llama"])
+    positions = position_ids()
+    for _ in range(2):
+        assert counted_documents(lambda: ours(ROW, position_ids=position_ids(), use_cache=use_cache), monkeypatch) == 1
+    assert counted_documents(lambda: ours(ROW, position_ids=positions, use_cache=use_cache), monkeypatch) == 1
+    assert counted_documents(lambda: ours(ROW, position_ids=positions, use_cache=use_cache), monkeypatch) == 0
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@torch.no_grad()
+def test_other_positions_in_the_same_tensor_are_another_batch(use_cache):
+    eager, ours = pair(DECODERS["mistral"])
+    positions = torch.empty(1, sum(PACKED), dtype=torch.int64)
+    for lengths in (PACKED, (3, 7, 13), PACKED):
+        positions.copy_(torch.cat([torch.arange(length) for length in lengths]))
+        expected = torch.cat([eager(part).logits for part in ROW.split(lengths, 1)], 1)
+        assert_close(ours(ROW, position_ids=positions, use_cache=use_cache).logits, expected, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", DECODERS)

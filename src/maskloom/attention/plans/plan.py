@@ -133,7 +133,7 @@ def planned(
             return None
         offset = _offset_of_step(query, key, q_offset)
         return None if offset is None else run_step(query, key, value, mask, offset, facts, call, checked)
-    found = cached_with(owner, call, lambda: plan_like(owner, facts, call, checked, make), in_mode=True)
+    found = cached_with(owner, call, lambda: plan_like(owner, facts, call, checked, make), in_mode=True, facts=facts)
     return None if found is None else found(query, key, value, score_mod)
 
 

@@ -80,8 +80,9 @@ def call_of(
     """What `attend` is called with, and the keywords that count."""
     told = said(keywords)
     mask, added = _mask_of(module, query, key, attention_mask, told)
-    options: dict[str, Any] = {"scale": scaling, "score_mod": _score_mod(told, added, key.shape[2])}
-    options |= {
+    options: dict[str, Any] = {
+        "scale": scaling,
+        "score_mod": _score_mod(told, added, key.shape[2]),
         "dropout": dropout,
         "sinks": told.sinks,
         "deterministic": bool(told.deterministic),

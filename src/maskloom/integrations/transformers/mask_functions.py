@@ -4,7 +4,7 @@ Its mask functions are closures. One is recognised by its code, which is the ver
 numbers and tables are then taken from its cells. Any other function is not read: it is run as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import masking_utils
 
 from maskloom.core import captures
+from maskloom.core.cache import keep_beside
 from maskloom.core.checks import readable
 from maskloom.masks.algebra import And, Everything, FromFunction, Mask, Or, and_masks, everything, or_masks
 from maskloom.masks.patterns.blockwise import Chunked, chunked
@@ -64,12 +65,40 @@ def is_causal(mask: Mask) -> bool:
     return any(map(is_causal, _conjuncts(mask)))
 
 
+def once_for_batch(tensor: Tensor, mask: Mask, rest: Hashable, make: Callable[[Tensor], Mask]) -> Mask:
+    """``make(tensor)``, or what it made of the same tensor in an earlier forward: with that is kept what was built from it.
+
+    Args:
+        tensor: of the batch, or an equal view of the same one; a write into it is noticed.
+        mask, rest: what else the mask is made of. Nothing is kept of a mask that holds tensors, or that may change unseen.
+    """
+    if torch.compiler.is_dynamo_compiling() or captures.may_change(mask) or captures.tensors(mask):
+        return make(tensor)
+    owner = tensor if tensor._base is None else tensor._base
+    view = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+    # detached: what is kept beside a tensor must not hold it
+    return keep_beside(owner, ("a mask", view, mask, rest), lambda: make(tensor.detach()))
+
+
 def inside_documents(segments: Any, mask: Mask) -> Mask:
     """The mask inside each document. Positions restart there, but for tables, which have an entry for each position."""
     mask = _without_padding(mask)
     if is_relative(mask) or (not isinstance(mask, FromFunction) and captures.tensors(mask)):
         return segments & mask
     return within(segments, mask)
+
+
+def inside_counted(position_ids: Tensor, mask: Mask) -> Mask:
+    """The mask inside each of the documents that position ids tell of; one for all forwards of the same batch."""
+
+    def make(positions: Tensor) -> Mask:
+        return inside_documents(documents(position_ids=positions), mask)
+
+    return once_for_batch(position_ids, mask, "positions", make)
+
+
+def _inside_ids(ids: Tensor, mask: Mask) -> Mask:
+    return once_for_batch(ids, mask, "ids", lambda table: inside_documents(documents(table), mask))
 
 
 def _without_padding(mask: Mask) -> Mask:
@@ -122,18 +151,18 @@ def _window_size(functions: tuple[MaskFunction, ...]) -> int | None:
 def _read_packed(functions: tuple[MaskFunction, ...]) -> Mask | None:
     """Packed documents, whose positions restart: one function for the documents, and one for the mask in each.
 
-    The second also restarts positions, or (transformers before 5.18) comes first and leaves that out.
+    The second also restarts positions, or (transformers before 5.18) leaves that out. It comes first, but not in 5.18 to 5.23.
     """
-    if len(functions) != 2:
+    by_ids = [function for function in functions if _is_made_by(function, _PACKED)]
+    others = [function for function in functions if not _is_made_by(function, _PACKED)]
+    if len(by_ids) != 1 or len(others) != 1:
         return None
-    if _is_made_by(functions[1], _PACKED):
-        mask = read_mask_function(functions[0])
-        return None if mask is None else inside_documents(documents(_cells(functions[1])["packed_sequence_mask"]), mask)
-    if not (_is_made_by(functions[0], _PACKED) and _is_made_by(functions[1], _REMAPPED)):
-        return None
-    inner = _cells(functions[1])
-    mask = read_mask_function(inner["mask_function"])
-    return None if mask is None else inside_documents(documents(position_ids=inner["position_ids"]), mask)
+    if _is_made_by(others[0], _REMAPPED):
+        inner = _cells(others[0])
+        mask = read_mask_function(inner["mask_function"])
+        return None if mask is None else inside_counted(inner["position_ids"], mask)
+    mask = read_mask_function(others[0])
+    return None if mask is None else _inside_ids(_cells(by_ids[0])["packed_sequence_mask"], mask)
 
 
 def _read_overlay(sliding_window: int) -> Mask | None:

@@ -17,6 +17,7 @@ from maskloom.integrations.transformers.mask_functions import (
     is_causal,
     is_packed,
     is_relative,
+    once_for_batch,
     read_mask_function,
 )
 from maskloom.integrations.transformers.positions import positions_of_maker
@@ -67,7 +68,7 @@ def layer_mask(
     if read is not None and q_length <= FEW and not _is_at_start(place):
         given = _of_step(mask, attention_mask, place)
     elif attention_mask is not None:
-        given = _with_padding(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
+        given = _of_batch(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
     if attention_mask is not None:
         return LayerMask(pattern, given, place, open_to_packing=False)
     positions = positions_of_maker()
@@ -103,6 +104,14 @@ def _of_step(mask: Mask, attention_mask: Tensor | None, place: Place) -> Mask | 
         return everything if table is None else table
     rows = keys[:, None, None]
     return rows.expand(-1, -1, place.q_len, -1) if table is None else table & rows
+
+
+def _of_batch(mask: Mask, attention_mask: Tensor, place: Place, hides_queries: bool) -> Mask:
+    """`_with_padding`, one mask for all forwards of the same batch."""
+    if not _is_at_start(place):
+        return _with_padding(mask, attention_mask, place, hides_queries)
+    rest = place, hides_queries
+    return once_for_batch(attention_mask, mask, rest, lambda real: _with_padding(mask, real, place, hides_queries))
 
 
 def _with_padding(mask: Mask, attention_mask: Tensor, place: Place, hides_queries: bool) -> Mask:

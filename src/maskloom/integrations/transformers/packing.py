@@ -14,7 +14,7 @@ from maskloom.core.symbols import is_int, is_one_of
 from maskloom.core.words import brief
 from maskloom.integrations.transformers.keywords import Said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built
-from maskloom.integrations.transformers.mask_functions import inside_documents, is_causal, is_relative
+from maskloom.integrations.transformers.mask_functions import inside_counted, inside_documents, is_causal, is_relative
 from maskloom.masks.algebra import Mask, and_masks
 from maskloom.masks.patterns.packed.segments import documents
 
@@ -27,21 +27,22 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask | Tensor:
     """
     if told.cu_seq_lens_q is None and not layer.may_be_packed:
         return layer.mask
-    by = told.cu_seq_lens_q if told.cu_seq_lens_q is not None else _positions(layer, told)
-    if by is None:
-        return layer.mask
+    teller = told.position_ids if told.cu_seq_lens_q is None else told.cu_seq_lens_q
     known = layer.isolated
-    if known is not None and known[0] is by:
+    if known is not None and known[0] is teller:
         return known[1]
-    mask = _isolated_by(layer, by, told)
+    mask = _isolated_by(layer, told)
     if not torch.compiler.is_dynamo_compiling():  # a layer that finds what an earlier one left would need another graph
-        layer.isolated = by, mask
+        layer.isolated = teller, mask
     return mask
 
 
-def _isolated_by(layer: LayerMask, by: Tensor, told: Said) -> Mask | BlockMask | Tensor:
+def _isolated_by(layer: LayerMask, told: Said) -> Mask | BlockMask | Tensor:
     """The layer's mask inside the documents that position ids, or offsets, tell of."""
-    return _by_positions(layer, by) if told.cu_seq_lens_q is None else _by_offsets(layer, by, told.cu_seq_lens_k)
+    if told.cu_seq_lens_q is not None:
+        return _by_offsets(layer, told.cu_seq_lens_q, told.cu_seq_lens_k)
+    ids = _positions(layer, told)
+    return layer.mask if ids is None else _by_positions(layer, ids)
 
 
 def _positions(layer: LayerMask, told: Said) -> Tensor | None:
@@ -71,7 +72,7 @@ def _by_positions(layer: LayerMask, position_ids: Tensor) -> Mask | BlockMask | 
     if readable(ids) and not bool(ids[..., -1].any()):
         return layer.mask
     if _is_whole(layer.place):
-        return built(inside_documents(documents(position_ids=position_ids), layer.pattern), layer.place)
+        return built(inside_counted(position_ids, layer.pattern), layer.place)
     return _beside_cache(layer, ids)
 
 

@@ -15,6 +15,8 @@ import transformers
 from torch import Tensor
 from transformers import masking_utils
 
+from maskloom.core.cache import keep_beside
+
 
 class Positions(NamedTuple):
     """Attributes:
@@ -65,10 +67,28 @@ def _known_positions(known: Mapping[str, Any]) -> Positions:
     return Positions(ids, attention_mask is None and cache is None) if isinstance(ids, Tensor) else NO_POSITIONS
 
 
-def listen(name: str) -> None:
-    """Let makers of masks for the implementation ``name`` tell what they know, where their frame cannot be read.
+def _of_batch(made: tuple[Any, ...], known: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What transformers made of ``attention_mask`` and ``position_ids``, or what it made of the same tensors before.
 
-    That is inside torch.compile. Outside it nothing changes.
+    It makes bools of the one, and documents of the other. As the same tensors, they stand for the same masks.
+    """
+    sources = known["attention_mask"], known.get("position_ids")
+    return tuple([_first_made(source, one) for source, one in zip(sources, made, strict=True)])
+
+
+def _first_made(source: Any, made: Any) -> Any:
+    """What was made of a tensor the first time, until that is written to."""
+    if not (isinstance(source, Tensor) and isinstance(made, Tensor)) or made is source or made._base is source:
+        return made
+    if made.is_inference():  # which training could not keep for its backward
+        return made
+    return keep_beside(source, ("made by transformers", made.dtype, made.shape, made.device), lambda: made)
+
+
+def listen(name: str) -> None:
+    """Let makers of masks for the implementation ``name`` tell what they know where their frame cannot be read.
+
+    That is inside torch.compile. Outside it the same tensors of a batch give the same tensors to mask functions.
     """
     whole = getattr(masking_utils, _NEEDED, None)
     if whole is None or hasattr(whole, "__wrapped__"):
@@ -80,8 +100,12 @@ def listen(name: str) -> None:
     def telling(*given: Any, **named: Any) -> Any:
         made = whole(*given, **named)
         known = dict(zip(names, given, strict=False)) | named
-        asks = not made[0] and known["attention_mask"] is None and known["config"]._attn_implementation == name
-        if asks and torch.compiler.is_dynamo_compiling():
+        if made[0] or known["config"]._attn_implementation != name:
+            return made
+        if not torch.compiler.is_dynamo_compiling():
+            is_step = made[3] != made[4]  # its padding is another at each
+            return made if is_step else (made[0], *_of_batch(made[1:3], known), *made[3:])
+        if known["attention_mask"] is None:
             _told[:] = [_known_positions(known)]
         return made
 
