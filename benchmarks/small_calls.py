@@ -73,6 +73,11 @@ def attention(device: str, repeats: int) -> list[dict[str, Any]]:
     runs: dict[str, Callable[[], object]] = {
         "torch's compiled flex, ready block mask": lambda: flex(query, key, value, block_mask=plain)
     }
+    if device == "cuda":
+        flash = {"BACKEND": "FLASH"}
+        runs["torch's compiled flex, ready block mask, FLASH"] = lambda: flex(
+            query, key, value, block_mask=plain, kernel_options=flash
+        )
     other = lens.clone()  # what changes is not the lengths of the ready block mask
     mask = loom.causal & loom.lengths(other)
     for backend in ("triton", "flash") if device == "cuda" else ("auto",):

@@ -92,11 +92,11 @@ def test_a_later_call_is_few_calls(launches):
 def test_a_later_call_that_cleans_padding_checks_nothing_again(launches, monkeypatch):
     calls = attention(clean_padding=True), attention(clean_padding=True, backend="triton")
     monkeypatch.setattr(attend, "_request", lambda *_: pytest.fail("the arguments were checked again"))
-    assert count_calls(calls[0]) <= 104
-    assert count_calls(calls[1]) <= 72  # of values alone
+    assert count_calls(calls[0]) <= 108
+    assert count_calls(calls[1]) <= 76  # of values alone
 
 
-MOST_CALLS_WITH_A_SCORE_MOD = 64
+MOST_CALLS_WITH_A_SCORE_MOD = 72
 SCORES = {
     "alibi": loom.scores.alibi(H),
     "softcap": loom.scores.softcap(30),

@@ -1,8 +1,10 @@
 """What mask_mods hold, whatever they are made of."""
 
 import copy
+import dataclasses
 import functools
 import gc
+import operator
 import pickle
 import weakref
 from collections import UserDict
@@ -14,6 +16,7 @@ import torch
 
 import maskloom as loom
 from maskloom.core import captures
+from tests.all_masks import ALL_MASKS
 
 LENS = torch.tensor([2, 3, 5])
 
@@ -152,7 +155,31 @@ def test_what_never_changes_is_walked_once(flatten):
         captures.structure(held, held, numbers=True)
         assert not flatten
         assert ask_all(copy.copy(held)) == first
-        assert flatten  # a copy is another object
+        assert not flatten  # a copy is another object, of the same kind
+
+
+def test_what_is_known_of_a_kind_is_what_a_walk_finds():
+    """Each mask twice: what is known of the second follows from the first."""
+    for name, make in ALL_MASKS.items():
+        for held in (make(), make()):
+            known, walked = captures.facts_of(held), captures._found_in(held)
+            for field in dataclasses.fields(captures.Facts):
+                if field.name not in ("tensors", "remarks", "_skeletons"):
+                    assert getattr(known, field.name) == getattr(walked, field.name), (name, field.name)
+            for ours, theirs in ((known.tensors, walked.tensors), (known.remarks, walked.remarks)):
+                assert len(ours) == len(theirs) and all(map(operator.is_, ours, theirs)), name
+            for numbers in (True, False):
+                assert known.skeleton(held, numbers) == captures._structure(held, numbers, {}), name
+
+
+def test_masks_that_differ_in_a_number_a_type_or_a_sharing_are_of_two_kinds():
+    one, other = torch.tensor([3, 5]), torch.tensor([3, 5])
+    masks = [
+        loom.window(back=2), loom.window(back=3), loom.causal, loom.window(back=2) & loom.causal,
+        loom.lengths(one) & loom.key_padding(one[:, None] > 4), loom.lengths(one, other), loom.lengths(one, one), ~loom.causal,
+    ]  # fmt: skip
+    assert len({captures.structure(mask, numbers=True) for mask in masks}) == len(masks)
+    assert [len(captures.facts_of(mask).tensors) for mask in masks[4:7]] == [2, 2, 1]
 
 
 def test_what_may_change_is_walked_every_time():

@@ -1,7 +1,9 @@
 """A template makes an object anew with other tensors, and holds none."""
 
+import dataclasses
 import functools
 import gc
+import operator
 import weakref
 
 import torch
@@ -9,6 +11,7 @@ import torch
 import maskloom as loom
 from maskloom.core import captures
 from maskloom.core.templates import template_of
+from tests.all_masks import ALL_MASKS
 
 
 def filled(held, tensors, others):
@@ -25,6 +28,22 @@ def test_a_mask_is_made_anew():
     assert all(found is given for found, given in zip(captures.tensors(made), others, strict=True))
     assert made == loom.causal & loom.lengths(others[0]) & (loom.padding(others[1]) | loom.window(back=3))
     assert captures.tensors(mask)[0] is lens
+
+
+def test_what_is_known_of_what_is_made_is_what_a_walk_finds():
+    for name, make in ALL_MASKS.items():
+        mask = make()
+        facts = captures.facts_of(mask)
+        template = template_of(mask, facts.tensors, facts.remarks)
+        made = template.filled([tensor.clone() for tensor in facts.tensors], facts.remarks)
+        known, walked = captures.facts_of(made), captures._found_in(made)
+        assert made is mask or known.tensors is not facts.tensors, name
+        for field in dataclasses.fields(captures.Facts):
+            if field.name not in ("tensors", "remarks", "_skeletons"):
+                assert getattr(known, field.name) == getattr(walked, field.name), (name, field.name)
+        for ours, theirs in ((known.tensors, walked.tensors), (known.remarks, walked.remarks)):
+            assert len(ours) == len(theirs) and all(map(operator.is_, ours, theirs)), name
+        assert captures.is_as_known(made), name
 
 
 def test_functions_partials_and_containers():

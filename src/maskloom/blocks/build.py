@@ -4,7 +4,8 @@ The mask is run once on scalars (`program.record`), and its program on intervals
 only where intervals cannot decide (`classify`). Nothing is compiled, and no tensor of size Q×KV is made.
 """
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,8 +77,7 @@ def block_mask(
         mask = mask_of_table(mask, Sizes(as_int(batch), as_int(heads), as_int(q_len), as_int(kv_len)))
     as_mask(mask)  # raises if it is not a mask
     q_offset, kv_offset = position_offsets(q_offset, kv_offset)
-    q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
-    wanted = Wanted(q_len, kv_len, batch, heads, checked_sizes(q_len, kv_len, block_size))
+    wanted = _wanted(q_len, kv_len, batch, heads, block_size)
     moves = not (is_zero(q_offset) and is_zero(kv_offset))
     if torch.compiler.is_compiling():
         return traced(shifted(mask, q_offset=q_offset, kv_offset=kv_offset) if moves else mask, wanted, device)
@@ -86,10 +86,27 @@ def block_mask(
     mask = simplify(mask) if isinstance(mask, Mask) else mask
     placed = shifted(mask, q_offset=q_offset, kv_offset=kv_offset)
     if may_be_negative(q_offset) or may_be_negative(kv_offset):  # the shifted mask handles positions before 0
-        _check_ends(mask, device, {"q_idx": (q_len, q_offset), "kv_idx": (kv_len, kv_offset)})
+        _check_ends(mask, device, {"q_idx": (wanted.q_len, q_offset), "kv_idx": (wanted.kv_len, kv_offset)})
         return recipe_of(simplify(placed), wanted, device, exact=exact).build()
     wanted = wanted._replace(q_offset=q_offset, kv_offset=kv_offset)
     return recipe_of(mask, wanted, device, shifted=placed, exact=exact).build()
+
+
+def _wanted(q_len: int, kv_len: int, batch: int | None, heads: int | None, block_size: Any) -> Wanted:
+    given = q_len, kv_len, batch, heads, block_size
+    if not torch.compiler.is_compiling() and _INTS.issuperset(map(type, given)):
+        return _wanted_of_ints(*given)
+    q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
+    return Wanted(q_len, kv_len, batch, heads, checked_sizes(q_len, kv_len, block_size))
+
+
+@functools.lru_cache(1024)
+def _wanted_of_ints(q_len: int, kv_len: int, batch: int | None, heads: int | None, block_size: int) -> Wanted:
+    """They are checked once: that takes as long as some operations."""
+    return Wanted(q_len, kv_len, batch, heads, checked_sizes(q_len, kv_len, block_size))
+
+
+_INTS = frozenset((int, type(None)))
 
 
 def _built(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exact: bool) -> BlockMask:

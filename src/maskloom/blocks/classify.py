@@ -20,7 +20,7 @@ from maskloom.blocks.open_tiles import decide
 from maskloom.blocks.replay.cached import replay
 from maskloom.blocks.replay.plan import Tensors
 from maskloom.blocks.tile_states import Decided
-from maskloom.core.torch_state import can_cache, without_autocast
+from maskloom.core.torch_state import can_cache, raw_stream, without_autocast
 from maskloom.program.mask_program import MaskProgram
 
 _MOST_PLANNED = 1 << 24
@@ -63,7 +63,7 @@ def _key(source: MaskProgram, grid: Grid, exact: bool, inputs: list[Tensor]) -> 
     if source.device.type not in ("cpu", "cuda") or torch.is_inference_mode_enabled():
         return None
     # a tensor that was made on one stream may not be ready on another
-    stream = torch.cuda.current_stream(source.device).cuda_stream if source.device.type == "cuda" else None
+    stream = raw_stream(source.device)
     places = tuple([(tensor.stride(), tensor.storage_offset()) for tensor in inputs])
     offsets = [
         (offset.dtype, offset.device, offset.shape) if isinstance(offset, Tensor) else offset

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.blocks.classify import classify
+from maskloom.blocks.first_sight import at_first_sight
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
+from maskloom.blocks.open_tiles import decide
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
@@ -136,7 +138,7 @@ class RecipeOfKind:
         slots: which of all these are the tensors of its program, in the order there.
         held: the mask that the BlockMask holds.
         is_captured: whether all of it becomes one CUDA graph, where these are allowed.
-        states: computes from a mask's tensors the states of its tiles, and what `derive` computes; None where that cannot
+        states: computes from a mask's tensors what `at_first_sight` gives, and what `derive` computes; None where that cannot
             be repeated, or is not small.
     """
 
@@ -172,22 +174,31 @@ class RecipeOfKind:
             derived = () if self.derive is None else self.derive.run(tensors)
             return self._recipe((*tensors, *derived), remarks).build()
         with without_autocast(self.program.device):
-            states, *derived_too = self.states.run(tensors)
-        held = self.held.filled((*tensors, *derived_too), remarks)
+            states, *found = self.states.run(tensors)
+        undecided = [found.pop(0) for _ in range(2)] if self.exact else []  # whether there are any, and which
+        known = (*tensors, *found)
+        held = self.held.filled(known, remarks)
         check_can_be_sent(held)
+        if undecided and undecided[0]:
+            program = self.program.of(held, [known[slot] for slot in self.slots])
+            states, _ = decide(states, undecided[1].nonzero(), program, self.grid)
         return to_block_mask(states, held, self.grid, separate_full_blocks=self.separate_full_blocks)
 
     def with_states(self, tensors: Sequence[Tensor]) -> "RecipeOfKind":
         """The same, with the states of tiles recorded as one list of operations on such tensors."""
-        if self.exact or math.prod(self.grid.shape) > _MOST_TILES or not tensors:
+        if not 0 < math.prod(self.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
+            return self
+        if self.exact and (torch.is_inference_mode_enabled() or self.program.device.type not in ("cpu", "cuda")):
             return self
 
         def computed() -> Tensors:
             derived = () if self.derive is None else self.derive.listed(tensors)
-            return classify(self._recipe((*tensors, *derived)).program, self.grid, exact=False), *derived
+            program = self._recipe((*tensors, *derived)).program
+            with without_autocast(program.device):
+                return *at_first_sight(program, self.grid, exact=self.exact, count=None), *derived
 
         constants = [*self.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
-        _, plan = uncompiled(record_replay)(computed, tensors, constants)
+        _, plan = uncompiled(record_replay)(computed, tensors, constants, may_wait=self.exact)
         return self if plan is None or plan.nbytes > _MOST_BYTES_OF_STATES else replace(self, states=plan)
 
     def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
@@ -207,6 +218,9 @@ class RecipeOfKind:
         results = 0 if self.derive is None else len(self.derive.results)
         return CapturedCalls(computed, [None] * (len(TABLES) + results))
 
+
+_MOST_TILES_OF_STATES = 1 << 18
+"""Maximum tiles whose states are computed by such a list."""
 
 _MOST_BYTES_OF_STATES = 1 << 18
 """Maximum bytes of the constants in such a list: with larger ones, Python takes little of the time."""

@@ -27,6 +27,9 @@ int64 end, which stays near the cache; on a GPU, 128 MiB, because each band cost
 _AT_ALL_CORNERS = {"cpu": 1 << 15}
 _AT_ALL_CORNERS_ELSEWHERE = 1 << 25
 
+_ANY_LAYOUT = 1 << 18
+"""Maximum number of states whose order in memory does not matter: to write the tables from them takes little time."""
+
 
 @torch.no_grad()
 def at_first_sight(source: MaskProgram, grid: Grid, *, exact: bool, count: Decided | None) -> Tensors:
@@ -48,7 +51,8 @@ def at_first_sight(source: MaskProgram, grid: Grid, *, exact: bool, count: Decid
         # one band may be exact and another not: fewer facts are known of a table that is read before its first position
         if exact and not analysis.answer.is_singleton:
             is_open = _not_witnessed(is_open, source.program, indices, band, whole)
-        found.append((states.contiguous(), is_open) if exact else (states,))
+        states = states if states.numel() <= _ANY_LAYOUT else states.contiguous()
+        found.append((states, is_open) if exact else (states,))
     states, *undecided = found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
     return states, *(tiles.any() for tiles in undecided), *undecided
 

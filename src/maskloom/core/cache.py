@@ -27,15 +27,21 @@ class LRU(Generic[K, R]):
         most: maximum number of entries.
         most_bytes: maximum bytes of all entries together (the last entry always stays); None for no limit.
         nbytes: returns the bytes of an entry.
+        lock: a `fork_safe_lock` that caches share, if many are made: one lock takes longer to make than a cache.
     """
 
     def __init__(
-        self, most: int, *, most_bytes: int | None = None, nbytes: Callable[[R], int] = lambda entry: 0
+        self,
+        most: int,
+        *,
+        most_bytes: int | None = None,
+        nbytes: Callable[[R], int] = lambda entry: 0,
+        lock: Any = None,
     ) -> None:
         self.most, self.most_bytes = most, most_bytes
         self._nbytes = nbytes
         self._entries: OrderedDict[K, tuple[R, int]] = OrderedDict()  # with its bytes: a fork must find both or none
-        self._lock = fork_safe_lock()  # the garbage collector runs at any time, and may call this object
+        self._lock = lock or fork_safe_lock()  # the garbage collector runs at any time, and may call this object
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -89,6 +95,9 @@ def _bytes_of(result: _Result) -> int:
     return getattr(result.value, "nbytes", 0)
 
 
+_lock_of_entries = fork_safe_lock()
+
+
 @dataclass
 class _Entry:
     """The cached results of one object, and what the object held when they were computed.
@@ -103,7 +112,9 @@ class _Entry:
     held: tuple[Any, ...]
     states: list[Any]
     own: list[Any] = field(default_factory=list)
-    results: LRU[Hashable, Any] = field(default_factory=lambda: LRU(MOST, most_bytes=MOST_BYTES, nbytes=_bytes_of))
+    results: LRU[Hashable, Any] = field(
+        default_factory=lambda: LRU(MOST, most_bytes=MOST_BYTES, nbytes=_bytes_of, lock=_lock_of_entries)
+    )
 
     def is_of(self, tensors: list[Tensor], parts: tuple[object, ...]) -> bool:
         """Whether the object still holds the same tensors and parts, and no tensor was written to."""

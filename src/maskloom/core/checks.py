@@ -106,6 +106,8 @@ def position_offsets(
     q_offset: int | Tensor | Sequence[int], kv_offset: int | Tensor | Sequence[int]
 ) -> tuple[int | Tensor, int | Tensor]:
     """The positions of the first query and of the first key; one object given twice is returned twice."""
+    if type(q_offset) is type(kv_offset) is int and is_zero(q_offset) and is_zero(kv_offset):
+        return 0, 0
     first_query = position_offset("q_offset", q_offset)
     return first_query, first_query if kv_offset is q_offset else position_offset("kv_offset", kv_offset)
 

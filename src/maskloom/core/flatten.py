@@ -29,6 +29,13 @@ def _is_frozen(kind: type) -> bool:
 
 
 @functools.lru_cache(1024)
+def is_our_value(kind: type) -> bool:
+    """Whether objects of a type are values of maskloom, all of which lies in their ``__dict__``."""
+    is_ours = _is_frozen(kind) and getattr(kind, "is_ours", False)
+    return is_ours and _flattener(kind) is _flatten_object and not _slots(kind)
+
+
+@functools.lru_cache(1024)
 def _flattener(kind: type) -> Callable[[Any], Flattened | None] | None:
     """The function that flattens objects of a type; None for leaves. Cached: attention asks for the same few types."""
     if issubclass(kind, (Tensor, type, types.ModuleType)):
@@ -106,7 +113,8 @@ def _is_empty(cell: types.CellType) -> bool:
 def _attributes(held: Any) -> tuple[str, ...]:
     """Names of the attributes that an object stores in ``__dict__`` or in slots."""
     slots = _slots(type(held))  # type: ignore[arg-type]
-    return (*getattr(held, "__dict__", ()), *(name for name in slots if hasattr(held, name)))
+    fields = tuple(getattr(held, "__dict__", ()))
+    return (*fields, *[name for name in slots if hasattr(held, name)]) if slots else fields
 
 
 @functools.lru_cache(1024)

@@ -31,7 +31,9 @@ class IdentityTable(Generic[E]):
         Raises:
             TypeError: an object with slots and without ``__weakref__``.
         """
-        reference = weakref.ref(source, self._forget(id(source)))
+        found = self._entries.get(id(source))
+        known = found is not None and found[0]() is source
+        reference = found[0] if found is not None and known else weakref.ref(source, self._forget(id(source)))
         self._entries[id(source)] = reference, entry
 
     def _forget(self, address: int) -> Callable[[weakref.ref[object]], None]:

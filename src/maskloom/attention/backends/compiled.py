@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from maskloom.attention.backends.triton_division import dividing_mask, dividing_score
+from maskloom.attention.kernels.direct import DirectCalls, noted
 from maskloom.attention.kernels.guards import that_may_fail
 from maskloom.core import captures
-from maskloom.core.block_masks import rebuilt
+from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU
 from maskloom.core.forks import fork_safe_lock, loading
 from maskloom.core.values import numbers_as_tensors
@@ -67,7 +68,7 @@ def fused_attention(
         return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options)
     return prepared_attention(
         query, key, value, block_mask, score_mod=score_mod, scale=scale, wants_lse=wants_lse, options=options
-    )(query, key, value, score_mod)
+    ).run(query, key, value, score_mod)
 
 
 def prepared_attention(
@@ -94,7 +95,8 @@ def prepared_attention(
     elif options.get("BACKEND") == "FLASH":  # which knows no score_mod of tensors
         kind = (kind, scale)
     rest = (scale, shares_heads(query, key), wants_lse, options)
-    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, captures.has_floats(*mods))
+    floats = captures.has_floats(*mods)
+    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, floats, DirectCalls())
 
 
 class PreparedAttention(NamedTuple):
@@ -102,6 +104,7 @@ class PreparedAttention(NamedTuple):
 
     Attributes:
         scaled: what comes before the score mod; None for nothing.
+        held: all tensors that it reads beside those that are given at each call.
     """
 
     compiled: Callable[..., tuple[Tensor, Tensor | None]]
@@ -109,12 +112,30 @@ class PreparedAttention(NamedTuple):
     blocks: BlockMask
     rest: tuple[Any, ...]
     has_floats: bool
+    direct: DirectCalls
+    held: tuple[Tensor, ...] = ()
 
     def with_blocks(self, blocks: BlockMask) -> "PreparedAttention":
         """The same for other blocks of the same kind: masks of one structure, tables of the same shapes."""
-        return self._replace(blocks=blocks)
+        held = self._tensors_beside(blocks)
+        return PreparedAttention(self.compiled, self.scaled, blocks, self.rest, self.has_floats, self.direct, held)
+
+    def _tensors_beside(self, blocks: BlockMask) -> tuple[Tensor, ...]:
+        tables = [table for table in map(vars(blocks).get, TABLES) if table is not None]
+        scale = () if self.scaled is None else (self.scaled.scale,)
+        return *tables, *captures.facts_of(blocks.mask_mod).tensors, *scale
 
     def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`run` for a plan: what goes in is what went in before but for the values of tensors, and how query, key, value and
+        the tensors of the score mod lie in memory."""
+        given = [query, key, value]
+        if score_mod is not None:
+            given += captures.facts_of(score_mod).tensors
+        return self.direct(given, self.held, lambda: self.run(query, key, value, score_mod))
+
+    def run(
         self, query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None
     ) -> tuple[Tensor, Tensor | None]:
         """See `fused_attention`."""
@@ -315,7 +336,7 @@ def _compiled_for(kind: Hashable, dynamic: bool | None) -> Callable[..., tuple[T
         if found is None:
             body = _with_its_own_code(_attend_or_fail, f"attend_{next(_numbers)}")
             options: Any = {"guard_filter_fn": that_may_fail}
-            found = torch.compile(body, backend=_COMPILER, fullgraph=True, dynamic=dynamic, options=options)
+            found = torch.compile(body, backend=noted(_COMPILER), fullgraph=True, dynamic=dynamic, options=options)
             _pool.put(kind, found)
     return found
 

@@ -76,7 +76,8 @@ class _Run(NamedTuple):
         return Prepared(self.__call__, blocks=self.attention.blocks, with_blocks=self._with_blocks)
 
     def _with_blocks(self, blocks: BlockMask) -> Prepared:
-        return self._replace(attention=self.attention.with_blocks(blocks)).prepared()
+        attention = self.attention.with_blocks(blocks)
+        return _Run(attention, self.sizes, self.value_dim, self.name, self.change).prepared()
 
 
 def prepared(
@@ -90,7 +91,7 @@ def prepared(
     as_is = sizes == tuple(tensor.shape[-1] for tensor in _qkv(request))
     query, key, value = (_widened(tensor, size) for tensor, size in zip(_qkv(request), sizes, strict=True))
     how: dict[str, Any] = {"score_mod": request.score_mod, "scale": _scale(request), "wants_lse": request.wants_lse}
-    attention = prepared_attention(query, key, value, rebuilt(blocks), **how, options=options or {})
+    attention = prepared_attention(query, key, value, blocks, **how, options=options or {}).with_blocks(rebuilt(blocks))
     return _Run(attention, None if as_is else sizes, request.value.shape[-1], name, change).prepared()
 
 
