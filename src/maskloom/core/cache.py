@@ -186,12 +186,7 @@ class OwnerCache:
                 self._entries.put(source, entry)
             except TypeError:  # an object with slots and without ``__weakref__``
                 return compute()
-        found = entry.results.get(key)
-        if found is None:
-            plainly = in_mode or not torch.is_inference_mode_enabled()
-            found = _Result(compute() if plainly else counting_writes(compute)())
-            entry.results.put(key, found)
-        return cast(R, found.value)
+        return _result(entry, key, compute, in_mode)
 
     def get_beside(self, tensor: Tensor, key: Hashable, compute: Callable[[], R]) -> R:
         """`get` for a tensor itself; the entry must not hold that tensor."""
@@ -199,13 +194,23 @@ class OwnerCache:
             return compute()
         entry, own = self._entries.get(tensor), _states([tensor])
         if entry is None or entry.own != own:
-            self._entries.put(tensor, _Entry((), [], own))
-        return self.get(tensor, [], key, compute)
+            entry = _Entry((), [], own)
+            self._entries.put(tensor, entry)
+        return _result(entry, key, compute)
 
     def results(self, source: object) -> dict[Hashable, Any]:
         """The results cached for an object."""
         entry = self._entries.get(source)
         return {} if entry is None else {key: found.value for key, found in entry.results.entries().items()}
+
+
+def _result(entry: _Entry, key: Hashable, compute: Callable[[], R], in_mode: bool = False) -> R:
+    found = entry.results.get(key)
+    if found is None:
+        plainly = in_mode or not torch.is_inference_mode_enabled()
+        found = _Result(compute() if plainly else counting_writes(compute)())
+        entry.results.put(key, found)
+    return cast(R, found.value)
 
 
 _kept = OwnerCache()

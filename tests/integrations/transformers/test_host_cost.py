@@ -1,18 +1,31 @@
 """What a model costs the host beside "sdpa", in calls of Python functions and operations of torch: not in times."""
 
+import sys
+
 import pytest
 import torch
 import transformers as tf
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from maskloom.attention.backends import decode
+from maskloom.attention.backends import compiled, decode
 from maskloom.attention.plans import steps
 from maskloom.attention.request import Request
 from maskloom.core.cache import LRU
+from maskloom.core.checks import readable
 from maskloom.integrations.transformers import layer_mask, masks
 from tests.attention.test_host_cost import count_calls
-from tests.integrations.transformers.models import BATCH, DECODERS, LENGTH, attention_mask, hf, pair, tokens
+from tests.integrations.transformers.models import (
+    BATCH,
+    DECODERS,
+    LENGTH,
+    PACKED,
+    attention_mask,
+    hf,
+    pair,
+    position_ids,
+    tokens,
+)
 
 FEW, MANY = 2, 5  # layers
 
@@ -24,22 +37,34 @@ def on_a_gpu(monkeypatch):
     def launched(query, key, value, table, scale):
         return torch.empty_like(query), None
 
-    monkeypatch.setattr(masks, "readable", lambda table: False)
+    for module in [module for name, module in sys.modules.items() if name.startswith("maskloom")]:
+        if getattr(module, "readable", None) is readable:
+            monkeypatch.setattr(module, "readable", lambda table: False)
     monkeypatch.setattr(layer_mask, "takes_table", lambda place: place.q_len <= layer_mask.FEW)
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
     monkeypatch.setattr(steps, "_table_plans", LRU(3))
     monkeypatch.setattr(decode, "has_triton", lambda: True)
     monkeypatch.setattr(decode, "_kernel", lambda: launched)
+    monkeypatch.setattr(compiled, "_compiled_for", lambda kind, dynamic: _trained)
 
 
-def stepping(layers, name):
-    """A step of decoding behind prompts that are padded at the left, some steps after the first."""
+def _trained(query, key, value, *_):
+    """In place of a compiled kernel: what has the gradients that one has, in few operations."""
+    return query + key.sum() * value.sum(), None
+
+
+def llama(layers):
     config = tf.LlamaConfig(
         vocab_size=97, hidden_size=24, intermediate_size=20, num_hidden_layers=layers, num_attention_heads=6,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=512, pad_token_id=0,
     )  # fmt: skip
-    model = tf.LlamaForCausalLM(config).eval()
-    cache, real = DynamicCache(config=config), attention_mask("left")
+    return tf.LlamaForCausalLM(config)
+
+
+def stepping(layers, name):
+    """A step of decoding behind prompts that are padded at the left, some steps after the first."""
+    model = llama(layers).eval()
+    cache, real = DynamicCache(config=model.config), attention_mask("left")
     model.set_attn_implementation("sdpa")
     model(tokens(), attention_mask=real, past_key_values=cache)
     model.set_attn_implementation(name)
@@ -55,16 +80,16 @@ def stepping(layers, name):
     return step
 
 
-def costs_of_a_step(name):
-    """The calls of a layer, and of all else in a forward."""
-    few, many = (count_calls(stepping(layers, name)) for layers in (FEW, MANY))
+def costs(make, name, *given):
+    """The calls of a layer, and of all else."""
+    few, many = (count_calls(make(layers, name, *given)) for layers in (FEW, MANY))
     a_layer = (many - few) // (MANY - FEW)
     return a_layer, few - FEW * a_layer
 
 
 @torch.no_grad()
 def test_a_step_of_decoding_is_few_calls(on_a_gpu):
-    ours, theirs = costs_of_a_step("maskloom"), costs_of_a_step("sdpa")
+    ours, theirs = costs(stepping, "maskloom"), costs(stepping, "sdpa")
     assert ours[0] - theirs[0] <= 18
     assert ours[1] - theirs[1] <= 5  # once for all layers
 
@@ -116,3 +141,37 @@ def test_explain_says_what_a_step_runs(on_a_gpu):
     ours(tokens(length=LENGTH - 1), attention_mask=real[:, :-1], past_key_values=cache)
     found = hf.explain(ours, {"input_ids": tokens(length=1), "attention_mask": real, "past_key_values": cache})
     assert [(layer.mask, layer.call.backend) for layer in found.layers] == [("bool[3, 1, 1, 17]", "decode")] * 2
+
+
+BATCHES = {
+    "plain": {"input_ids": tokens()},
+    "padded": {"input_ids": tokens(), "attention_mask": attention_mask("right")},
+    "packed": {"input_ids": tokens(1, sum(PACKED)), "position_ids": position_ids()},
+}
+
+
+def training(layers, name, form, is_new):
+    """A forward and a backward, of a batch that was there before or of a new one like it."""
+    model = llama(layers).train()
+    model.set_attn_implementation(name)
+
+    def step(batch):
+        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+
+    for _ in range(4):
+        step(BATCHES[form] if not is_new else {key: held.clone() for key, held in BATCHES[form].items()})
+    batch = BATCHES[form] if not is_new else {key: held.clone() for key, held in BATCHES[form].items()}
+    return lambda: step(batch)
+
+
+@pytest.mark.parametrize(
+    ("form", "is_new", "once"),
+    [
+        ("plain", False, 50), ("padded", False, 60), ("packed", False, 145), ("padded", True, 350), ("packed", True, 425),
+    ],
+)  # fmt: skip
+def test_a_step_of_training_is_few_calls(on_a_gpu, form, is_new, once):
+    """Beyond those of "sdpa", in each layer and once for all: less where the same batch comes again."""
+    ours, theirs = (costs(training, name, form, is_new) for name in ("maskloom", "sdpa"))
+    assert ours[0] - theirs[0] <= 48
+    assert ours[1] - theirs[1] <= once

@@ -72,7 +72,8 @@ def once_for_batch(tensor: Tensor, mask: Mask, rest: Hashable, make: Callable[[T
         tensor: of the batch, or an equal view of the same one; a write into it is noticed.
         mask, rest: what else the mask is made of. Nothing is kept of a mask that holds tensors, or that may change unseen.
     """
-    if torch.compiler.is_dynamo_compiling() or captures.may_change(mask) or captures.tensors(mask):
+    known = None if torch.compiler.is_dynamo_compiling() else captures.facts_of(mask)
+    if known is None or known.may_change or known.tensors:
         return make(tensor)
     owner = tensor if tensor._base is None else tensor._base
     view = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()

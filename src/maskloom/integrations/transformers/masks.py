@@ -84,6 +84,8 @@ def placed(pattern: Mask, place: Place) -> Mask:
         pattern = _without_what_always_holds(pattern, place._replace(q_offset=q_offset))
         if pattern is everything:
             return everything
+    if _is_at_start(place):
+        return pattern if pattern is causal else _shared(pattern)
     return _shared(shifted(pattern, q_offset=_lasting(q_offset, place), kv_offset=_lasting(kv_offset, place)))
 
 

@@ -100,13 +100,13 @@ def listen(name: str) -> None:
     def telling(*given: Any, **named: Any) -> Any:
         made = whole(*given, **named)
         known = dict(zip(names, given, strict=False)) | named
-        if made[0] or known["config"]._attn_implementation != name:
+        if torch.compiler.is_dynamo_compiling():
+            if not made[0] and known["attention_mask"] is None and known["config"]._attn_implementation == name:
+                _told[:] = [_known_positions(known)]
             return made
-        if not torch.compiler.is_dynamo_compiling():
-            is_step = made[3] != made[4]  # its padding is another at each
-            return made if is_step else (made[0], *_of_batch(made[1:3], known), *made[3:])
-        if known["attention_mask"] is None:
-            _told[:] = [_known_positions(known)]
-        return made
+        is_step = made[3] != made[4]  # its padding is another at each
+        if made[0] or is_step or known["config"]._attn_implementation != name:
+            return made
+        return made[0], *_of_batch(made[1:3], known), *made[3:]
 
     setattr(masking_utils, _NEEDED, telling)
