@@ -6,14 +6,15 @@
 
 Every rank has the whole sequence once, for ``attend`` on its GPU alone, and then its rows of it. Before a strategy is timed, its
 output and gradients are compared with those of one GPU; ``error`` is the largest relative error (norms) of the four. Of 1,009 positions both are
-compared with the float64 reference first, over the masks of `checked_masks`. Contenders take turns in rounds;
-a time is the median over rounds of the slowest rank. ``received`` is counted at the collectives, ``planned`` is what the plan said: bytes of
+compared with the float64 reference first, over the masks of `checked_masks`. Contenders take turns in rounds, in an
+order of each round; a time is the median over rounds of the slowest rank. ``received`` is counted at the collectives, ``planned`` is what the plan said: bytes of
 a forward pass. ``torch`` is torch's own context parallel around scaled_dot_product_attention, where it applies.
 """
 
 import argparse
 import itertools
 import os
+import random
 import statistics
 import sys
 import time
@@ -319,7 +320,7 @@ def timed(contenders: list[Contender], mesh: DeviceMesh, repeats: int) -> dict[s
     """Median milliseconds of forward, backward and both, of the slowest rank."""
     rounds: dict[str, list[Tensor]] = {contender.name: [] for contender in contenders}
     for at in range(repeats + 2):
-        for contender in contenders:
+        for contender in random.Random(at).sample(contenders, len(contenders)):  # nobody always behind the same
             if contender.note:
                 continue
             with failing(contender):
