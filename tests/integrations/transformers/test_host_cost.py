@@ -173,5 +173,5 @@ def training(layers, name, form, is_new):
 def test_a_step_of_training_is_few_calls(on_a_gpu, form, is_new, once):
     """Beyond those of "sdpa", in each layer and once for all: less where the same batch comes again."""
     ours, theirs = (costs(training, name, form, is_new) for name in ("maskloom", "sdpa"))
-    assert ours[0] - theirs[0] <= 48
+    assert ours[0] - theirs[0] <= 54
     assert ours[1] - theirs[1] <= once
