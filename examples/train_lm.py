@@ -76,13 +76,7 @@ class Inputs(NamedTuple):
     targets: Tensor
     mask: Any
     options: dict[str, Any]
-    counts: Tensor  # targets, tokens and positions; of a shared row each process counts its part
     places: list[str]
-
-    def idle(self) -> "Inputs":
-        """The same, but nothing is learnt from it."""
-        no_targets = torch.full_like(self.targets, IGNORED)
-        return self._replace(targets=no_targets, counts=self.counts * torch.tensor([0, 0, 1]))
 
 
 class Trainer:
@@ -141,23 +135,31 @@ class Trainer:
 
     def inputs(self, batch: Batch) -> Inputs:
         """A batch, or this process's share of each row, on the device."""
-        real = int(batch.lengths.sum())  # all but the first token of each document are targets
-        counts = torch.tensor([real - len(batch.lengths), real, batch.ids.numel()], dtype=torch.float64)
-        given, batch = self.given, batch.to(self.ranks.device, non_blocking=True)
+        given, on_host = self.given, batch.mask
+        batch = batch.to(self.ranks.device, non_blocking=True)
         tokens, positions = batch.inputs, batch.positions
         targets: Any = batch.targets
-        mask: Any = mask_of(given.layout, batch) if given.cp == 1 else batch.mask
-        if given.cp > 1:
-            mask = loom.distributed.plan(mask, tokens.shape[1], self.ranks.cp, heads=(given.heads, given.kv_heads))
+        if given.cp == 1:
+            mask: Any = mask_of(given.layout, batch)
+        else:  # planned by what lies on the host: that waits for no GPU
+            mask = loom.distributed.plan(on_host, tokens.shape[1], self.ranks.cp, heads=(given.heads, given.kv_heads))
             tokens, positions = mask.shard(tokens, dim=1), mask.shard(positions, dim=1)
             targets = mask.shard(targets, dim=1, fill=IGNORED)
         options = {"positions": positions} | ({"backend": "sdpa"} if given.layout == "sdpa-dense" else {})
-        return Inputs(tokens, targets, mask, options, counts / given.cp, batch.fields["place"])
+        return Inputs(tokens, targets, mask, options, batch.fields["place"])
 
-    def shares(self, batches: list[Batch]) -> list[Inputs]:
-        """The inputs of some batches. All processes run equally many: who has too few runs the last again, idly."""
-        found = [self.inputs(batch) for batch in batches]
-        return found + [found[-1].idle()] * (self.ranks.most(len(found)) - len(found))
+    def shares(self, batches: list[Batch], runs: int) -> Iterator[Inputs]:
+        """The inputs of each run, made in its turn, while the device still works. Who has too few batches runs the last again, idly."""
+        for batch in batches:
+            yield (inputs := self.inputs(batch))
+        yield from [inputs._replace(targets=torch.full_like(inputs.targets, IGNORED))] * (runs - len(batches))
+
+    def counts(self, batches: list[Batch], runs: int) -> list[float]:
+        """Targets (all tokens but the first of each document), tokens and positions of all processes."""
+        real = sum(int(batch.lengths.sum()) for batch in batches)
+        targets = real - sum(len(batch.lengths) for batch in batches)
+        positions = sum(batch.ids.numel() for batch in batches + batches[-1:] * (runs - len(batches)))
+        return self.ranks.sum(*(number / self.given.cp for number in (targets, real, positions)))
 
     def loss(self, inputs: Inputs) -> Tensor:
         """The sum over the targets of this process."""
@@ -167,16 +169,17 @@ class Trainer:
 
     def step(self, batches: list[Batch], lr: float) -> Sums:
         """Gradients of all batches of all processes, each target counted once; then one step of the optimiser."""
-        shares, losses = self.shares(batches), []
-        counts = self.ranks.sum(*torch.stack([inputs.counts for inputs in shares]).sum(0).tolist())
-        for number, inputs in enumerate(shares, 1):
-            with synchronised(self.model, number == len(shares)):
-                loss = self.loss(inputs)
-                (loss * (self.ranks.size / counts[0])).backward()  # gradients are averaged over processes
-            losses.append(loss.detach())
+        runs = self.ranks.most(len(batches))
+        counts, losses, places = self.counts(batches, runs), [], []
+        for inputs in self.shares(batches, runs):
+            losses.append(self.loss(inputs))
+            places.append(inputs.places)
+            with synchronised(self.model, len(losses) == runs):
+                (losses[-1] * (self.ranks.size / counts[0])).backward()  # gradients are averaged over processes
+            losses[-1].detach_()
         norm, (total,) = clipped(self.model, 1.0), self.ranks.sum(float(sum(losses)))
         if not math.isfinite(total + norm):
-            wrong = [inputs.places for inputs, loss in zip(shares, losses, strict=True) if not loss.isfinite()]
+            wrong = [place for place, loss in zip(places, losses, strict=True) if not loss.isfinite()]
             where = f", first in a batch of {', '.join(wrong[0])}" if wrong else ""
             raise FloatingPointError(f"the loss is {total} and the norm of its gradient {norm}{where}")
         for group in self.optimizer.param_groups:
@@ -194,12 +197,10 @@ class Trainer:
             raise SystemExit(f"validation has {len(rows)} rows for {size} processes; --validation-rows takes more")
         batches = [batch for row in rows[rank::size] for batch in self.collate([self.validation[at] for at in row])]
         self.model.eval()
-        shares = self.shares(batches)
-        loss, targets = self.ranks.sum(
-            sum(float(self.loss(inputs)) for inputs in shares), sum(float(inputs.counts[0]) for inputs in shares)
-        )
+        runs = self.ranks.most(len(batches))
+        (loss,) = self.ranks.sum(sum(float(self.loss(inputs)) for inputs in self.shares(batches, runs)))
         self.model.train()
-        return loss / targets
+        return loss / self.counts(batches, runs)[0]
 
     def save(self, step: int) -> None:
         meta = {**self.identity, "sampler": self.sampler.state_dict()}

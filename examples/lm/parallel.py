@@ -45,7 +45,7 @@ class Ranks(NamedTuple):
     def _reduced(self, numbers: "tuple[float, ...] | list[float]", operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return list(numbers)
-        reduced = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        reduced = torch.tensor(numbers, dtype=torch.float64)  # by gloo, which waits for no GPU
         dist.all_reduce(reduced, operation)
         return reduced.tolist()
 
@@ -59,13 +59,14 @@ def processes(cp: int) -> Iterator[Ranks]:
             raise SystemExit(f"--cp {cp} needs torchrun with a multiple of {cp} processes")
         yield Ranks(0, 1, device, None)
         return
-    torch.set_num_threads(torch.get_num_threads())  # torch.compile refuses a number that changes while it traces
     if device.type == "cuda":
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(
+                1
+            )  # as torchrun sets it; else it may change while torch.compile traces, which refuses that
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         size = dist.get_world_size()
         if size % cp:

@@ -5,6 +5,8 @@ import torch
 
 import maskloom as loom
 from maskloom.attention.backends.compiled import PreparedAttention
+from maskloom.attention.plans import kinds
+from maskloom.core.cache import LRU
 
 B, H, L, D = 3, 2, 650, 64
 LENS = torch.tensor([601, 5, 333])
@@ -12,8 +14,9 @@ LENS = torch.tensor([601, 5, 333])
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often torch.compile is asked."""
+    """How often torch.compile is asked, of kinds of calls that no other test has made."""
     asked = []
+    monkeypatch.setattr(kinds, "_kinds", LRU(256))
     run = PreparedAttention.run
     monkeypatch.setattr(PreparedAttention, "run", lambda *given: asked.append(given) or run(*given))
     return asked

@@ -133,7 +133,10 @@ def test_two_runs_have_the_gradients_of_the_whole_and_one_kernel():
         for one, right in zip([out, *found], [whole, *expected], strict=True):
             assert float((one - right).float().norm() / right.float().norm()) < 5e-3
     assert len(forms) > 1
-    assert len(set(kinds[1:])) == 1, kinds  # the first documents compile, and no others
+    assert kinds[1] == kinds[0], (
+        kinds
+    )  # other documents compile nothing; a rank that gets no keys has as many as queries,
+    assert kinds[-1] <= kinds[0] + 2, kinds  # which is a kernel of its own
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

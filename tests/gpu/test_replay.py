@@ -17,15 +17,18 @@ LENS = torch.tensor([1000, 1, 517])
 
 
 @pytest.fixture(autouse=True)
-def plans(monkeypatch):
-    """Those of one test, with graphs."""
+def _plans_of_one_test(monkeypatch):
+    """With graphs."""
     monkeypatch.setattr(captured, "_allowed", True)
     monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
-    return cached._plans
+    monkeypatch.setattr(construct, "_kinds", LRU(256))
 
 
-def graphs(plans):
-    found = [plan.__dict__.get("_captured") for plan in plans.entries().values() if hasattr(plan, "calls")]
+def graphs():
+    """Those of lists of one mask's structure, and of recipes of a kind."""
+    kinds = [getattr(kind, "states", None) for kind in construct._kinds.entries().values()]
+    plans = [plan for plan in (*cached._plans.entries().values(), *kinds) if hasattr(plan, "calls")]
+    found = [plan.__dict__.get("_captured") for plan in plans]
     return [one._graph for one in found if one is not None and one._graph is not None]
 
 
@@ -38,7 +41,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("name", CHANGING)
-def test_masks_of_one_structure(name, plans):
+def test_masks_of_one_structure(name):
     mask = ALL_MASKS[name]()
     found, expected = [], []
     for step in range(8):
@@ -47,14 +50,13 @@ def test_masks_of_one_structure(name, plans):
         expected.append(tables(loom.block_mask(other, Q_LEN, KV_LEN, device="cpu", **sizes)))
         found.append(loom.block_mask(other.to("cuda"), Q_LEN, KV_LEN, device="cuda", **sizes))
     assert all(map(same, map(tables, found), expected))  # looked at last: what a graph wrote stays
-    assert graphs(plans)
+    assert graphs()
     torch.rand(1, device="cuda")  # torch's generator is as it was
 
 
 @pytest.mark.parametrize("name", CHANGING)
-def test_whole_block_masks(name, monkeypatch):
+def test_whole_block_masks(name):
     """What does not wait is one graph from the mask's tensors to all tables."""
-    monkeypatch.setattr(construct, "_kinds", LRU(256))
     mask, found, expected = ALL_MASKS[name](), [], []
     for step in range(7):
         other = captures.moved(mask, lambda table, step=step: table.roll(step, 0))
@@ -67,10 +69,10 @@ def test_whole_block_masks(name, monkeypatch):
     assert kinds[0]._computed._graph is not None
 
 
-def test_it_is_captured(plans):
+def test_it_is_captured():
     for step in range(6):
         loom.block_mask(loom.causal & loom.lengths(LENS.roll(step).cuda()), 1000, 1000)
-    assert len(graphs(plans)) == 1
+    assert len(graphs()) == 1
 
 
 def test_few_launches():
@@ -98,7 +100,7 @@ def test_what_cannot_be_captured_runs_as_a_list():
     torch.rand(1, device="cuda")
 
 
-def test_other_streams_have_their_own(plans):
+def test_other_streams_have_their_own():
     streams = [torch.cuda.Stream() for _ in range(2)]
     expected = [
         tables(loom.block_mask(loom.causal & loom.lengths(LENS.roll(step)), 1000, 1000, device="cpu"))
@@ -113,7 +115,7 @@ def test_other_streams_have_their_own(plans):
                 found[place, step] = loom.block_mask(loom.causal & loom.lengths(lens), 1000, 1000)
     torch.cuda.synchronize()
     assert all(same(tables(blocks), expected[step]) for (_, step), blocks in found.items())
-    assert len(graphs(plans)) == 2
+    assert len(graphs()) == 2
 
 
 def test_two_forwards_before_their_backwards():
