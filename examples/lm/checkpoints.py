@@ -23,7 +23,9 @@ Meta = dict[str, Any]
 
 
 def latest(out: Path) -> Path | None:
-    """The newest whole checkpoint in a folder."""
+    """The newest whole checkpoint in a folder; None without any, or where the folder is not there yet."""
+    if out.exists() and not out.is_dir():
+        raise SystemExit(f"--out is a folder for checkpoints and metrics.csv; {out} is a file")
     return max((path.parent for path in out.glob("step-*/meta.json") if path.parent.suffix != ".part"), default=None)
 
 

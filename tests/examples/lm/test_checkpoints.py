@@ -133,3 +133,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     }.items():
         with pytest.raises(SystemExit, match=words[1]):
             checkpoints.refuse_other(tmp_path, ours | {change: words[0]}, ours)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    assert checkpoints.latest(tmp_path / "later") is None
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(SystemExit, match=r"--out is a folder .*; .*notes is a file"):
+        checkpoints.latest(tmp_path / "notes")
