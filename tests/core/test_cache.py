@@ -171,6 +171,33 @@ def test_nothing_is_kept_while_torch_traces():
         assert not torch.equal(loom.attend(q, k, v, mask), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2, torch.bool])
+def test_values_of_every_dtype_are_compared_in_inference_mode(dtype):
+    with torch.inference_mode():
+        rows = torch.ones(5, 7, 2).to(dtype)
+    for tensor in (rows, rows[:, 1:, 0], rows[2, 3, 1], rows[:0], rows[:1].expand(3, 7, 2)):
+        made = []
+        for _ in range(2):
+            cache.keep_beside(tensor, "key", lambda made=made: made.append(1) or 11)
+        assert len(made) == 1
+        with torch.inference_mode():
+            rows.zero_()
+        cache.keep_beside(tensor, "key", lambda made=made: made.append(1) or 11)
+        assert len(made) == (2 if tensor.numel() else 1)
+        with torch.inference_mode():
+            rows.copy_(torch.ones(5, 7, 2))
+
+
+def test_float_tables_of_half_types_in_inference_mode():
+    q, k, v = inputs()
+    with torch.inference_mode():
+        table = torch.zeros(Q, K, dtype=torch.bfloat16)
+        table[:, 3:] = -torch.inf
+        torch.testing.assert_close(loom.attend(q, k, v, table), loom.attend(q, k, v, table == 0))
+        table[:, :3], table[:, 3:] = -torch.inf, 0
+        torch.testing.assert_close(loom.attend(q, k, v, table), loom.attend(q, k, v, table == 0))
+
+
 def test_objects_without_a_place_for_weak_references():
     @dataclasses.dataclass(frozen=True, slots=True)
     class First:

@@ -131,7 +131,9 @@ def _states(tensors: list[Tensor]) -> list[Any]:
 
 def _written(tensor: Tensor) -> int | bytes:
     """The version counter of a tensor. An inference-mode tensor has none: its values as bytes."""
-    return tensor.numpy().tobytes() if tensor.is_inference() else tensor._version
+    if not tensor.is_inference():
+        return tensor._version
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
 
 
 def _has_state(tensor: Tensor) -> bool:
