@@ -92,6 +92,13 @@ def test_a_later_mask_is_not_walked(name, monkeypatch):
     assert captures.tensors(blocks.mask_mod)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_kind_is_recorded_once(name, exact, monkeypatch):
+    monkeypatch.setattr(cached, "record_replay", lambda *_, **__: pytest.fail("tiles were recorded twice"))
+    repeated(name, exact)()
+
+
 @pytest.mark.parametrize("length", [(41, 97), (150, 150), (650, 650)])
 @pytest.mark.parametrize("name", ["lengths", "overlap", "documents"])
 def test_tables_of_a_kind_are_those_of_each_mask(name, length):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskloom.core.torch_state import inside_transform, inside_vmap, is_exporting
+from maskloom.core.torch_state import float_state, inside_transform, inside_vmap, is_exporting
 
 X = torch.ones(3)
 
@@ -44,3 +44,18 @@ def test_an_export_is_told_from_a_compile():
     torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(X), X)
     for strict in (True, False):
         torch.testing.assert_close(torch.export.export(module, (X,), strict=strict).module()(X), 3 * X)
+
+
+def test_the_precision_of_products_is_known_however_it_is_set():
+    """torch refuses to tell the setting for all backends where one of them has another."""
+    matmul, found = torch.backends.cuda.matmul, []
+    try:
+        for for_all in ("highest", "high"):
+            torch.set_float32_matmul_precision(for_all)
+            for precision in ("ieee", "tf32"):
+                matmul.fp32_precision = precision
+                found += [float_state(), float_state()]
+    finally:
+        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+    assert len(set(found)) == 4

@@ -250,10 +250,13 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
     if isinstance(known, RecipeOfKind):
         return known.build(facts.tensors, facts.remarks)
     recipe = make()
-    if known != "no kind":
-        _kinds.put(
-            key, "second time" if known is None else kind_of(recipe, mask, facts.tensors, facts.remarks) or "no kind"
-        )
+    if known is None:
+        _kinds.put(key, "second time")
+    elif known == "second time":
+        kind = kind_of(recipe, mask, facts.tensors, facts.remarks)
+        _kinds.put(key, kind or "no kind")
+        if kind is not None:  # which has recorded what the recipe would record again
+            return kind.build(facts.tensors, facts.remarks)
     return recipe.build()
 
 

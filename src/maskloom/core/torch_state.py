@@ -106,9 +106,22 @@ def float_state() -> Hashable:
     return (
         torch.get_default_dtype(),
         tuple(map(autocast_to, _AUTOCAST)) if torch._C._is_any_autocast_enabled() else None,
-        torch._C._get_float32_matmul_precision(),
+        _matmul_precision(),
         torch._C._get_deterministic_algorithms(),
     )
+
+
+def _matmul_precision() -> Hashable:
+    """torch's settings for products of float32 matrices.
+
+    Those of one backend (``torch.backends.cuda.matmul.fp32_precision``) may differ from the setting for all
+    (``torch.set_float32_matmul_precision``), which torch then refuses to tell.
+    """
+    of_each = [torch._C._get_fp32_precision_getter(backend, "matmul") for backend in ("cuda", "mkldnn")]
+    try:
+        return torch._C._get_float32_matmul_precision(), *of_each
+    except RuntimeError:
+        return None, *of_each
 
 
 def max_autotune() -> bool:

@@ -13,6 +13,7 @@ from maskloom.attention.backends.compiled import PreparedAttention
 from maskloom.attention.plans import kinds
 from maskloom.attention.request import Request
 from maskloom.core.cache import LRU
+from maskloom.scores.base import ScoreValue, score_dataclass
 from tests.attention.test_host_cost import count_calls
 
 B, H, L, D = 3, 2, 40, 16
@@ -92,6 +93,61 @@ def test_how_tensors_lie_is_asked_for(asked):
     behind = torch.cat((key, key), 2)[:, :, L:]
     for given in ((query, key, value), (turned, key, value), (query, behind, value), (query, key, key)) * 2:
         attend(given, mask)
+    assert len(asked) == 4
+
+
+def test_which_are_one_tensor_is_asked_for(asked):
+    mask, (query, key, value) = masked(), inputs()
+    for given in ((query, key, query), (query, key, value), (query, query, query), (query, query, value)) * 2:
+        attend(given, mask)
+    assert len(asked) == 4
+
+
+SETTINGS = {
+    "for all": lambda: torch.set_float32_matmul_precision("high"),
+    "for cuBLAS": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "for one backend": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "of sums": lambda: setattr(torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+}
+
+
+@pytest.fixture
+def restored():
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_precision_is_asked_for(asked, restored, name):
+    mask, qkv = masked(), inputs()
+    for _ in range(2):
+        attend(qkv, mask)
+    SETTINGS[name]()
+    for _ in range(2):
+        attend(qkv, mask)
+    assert len(asked) == 2
+
+
+FACTOR = 2
+
+
+@score_dataclass
+class Times(ScoreValue):
+    """A user's score mod, which reads its module."""
+
+    bias: torch.Tensor
+
+    def __call__(self, score, b, h, q_idx, kv_idx):
+        return score * FACTOR + self.bias[h]
+
+
+def test_what_a_user_s_module_holds_is_asked_for(asked, monkeypatch):
+    mask, bend = masked(), Times(torch.randn(H))
+    for factor in (2, 2, 3, 2):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        attend(inputs(), mask, score_mod=bend)
     assert len(asked) == 4
 
 

@@ -24,7 +24,7 @@ from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU
 from maskloom.core.forks import fork_safe_lock, loading
-from maskloom.core.values import numbers_as_tensors
+from maskloom.core.values import holds_function, numbers_as_tensors
 from maskloom.errors import FallbackError
 from maskloom.program.answers import NO_BOOL
 from maskloom.scores.base import NO_SCORE, ScoreMod, ScoreValue, answering, score_dataclass
@@ -96,7 +96,8 @@ def prepared_attention(
         kind = (kind, scale)
     rest = (scale, shares_heads(query, key), wants_lse, options)
     floats = captures.has_floats(*mods)
-    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, floats, DirectCalls())
+    direct = None if holds_function(mods) else DirectCalls()
+    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, floats, direct)
 
 
 class PreparedAttention(NamedTuple):
@@ -104,6 +105,7 @@ class PreparedAttention(NamedTuple):
 
     Attributes:
         scaled: what comes before the score mod; None for nothing.
+        direct: None where a user's code is in it: torch.compile asks whether what that reads in its module is as it was.
         held: all tensors that it reads beside those that are given at each call.
     """
 
@@ -112,7 +114,7 @@ class PreparedAttention(NamedTuple):
     blocks: BlockMask
     rest: tuple[Any, ...]
     has_floats: bool
-    direct: DirectCalls
+    direct: DirectCalls | None
     held: tuple[Tensor, ...] = ()
 
     def with_blocks(self, blocks: BlockMask) -> "PreparedAttention":
@@ -130,6 +132,8 @@ class PreparedAttention(NamedTuple):
     ) -> tuple[Tensor, Tensor | None]:
         """`run` for a plan: what goes in is what went in before but for the values of tensors, and how query, key, value and
         the tensors of the score mod lie in memory."""
+        if self.direct is None:
+            return self.run(query, key, value, score_mod)
         given = [query, key, value]
         if score_mod is not None:
             given += captures.facts_of(score_mod).tensors

@@ -84,6 +84,7 @@ class _Graph(NamedTuple):
         numbers: the inputs that are no tensors of the caller; None elsewhere.
         places: for each tensor, which input it is, and which of those that are given.
         out, lse: which results these are; None where there is no log-sum-exp.
+        state: whether torch's settings are as they were: gradients, autocast, precision, threads.
     """
 
     called: Callable[[], Callable[..., Any] | None]
@@ -91,6 +92,7 @@ class _Graph(NamedTuple):
     places: list[tuple[int, int]]
     out: int
     lse: int | None
+    state: Any
 
 
 class DirectCalls:
@@ -104,19 +106,17 @@ class DirectCalls:
         """``compiled()``, or the graph that it ran before.
 
         Args:
-            given: query, key and value, and what a score mod reads. Which of them are one tensor is the same at each call.
+            given: query, key and value, and what a score mod reads.
             held: all others that it reads.
         """
         if not _is_plain_now():
             return compiled()
-        key = tuple([  # what torch.compile asks of a tensor beside its shape, dtype and device
-            (one.stride(), one.storage_offset(), one.requires_grad, one.is_inference(), one.is_neg()) for one in given
-        ])  # fmt: skip
+        key = _key(given)
         graph = self._graphs.get(key, _UNKNOWN)
         if graph is None:
             return compiled()
         called = graph.called()
-        if called is not None:
+        if called is not None and graph.state.check():
             return _outs_of(graph, called, (*given, *held))
         with _runs() as runs:
             found = compiled()
@@ -128,7 +128,14 @@ class DirectCalls:
 _MOST = 16
 """Maximum number of ways to lie in memory that are known of one kind."""
 
-_UNKNOWN = _Graph(lambda: None, [], [], 0, None)
+_UNKNOWN = _Graph(lambda: None, [], [], 0, None, None)
+
+
+def _key(given: Sequence[Tensor]) -> Hashable:
+    """What torch.compile asks of tensors beside shape, dtype and device; and which are one tensor, that is one input."""
+    names = [*map(id, given)]
+    laid = [(one.stride(), one.storage_offset(), one.requires_grad, one.is_inference(), one.is_neg()) for one in given]
+    return (*map(names.index, names), *laid)
 
 
 def _outs_of(graph: _Graph, called: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Found:
@@ -150,7 +157,7 @@ def _graph_of(runs: list[_Run], given: Sequence[Tensor], held: Sequence[Tensor],
         return None
     known = {at for at, _ in places}
     numbers = [None if at in known else value for at, value in enumerate(inputs)]
-    return _Graph(weakref.ref(called), numbers, places, out, lse)
+    return _Graph(weakref.ref(called), numbers, places, out, lse, _torch_dynamo().guards.GlobalStateGuard())
 
 
 def _places_of(inputs: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> list[tuple[int, int]] | None:
@@ -181,7 +188,7 @@ def _is_plain_now() -> bool:
     return (
         torch._C._autograd._top_saved_tensors_default_hooks(False) is None
         and torch._C._len_torch_function_stack() == 0
-        and _eval_frame().get_eval_frame_callback() is None
+        and _torch_dynamo().eval_frame.get_eval_frame_callback() is None
         and _dynamo()._stance.stance == "default"
     )
 
@@ -194,7 +201,8 @@ def _dynamo() -> Any:
 
 
 @functools.cache
-def _eval_frame() -> Any:
-    from torch._C._dynamo import eval_frame
+def _torch_dynamo() -> Any:
+    """The part of it that is in C++."""
+    from torch._C import _dynamo
 
-    return eval_frame
+    return _dynamo
