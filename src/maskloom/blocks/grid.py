@@ -54,7 +54,7 @@ class Grid:
     def bands(self, most: int) -> Iterator["Grid"]:
         """The grid split into bands of query tiles; each has at most ``most`` tiles, but at least one row."""
         batch, heads, rows, columns = self.shape
-        step = self.q_block * min(rows, max(1, most // (batch * heads * columns)))
+        step = self.q_block * min(rows, max(1, most // max(1, batch * heads * columns)))
         if step >= self.q_len:
             yield self
             return

@@ -1,9 +1,12 @@
 """Tiles of the whole mask: their counts are those of the dense table."""
 
+import math
+
 import pytest
 import torch
 
 import maskloom as loom
+from maskloom.distributed.sharing import tiles
 from maskloom.distributed.sharing.tiles import tiles_of
 
 MASKS = {
@@ -18,13 +21,33 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_counts_and_needs_are_those_of_the_dense_table(name):
     mask, length = loom.as_mask(MASKS[name]), 211
-    tiles = tiles_of(mask, length, 3, None, 2)
+    found = tiles_of(mask, length, 3, None, 2)
     dense = mask.dense(length, length, heads=2 if name == "by head" else None)
-    padded = torch.nn.functional.pad(dense, (0, tiles.number * tiles.unit - length) * 2)
-    seen = padded.unflatten(3, (-1, tiles.unit)).unflatten(2, (-1, tiles.unit)).any(5).any(3)
-    assert tiles.counts.expand(seen.shape[1], -1).tolist() == seen.sum((0, 3)).tolist()
-    assert tiles.needed.tolist() == seen.any(0).any(0).tolist()
-    assert tiles.batch == (3 if name == "by row" else None)
+    padded = torch.nn.functional.pad(dense, (0, found.number * found.unit - length) * 2)
+    seen = padded.unflatten(3, (-1, found.unit)).unflatten(2, (-1, found.unit)).any(5).any(3)
+    assert found.counts.expand(seen.shape[1], -1).tolist() == seen.sum((0, 3)).tolist()
+    assert found.needed.tolist() == seen.any(0).any(0).tolist()
+    assert found.batch == (3 if name == "by row" else None)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("most", [1, 1000])
+def test_tiles_of_many_rows_and_heads_are_looked_at_in_bands(monkeypatch, name, most):
+    mask, at_once = loom.as_mask(MASKS[name]), []
+    whole = tiles_of(mask, 211, 3, None, 2)
+    classify = tiles.classify
+    monkeypatch.setattr(tiles, "classify", lambda program, grid: at_once.append(grid.shape) or classify(program, grid))
+    monkeypatch.setattr(tiles, "_AT_ONCE", most)
+    found = tiles_of(mask, 211, 3, None, 2)
+    assert torch.equal(found.counts, whole.counts)
+    assert torch.equal(found.needed, whole.needed)
+    assert len(at_once) > 2
+    assert all(math.prod(shape) <= most or shape[2] == 1 for shape in at_once)
+
+
+def test_a_mask_of_no_batch_rows_visits_nothing():
+    found = tiles_of(loom.lengths(torch.zeros(0, dtype=torch.int64)), 37, 3, None, 2)
+    assert (found.batch, found.counts.tolist(), bool(found.needed.any())) == (0, [[0] * found.number], False)
 
 
 def test_a_rank_has_sixteen_tiles_or_more_where_there_are_positions():
@@ -33,9 +56,9 @@ def test_a_rank_has_sixteen_tiles_or_more_where_there_are_positions():
 
 
 def test_positions_in_tiles_are_counted_where_the_last_is_cut():
-    tiles = tiles_of(loom.causal, 211, 3, None, 1)
-    assert (tiles.unit, tiles.number) == (4, 53)
-    assert tiles.positions_in((0, 52)) == 4 + 3
-    assert tiles.positions_in((0, 51)) == 8
-    assert tiles.positions_in(()) == 0
-    assert tiles.positions_in(torch.ones(53, dtype=torch.bool)) == 211
+    found = tiles_of(loom.causal, 211, 3, None, 1)
+    assert (found.unit, found.number) == (4, 53)
+    assert found.positions_in((0, 52)) == 4 + 3
+    assert found.positions_in((0, 51)) == 8
+    assert found.positions_in(()) == 0
+    assert found.positions_in(torch.ones(53, dtype=torch.bool)) == 211

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from maskloom.blocks.classify import classify
-from maskloom.blocks.grid import Wanted, grid_of
+from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.relative import Window
 from maskloom.masks.simplify import simplify
-from maskloom.program.mask_program import program_of
+from maskloom.program.mask_program import MaskProgram, program_of
 
 _LARGEST, _FEWEST = 128, 16
 _MOST_TILES = 1 << 22
+_AT_ONCE = 1 << 24
+"""Tiles of all rows and heads that are looked at together: more would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,18 @@ def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int)
     rows, columns = (size if index in marks else 1 for size, index in zip(sizes, "bh", strict=True))
     unit = _unit(length, ranks, rows * columns)
     grid = grid_of(program.dependence, Wanted(length, length, rows, columns, (unit, unit)))
-    visited = classify(program, grid) > 0
-    visited = visited.expand(rows, columns, *visited.shape[2:])
+    bands = [_counted(program, band) for band in grid.bands(_AT_ONCE)]
+    counts, needed = torch.cat([band[0] for band in bands], 1), torch.cat([band[1] for band in bands])
     said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
     is_window = isinstance(simplify(mask), Window)
-    return Tiles(length, unit, said, visited.sum((0, 3)), visited.flatten(0, 1).any(0), frozenset(marks), is_window)
+    return Tiles(length, unit, said, counts, needed, frozenset(marks), is_window)
+
+
+def _counted(program: MaskProgram, grid: Grid) -> tuple[Tensor, Tensor]:
+    """``counts`` and ``needed`` of `Tiles`, for a band of query tiles."""
+    visited = classify(program, grid) > 0
+    visited = visited.expand(*grid.shape[:2], *visited.shape[2:])
+    return visited.sum((0, 3)), visited.flatten(0, 1).any(0)
 
 
 def _unit(length: int, ranks: int, tables: int) -> int:
