@@ -186,6 +186,20 @@ def test_one_mask_for_all_forwards_of_a_batch_until_its_padding_is_written_to(dt
     assert held() is None  # what is kept beside it does not hold it
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+@pytest.mark.parametrize("is_view", [False, True])
+def test_writes_that_torch_does_not_count_are_said(dtype, is_view):
+    eager, ours = pair(DECODERS["qwen2"])
+    written = attention_mask("right").to(dtype).numpy()
+    real = torch.from_numpy(written)[:, 1:] if is_view else torch.from_numpy(written)
+    rows = tokens()[:, LENGTH - real.shape[1] :]
+    for last in (11, 7):
+        written[1, last:] = 0
+        loom.masks.mark_changed(real)
+        given = {"attention_mask": real, "labels": rows.masked_fill(real == 0, -100)}
+        torch.testing.assert_close(ours(rows, **given).loss, eager(rows, **given).loss)
+
+
 def test_what_an_inference_made_is_not_kept_for_training():
     _, ours = pair(DECODERS["llama"])
     real = attention_mask("right")

@@ -195,6 +195,8 @@ def test_flattened_batches_in_one_graph_for_all_layers():
 def test_a_layers_mask_moves_and_says_what_it_is():
     mask = LayerMask(loom.causal, loom.causal, Place(2, 3, 5, 0, 0, torch.device("cpu")))
     assert repr(mask.to("cpu").contiguous()) == "LayerMask(causal, shape=(2, 1, 3, 5))"
+    step = LayerMask(loom.causal, torch.ones(2, 1, 1, 5).bool(), mask.place._replace(q_len=1))
+    assert repr(step.to("cpu")) == "LayerMask(bool[2, 1, 1, 5], shape=(2, 1, 1, 5))"
     assert (mask.ndim, mask.dim(), mask.size(), mask.size(-1), mask.device.type) == (4, 4, (2, 1, 3, 5), 5, "cpu")
     with pytest.raises(TypeError, match="this model indexes its mask as a tensor"):
         mask[0]

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.build import block_mask
 from maskloom.core import captures
+from maskloom.core.words import brief
 from maskloom.integrations.transformers.positions import NO_POSITIONS, Positions
 from maskloom.masks.algebra import Mask
 from maskloom.masks.patterns.from_tables import from_dense
@@ -108,7 +109,8 @@ class LayerMask(BlockMask):
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"LayerMask({self.mask!r}, shape={self.shape})"
+        mask = brief(self.mask) if isinstance(self.mask, Tensor) else repr(self.mask)
+        return f"LayerMask({mask}, shape={self.shape})"
 
     __str__ = __repr__
 
