@@ -93,10 +93,22 @@ def test_a_later_mask_is_not_walked(name, monkeypatch):
 
 
 @pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("block", [128, 3])
 @pytest.mark.parametrize("name", MASKS)
-def test_a_kind_is_recorded_once(name, exact, monkeypatch):
+def test_a_kind_is_recorded_once(name, exact, block, monkeypatch):
+    """Also one of many tiles, whose list holds more than a quarter of a MiB."""
     monkeypatch.setattr(cached, "record_replay", lambda *_, **__: pytest.fail("tiles were recorded twice"))
-    repeated(name, exact)()
+    for _ in range(3):
+        loom.block_mask(MASKS[name](), L, L, exact=exact, block_size=block)
+
+
+def test_the_bytes_of_kinds_are_bounded(monkeypatch):
+    monkeypatch.setattr(construct, "_kinds", construct.kinds_cache(most_bytes=1 << 18))
+    for length in range(L - 5, L):
+        for _ in range(3):
+            loom.block_mask(loom.causal & loom.lengths(LENS[:1] - 100), length, length, block_size=2)
+    known = [kind for kind in construct._kinds.entries().values() if not isinstance(kind, str)]
+    assert len(known) == 1 and known[0].nbytes > 1 << 18
 
 
 @pytest.mark.parametrize("length", [(41, 97), (150, 150), (650, 650)])

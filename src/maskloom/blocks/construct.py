@@ -18,6 +18,7 @@ from maskloom.blocks.first_sight import at_first_sight
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.open_tiles import decide
+from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
@@ -152,6 +153,11 @@ class RecipeOfKind:
     is_captured: bool
     states: ReplayPlan | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that its lists of operations hold."""
+        return sum(plan.nbytes for plan in (self.derive, self.states) if plan is not None)
+
     def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
         """The BlockMask of the mask that holds these tensors, and remarks on them."""
         if not (self.is_captured and are_allowed()):
@@ -199,7 +205,7 @@ class RecipeOfKind:
 
         constants = [*self.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
         _, plan = uncompiled(record_replay)(computed, tensors, constants, may_wait=self.exact)
-        return self if plan is None or plan.nbytes > _MOST_BYTES_OF_STATES else replace(self, states=plan)
+        return self if plan is None or plan.nbytes > MOST_BYTES_EACH else replace(self, states=plan)
 
     def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
         held = self.held.filled(tensors, remarks)
@@ -222,9 +228,6 @@ class RecipeOfKind:
 _MOST_TILES_OF_STATES = 1 << 18
 """Maximum tiles whose states are computed by such a list."""
 
-_MOST_BYTES_OF_STATES = 1 << 18
-"""Maximum bytes of the constants in such a list: with larger ones, Python takes little of the time."""
-
 _MOST_CAPTURED = 1 << 18
 """Maximum tiles of a block mask that is built by a CUDA graph: the memory of that stays."""
 
@@ -232,7 +235,12 @@ _MOST_COPIED = 1 << 22
 """Maximum bytes of the tensors of its mask, which are copied each time."""
 
 
-_kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = LRU(256)
+def kinds_cache(most_bytes: int = MOST_BYTES) -> LRU[Hashable, Any]:
+    """A cache of recipes by kind, or of what holds such a recipe, and says so by its ``nbytes``; of words too."""
+    return LRU(256, most_bytes=most_bytes, nbytes=lambda known: getattr(known, "nbytes", 0))
+
+
+_kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = kinds_cache()
 
 
 def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> BlockMask:

@@ -122,9 +122,11 @@ def test_states_that_are_kept_are_not_written_into():
 
 
 def test_tensors_of_a_mask_are_not_kept():
+    """Neither by the list of a kind of block mask, nor by that of its tiles alone."""
     pads = torch.rand(3, K) < 0.3
     for _ in range(3):
         loom.block_mask(loom.padding(pads), K, K, block_size=32)
+        loom.create_block_mask(loom.padding(pads), 3, None, K, K, BLOCK_SIZE=32)
     gone = weakref.ref(pads)
     del pads
     gc.collect()

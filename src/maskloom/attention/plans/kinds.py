@@ -23,7 +23,7 @@ from maskloom.attention.backends.base import Backend
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
-from maskloom.blocks.construct import RecipeOfKind, Visits, kind_of, recipe_of
+from maskloom.blocks.construct import RecipeOfKind, Visits, kind_of, kinds_cache, recipe_of
 from maskloom.blocks.grid import Wanted
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
@@ -72,6 +72,11 @@ class _Kind(NamedTuple):
     recipe: RecipeOfKind | None
     hides: ReplayPlan | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that its recipe holds."""
+        return 0 if self.recipe is None else self.recipe.nbytes
+
     def plan_for(self, owner: Mask | BlockMask, facts: captures.Facts) -> Any:
         """The plan for a mask, or a BlockMask, of which these are the facts."""
         if isinstance(owner, BlockMask):
@@ -84,7 +89,7 @@ class _Kind(NamedTuple):
         return self.plan.with_others(blocks, None if self.hides is None else hidden_of(self.hides.run(facts.tensors)))
 
 
-_kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = LRU(256)
+_kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = kinds_cache()
 
 
 def plan_like(
