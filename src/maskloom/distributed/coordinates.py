@@ -31,12 +31,7 @@ class Run(FrozenValue):
 
 @value
 class TwoRuns(FrozenValue):
-    """Positions in two runs.
-
-    ::
-
-        first 0, split 2, second 4   index      0 1 2 3
-                                     position   0 1 6 7
+    """Positions in two runs. Of the positions 0, 1, 6 and 7 the split is 2, what is added first 0, and then 4.
 
     Attributes:
         first: int32 (B,), what is added to indices below ``split``.
