@@ -14,10 +14,10 @@ from tests.distributed.positions import everywhere
 LENGTH = 211
 
 
-def part_for(mask: loom.Mask, strategy: str, rank: int, **options) -> Part:
-    asked = checked(mask, LENGTH, [2], heads=(4, 2), strategy=strategy)
+def part_for(mask: loom.Mask, strategy: str, rank: int, *, length: int = LENGTH, **options) -> Part:
+    asked = checked(mask, length, [2], heads=(4, 2), strategy=strategy)
     tiles, _, (scheme,) = weighed(asked, [2])
-    layout = layout_of(scheme.assignment, LENGTH, tiles.unit, scheme.rows, scheme.parts)
+    layout = layout_of(scheme.assignment, length, tiles.unit, scheme.rows, scheme.parts)
     place = Place(0, rank, None, None) if strategy == "heads" else Place(rank, 0, None, None)
     alike = {"q_offset": 0, "unit": tiles.unit, "device": torch.device("cpu")}
     return part_of(asked.mask, tiles.marks, scheme, layout, place, **(alike | options))
@@ -36,6 +36,17 @@ def test_masks_of_other_documents_have_one_structure(strategy):
     ]
     first, *others = [captures.structure(mask, numbers=False) for mask in masks]
     assert others == [first] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_masks_of_other_documents_have_few_numbers_of_keys(rank):
+    """Of documents a multiple of a sixteenth of the tiles, by zeros; of a mask of numbers alone those that are needed."""
+    several = [loom.causal & loom.documents(offsets=[*range(0, 212, step), 212]) for step in range(4, 40)]
+    parts = [part_for(mask, "needed", rank, length=212) for mask in several]
+    assert len({part.keys - part.exchange.zeros for part in parts}) >= 4
+    assert {part.keys for part in parts} == {112, 128}
+    assert all(part.exchange.zeros < 16 for part in parts)
+    assert part_for(loom.window(back=9), "needed", rank).exchange.zeros == 0
 
 
 @pytest.mark.parametrize("strategy", ["gather", "needed"])

@@ -120,6 +120,23 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
     return begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
 
 
+_FEW_DOCUMENTS = 16
+
+
+@counting_writes
+def kept_offsets(offsets: Tensor) -> Tensor:
+    """A copy for a mask to hold: behind more than 16 documents there are empty ones, up to a power of two.
+
+    Batches with other numbers of documents then have tensors of the same shapes, so that what was recorded or compiled for one
+    serves the next.
+    """
+    documents = len(offsets) - 1
+    if torch.compiler.is_dynamo_compiling() or documents <= _FEW_DOCUMENTS:
+        return offsets.clone()
+    most = 1 << (documents - 1).bit_length()
+    return torch.cat([offsets, offsets[-1:].expand(most - documents)])
+
+
 @counting_writes
 def ids_from_positions(positions: Tensor) -> Tensor:
     """Ids of pieces in which positions count up by 1: int32 (..., L)."""

@@ -27,7 +27,9 @@ _MOST_PLANNED = 1 << 24
 """Maximum number of tiles of a grid whose operations are recorded: in larger grids Python takes little of the time."""
 
 
-def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None) -> Tensor:
+def classify(
+    source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None, only_skipped: bool = False
+) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
     Do not write into the result: it may be cached for the next call.
@@ -36,6 +38,7 @@ def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Deci
         exact: False makes every tile partial that intervals leave open. That is right for attention, where mask_mod
             decides inside a partial tile, and it does not wait for the device.
         count: receives how the tiles were decided. Counting waits for the device.
+        only_skipped: leave it open which of the other tiles are full: then few elements are evaluated.
     """
     if grid.batch == 0:
         return torch.zeros(grid.shape, dtype=torch.int8, device=source.device)
@@ -46,9 +49,9 @@ def classify(source: MaskProgram, grid: Grid, *, exact: bool = True, count: Deci
         again = functools.partial(replay, key, inputs, constants=source.bare.constants, may_wait=exact)
 
     def states() -> Tensor:
-        return _classified(source, grid, exact, count, again)
+        return _classified(source, grid, exact, count, again, only_skipped)
 
-    return states() if key is None or inputs else replay(key, (), lambda: (states(),))[0]
+    return states() if key is None or inputs else replay((key, only_skipped), (), lambda: (states(),))[0]
 
 
 def _at_once(compute: Callable[[], Tensors]) -> Tensors:
@@ -79,13 +82,14 @@ def _classified(
     exact: bool,
     count: Decided | None,
     again: Callable[[Callable[[], Tensors]], Tensors],
+    only_skipped: bool = False,
 ) -> Tensor:
     """See `classify`. ``again`` runs the part of the work that neither waits nor writes, or replays it."""
     with without_autocast(source.device):
         states, *left_open = again(lambda: at_first_sight(source, grid, exact=exact, count=count))
     if not left_open or not left_open[0]:
         return states
-    states, evaluated = decide(states, left_open[1].nonzero(), source, grid)
+    states, evaluated = decide(states, left_open[1].nonzero(), source, grid, only_skipped=only_skipped)
     if count is not None:
         count.evaluation += evaluated
     return states

@@ -16,8 +16,14 @@ _WITNESSES = (2, 6)  # elements along each side of a tile: the corners, then a f
 
 
 @torch.no_grad()
-def decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tuple[Tensor, int]:
+def decide(
+    states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid, *, only_skipped: bool = False
+) -> tuple[Tensor, int]:
     """Write the true states of the open tiles, given as rows of (b, h, query tile, key tile), into the states.
+
+    Args:
+        only_skipped: to know which tiles are skipped is enough: a tile is decided by one True element, and may be called
+            full though it is partial.
 
     Returns:
         The states, and the number of tiles whose elements were all evaluated; witnesses decided the others.
@@ -27,6 +33,9 @@ def decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tu
         elements = _elements(grid, tiles, side)
         return _look(source.program, source.mask, elements)
 
+    def undecided() -> Tensor:
+        return _numbers(~seen_true if only_skipped else ~(seen_true & seen_false))
+
     def look_again(side: int) -> None:
         true, false = look(tiles[rows], side)
         seen_true[rows] |= true
@@ -35,21 +44,20 @@ def decide(states: Tensor, tiles: Tensor, source: MaskProgram, grid: Grid) -> tu
     seen_true, seen_false = look(tiles, _WITNESSES[0])
     if grid.is_cut:
         seen_false |= _cut(tiles, grid)
-    rows = _undecided(seen_true, seen_false)
+    rows = undecided()
     for side in _WITNESSES[1:]:
         if len(rows):
             look_again(side)
-            rows = _undecided(seen_true, seen_false)
+            rows = undecided()
     if len(rows):
         look_again(max(grid.tile))
     found = seen_true.view(torch.int8) + (seen_true > seen_false)
     return states.index_put(tuple(tiles.T), found), len(rows)
 
 
-def _undecided(seen_true: Tensor, seen_false: Tensor) -> Tensor:
-    """The row numbers of tiles without both a True and a False element so far."""
-    undecided = ~(seen_true & seen_false)
-    return undecided.nonzero()[:, 0] if undecided.any() else undecided.new_empty(0, dtype=torch.long)
+def _numbers(rows: Tensor) -> Tensor:
+    """The numbers of the rows that are True."""
+    return rows.nonzero()[:, 0] if rows.any() else rows.new_empty(0, dtype=torch.long)
 
 
 def _cut(tiles: Tensor, grid: Grid) -> Tensor:

@@ -217,7 +217,10 @@ def part_of(
         overlap: whether to attend while keys come in, where they are gathered.
     """
     own = layout.positions[place.group]
-    exchange, keys = _exchange(scheme, layout, place.group, unit, device)
+    in_steps = bool(
+        captures.tensors(mask)
+    )  # of the next batch, the mask's values and so the keys that are needed may be others
+    exchange, keys = _exchange(scheme, layout, place.group, unit, device, in_steps)
     on_device = simplify(captures.moved(mask, lambda tensor: sent_to(tensor.clone(), device)))
     positions = _positions_of_queries(scheme, own, place.group, q_offset, unit, device), keys
     part = Part(on_device, marks, place, scheme.parts, scheme.rows, len(own), exchange, positions, device)
@@ -251,7 +254,7 @@ def _overlap(part: Part, layout: Layout, device: torch.device) -> Overlap | None
 
 
 def _exchange(
-    scheme: Scheme, layout: Layout, group: int, unit: int, device: torch.device
+    scheme: Scheme, layout: Layout, group: int, unit: int, device: torch.device, in_steps: bool
 ) -> tuple[Gathering | Fetching | None, Positions]:
     """How a group gets keys of others, and the positions of all its keys, None where these are in order."""
     if scheme.groups == 1:
@@ -259,7 +262,7 @@ def _exchange(
     if scheme.foreign is not None:
         assert scheme.assignment is not None
         tiles = scheme.assignment.tiles
-        exchange, keys = fetching_of(tiles, scheme.foreign, group, unit, layout.length, device)
+        exchange, keys = fetching_of(tiles, scheme.foreign, group, unit, layout.length, device, in_steps=in_steps)
         return exchange, runs_of(keys, unit) or _placed(positions_of(keys, unit, layout.length), device)
     places = layout.places()
     in_order = bool((places == torch.arange(len(places))).all())

@@ -97,6 +97,19 @@ def test_packed_documents(backend, launches, known):  # noqa: F811
     assert [type(kind).__name__ for kind in known.entries().values()] == ["_Kind"]
 
 
+def test_packed_documents_of_many_numbers_are_of_two_kinds(launches, known):  # noqa: F811
+    """17 to 32 of them, and 33 to 64: their offsets have as many entries, whose last ones are alike."""
+    qkv = [torch.randn(1, 1, 211, D).bfloat16() for _ in range(3)]
+    for number in (17, 30, 33, 64, 32, 50, 21, 40):
+        ends = torch.randint(212, (number + 1,)).sort().values
+        ends[0] = 0
+        mask = loom.causal & loom.documents(offsets=ends, length=211)
+        loom.attend(*qkv, mask, backend="triton")
+        assert torch.equal(dense_of(launches[-1][4], 1, 1), mask.dense(211, 211))
+        assert torch.equal(loom.batches.document_ids(offsets=ends, length=211), mask.parts[1].ids)
+    assert [type(kind).__name__ for kind in known.entries().values()] == ["_Kind"] * 2
+
+
 def test_a_mask_whose_reads_depend_on_values_has_no_kind(launches, known):  # noqa: F811
     """A table read at the entries of another: where one is negative, the kernel gets another form of the mask."""
     table = torch.rand(KV_LEN) < 0.5

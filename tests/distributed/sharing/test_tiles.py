@@ -36,7 +36,9 @@ def test_tiles_of_many_rows_and_heads_are_looked_at_in_bands(monkeypatch, name, 
     mask, at_once = loom.as_mask(MASKS[name]), []
     whole = tiles_of(mask, 211, 3, None, 2)
     classify = tiles.classify
-    monkeypatch.setattr(tiles, "classify", lambda program, grid: at_once.append(grid.shape) or classify(program, grid))
+    monkeypatch.setattr(
+        tiles, "classify", lambda program, grid, **how: at_once.append(grid.shape) or classify(program, grid, **how)
+    )
     monkeypatch.setattr(tiles, "_AT_ONCE", most)
     found = tiles_of(mask, 211, 3, None, 2)
     assert torch.equal(found.counts, whole.counts)

@@ -144,10 +144,10 @@ class _Fetched(torch.autograd.Function):
         others = _exchanged(sent, how.counts, list(how.received), group, how.moves)
         rows = others.new_empty(how.keys, *others.shape[1:])
         for piece, keys in how.places:
-            if piece.is_own:
+            if piece.source == "own":
                 fill(rows[keys], [tensor[:, :, piece.rows] for tensor in tensors])
             else:
-                rows[keys] = others[piece.rows]
+                rows[keys] = others[piece.rows] if piece.source == "others" else 0
         return unpacked(rows, shapes_of(tensors))
 
     @staticmethod
@@ -158,10 +158,10 @@ class _Fetched(torch.autograd.Function):
         others = grads[0].new_empty(sum(how.received), len(grads[0]), row_width(shapes))
         own = [grad.new_zeros(*grad.shape[:2], ctx.rows, grad.shape[3]) for grad in grads]
         for piece, keys in how.places:
-            if piece.is_own:
+            if piece.source == "own":
                 for rows, grad in zip(own, grads, strict=True):
                     rows[:, :, piece.rows] = grad[:, :, keys]
-            else:
+            elif piece.source == "others":
                 fill(others[piece.rows], [grad[:, :, keys] for grad in grads])
         back = _exchanged(others, list(how.received), how.counts, ctx.group, how.moves).split(how.counts)
         for places, rows in zip(how.sent, back, strict=True):

@@ -1,23 +1,25 @@
 """Which rows of others a rank gets, and where they lie among its keys."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskloom.distributed.sharing.layout import positions_of
 
+Source = Literal["own", "others", "zeros"]
+
 
 class Piece(NamedTuple):
     """Rows that follow one another among a rank's keys, and where they come from.
 
     Attributes:
-        is_own: whether they are this rank's, or of those that came from others.
+        source: whether they are this rank's, or of those that came from others, or zeros, which no query sees.
         rows: which of these.
     """
 
-    is_own: bool
+    source: Source
     rows: slice
 
 
@@ -28,6 +30,7 @@ class Fetching(NamedTuple):
         sent: int64 for each rank, the rows of this one that it gets; empty for this one.
         received: for each rank the number of rows that come from it; 0 for this one.
         own: the rows of this rank that it keeps, the first ones.
+        zeros: the number of rows that come from nowhere.
         moves: whether any rank gets anything.
         pieces: all its keys, by position.
     """
@@ -35,6 +38,7 @@ class Fetching(NamedTuple):
     sent: tuple[Tensor, ...]
     received: tuple[int, ...]
     own: int
+    zeros: int
     moves: bool
     pieces: tuple[Piece, ...]
 
@@ -46,7 +50,7 @@ class Fetching(NamedTuple):
     @property
     def keys(self) -> int:
         """The number of rows that this rank attends to."""
-        return self.own + sum(self.received)
+        return self.own + sum(self.received) + self.zeros
 
     @property
     def places(self) -> Iterator[tuple[Piece, slice]]:
@@ -58,8 +62,19 @@ class Fetching(NamedTuple):
             first += rows
 
 
+_SIZES = 16
+"""The length over the step of the numbers of keys: of an even number of a mask's keys, kernels and lists of operations serve all batches."""
+
+
 def fetching_of(
-    tiles: Sequence[Sequence[int]], foreign: Sequence[Tensor], group: int, unit: int, length: int, device: torch.device
+    tiles: Sequence[Sequence[int]],
+    foreign: Sequence[Tensor],
+    group: int,
+    unit: int,
+    length: int,
+    device: torch.device,
+    *,
+    in_steps: bool = False,
 ) -> tuple[Fetching, Tensor]:
     """How a group gets keys, and the numbers of all their tiles, rising.
 
@@ -67,6 +82,7 @@ def fetching_of(
         tiles: those of each group, rising.
         foreign: for each group bool (key tiles,), those that it needs of others.
         unit, length: positions in a tile, and in all; the last tile may be cut.
+        in_steps: whether rows of zeros stand for tiles that it does not need, so that groups and batches have few numbers of keys.
     """
 
     def held_by(other: int, needed: Tensor) -> Tensor:
@@ -78,31 +94,52 @@ def fetching_of(
     sent = [torch.searchsorted(held, positions_of(held_by(group, needed), unit, length)) for needed in foreign]
     received = [held_by(other, foreign[group]) for other in range(len(tiles))]
     kept = own if len(own) else own.new_zeros(1)  # one row at least: attention takes no empty tensors
-    numbers = torch.cat([kept, *received])
+    needed = torch.cat([kept, *received])
+    zeros = _others(needed, len(foreign[group])) if in_steps and len(own) else own.new_empty(0)
+    numbers = torch.cat([needed, zeros])
     rows = (length - numbers * unit).clamp(max=unit if len(own) else 1)
     keys, order = numbers.sort()
     found = Fetching(
         tuple(places.to(device, non_blocking=True) for places in sent),
         tuple(len(positions_of(tiles, unit, length)) for tiles in received),
         max(1, len(held)),
+        int(rows[len(needed) :].sum()),
         any(bool(needed.any()) for needed in foreign),
-        _pieces(order, rows, len(kept)),
+        _pieces(order, rows, len(kept), len(needed)),
     )
     return found, keys
 
 
-def _pieces(order: Tensor, rows: Tensor, kept: int) -> tuple[Piece, ...]:
+def _others(needed: Tensor, number: int) -> Tensor:
+    """The tiles to add to those that are needed, so that there are a multiple of some number, or all; the runs of tiles stay as many.
+
+    Those behind the first run come first, then those behind the next ones, at last those before all of them, from the back.
+    """
+    step = -(-number // _SIZES)
+    count = min(number, -(-len(needed) // step) * step) - len(needed)
+    is_free = torch.ones(number, dtype=torch.bool).index_fill(0, needed, False)
+    free, first = is_free.nonzero().flatten(), int(needed.min())
+    return torch.cat([free[free > first], free[free < first].flip(0)])[:count]
+
+
+def _pieces(order: Tensor, rows: Tensor, kept: int, needed: int) -> tuple[Piece, ...]:
     """Tiles, by position, as pieces.
 
     Args:
-        order: where each tile is among this rank's, the first ``kept``, and those of others.
+        order: where each tile is among this rank's, the first ``kept``, those of others, up to ``needed``, and others of zeros.
         rows: of the tiles, in that order of theirs.
     """
-    ends = rows.cumsum(0)
-    firsts = ends - rows
-    own = int(ends[kept - 1])
+    ends = torch.nn.functional.pad(rows.cumsum(0), (1, 0))
+    begins: dict[int, Source] = {
+        0: "own",
+        kept: "others",
+        needed: "zeros",
+    }  # a later one of the same number stands for what is there
     found = []
-    for tiles in order.tensor_split(((order.diff() != 1) | (order[1:] == kept)).nonzero().flatten() + 1):
-        first, end = int(firsts[tiles[0]]), int(ends[tiles[-1]])
-        found.append(Piece(True, slice(first, end)) if first < own else Piece(False, slice(first - own, end - own)))
+    for tiles in order.tensor_split(
+        ((order.diff() != 1) | (order[1:] == kept) | (order[1:] == needed)).nonzero().flatten() + 1
+    ):
+        first, end = int(tiles[0]), int(tiles[-1]) + 1
+        begin = max(at for at in begins if at <= first)
+        found.append(Piece(begins[begin], slice(int(ends[first] - ends[begin]), int(ends[end] - ends[begin]))))
     return tuple(found)

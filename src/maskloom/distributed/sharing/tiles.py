@@ -59,7 +59,8 @@ def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int)
     Raises:
         ValueError: B or H that do not fit the mask's tables, or have to be given; a table that is shorter than ``length``.
     """
-    program = program_of(mask, "cpu")
+    simple = simplify(mask)
+    program = program_of(simple, "cpu")
     sizes, marks = program.dependence.sizes_for(batch, heads, length, length), program.dependence.marks
     rows, columns = (size if index in marks else 1 for size, index in zip(sizes, "bh", strict=True))
     unit = _unit(length, ranks, rows * columns)
@@ -67,13 +68,12 @@ def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int)
     bands = [_counted(program, band) for band in grid.bands(_AT_ONCE)]
     counts, needed = torch.cat([band[0] for band in bands], 1), torch.cat([band[1] for band in bands])
     said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
-    is_window = isinstance(simplify(mask), Window)
-    return Tiles(length, unit, said, counts, needed, frozenset(marks), is_window)
+    return Tiles(length, unit, said, counts, needed, frozenset(marks), isinstance(simple, Window))
 
 
 def _counted(program: MaskProgram, grid: Grid) -> tuple[Tensor, Tensor]:
     """``counts`` and ``needed`` of `Tiles`, for a band of query tiles."""
-    visited = classify(program, grid) > 0
+    visited = classify(program, grid, only_skipped=True) > 0
     visited = visited.expand(*grid.shape[:2], *visited.shape[2:])
     return visited.sum((0, 3)), visited.flatten(0, 1).any(0)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.batches.documents import ids_from_offsets
+from maskloom.batches.documents import ids_from_offsets, kept_offsets
 from maskloom.core.checks import checked_offsets, integers_by_position
 from maskloom.masks.algebra import Tabled, mask_dataclass, shown
 from maskloom.masks.lookups import at
@@ -79,13 +79,13 @@ def packed_cross_documents(
 
 
 def both_offsets(offsets: Tensor | Sequence[int], kv_offsets: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Copies of the offsets of the same documents, for queries and for keys."""
-    starts, kv_starts = checked_offsets(offsets).clone(), checked_offsets(kv_offsets, "kv_offsets").clone()
+    """`kept_offsets` of the same documents, for queries and for keys."""
+    starts, kv_starts = checked_offsets(offsets), checked_offsets(kv_offsets, "kv_offsets")
     if len(starts) != len(kv_starts):
         raise ValueError(
             f"offsets and kv_offsets are of the same documents; got {len(starts) - 1} and {len(kv_starts) - 1}"
         )
-    return starts, kv_starts
+    return kept_offsets(starts), kept_offsets(kv_starts)
 
 
 @mask_dataclass

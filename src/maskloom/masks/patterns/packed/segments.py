@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from maskloom.batches.documents import ids_from_offsets, ids_from_positions, positions_from_ids
+from maskloom.batches.documents import ids_from_offsets, ids_from_positions, kept_offsets, positions_from_ids
 from maskloom.core.checks import (
     check_ids_below,
     checked_offsets,
@@ -87,7 +87,7 @@ class Documents(_ByIds):
 
 @mask_dataclass
 class PackedDocuments(_ByIds):
-    """Consecutive documents, by their offsets; ``ids`` is computed from them. See `documents`."""
+    """Consecutive documents, by their `kept_offsets`; ``ids`` is computed from them. See `documents`."""
 
     offsets: Tensor
     ids: Tensor
@@ -198,8 +198,8 @@ def documents(
     if offsets is not None and kv_offsets is not None:
         return packed_cross_documents(offsets, kv_offsets, length, kv_length)
     if offsets is not None:
-        table = checked_offsets(offsets).clone()
-        return PackedDocuments(table, ids_from_offsets(table, length))
+        table = checked_offsets(offsets)
+        return PackedDocuments(kept_offsets(table), ids_from_offsets(table, length))
     refuse_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids).clone()
