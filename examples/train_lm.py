@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from lm.metrics import Metrics, Sums
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
 from lm.options import backend, count, finite
 from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
+from lm.steps import Inputs, Step, lr_at
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -69,16 +70,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-class Inputs(NamedTuple):
-    """What the model takes of a batch on this process: all of each row, or its share."""
-
-    tokens: Tensor
-    targets: Tensor
-    mask: Any
-    options: dict[str, Any]
-    places: list[str]
-
-
 class Trainer:
     """The data, the model and its optimiser, as this process has them."""
 
@@ -93,6 +84,8 @@ class Trainer:
         self.validation = self.validation.some(given.capacity * given.validation_rows)
         self.collate = MicroBatches(given.layout, given.capacity)
         self.sampler, self.loader = self.sampled()
+        self.rows = self.batches()
+        self.ahead: Step | None = None  # the next one, if it was prepared
         self.config = ModelConfig(self.tokenizer.vocab_size, *sizes)
         self.model = self.built()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model), betas=(0.9, 0.95), fused=True)
@@ -125,8 +118,8 @@ class Trainer:
         torch.manual_seed(self.given.seed + self.ranks.data[0])  # of dropout
         return shared_out(model, self.ranks, self.given.parallel, bf16=self.given.bf16)
 
-    def steps(self) -> Iterator[list[Batch]]:
-        """The batches of each step, epoch after epoch."""
+    def batches(self) -> Iterator[list[Batch]]:
+        """Those of each step, epoch after epoch."""
         while True:
             rows = self.sampler.consume(self.loader)
             for first in rows:
@@ -148,14 +141,21 @@ class Trainer:
         options = {"positions": positions} | ({"backend": "sdpa"} if given.layout == "sdpa-dense" else {})
         return Inputs(tokens, targets, mask, options, batch.fields["place"])
 
-    def shares(self, batches: list[Batch], runs: int) -> Iterator[Inputs]:
-        """The inputs of each run, made in its turn, while the device still works. Who has too few batches runs the last again, idly."""
-        for batch in batches:
+    def prepared(self, batches: list[Batch]) -> Step:
+        """A step of these batches. All processes prepare it together."""
+        runs = self.ranks.most(len(batches))
+        return Step(batches, runs, self.counts(batches, runs), self.inputs(batches[0]), self.sampler.state_dict())
+
+    def inputs_of(self, step: Step) -> Iterator[Inputs]:
+        """Those of each run, made in its turn, while the device still works. Who has too few batches runs the last again, idly."""
+        yield (inputs := step.first)
+        for batch in step.batches[1:]:
             yield (inputs := self.inputs(batch))
-        yield from [inputs._replace(targets=torch.full_like(inputs.targets, IGNORED))] * (runs - len(batches))
+        idle = inputs._replace(targets=torch.full_like(inputs.targets, IGNORED))
+        yield from [idle] * (step.runs - len(step.batches))
 
     def counts(self, batches: list[Batch], runs: int) -> list[float]:
-        """Targets (all tokens but the first of each document), tokens and positions of all processes."""
+        """`Step.counts`."""
         real = sum(int(batch.lengths.sum()) for batch in batches)
         targets = real - sum(len(batch.lengths) for batch in batches)
         positions = sum(batch.ids.numel() for batch in batches + batches[-1:] * (runs - len(batches)))
@@ -167,16 +167,21 @@ class Trainer:
             logits = self.model(inputs.tokens, inputs.mask, **inputs.options)
         return F.cross_entropy(logits.flatten(0, 1).float(), inputs.targets.flatten(), reduction="sum")
 
-    def step(self, batches: list[Batch], lr: float) -> Sums:
-        """Gradients of all batches of all processes, each target counted once; then one step of the optimiser."""
-        runs = self.ranks.most(len(batches))
-        counts, losses, places = self.counts(batches, runs), [], []
-        for inputs in self.shares(batches, runs):
+    def step(self, lr: float) -> tuple[Sums, dict[str, int]]:
+        """Gradients of all batches of all processes, each target counted once; then one step of the optimiser.
+
+        Returns:
+            The step's sums, and the state of the sampler after it.
+        """
+        now = self.ahead or self.prepared(next(self.rows))
+        losses, places = [], []
+        for inputs in self.inputs_of(now):
             losses.append(self.loss(inputs))
             places.append(inputs.places)
-            with synchronised(self.model, len(losses) == runs):
-                (losses[-1] * (self.ranks.size / counts[0])).backward()  # gradients are averaged over processes
+            with synchronised(self.model, len(losses) == now.runs):
+                (losses[-1] * (self.ranks.size / now.counts[0])).backward()  # gradients are averaged over processes
             losses[-1].detach_()
+        self.ahead = self.prepared(next(self.rows))  # before the device is waited for
         norm, (total,) = clipped(self.model, 1.0), self.ranks.sum(float(sum(losses)))
         if not math.isfinite(total + norm):
             wrong = [place for place, loss in zip(places, losses, strict=True) if not loss.isfinite()]
@@ -186,7 +191,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Sums(total, *counts)
+        return Sums(total, *now.counts), now.sampler
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -197,13 +202,13 @@ class Trainer:
             raise SystemExit(f"validation has {len(rows)} rows for {size} processes; --validation-rows takes more")
         batches = [batch for row in rows[rank::size] for batch in self.collate([self.validation[at] for at in row])]
         self.model.eval()
-        runs = self.ranks.most(len(batches))
-        (loss,) = self.ranks.sum(sum(float(self.loss(inputs)) for inputs in self.shares(batches, runs)))
+        whole = self.prepared(batches)
+        (loss,) = self.ranks.sum(sum(float(self.loss(inputs)) for inputs in self.inputs_of(whole)))
         self.model.train()
-        return loss / self.counts(batches, runs)[0]
+        return loss / whole.counts[0]
 
-    def save(self, step: int) -> None:
-        meta = {**self.identity, "sampler": self.sampler.state_dict()}
+    def save(self, step: int, sampler: dict[str, int]) -> None:
+        meta = {**self.identity, "sampler": sampler}
         checkpoints.save(self.given.out, step, self.model, self.optimizer, meta)
 
     def resume(self) -> int:
@@ -221,12 +226,6 @@ class Trainer:
         return meta["step"]
 
 
-def lr_at(step: int, given: argparse.Namespace) -> float:
-    """A rise over a twentieth of the steps, then half a cosine down to a tenth."""
-    rise = min(1.0, (step + 1) / max(1, given.steps / 20))
-    return given.lr * min(rise, 0.55 + 0.45 * math.cos(math.pi * step / given.steps))
-
-
 def train(given: argparse.Namespace, ranks: Ranks) -> None:
     """All steps that are left, with reports, validation and checkpoints."""
     newest = checkpoints.latest(given.out)
@@ -242,18 +241,19 @@ def train(given: argparse.Namespace, ranks: Ranks) -> None:
     metrics = Metrics(given.out / "metrics.csv", labels, given.steps, start, quiet=ranks.rank > 0)
     metrics.say(described(trainer))
     with metrics.bar:
-        for step, batches in zip(range(start + 1, given.steps + 1), trainer.steps(), strict=False):
+        for step in range(start + 1, given.steps + 1):
             try:
-                metrics.step(trainer.step(batches, lr_at(step - 1, given)))
+                sums, sampler = trainer.step(lr_at(step - 1, given))
             except FloatingPointError as error:
                 raise SystemExit(f"step {step}: {error}. Checkpoints stay as they were") from None
+            metrics.step(sums)
             is_last = step == given.steps
             is_saved = is_last or step % given.save_every == 0
             validation = trainer.validate() if is_last or step % given.validate_every == 0 else None
             if is_saved or validation is not None or step % given.report_every == 0:
                 metrics.report(step, validation)
             if is_saved:
-                trainer.save(step)
+                trainer.save(step, sampler)
             metrics.mark()
 
 

@@ -138,11 +138,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, data, tmp_path,
     words = ["--out", str(tmp_path), "--data", str(data), *TINY, *options]
     steps = []
 
-    def interrupted(trainer, batches, lr, step=train_lm.Trainer.step):
+    def interrupted(trainer, lr, step=train_lm.Trainer.step):
         steps.append(lr)
         if len(steps) == 5:
             raise Interrupt
-        return step(trainer, batches, lr)
+        return step(trainer, lr)
 
     with monkeypatch.context() as patched:
         patched.setattr(train_lm.Trainer, "step", interrupted)
