@@ -82,7 +82,7 @@ def shared_out(model: Decoder, ranks: Ranks, how: str, *, bf16: bool) -> nn.Modu
     if ranks.size == 1:
         return model
     if how == "ddp":
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for module in (*model.blocks, model):
