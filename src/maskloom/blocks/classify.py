@@ -28,7 +28,13 @@ _MOST_PLANNED = 1 << 24
 
 
 def classify(
-    source: MaskProgram, grid: Grid, *, exact: bool = True, count: Decided | None = None, only_skipped: bool = False
+    source: MaskProgram,
+    grid: Grid,
+    *,
+    exact: bool = True,
+    count: Decided | None = None,
+    only_skipped: bool = False,
+    is_recorded: bool = True,
 ) -> Tensor:
     """The state of every tile: int8 (B or 1, H or 1, query tiles, key tiles) of SKIPPED, PARTIAL and FULL.
 
@@ -39,11 +45,12 @@ def classify(
             decides inside a partial tile, and it does not wait for the device.
         count: receives how the tiles were decided. Counting waits for the device.
         only_skipped: leave it open which of the other tiles are full: then few elements are evaluated.
+        is_recorded: whether operations may be recorded for the next call with a mask of this program.
     """
     if grid.batch == 0:
         return torch.zeros(grid.shape, dtype=torch.int8, device=source.device)
     inputs = [*source.held, *(offset for offset in (grid.q_offset, grid.kv_offset) if isinstance(offset, Tensor))]
-    key = _key(source, grid, exact, inputs) if count is None else None
+    key = _key(source, grid, exact, inputs) if count is None and is_recorded else None
     again: Callable[[Callable[[], Tensors]], Tensors] = _at_once
     if key is not None and inputs:
         again = functools.partial(replay, key, inputs, constants=source.bare.constants, may_wait=exact)

@@ -5,6 +5,7 @@ A block mask that follows from numbers alone is kept, and copied for later calls
 """
 
 import math
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -41,6 +42,34 @@ _constants: LRU[Hashable, BlockMask] = LRU(64)
 _MOST_TILES = 1 << 14  # of such a block mask: 512 KiB of tables
 
 
+class _Manner(threading.local):
+    """How this thread builds block masks at present."""
+
+    is_recorded = True
+    exact = True
+
+
+_manner = _Manner()
+
+
+class built_once:  # noqa: N801 - a context manager, written out
+    """A context in which building a block mask records nothing for the next one: who asks for it records all that it needs.
+
+    Args:
+        exact: False makes every tile partial that intervals leave open, for which the device is not waited for.
+    """
+
+    def __init__(self, *, exact: bool) -> None:
+        self._exact = exact
+
+    def __enter__(self) -> None:
+        self._before = _manner.is_recorded, _manner.exact
+        _manner.is_recorded, _manner.exact = False, self._exact
+
+    def __exit__(self, *_: object) -> None:
+        _manner.is_recorded, _manner.exact = self._before
+
+
 class Visits(NamedTuple):
     """Tiles that attention visits, over all batch rows and heads of the tables.
 
@@ -74,7 +103,9 @@ class Recipe:
 
         Asking waits for the device.
         """
-        certain, loose = (classify(self.program, self.grid, exact=exact) != SKIPPED for exact in (True, False))
+        certain, loose = (
+            classify(self.program, self.grid, exact=exact, is_recorded=False) != SKIPPED for exact in (True, False)
+        )
         return Visits(needed=int(certain.sum()), vain=int((loose & ~certain).sum()))
 
     def holding(self, held: MaskMod) -> "Recipe":
@@ -87,7 +118,8 @@ class Recipe:
         key = self._key()
         built = None if key is None else _constants.get(key)
         if built is None:
-            states = classify(self.program, self.grid, exact=self.exact)
+            exact = self.exact and (_manner.exact or key is not None)
+            states = classify(self.program, self.grid, exact=exact, is_recorded=_manner.is_recorded)
             built = to_block_mask(states, self.held, self.grid, separate_full_blocks=self.separate_full_blocks)
             if key is None or built.kv_indices.numel() > _MOST_TILES:
                 return built
@@ -250,7 +282,7 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> B
         arguments: all that the recipe depends on beside the mask.
     """
     facts = captures.facts_of(mask)
-    if facts.may_change or not facts.is_plain or not can_cache():
+    if facts.may_change or not facts.is_plain or not can_cache() or not _manner.is_recorded:
         return make().build()
     laid = tuple([(type(held), *_place(held), raw_stream(held.device)) for held in facts.tensors])
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()

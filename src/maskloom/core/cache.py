@@ -61,7 +61,8 @@ class LRU(Generic[K, R]):
         with self._lock:
             self._entries[key] = stored
             self._entries.move_to_end(key)
-            while len(self._entries) > self.most or (len(self._entries) > 1 and self._is_over()):
+            may_be_over = self.most_bytes is not None and stored[1] > 0  # else the bytes grew no more
+            while len(self._entries) > self.most or (may_be_over and len(self._entries) > 1 and self._is_over()):
                 self._entries.popitem(last=False)
 
     def _is_over(self) -> bool:

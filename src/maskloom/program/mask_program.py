@@ -11,6 +11,7 @@ from maskloom.core import captures
 from maskloom.core.cache import LRU, cached_with
 from maskloom.core.forks import computed_once, load_vmap
 from maskloom.core.torch_state import can_cache, float_state, is_tracing
+from maskloom.core.values import holds_function
 from maskloom.core.vmapped import example_of
 from maskloom.program.dependence import Dependence, dependence_of
 from maskloom.program.elements import run_at, size_of
@@ -128,17 +129,37 @@ _answers: LRU[Hashable, Any] = LRU(1024)
 def known_of(mask: MaskMod, device: torch.device | str, question: Hashable, compute: Callable[[], R]) -> R:
     """``compute()``, what follows from a mask's program; kept for all masks that have the same.
 
+    Of a mask of our classes alone it is kept by its structure: batches of other lengths need no program for it.
+
     Args:
-        question: names what is computed. The result holds no tensor of the mask, and does not depend on their values.
+        question: names what is computed. The result holds no tensor of the mask, and depends neither on their values nor on
+            their sizes, but for those of 0 and 1.
     """
-    key = None if is_tracing() else program_of(mask, device).key
-    if key is None:
+    if is_tracing():
         return compute()
-    found = _answers.get((question, key))
+    of_structure = _key_of_ours(mask, torch.device(device))
+    found = None if of_structure is None else _answers.get((question, of_structure))
     if found is None:
-        found = (compute(),)
+        key = program_of(mask, device).key
+        if key is None:
+            return compute()
+        found = _answers.get((question, key)) or (compute(),)
         _answers.put((question, key), found)
+        if of_structure is not None:
+            _answers.put((question, of_structure), found)
     return cast(R, found[0])
+
+
+def _key_of_ours(mask: MaskMod, device: torch.device) -> Hashable | None:
+    """A key of masks that do the same with tables of any size; None where a class of others, or an empty table, may not."""
+    if holds_function(mask):
+        return None
+    tensors, structure = captures.tensors_and_key(mask)
+    return (
+        None
+        if structure is None or any(not tensor.numel() for tensor in tensors)
+        else (structure, device, float_state())
+    )
 
 
 def dependence_on(mask: MaskMod, device: torch.device | str) -> Dependence:

@@ -5,10 +5,14 @@ import torch
 from torch.nn.attention.flex_attention import noop_mask
 
 import maskloom as loom
-from maskloom.attention.backends.flash_mask import for_flash, refused, refused_in_graph
-from maskloom.attention.backends.table_reads import Replayed, _needs_mending
+from maskloom.attention.backends import table_reads
+from maskloom.attention.backends.flash_mask import _others, for_flash, refused, refused_in_graph
+from maskloom.attention.backends.table_reads import Replayed, _needs_mending, _verdict
 from maskloom.core import captures
+from maskloom.core.cache import LRU
+from maskloom.core.values import holds_function
 from maskloom.masks.algebra import And
+from maskloom.program import mask_program
 from maskloom.program.record import record
 from tests.catalog import EVERY
 
@@ -174,6 +178,38 @@ def test_a_class_says_of_its_masks_what_their_programs_say(name, place):
     assert says <= suits
     if suits and not says:
         assert any(word in refused_in_graph(mask) for word in ("RepeatedHeads", "Flamingo", "Shifted")), name
+
+
+def doubled(table):
+    """A table of the same entries, with each dimension but those of 1 twice as long."""
+    for dim in range(table.ndim):
+        table = table if table.shape[dim] == 1 else torch.cat([table, table], dim)
+    return table
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "name", [name for name in EVERY if "morton" not in name]
+)  # whose tables have a column for each axis
+def test_of_our_classes_it_says_the_same_whatever_the_lengths(name, place):
+    """So what is found out of one batch is true of the next, where its tables are longer."""
+    cpu, mask = torch.device("cpu"), PLACES[place](EVERY[name][0]())
+    longer = captures.moved(mask, doubled)
+    assert holds_function(mask) or _others(mask, cpu) == _others(longer, cpu)
+    for narrow in (False, True):
+        found = _verdict(mask, cpu, narrow)
+        assert holds_function(mask) or found == _verdict(longer, cpu, narrow)
+
+
+def test_a_mask_of_other_lengths_needs_no_other_program(monkeypatch):
+    recorded = []
+    monkeypatch.setattr(mask_program, "_answers", LRU(256))
+    monkeypatch.setattr(table_reads, "record", lambda *args, **more: recorded.append(args) or record(*args, **more))
+    for length in (11, 13, 17, 19):
+        mask = loom.causal & loom.padding(torch.zeros(2, length, dtype=torch.bool))
+        assert refused(mask, torch.device("cpu")) is None
+        assert not _needs_mending(mask, torch.device("cpu"), True)
+    assert len(recorded) == 1
 
 
 OTHERS = {

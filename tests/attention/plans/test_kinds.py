@@ -8,6 +8,7 @@ import torch
 
 import maskloom as loom
 from maskloom.attention.plans import kinds
+from maskloom.blocks import construct
 from maskloom.blocks.dense import dense_of
 from maskloom.core import captures
 from maskloom.core.cache import LRU
@@ -24,6 +25,7 @@ def known(monkeypatch, launches):  # noqa: F811
     """No kinds but those of one test; tensors of which no values are read, as on a GPU."""
     monkeypatch.setattr(kinds, "readable", lambda tensor: False)
     monkeypatch.setattr(kinds, "_kinds", LRU(256))
+    monkeypatch.setattr(kinds, "_exact", LRU(256))
     return kinds._kinds
 
 
@@ -343,3 +345,36 @@ def test_the_host_waits_where_evaluation_spares_many_visits(heads, waits, known)
         loom.attend(*qkv, Twice(table.clone()), backend="triton")
     (kind,) = known.entries().values()
     assert kind.recipe.exact is waits
+
+
+@pytest.mark.parametrize(
+    ("make", "waits"),
+    [
+        (lambda length: loom.causal & loom.lengths(torch.tensor([length, 5])), False),
+        (lambda length: Twice(odd(length)), True),
+    ],
+    ids=["lengths", "twice"],
+)
+def test_for_batches_of_other_lengths_the_host_waits_as_for_the_first_ones(make, waits, known, launches, monkeypatch):  # noqa: F811
+    """And nothing is recorded for them, but by who comes a second time."""
+    manners, recorded = [], []
+    classify = construct.classify
+    monkeypatch.setattr(
+        construct, "classify",
+        lambda *args, exact, is_recorded, **more: (
+            manners.append((exact, is_recorded)) or classify(*args, exact=exact, is_recorded=is_recorded, **more)
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(construct, "record_replay", lambda *args, **more: recorded.append(args) or ([], None))
+    for length in (300, 450, 600, 750, 900):
+        qkv = [torch.randn(2, 500, size, 1).expand(-1, -1, -1, D).bfloat16() for size in (300, length, length)]
+        manners.clear()
+        loom.attend(*qkv, make(length), backend="triton")
+    assert manners == [(waits, False)]
+    assert not recorded
+    assert set(known.entries().values()) == {"second time"}
+
+
+def odd(length):
+    """Few zeros first, and then odd numbers, which are twice no position."""
+    return (torch.arange(length) % 7 * 101 | 1).masked_fill(torch.arange(length) < 3, 0)

@@ -23,7 +23,7 @@ from maskloom.attention.backends.base import Backend
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
-from maskloom.blocks.construct import RecipeOfKind, Visits, kind_of, kinds_cache, recipe_of
+from maskloom.blocks.construct import Recipe, RecipeOfKind, Visits, built_once, kind_of, kinds_cache, recipe_of
 from maskloom.blocks.grid import Wanted
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
@@ -91,6 +91,9 @@ class _Kind(NamedTuple):
 
 _kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = kinds_cache()
 
+_exact: LRU[Hashable, bool | Literal["seen"]] = LRU(256)
+"""Of structures of masks, whether their block masks are exact: for a batch of other lengths too the host then waits, or does not."""
+
 
 def plan_like(
     owner: Mask | BlockMask,
@@ -110,8 +113,18 @@ def plan_like(
     if isinstance(known, _Kind):
         return cast(P, known.plan_for(owner, facts))
     request, backend = checked()
-    plan = make(request, backend)
-    if key is not None and known != "no kind":
+    if key is None:
+        return make(request, backend)
+    structure = _structure(owner)
+    with built_once(exact=_exact.get(structure) is not False):
+        plan = make(request, backend)
+    if isinstance(owner, Mask) and plan is not None and plan.blocks is not None:
+        seen = _exact.get(structure)
+        if seen is None:
+            _exact.put(structure, "seen")
+        elif seen == "seen" and known is None:  # else it is decided below
+            _exact.put(structure, _is_exact(_whole(owner, request, backend), request))
+    if known != "no kind":
         _kinds.put(key, "second time")
         if known is not None:
             new = None if plan is None else _kind_of(owner, facts, request, backend, plan)
@@ -130,9 +143,12 @@ def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hash
         tensors = (*tensors, *tables.values())
     if not all(map(_is_unread, tensors)):
         return None
-    mask_mod = owner.mask_mod if isinstance(owner, BlockMask) else owner
     laid = tuple([(tensor.shape, tensor.stride(), tensor.storage_offset()) for tensor in tensors])
-    return captures.structure(mask_mod, numbers=True), laid, given, call, float_state(), raw_stream(tensors[0].device)
+    return _structure(owner), laid, given, call, float_state(), raw_stream(tensors[0].device)
+
+
+def _structure(owner: Mask | BlockMask) -> Hashable:
+    return captures.structure(owner.mask_mod if isinstance(owner, BlockMask) else owner, numbers=True)
 
 
 def _is_unread(tensor: Tensor) -> bool:
@@ -149,24 +165,42 @@ def _kind_of(
     batch, heads, q_len, kv_len = request.sizes
     device, final = request.query.device, plan.blocks.mask_mod
     mask = owner.mask_mod if isinstance(owner, BlockMask) else owner
-    needed = needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=device)
     recipe, mask_mod = None, None
     simple = simplified(mask) if isinstance(mask, Mask) else None
     if simple is None or reads_by_values(mask, device) or reads_by_values(simple, device):
         return None
     if isinstance(owner, Mask):
-        wanted = Wanted(q_len, kv_len, *needed, backend.block_size(request))
         same = captures.structure(final, numbers=True) == captures.structure(simple, numbers=True)
-        whole = recipe_of(simple, wanted, device)
+        whole = _whole(owner, request, backend)
+        exact = _is_exact(whole, request)
+        _exact.put(_structure(owner), exact)
         whole = whole if same else whole.holding(final)  # if it is the same, with other copies of what is computed
-        exact = _is_worth_waiting(whole.visits(), batch * heads // max(1, math.prod(whole.grid.shape[:2])))
         recipe = kind_of(replace(whole, exact=exact), owner, facts.tensors, facts.remarks)
-    elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), needed)):
+    elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), _needed(mask, request))):
         mask_mod = template_of(final, facts.tensors, facts.remarks)
     hides = None if plan.hidden is None else _recorded(mask, facts, q_len, kv_len)
     if (mask_mod is None and recipe is None) or (hides is None and plan.hidden is not None):
         return None
     return _Kind(plan.with_others(emptied(plan.blocks), None), mask_mod, recipe, hides)
+
+
+def _needed(mask: MaskMod, request: Request) -> tuple[int, int]:
+    """B and H of its tables."""
+    batch, heads, q_len, kv_len = request.sizes
+    return needed_sizes(mask, q_len, kv_len, batch=batch, heads=heads, device=request.query.device)
+
+
+def _whole(mask: Mask, request: Request, backend: Backend) -> Recipe:
+    """The recipe of its exact BlockMask."""
+    _, _, q_len, kv_len = request.sizes
+    wanted = Wanted(q_len, kv_len, *_needed(mask, request), backend.block_size(request))
+    return recipe_of(simplified(mask), wanted, request.query.device)
+
+
+def _is_exact(whole: Recipe, request: Request) -> bool:
+    """Whether a BlockMask is made exactly as this recipe says."""
+    batch, heads, _, _ = request.sizes
+    return _is_worth_waiting(whole.visits(), batch * heads // max(1, math.prod(whole.grid.shape[:2])))
 
 
 def _recorded(mask: MaskMod, facts: captures.Facts, q_len: int, kv_len: int) -> ReplayPlan | None:
