@@ -1,4 +1,4 @@
-"""What small calls cost the host: ready block masks, masks whose tensors change, block masks, growing caches, in one run.
+"""What small calls cost the host: ready block masks, masks whose tensors change, new lengths, block masks, growing caches.
 
     python benchmarks/small_calls.py --out benchmarks/results/small_calls.csv --state after
     PYTHONPATH=<an older checkout>/src python benchmarks/small_calls.py --out ... --state before
@@ -102,6 +102,53 @@ def attention(device: str, repeats: int) -> list[dict[str, Any]]:
     return [{"what": name, "shape": f"B{B} H{H} N{N} D{D}", "ms": round(ms, 4)} for name, ms in found.items()]
 
 
+def new_lengths(device: str, repeats: int) -> list[dict[str, Any]]:
+    """One attention, forward, whose length and mask were not seen before: B4 H8 D64, from 600 positions on."""
+    steps = max(10, repeats // 5)
+    whole = qkv(B, H, 600 + 10 * (steps + 8), device)
+    lens = torch.linspace(0.5, 1, B, device=device)
+    compiled: Any = torch.compile(create_block_mask, dynamic=True)
+    flex: Any = torch.compile(flex_attention, dynamic=True)
+
+    def by_torch(length: int, inputs: list[Tensor]) -> object:
+        own = (lens * length).long()
+        plain = lambda b, h, q, k: (q >= k) & (q < own[b]) & (k < own[b])  # noqa: E731
+        return flex(*inputs, block_mask=compiled(plain, B, None, length, length, device=device))
+
+    def ours(make: Callable[[int], Any], backend: Any) -> Callable[[int, list[Tensor]], object]:
+        return lambda length, inputs: loom.attend(*inputs, make(length), backend=backend)
+
+    runs: dict[str, Callable[[int, list[Tensor]], object]] = {"torch's compiled create_block_mask and flex": by_torch}
+    masks: dict[str, Callable[[int], Any]] = {
+        "causal & lengths": lambda length: loom.causal & loom.lengths((lens * length).long()),
+        "causal & documents": lambda length: (
+            loom.causal & loom.documents(offsets=documents_of(length, device), length=length)
+        ),
+    }
+    for name, make in masks.items():
+        for backend in ("triton", "flash") if device == "cuda" else ("auto",):
+            runs[f"attend, {name}, {backend}"] = ours(make, backend)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    lengths = iter(range(600, whole[0].shape[2]))
+    for step in range(steps):
+        for name, run in runs.items():
+            length = next(lengths)
+            inputs = [tensor[:, :, :length] for tensor in whole]
+            ms = once_host_ms(lambda run=run, length=length, inputs=inputs: run(length, inputs), device=device)
+            if step >= 5:  # the first ones compile
+                times[name].append(ms)
+    shape = f"B{B} H{H} N600+ D{D}"
+    return [
+        {"what": f"a new length: {name}", "shape": shape, "ms": round(statistics.median(each), 4)}
+        for name, each in times.items()
+    ]
+
+
+def documents_of(length: int, device: str) -> Tensor:
+    """Offsets of 40 documents."""
+    return torch.linspace(0, length, 41, device=device).long()
+
+
 def block_masks(device: str, repeats: int) -> list[dict[str, Any]]:
     """Block masks of masks with new tensors, batch 8: wall-clock."""
     rows = []
@@ -193,6 +240,7 @@ def launches(device: str, repeats: int) -> list[dict[str, Any]]:
 
 SECTIONS: dict[str, Callable[[str, int], list[dict[str, Any]]]] = {
     "attention": attention,
+    "new lengths": new_lengths,
     "block masks": block_masks,
     "growing": growing,
     "launches": launches,
