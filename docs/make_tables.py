@@ -213,6 +213,22 @@ def rows_of_if_measured(name: str) -> list[dict[str, str]]:
     return rows_of(name) if (DOCS.parent / "benchmarks" / "results" / f"{name}.csv").exists() else []
 
 
+def context_parallel_parts() -> str:
+    """What each of two ranks computes, beside one GPU, for each mask and strategy."""
+    rows = rows_of("context_parallel_parts")
+    lines = ["mask | one GPU | a plan of one rank | " + " | ".join(f"{name}, ranks 0 and 1" for name in _STRATEGIES)]
+    for mask in dict.fromkeys(row["mask"] for row in rows):
+        found = [(row["strategy"], row["step_ms"]) for row in rows if row["mask"] == mask]
+        cells = [
+            ", ".join(f"{float(ms):.2f}" for name, ms in found if name == way)
+            for way in ("whole", "mesh of one", *_STRATEGIES)
+        ]
+        lines.append(" | ".join([mask, *cells]))
+    return table(lines)
+
+
+_STRATEGIES = ("heads", "gather", "needed")
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "backends.md": {**make_backends.GUIDE, "whole_model": make_models.whole_model},
     "decoding.md": {"decoding": make_models.decoding},
@@ -224,7 +240,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "notes/blocks.md": {"blocks_cpu": block_masks_cpu, "blocks_gpu": block_masks, "aims": aims_of_blocks},
     "notes/compile.md": {"compile": compiling},
     "padded_or_packed.md": {"packing": packing, "padding_module": padding_module},
-    "several_gpus.md": {"context_parallel": context_parallel, "train_lm_ranks": make_training.ranks},
+    "several_gpus.md": {
+        "context_parallel": context_parallel,
+        "context_parallel_parts": context_parallel_parts,
+        "train_lm_ranks": make_training.ranks,
+    },
     "versions.md": make_versions.TABLES,
     "train_a_model.md": {"train_lm": make_training.learnt, "train_lm_gpu": make_training.measured},
     "measured.md": {

@@ -40,7 +40,7 @@ def test_masks_of_other_documents_have_one_structure(strategy):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_masks_of_other_documents_have_few_numbers_of_keys(rank):
-    """Of documents a multiple of a sixteenth of the tiles, by zeros; of a mask of numbers alone those that are needed."""
+    """Of documents a multiple of an eighth of the rank's own tiles, by zeros; of a mask of numbers alone those that are needed."""
     several = [loom.causal & loom.documents(offsets=[*range(0, 212, step), 212]) for step in range(4, 40)]
     parts = [part_for(mask, "needed", rank, length=212) for mask in several]
     assert len({part.keys - part.exchange.zeros for part in parts}) >= 4

@@ -16,7 +16,6 @@ ALL_LENS = [1024, 300, 17, 640, 511], [700, 1, 1024, 90, 333], [64, 128, 1000, 2
 @pytest.fixture(autouse=True)
 def small_inputs_are_packed(monkeypatch):
     monkeypatch.setattr(packing, "_LEAST_ELSEWHERE", 0)
-    monkeypatch.setattr(packing, "_LEAST_IN_GRAPH", 0)
 
 
 def blocks_of(lens):

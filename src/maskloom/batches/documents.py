@@ -131,7 +131,7 @@ def kept_offsets(offsets: Tensor) -> Tensor:
     serves the next.
     """
     documents = len(offsets) - 1
-    if torch.compiler.is_dynamo_compiling() or documents <= _FEW_DOCUMENTS:
+    if torch.compiler.is_compiling() or documents <= _FEW_DOCUMENTS:
         return offsets.clone()
     most = 1 << (documents - 1).bit_length()
     return torch.cat([offsets, offsets[-1:].expand(most - documents)])

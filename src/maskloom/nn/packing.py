@@ -24,9 +24,8 @@ LEAST = {"cpu": 512}
 """The positions of a batch from which on packing pays, by the type of the device."""
 
 _LEAST_ELSEWHERE = 1 << 26
-"""Of other devices, the entries of x (B, L, features): below, launching more kernels takes the host longer than they save."""
-
-_LEAST_IN_GRAPH = 1 << 22  # there the host launches them faster
+"""Of other devices, the entries of x (B, L, features): below, launching more kernels takes the host longer than they save, in
+torch.compile too (benchmarks/results/padding_module.csv)."""
 
 _MOST_REAL = {"cpu": 15 / 16}
 _MOST_REAL_ELSEWHERE = 5 / 8  # benchmarks/results/padding_module_rule.csv: at 1/2 the GPU takes less time, at 3/4 more
@@ -94,8 +93,7 @@ def is_large(shape: tuple[int, ...], device: torch.device) -> bool:
     batch, length, features = shape
     if device.type in LEAST:
         return batch * length >= LEAST[device.type]
-    least = _LEAST_IN_GRAPH if torch.compiler.is_dynamo_compiling() else _LEAST_ELSEWHERE
-    return batch * length * features >= least
+    return batch * length * features >= _LEAST_ELSEWHERE
 
 
 def pays(total: int, batch: int, length: int, device: torch.device) -> bool:

@@ -62,8 +62,8 @@ class Fetching(NamedTuple):
             first += rows
 
 
-_SIZES = 16
-"""The length over the step of the numbers of keys: of an even number of a mask's keys, kernels and lists of operations serve all batches."""
+_STEPS = 8
+"""The tiles of a rank over the step of its number of keys: few numbers of keys, so that what is recorded for one batch serves the next."""
 
 
 def fetching_of(
@@ -95,7 +95,8 @@ def fetching_of(
     received = [held_by(other, foreign[group]) for other in range(len(tiles))]
     kept = own if len(own) else own.new_zeros(1)  # one row at least: attention takes no empty tensors
     needed = torch.cat([kept, *received])
-    zeros = _others(needed, len(foreign[group])) if in_steps and len(own) else own.new_empty(0)
+    step = -(-max(map(len, tiles)) // _STEPS) if in_steps and len(own) else 1
+    zeros = _others(needed, len(foreign[group]), step)
     numbers = torch.cat([needed, zeros])
     rows = (length - numbers * unit).clamp(max=unit if len(own) else 1)
     keys, order = numbers.sort()
@@ -110,12 +111,11 @@ def fetching_of(
     return found, keys
 
 
-def _others(needed: Tensor, number: int) -> Tensor:
-    """The tiles to add to those that are needed, so that there are a multiple of some number, or all; the runs of tiles stay as many.
+def _others(needed: Tensor, number: int, step: int) -> Tensor:
+    """The tiles to add to those that are needed, so that there are a multiple of ``step``, or all; the runs of tiles stay as many.
 
     Those behind the first run come first, then those behind the next ones, at last those before all of them, from the back.
     """
-    step = -(-number // _SIZES)
     count = min(number, -(-len(needed) // step) * step) - len(needed)
     is_free = torch.ones(number, dtype=torch.bool).index_fill(0, needed, False)
     free, first = is_free.nonzero().flatten(), int(needed.min())
