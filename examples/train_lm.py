@@ -167,7 +167,7 @@ class Trainer:
             logits = self.model(inputs.tokens, inputs.mask, **inputs.options)
         return F.cross_entropy(logits.flatten(0, 1).float(), inputs.targets.flatten(), reduction="sum")
 
-    def step(self, lr: float) -> tuple[Sums, dict[str, int]]:
+    def step(self, lr: float, *, is_last: bool = False) -> tuple[Sums, dict[str, int]]:
         """Gradients of all batches of all processes, each target counted once; then one step of the optimiser.
 
         Returns:
@@ -181,7 +181,7 @@ class Trainer:
             with synchronised(self.model, len(losses) == now.runs):
                 (losses[-1] * (self.ranks.size / now.counts[0])).backward()  # gradients are averaged over processes
             losses[-1].detach_()
-        self.ahead = self.prepared(next(self.rows))  # before the device is waited for
+        self.ahead = None if is_last else self.prepared(next(self.rows))  # before the device is waited for
         norm, (total,) = clipped(self.model, 1.0), self.ranks.sum(float(sum(losses)))
         if not math.isfinite(total + norm):
             wrong = [place for place, loss in zip(places, losses, strict=True) if not loss.isfinite()]
@@ -242,12 +242,12 @@ def train(given: argparse.Namespace, ranks: Ranks) -> None:
     metrics.say(described(trainer))
     with metrics.bar:
         for step in range(start + 1, given.steps + 1):
+            is_last = step == given.steps
             try:
-                sums, sampler = trainer.step(lr_at(step - 1, given))
+                sums, sampler = trainer.step(lr_at(step - 1, given), is_last=is_last)
             except FloatingPointError as error:
                 raise SystemExit(f"step {step}: {error}. Checkpoints stay as they were") from None
             metrics.step(sums)
-            is_last = step == given.steps
             is_saved = is_last or step % given.save_every == 0
             validation = trainer.validate() if is_last or step % given.validate_every == 0 else None
             if is_saved or validation is not None or step % given.report_every == 0:

@@ -390,6 +390,8 @@ def test_an_lru_keeps_to_its_bounds():
     assert lru.entries() == {"c": "123", "d": "12"}
     lru.put("f", "123456789012")
     assert lru.entries() == {"f": "123456789012"}
+    lru.put("g", "")
+    assert lru.entries() == {"g": ""}  # one that is larger than all may be stays alone until the next
     lru.clear()
     lru.put("g", "1234567890")
     lru.put("h", "")

@@ -138,11 +138,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, data, tmp_path,
     words = ["--out", str(tmp_path), "--data", str(data), *TINY, *options]
     steps = []
 
-    def interrupted(trainer, lr, step=train_lm.Trainer.step):
+    def interrupted(trainer, lr, step=train_lm.Trainer.step, **more):
         steps.append(lr)
         if len(steps) == 5:
             raise Interrupt
-        return step(trainer, lr)
+        return step(trainer, lr, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(train_lm.Trainer, "step", interrupted)

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.blocks.build import block_mask as build_block_mask
+from maskloom.blocks.construct import exact_now
 from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
@@ -41,7 +42,9 @@ def as_block_mask(
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
-        built = build_block_mask(source, q_len, kv_len, batch=rows, heads=columns, device=device, block_size=block_size)
+        built = build_block_mask(
+            source, q_len, kv_len, batch=rows, heads=columns, device=device, block_size=block_size, exact=exact_now()
+        )
         return _with_mended_reads(built, device) if mended else built
 
     def without_source() -> BlockMask:  # what is kept with a mask must not hold it: an equal one stands in its place

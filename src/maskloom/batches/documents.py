@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import checked_offsets, count, exactly_one, flags, integers_by_position, readable
+from maskloom.core.symbols import is_dynamic
 from maskloom.core.torch_state import counting_writes
 from maskloom.core.vmapped import greatest
 
@@ -130,8 +131,8 @@ def kept_offsets(offsets: Tensor) -> Tensor:
     Batches with other numbers of documents then have tensors of the same shapes, so that what was recorded or compiled for one
     serves the next.
     """
-    documents = len(offsets) - 1
-    if torch.compiler.is_compiling() or documents <= _FEW_DOCUMENTS:
+    documents = offsets.shape[0] - 1
+    if is_dynamic(documents) or documents <= _FEW_DOCUMENTS:
         return offsets.clone()
     most = 1 << (documents - 1).bit_length()
     return torch.cat([offsets, offsets[-1:].expand(most - documents)])

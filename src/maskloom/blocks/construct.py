@@ -56,7 +56,7 @@ class built_once:  # noqa: N801 - a context manager, written out
     """A context in which building a block mask records nothing for the next one: who asks for it records all that it needs.
 
     Args:
-        exact: False makes every tile partial that intervals leave open, for which the device is not waited for.
+        exact: what `exact_now` says in it.
     """
 
     def __init__(self, *, exact: bool) -> None:
@@ -68,6 +68,11 @@ class built_once:  # noqa: N801 - a context manager, written out
 
     def __exit__(self, *_: object) -> None:
         _manner.is_recorded, _manner.exact = self._before
+
+
+def exact_now() -> bool:
+    """Whether the block mask that attention builds of a mask is to be exact, for which the device may be waited for."""
+    return _manner.exact
 
 
 class Visits(NamedTuple):
@@ -118,8 +123,7 @@ class Recipe:
         key = self._key()
         built = None if key is None else _constants.get(key)
         if built is None:
-            exact = self.exact and (_manner.exact or key is not None)
-            states = classify(self.program, self.grid, exact=exact, is_recorded=_manner.is_recorded)
+            states = classify(self.program, self.grid, exact=self.exact, is_recorded=_manner.is_recorded)
             built = to_block_mask(states, self.held, self.grid, separate_full_blocks=self.separate_full_blocks)
             if key is None or built.kv_indices.numel() > _MOST_TILES:
                 return built

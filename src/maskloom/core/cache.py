@@ -41,6 +41,7 @@ class LRU(Generic[K, R]):
         self.most, self.most_bytes = most, most_bytes
         self._nbytes = nbytes
         self._entries: OrderedDict[K, tuple[R, int]] = OrderedDict()  # with its bytes: a fork must find both or none
+        self._last_is_over = False  # an entry that is alone larger than allowed stays only until the next
         self._lock = lock or fork_safe_lock()  # the garbage collector runs at any time, and may call this object
 
     def __len__(self) -> int:
@@ -61,12 +62,17 @@ class LRU(Generic[K, R]):
         with self._lock:
             self._entries[key] = stored
             self._entries.move_to_end(key)
-            may_be_over = self.most_bytes is not None and stored[1] > 0  # else the bytes grew no more
-            while len(self._entries) > self.most or (may_be_over and len(self._entries) > 1 and self._is_over()):
+            while len(self._entries) > self.most:
                 self._entries.popitem(last=False)
+            if self.most_bytes is not None and (
+                stored[1] or self._last_is_over
+            ):  # else there are no more bytes than before
+                while len(self._entries) > 1 and self._bytes() > self.most_bytes:
+                    self._entries.popitem(last=False)
+                self._last_is_over = stored[1] > self.most_bytes
 
-    def _is_over(self) -> bool:
-        return self.most_bytes is not None and sum([size for _, size in self._entries.values()]) > self.most_bytes
+    def _bytes(self) -> int:
+        return sum([size for _, size in self._entries.values()])
 
     def clear(self) -> None:
         """Remove all entries."""

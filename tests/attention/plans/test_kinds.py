@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 import maskloom as loom
 from maskloom.attention.plans import kinds
@@ -366,7 +367,7 @@ def test_for_batches_of_other_lengths_the_host_waits_as_for_the_first_ones(make,
         ),
     )  # fmt: skip
     monkeypatch.setattr(construct, "record_replay", lambda *args, **more: recorded.append(args) or ([], None))
-    for length in (300, 450, 600, 750, 900):
+    for length in (600, 660, 720, 780, 840):  # of one order of magnitude
         qkv = [torch.randn(2, 500, size, 1).expand(-1, -1, -1, D).bfloat16() for size in (300, length, length)]
         manners.clear()
         loom.attend(*qkv, make(length), backend="triton")
@@ -378,3 +379,26 @@ def test_for_batches_of_other_lengths_the_host_waits_as_for_the_first_ones(make,
 def odd(length):
     """Few zeros first, and then odd numbers, which are twice no position."""
     return (torch.arange(length) % 7 * 101 | 1).masked_fill(torch.arange(length) < 3, 0)
+
+
+def alternating(length):
+    """Documents whose ids intervals leave open: 0 and 2 in even tiles of keys, 1 and 3 in odd ones."""
+    return loom.documents(torch.arange(length) % 2 * 2 + torch.arange(length) // 128 % 2)
+
+
+def test_short_batches_do_not_decide_for_long_ones(known, launches):  # noqa: F811
+    for length in (256, 384, 8192, 12288, 16384):
+        query = torch.zeros(1, 1, length, 1).expand(-1, -1, -1, D).bfloat16()
+        loom.attend(query, query, query, alternating(length), backend="triton")
+    blocks = launches[-1][4]
+    assert int(blocks.kv_num_blocks.sum()) == (16384 // 128) ** 2 // 2
+
+
+def test_a_block_mask_whose_tables_stand_for_other_rows_is_refused_whatever_came_before(known, launches):  # noqa: F811
+    rows = torch.stack([torch.arange(512) % 2 * 2 + (torch.arange(512) // 128 % step == 0) for step in (2, 3)])
+    qkv = [torch.randn(2, 1, 512, D).bfloat16() for _ in range(3)]
+    for turn in range(3):
+        loom.attend(*qkv, loom.documents(rows.roll(128 * turn, 1)), backend="triton")
+    blocks = create_block_mask(loom.documents(rows), None, None, 512, 512, device="cpu")
+    with pytest.raises(ValueError, match="was built with B=None"):
+        loom.attend(*qkv, blocks, backend="triton")

@@ -92,7 +92,8 @@ class _Kind(NamedTuple):
 _kinds: LRU[Hashable, _Kind | Literal["second time", "no kind"]] = kinds_cache()
 
 _exact: LRU[Hashable, bool | Literal["seen"]] = LRU(256)
-"""Of structures of masks, whether their block masks are exact: for a batch of other lengths too the host then waits, or does not."""
+"""Of structures of masks, and of the order of magnitude of their pairs, whether block masks are exact: for a batch of other lengths too
+the host then waits, or does not."""
 
 
 def plan_like(
@@ -115,15 +116,15 @@ def plan_like(
     request, backend = checked()
     if key is None:
         return make(request, backend)
-    structure = _structure(owner)
-    with built_once(exact=_exact.get(structure) is not False):
+    alike = _structure(owner), math.prod(request.sizes).bit_length()
+    seen = "exact" if isinstance(owner, BlockMask) else _exact.get(alike)
+    with built_once(exact=seen is not False):
         plan = make(request, backend)
     if isinstance(owner, Mask) and plan is not None and plan.blocks is not None:
-        seen = _exact.get(structure)
         if seen is None:
-            _exact.put(structure, "seen")
+            _exact.put(alike, "seen")
         elif seen == "seen" and known is None:  # else it is decided below
-            _exact.put(structure, _is_exact(_whole(owner, request, backend), request))
+            _exact.put(alike, _is_exact(_whole(owner, request, backend), request))
     if known != "no kind":
         _kinds.put(key, "second time")
         if known is not None:
@@ -173,7 +174,7 @@ def _kind_of(
         same = captures.structure(final, numbers=True) == captures.structure(simple, numbers=True)
         whole = _whole(owner, request, backend)
         exact = _is_exact(whole, request)
-        _exact.put(_structure(owner), exact)
+        _exact.put((_structure(owner), math.prod(request.sizes).bit_length()), exact)
         whole = whole if same else whole.holding(final)  # if it is the same, with other copies of what is computed
         recipe = kind_of(replace(whole, exact=exact), owner, facts.tensors, facts.remarks)
     elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), _needed(mask, request))):

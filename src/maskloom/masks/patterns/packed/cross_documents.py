@@ -81,7 +81,7 @@ def packed_cross_documents(
 def both_offsets(offsets: Tensor | Sequence[int], kv_offsets: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
     """`kept_offsets` of the same documents, for queries and for keys."""
     starts, kv_starts = checked_offsets(offsets), checked_offsets(kv_offsets, "kv_offsets")
-    if len(starts) != len(kv_starts):
+    if starts.shape[0] != kv_starts.shape[0]:  # len() would make a size that is dynamic a constant
         raise ValueError(
             f"offsets and kv_offsets are of the same documents; got {len(starts) - 1} and {len(kv_starts) - 1}"
         )
