@@ -459,6 +459,10 @@ def dtensors() -> dict[str, str]:
                 out, aux = plan.attend(*parts, return_aux=LSE, **options)
                 assert out.placements == aux.lse.placements == parts[0].placements, name
                 torch.testing.assert_close(plan.unshard(out.full_tensor(), 2), expected)
+                again = plan.unshard(out, 2)
+                assert again.placements == out.placements
+                torch.testing.assert_close(again.full_tensor(), expected)
+                torch.testing.assert_close(plan.shard(again, 2).to_local(), out.to_local())
                 out.backward(DTensor.from_local(_part(plan.shard(of_out, 2), placement, rank), mesh["tp"], [placement]))
                 for one, grad in zip(mine, grads, strict=True):
                     torch.testing.assert_close(one.grad, _part(plan.shard(grad, 2), placement, rank))
@@ -471,7 +475,17 @@ def dtensors() -> dict[str, str]:
         "rows": lambda: plan.attend(*by_rows),
         "unlike": lambda: plan.attend(whole_[0], by_heads[1], by_heads[2]),
         "offset": lambda: plan.attend(*whole_, h_offset=0),
+        "sinks": lambda: plan.attend(*by_heads, sinks=torch.zeros(9, dtype=torch.float64)),
+        "score_mod": lambda: plan.attend(*by_heads, score_mod=loom.scores.alibi(4)),
+        "positions": lambda: plan.unshard(by_rows[0], 2),
     }
+    by_heads = [
+        DTensor.from_local(_part(one, Shard(1), mesh.get_local_rank("tp")), mesh["tp"], [Shard(1)]) for one in local
+    ]
+    all_sinks = DTensor.from_local(sinks, mesh["tp"], [Replicate()])
+    torch.testing.assert_close(
+        plan.attend(*by_heads, sinks=all_sinks).to_local(), plan.attend(*by_heads, sinks=sinks).to_local()
+    )
     return {name: said(call) for name, call in calls.items()}
 
 
@@ -514,6 +528,24 @@ def disagreements() -> dict[str, str]:
     functions = {"mask": (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)}
     plan(**(alike | functions))  # two functions that do the same are the same
     return found
+
+
+def alike() -> None:
+    """Masks that do the same on each rank, of another class or under another name, are one plan."""
+    mesh, rank, length = mesh_of(dist.get_world_size()), dist.get_rank(), 211
+    masks = {
+        "causal": [loom.causal, lambda b, h, q_idx, kv_idx: q_idx >= kv_idx],
+        "window": [loom.window(back=9), lambda *indices: loom.window(back=9)(*indices)],
+    }
+    for name, (ours, function) in masks.items():
+        tensors = made(1, (6, 3), length)
+        expected = whole(ours, tensors)
+        for strategy in ("auto", "needed"):
+            plan = loom.distributed.plan(
+                function if rank == 1 else ours, length, mesh, heads=[6, 3] if rank == 1 else (6, 3), strategy=strategy
+            )
+            for found, right in zip(by_plan(plan, tensors), expected, strict=True):
+                torch.testing.assert_close(found, right, msg=name)
 
 
 def refusals() -> dict[str, str]:

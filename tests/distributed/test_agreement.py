@@ -28,6 +28,10 @@ def test_what_differs_is_named_on_every_rank(told):
     assert " ".join(tensors[:7]) == "a tensor of the mask differs: rank"
 
 
+def test_masks_that_do_the_same_are_one_whatever_they_are_called(tmp_path):
+    everywhere(3, tmp_path / "store", cases.alike)
+
+
 def test_an_error_of_one_rank_is_told_to_the_others(told):
     first, _, third = told
     words = "the query heads are a multiple of the key heads; got 7 and 2"

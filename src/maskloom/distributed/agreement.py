@@ -1,17 +1,28 @@
 """Whether all ranks ask for the same plan: what differs is named before anything is planned."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+
+class Said(NamedTuple):
+    """What a rank asks for of one kind: what is compared, and how an error says it."""
+
+    compared: Any
+    words: str
+
+
 Facts = Mapping[str, Any]
-"""What a rank asks for, by name; under ``error`` why it asks for nothing."""
+"""What a rank asks for, by name, as `Said`; under ``error`` why it asks for nothing. Other entries are not compared."""
 
 
-def agree(facts: Facts, mesh: DeviceMesh) -> None:
+def agree(facts: Facts, mesh: DeviceMesh) -> list[Facts]:
     """Compare what all ranks of a mesh ask for. Collective; where the group has a CPU backend, no device is waited for.
+
+    Returns:
+        The facts of all ranks, in the order of the mesh.
 
     Raises:
         ValueError: the ranks differ, in the words of what differs; or another rank refused its arguments. A rank that did so
@@ -19,17 +30,21 @@ def agree(facts: Facts, mesh: DeviceMesh) -> None:
     """
     everyones = all_facts(facts, mesh)
     if facts["error"] is not None:
-        return
+        return everyones
     for rank, others in enumerate(everyones):
         if others["error"] is not None:
             raise ValueError(f"rank {rank} of the mesh cannot plan: {others['error']}")
-    for name, value in everyones[0].items():
-        differs = [rank for rank, others in enumerate(everyones) if others[name] != value]
+    for name, said in everyones[0].items():
+        if not isinstance(said, Said):
+            continue
+        differs = [rank for rank, others in enumerate(everyones) if others[name].compared != said.compared]
         if differs:
             rank = differs[0]
             raise ValueError(
-                f"the ranks of a mesh plan the same; {name} differs: rank 0 has {value}, rank {rank} has {everyones[rank][name]}"
+                f"the ranks of a mesh plan the same; {name} differs: rank 0 has {said.words}, rank {rank} has "
+                f"{everyones[rank][name].words}"
             )
+    return everyones
 
 
 def all_facts(facts: Facts, mesh: DeviceMesh) -> list[Facts]:

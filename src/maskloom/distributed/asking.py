@@ -18,7 +18,9 @@ from maskloom.distributed.sharing.schemes import refused, scheme
 from maskloom.distributed.sharing.tiles import Tiles, tiles_of
 from maskloom.masks.algebra import Mask, as_mask, everything
 from maskloom.masks.declared import longest_row
+from maskloom.masks.patterns.relative import Window
 from maskloom.masks.patterns.shift import shifted
+from maskloom.masks.simplify import simplify
 
 _AS_GOOD = 1.02
 
@@ -32,6 +34,7 @@ class Asked(NamedTuple):
         refused: why others cannot, by their names.
         named: whether the user named one.
         overlap: see `plan`.
+        is_window: whether the mask is a window, on every rank: others may have a function that does the same.
     """
 
     mask: Mask
@@ -46,6 +49,7 @@ class Asked(NamedTuple):
     refused: dict[str, str]
     named: bool
     overlap: bool | None
+    is_window: bool
 
 
 class Weighed(NamedTuple):
@@ -101,11 +105,16 @@ def checked(
     reasons = {" × ".join(way): reason for way in ways if (reason := refused(way, ranks, pair[0])) is not None}
     possible = tuple(way for way in ways if " × ".join(way) not in reasons)
     if not possible:
-        raise ValueError("; ".join(reasons.values()))
+        raise ValueError("; ".join(dict.fromkeys(reasons.values())))
+    if overlap and not any("gather" in way for way in possible):
+        raise ValueError(
+            f'overlap=True is for strategy "gather", whose keys come in meanwhile; got strategy={brief(strategy)}'
+        )
+    placed = shifted(on_host, q_offset=first)
     return Asked(
-        on_host, digest_of(shifted(on_host, q_offset=first)), first, length, pair, batch,
+        on_host, digest_of(placed), first, length, pair, batch,
         count("head_dim", head_dim, least=1, of="features"), dtype.itemsize, possible, reasons, strategy != "auto",
-        overlap,
+        overlap, isinstance(simplify(placed), Window),
     )  # fmt: skip
 
 
@@ -117,7 +126,7 @@ def weighed(asked: Asked, ranks: list[int]) -> Weighed:
     """
     of_queries, of_keys = asked.heads
     whole = shifted(asked.mask, q_offset=asked.q_offset)
-    tiles = tiles_of(whole, asked.length, math.prod(ranks), asked.batch, of_queries)
+    tiles = tiles_of(whole, asked.length, math.prod(ranks), asked.batch, of_queries, is_window=asked.is_window)
     sizes = Sizes(asked.length, of_queries, of_keys, asked.head_dim, asked.itemsize, tiles.batch or 1)
     return Weighed(tiles, sizes, tuple(scheme(way, ranks, tiles, sizes) for way in asked.ways))
 

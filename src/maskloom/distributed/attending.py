@@ -51,7 +51,7 @@ def attended(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | Non
     if h_offset is not None:
         raise ValueError("of DTensors the first head is known: give no h_offset")
     local = local_of(query, key, value)
-    asked = asked._replace(sinks=local_sinks(asked.sinks, local, local.query.shape[1]))
+    asked = asked._replace(sinks=local_sinks(asked.sinks, local, local.query.shape[1], query.shape[1]))
     found = _attended(plan, local.query, local.key, local.value, Offsets(local.b_offset, local.h_offset), asked)
     out = wrapped(found.out, local)
     if asked.return_aux is None:
@@ -63,8 +63,7 @@ def _attended(plan: "Plan", query: Tensor, key: Tensor, value: Tensor, offsets: 
     query, key, value = checked_tensors(query, key, value)
     _check_fits(plan, query, key, offsets)
     check_options(query, asked.return_aux, asked.sinks, asked.passed["kernel_options"])
-    if asked.score_mod is not None and offsets.h is None:
-        check_score_mod_fits(asked.score_mod, query.shape[1], query.device)
+    check_score_mod_fits(asked.score_mod, plan.sizes.heads, query.device)
     hidden = _known_hidden(plan, offsets.b, query.shape[0]) if asked.clean_padding else None
     if hidden is not None:
         query, key, value = cleaned(query, key, value, hidden)

@@ -1,5 +1,6 @@
 """DTensors whose heads or batch rows ranks of another mesh share (tensor parallel, data parallel): this rank's part of them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -47,14 +48,23 @@ def local_of(query: Any, key: Any, value: Any) -> Local:
     return Local(*parts, query.device_mesh, query.placements, b_offset, h_offset)
 
 
-def local_sinks(sinks: Any, local: Local, heads: int) -> Tensor | None:
-    """The sinks (H,) of this rank's heads, from those of all, or from a DTensor that is shared as the heads are."""
+def local_sinks(sinks: Any, local: Local, heads: int, all_heads: int) -> Any:
+    """The sinks (H,) of this rank's heads, from those of all, or of these alone; a DTensor may be shared as the heads are.
+
+    Raises:
+        ValueError: there are others, on every rank.
+    """
     if sinks is None:
         return None
-    if captures.is_dtensor(sinks):
-        return sinks.to_local()
+    found = sinks.to_local() if captures.is_dtensor(sinks) else sinks
+    if not isinstance(found, Tensor) or found.ndim != 1:
+        return found  # which is refused as attend refuses it
+    if len(found) not in (heads, all_heads):
+        raise ValueError(
+            f"sinks have one number for each of the {all_heads} query heads, or of the {heads} of this rank; got {tuple(sinks.shape)}"
+        )
     first = local.h_offset or 0
-    return sinks[first : first + heads] if len(sinks) != heads else sinks
+    return found[first : first + heads] if len(found) != heads else found
 
 
 def wrapped(tensor: Tensor, local: Local) -> Any:
@@ -62,6 +72,23 @@ def wrapped(tensor: Tensor, local: Local) -> Any:
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(tensor, local.mesh, local.placements, run_check=False)
+
+
+def of_local(what: str, x: Any, dim: Any, run: Callable[[Tensor], Tensor]) -> Any:
+    """What ``run`` makes of this rank's part of a DTensor, as a DTensor that is shared alike.
+
+    Raises:
+        ValueError: positions are shared, or it is part of a sum.
+    """
+    for placement in x.placements:
+        if placement.is_partial() or (placement.is_shard() and type(dim) is int and placement.dim == dim % x.ndim):
+            raise ValueError(
+                f"{what} takes DTensors that share other dimensions than that of positions, which the plan shares; got {x.placements} "
+                f"and dim={dim}. Give x.full_tensor(), or this rank's part of it, x.to_local()"
+            )
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(run(x.to_local()), x.device_mesh, x.placements, run_check=False)
 
 
 def _check_placements(name: str, tensor: Any) -> None:

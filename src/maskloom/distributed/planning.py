@@ -12,7 +12,7 @@ from maskloom.core import captures
 from maskloom.core.cache import LRU
 from maskloom.core.torch_state import counting_writes
 from maskloom.core.words import brief
-from maskloom.distributed.agreement import agree
+from maskloom.distributed.agreement import Said, agree
 from maskloom.distributed.asking import Asked, checked, weighed
 from maskloom.distributed.exchange.rows import Whole, rows_of
 from maskloom.distributed.part import Place, part_of, sent_to
@@ -63,7 +63,7 @@ def plan(
         head_dim, dtype: of the tensors, for counts of bytes and for "auto".
         overlap: with "gather", attend to this rank's keys while those of others come in, and merge the two by their log-sum-exp. None:
             where more than two groups gather, so that it pays; where the log-sum-exp has no gradient (FLASH before torch 2.14), keys
-            come in first whatever is asked.
+            come in first whatever is asked. True is an error where "gather" cannot be taken.
 
     Raises:
         TypeError, ValueError: what is no mask, mesh or strategy; lengths or heads that do not fit the mask's tables; query
@@ -75,24 +75,32 @@ def plan(
         "overlap": overlap,
     }  # fmt: skip
     facts, asked = _facts(mask, length, [mesh.size(dim) for dim in range(mesh.ndim)], options)
-    agree(facts, mesh)
+    everyones = agree(facts, mesh)
     if isinstance(asked, Exception):
         raise asked
-    return _kept(asked, mesh)
+    return _kept(asked._replace(is_window=all(others["is_window"] for others in everyones)), mesh)
 
 
 def _facts(
     mask: Any, length: Any, ranks: list[int], options: dict[str, Any]
 ) -> tuple[dict[str, Any], Asked | Exception]:
     """What this rank asks for, to be compared with others; and it checked, or the error."""
-    facts = {name: brief(option) for name, option in {"length": length, **options}.items()}
-    names = "the mask's program", "a tensor of the mask", "error"
+    facts = {name: Said(brief(option), brief(option)) for name, option in {"length": length, **options}.items()}
+    names = "the mask's program", "a tensor of the mask"
     try:
         asked = checked(mask, length, ranks, **options)
     except Exception as error:
-        return facts | dict(zip(names, (None, None, f"{type(error).__name__}: {error}"), strict=True)), error
-    said = [f"{found[:8]} of {brief(asked.mask)}" for found in asked.digest]
-    return facts | dict(zip(names, (*said, None), strict=True)), asked
+        unknown = dict.fromkeys(names, Said(None, "none"))
+        return {**facts, **unknown, "is_window": False, "error": f"{type(error).__name__}: {error}"}, error
+    digests = [Said(found, f"{found[:8]} of {brief(asked.mask)}") for found in asked.digest]
+    heads = {"heads": Said(asked.heads, brief(options["heads"]))}  # 6 is (6, 6)
+    return {
+        **facts,
+        **heads,
+        **dict(zip(names, digests, strict=True)),
+        "is_window": asked.is_window,
+        "error": None,
+    }, asked
 
 
 def _checked_mesh(mesh: DeviceMesh) -> DeviceMesh:
@@ -114,7 +122,17 @@ def _kept(asked: Asked, mesh: DeviceMesh) -> Plan:
     structure = captures.structure(
         asked.mask, numbers=True
     )  # two masks that do the same may say different things of padding
-    key = asked.digest, structure, *asked[3:9], asked.named, asked.overlap, mesh.device_type, groups, asked.q_offset
+    key = (
+        asked.digest,
+        structure,
+        *asked[3:9],
+        asked.named,
+        asked.overlap,
+        asked.is_window,
+        mesh.device_type,
+        groups,
+        asked.q_offset,
+    )
     found = _plans.get(key)
     if found is None:
         found = made(asked, mesh)

@@ -10,9 +10,11 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 
 from maskloom.attention.backends.base import BackendName, SharedOptions
 from maskloom.attention.clean_padding import Hidden
+from maskloom.core import captures
 from maskloom.core.torch_state import uncompiled
 from maskloom.core.words import repr_html
 from maskloom.distributed.attending import Asked, attended
+from maskloom.distributed.dtensors import of_local
 from maskloom.distributed.exchange.rows import Whole, checked_dim, checked_fill, rows_of, whole_of
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
@@ -61,7 +63,7 @@ class Plan(SharedSequence):
 
     @property
     def bytes(self) -> int:
-        """Bytes that the rank which receives most receives in one forward pass. The backward moves as many again."""
+        """Bytes that the rank which receives most receives in one forward pass. The backward moves as many again, over all ranks together."""
         return self.scheme.bytes
 
     @property
@@ -90,7 +92,7 @@ class Plan(SharedSequence):
         Its gradient is that of this rank's rows, 0 at the others; the sum over ranks is that of the whole.
 
         Args:
-            x: any shape and dtype, ``length`` long in ``dim``.
+            x: any shape and dtype, ``length`` long in ``dim``. A DTensor that shares other dimensions gives one that shares them.
             dim: the dimension of positions.
             fill: the value of rows that only fill up: -100 for labels.
 
@@ -101,6 +103,8 @@ class Plan(SharedSequence):
             TypeError, IndexError, ValueError: not a tensor, no such dimension, another length, or a ``fill`` that the dtype does
                 not have (-100 in uint8).
         """
+        if captures.is_dtensor(x):
+            return of_local("shard", x, dim, lambda own: self.shard(own, dim, fill))
         dim = checked_dim(x, dim, self.length, "shard")
         return rows_of(x, dim, checked_fill(fill, x.dtype), self.positions.to(x.device))
 
@@ -108,7 +112,7 @@ class Plan(SharedSequence):
         """The whole of a tensor of which every rank has its rows: the inverse of `shard`, on every rank. Collective.
 
         Args:
-            x: any shape, ``rows`` long in ``dim``.
+            x: any shape, ``rows`` long in ``dim``. A DTensor that shares other dimensions gives one that shares them.
             dim: the dimension of positions.
             grads: how gradients of the whole are counted. "same": every rank computes the same loss from the whole, which
                 counts once; each rank's rows get what came to them there, and the backward moves nothing. "sum": every rank
@@ -120,6 +124,8 @@ class Plan(SharedSequence):
         Raises:
             TypeError, IndexError, ValueError: not a tensor, no such dimension, another number of rows, another word.
         """
+        if captures.is_dtensor(x):
+            return of_local("unshard", x, dim, lambda own: self.unshard(own, dim, grads=grads))
         dim = checked_dim(x, dim, self.rows, "unshard")
         if grads not in ("same", "sum"):
             raise ValueError(f'grads is "same" or "sum"; got {grads!r}')

@@ -53,22 +53,28 @@ class Tiles:
         return count * self.unit - (self.number * self.unit - self.length if has_last else 0)
 
 
-def tiles_of(mask: Mask, length: int, ranks: int, batch: int | None, heads: int) -> Tiles:
+def tiles_of(
+    mask: Mask, length: int, ranks: int, batch: int | None, heads: int, *, is_window: bool | None = None
+) -> Tiles:
     """The tiles of a mask whose tensors are on the CPU.
+
+    Args:
+        is_window: of `Tiles`; by default what the mask says of itself.
 
     Raises:
         ValueError: B or H that do not fit the mask's tables, or have to be given; a table that is shorter than ``length``.
     """
-    simple = simplify(mask)
+    simple, dependence = simplify(mask), program_of(mask, "cpu").dependence
     program = program_of(simple, "cpu")
-    sizes, marks = program.dependence.sizes_for(batch, heads, length, length), program.dependence.marks
+    sizes, marks = dependence.sizes_for(batch, heads, length, length), dependence.marks
     rows, columns = (size if index in marks else 1 for size, index in zip(sizes, "bh", strict=True))
     unit = _unit(length, ranks, rows * columns)
-    grid = grid_of(program.dependence, Wanted(length, length, rows, columns, (unit, unit)))
+    grid = grid_of(dependence, Wanted(length, length, rows, columns, (unit, unit)))
     bands = [_counted(program, band) for band in grid.bands(_AT_ONCE)]
     counts, needed = torch.cat([band[0] for band in bands], 1), torch.cat([band[1] for band in bands])
-    said = batch if batch is not None else sizes[0] if program.dependence.sizes["b"] else None
-    return Tiles(length, unit, said, counts, needed, frozenset(marks), isinstance(simple, Window))
+    said = batch if batch is not None else sizes[0] if dependence.sizes["b"] else None
+    is_window = isinstance(simple, Window) if is_window is None else is_window
+    return Tiles(length, unit, said, counts, needed, frozenset(marks), is_window)
 
 
 def _counted(program: MaskProgram, grid: Grid) -> tuple[Tensor, Tensor]:
