@@ -223,7 +223,7 @@ def context_parallel_parts() -> str:
             ", ".join(f"{float(ms):.2f}" for name, ms in found if name == way)
             for way in ("whole", "mesh of one", *_STRATEGIES)
         ]
-        lines.append(" | ".join([mask, *cells]))
+        lines.append(" | ".join([mask, *(cell or "–" for cell in cells)]))
     return table(lines)
 
 

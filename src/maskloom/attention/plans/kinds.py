@@ -105,6 +105,9 @@ def plan_like(
 ) -> P | None:
     """``make(*checked())``, or what it gave for an owner of the same kind, with the tensors of this one.
 
+    A kind is recorded when its owner comes a second time. Before, ``make`` records nothing, and whether it waits for the device to
+    make a block mask exact is what two masks of the structure, of about that size, have shown.
+
     Args:
         facts: of the mask.
         call: all else that the plan depends on.
