@@ -305,3 +305,28 @@ def test_a_number_that_changes_takes_triton_in_the_graph_that_holds_it_as_a_symb
 
     assert [int(attend(back)[0, 0, 0, 0]) for back in range(3, 15)] == [1] + [2] * 11
     assert len(graphs) == 2
+
+
+class OfDocuments(torch.nn.Module):
+    def __init__(self, crossed):
+        super().__init__()
+        self.crossed = crossed
+
+    def forward(self, query, offsets):
+        keys = {"kv_offsets": offsets, "kv_length": 211} if self.crossed else {}
+        return loom.attend(query, query, query, loom.documents(offsets=offsets, length=211, **keys))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("crossed", [False, True])
+def test_one_exported_program_serves_any_number_of_documents(crossed, strict):
+    """A mask holds more than 16 as a power of two; in a trace they stay as many as they are."""
+    module, query = OfDocuments(crossed), torch.randn(1, 2, 211, 8)
+    shapes = {"query": None, "offsets": {0: torch.export.Dim("documents", min=2, max=1000)}}
+    program = torch.export.export(module, (query, ends(20)), dynamic_shapes=shapes, strict=strict).module()
+    for number in (5, 16, 17, 33):
+        torch.testing.assert_close(program(query, ends(number)), module(query, ends(number)))
+
+
+def ends(number):
+    return torch.linspace(0, 211, number + 1).long()

@@ -566,6 +566,7 @@ def refusals() -> dict[str, str]:
         "table": lambda: loom.distributed.plan(loom.documents(torch.arange(9)), 37, mesh, **alike),
         "dtype": lambda: loom.distributed.plan(loom.causal, 37, mesh, dtype="bf16", **alike),
         "dtype of ints": lambda: loom.distributed.plan(loom.causal, 37, mesh, dtype=torch.int64, **alike),
+        "overlap": lambda: loom.distributed.plan(loom.causal, 37, mesh, strategy="heads", overlap=True, **alike),
         "rows": lambda: plan.attend(query[:, :, 1:], key, value),
         "heads": lambda: plan.attend(query[:, :4], key, value),
         "heads beyond": lambda: plan.attend(query[:, :4], key, value, h_offset=3),

@@ -23,6 +23,9 @@ def test_what_is_refused_is_named(tmp_path):
         "table": "ValueError: the mask reads a table with 9 positions, and there are 37 queries",
         "dtype": "TypeError: dtype is that of query, key and value, a floating point torch.dtype; got 'bf16'",
         "dtype of ints": "TypeError: dtype is that of query, key and value, a floating point torch.dtype; got torch.int64",
+        "overlap": (
+            "ValueError: overlap=True is for strategy \"gather\", whose keys come in meanwhile; got strategy='heads'"
+        ),
         "rows": "ValueError: query has the rows of one rank, (batch, heads, 19, head dim); got (2, 6, 18, 3)",
         "heads": (
             "ValueError: the plan is for 6 query heads; query is (2, 4, 19, 3). Of some of the heads say which, "

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
+from maskloom.blocks import open_tiles
 from maskloom.distributed.sharing import tiles
 from maskloom.distributed.sharing.tiles import tiles_of
 
@@ -28,6 +29,32 @@ def test_counts_and_needs_are_those_of_the_dense_table(name):
     assert found.counts.expand(seen.shape[1], -1).tolist() == seen.sum((0, 3)).tolist()
     assert found.needed.tolist() == seen.any(0).any(0).tolist()
     assert found.batch == (3 if name == "by row" else None)
+
+
+PACKED = loom.documents(offsets=[0, 150, 700, 1000, 1500, 1990], length=2048)
+
+
+SIGNS = torch.arange(2048) % 2 * 2 - 1
+
+
+def everywhere(b, h, q_idx, kv_idx):
+    """Of which intervals do not say that it is everything."""
+    return SIGNS[q_idx] * SIGNS[kv_idx] != 0
+
+
+@pytest.mark.parametrize(
+    "mask", [loom.causal & PACKED, loom.causal & loom.lengths([2048, 700]), loom.as_mask(everywhere)]
+)
+def test_few_elements_are_evaluated(mask, monkeypatch):
+    """Padding at the end of a row leaves no row of tiles open; of an open tile one visible element is enough."""
+    sides = []
+    elements = open_tiles._elements
+    monkeypatch.setattr(
+        open_tiles, "_elements", lambda grid, some, side: sides.append(side) or elements(grid, some, side)
+    )
+    found = tiles_of(mask, 2048, 2, None, 1)
+    assert found.unit == 64
+    assert max(sides, default=0) < found.unit
 
 
 @pytest.mark.parametrize("name", MASKS)

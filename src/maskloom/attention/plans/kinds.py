@@ -120,8 +120,8 @@ def plan_like(
     if key is None:
         return make(request, backend)
     alike = _structure(owner), math.prod(request.sizes).bit_length()
-    seen = "exact" if isinstance(owner, BlockMask) else _exact.get(alike)
-    with built_once(exact=seen is not False):
+    seen = _exact.get(alike)
+    with built_once(exact=seen is not False):  # of what is built here; a BlockMask that is given stays as it is
         plan = make(request, backend)
     if isinstance(owner, Mask) and plan is not None and plan.blocks is not None:
         if seen is None:
