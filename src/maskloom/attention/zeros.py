@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskloom.batches.wide import EIGHT, fits
 from maskloom.core.torch_state import is_tracing, is_transformed
-
-_WIDE = torch.int64
 
 
 def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -85,9 +84,9 @@ def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
     copied = _copied_by_kernel(tensor, rows)
     if copied is not None:
         return copied
-    if rows.shape[-1] != 1 or not _is_wide(tensor):  # rows that tell neighbours apart, as those of a log-sum-exp do
+    if rows.shape[-1] != 1 or not fits(tensor, EIGHT):  # rows that tell neighbours apart, as those of a log-sum-exp do
         return torch.where(rows, 0.0, tensor)
-    return torch.where(rows, 0, tensor.view(_WIDE)).view(tensor.dtype)
+    return torch.where(rows, 0, tensor.view(EIGHT)).view(tensor.dtype)
 
 
 def _copied_by_kernel(tensor: Tensor, rows: Tensor) -> Tensor | None:
@@ -98,14 +97,3 @@ def _copied_by_kernel(tensor: Tensor, rows: Tensor) -> Tensor | None:
     from maskloom.attention.kernels.zeros_kernel import zeroed_copy
 
     return zeroed_copy(tensor, rows)
-
-
-def _is_wide(tensor: Tensor) -> bool:
-    """Whether the elements can be viewed as words of eight bytes, and nothing but their bits counts."""
-    if torch.compiler.is_compiling() or is_transformed() or tensor.is_neg():
-        return False
-    many = _WIDE.itemsize // tensor.element_size()
-    steps = (tensor.shape[-1], tensor.storage_offset(), *tensor.stride()[:-1])
-    if tensor.stride(-1) != 1 or any(step % many for step in steps):
-        return False
-    return tensor.data_ptr() % _WIDE.itemsize == 0  # memory of others, by DLPack say, may begin anywhere

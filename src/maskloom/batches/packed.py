@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maskloom.batches.rows import picked, placed
 from maskloom.core.checks import count, flags, length_table, readable
 from maskloom.core.words import what_it_is
 
@@ -132,12 +133,11 @@ def unpack(packed: Packed, values: Tensor | None = None) -> Tensor:
     if values.ndim < 2 or values.shape[:2] != (1, packed.total):
         raise ValueError(f"values has shape (1, {packed.total}, ...), as packed; got {tuple(values.shape)}")
     rows, length = packed.shape
-    flat = values.new_zeros(rows * length, *values.shape[2:]).index_copy(0, packed.index, values[0])
-    return flat.view(rows, length, *values.shape[2:])
+    return placed(values[0], packed.index, rows * length).view(rows, length, *values.shape[2:])
 
 
 def _picked(x: Tensor, index: Tensor) -> Tensor:
-    return x.flatten(0, 1).index_select(0, index)[None]
+    return picked(x.flatten(0, 1), index)[None]
 
 
 def _check_shape(shape: tuple[int, ...], x: Tensor, whose: str) -> None:
@@ -188,6 +188,19 @@ def index_of_pads(pads: Tensor, total: int | None) -> Tensor:
         return real.nonzero()[:, 0]
     if readable(pads) and int(real.sum()) != total:
         raise ValueError(f"total is {total}, and {int(real.sum())} positions are real")
-    places = torch.where(real, real.cumsum(0) - 1, total)  # padding is written behind the end, which is cut off
     positions = torch.arange(len(real), device=pads.device)
-    return positions.new_zeros(total + 1).scatter(0, places, positions)[:total]
+    # padding is written behind the end, which is cut off
+    return positions.new_zeros(total + 1).scatter(0, sources_of_pads(pads, total), positions)[:total]
+
+
+def sources_of_lengths(lens: Tensor, length: int, total: int) -> Tensor:
+    """Which token stands at each of the B · L positions of a batch, ``total`` at padding: int64 (B · L,), of lengths (B,)."""
+    lens = lens.long()[:, None]
+    columns = torch.arange(length, device=lens.device)
+    return torch.where(columns < lens, columns + (lens.cumsum(0) - lens), total).flatten()
+
+
+def sources_of_pads(pads: Tensor, total: int) -> Tensor:
+    """The same of pads (B, L), True = padding, anywhere."""
+    real = ~pads.flatten()
+    return torch.where(real, real.cumsum(0) - 1, total)

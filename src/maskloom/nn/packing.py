@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.batches.packed import index_of_lengths, index_of_pads
+from maskloom.batches.packed import index_of_lengths, index_of_pads, sources_of_lengths, sources_of_pads
 from maskloom.core.cache import cached_with
 from maskloom.core.torch_state import can_cache, inside_transform, is_exporting
 from maskloom.masks.known_padding import counted_padding
@@ -36,20 +36,21 @@ class Tokens(NamedTuple):
 
     Attributes:
         places: int64 (T + 1,), theirs among B · L; the last is any place.
+        sources: int64 (B · L,), the token at each of those; T at padding.
         shape: (B, L).
     """
 
     places: Tensor
+    sources: Tensor
     shape: tuple[int, int]
 
     def taken(self, x: Tensor) -> Tensor:
         """The tokens of x (B, L, ...) and a row of zeros for padding: (1, T + 1, ...)."""
-        return taken(x.flatten(0, 1), self.places)[None]
+        return taken(x.flatten(0, 1), self.places, self.sources)[None]
 
     def put_back(self, rows: Tensor, *, fills: bool) -> Tensor:
-        """The batch (B, L, ...) of rows (1, T + 1, ...), with the last row, or zeros, at padding."""
-        batch, length = self.shape
-        return put_back(rows[0], self.places, batch * length, fills=fills).unflatten(0, (batch, length))
+        """The batch (B, L, ...) of rows (1, T + 1, ...), with the last row at padding, of which there is a gradient if it ``fills``."""
+        return put_back(rows[0], self.places, self.sources, fills=fills).unflatten(0, self.shape)
 
     def of_table(self, table: Tensor) -> Tensor:
         """The entries of the tokens in a table by position, (L, ...) or (B or 1, 1, L, ...): (T + 1, ...)."""
@@ -60,7 +61,12 @@ class Tokens(NamedTuple):
 
 
 def heads_in_batch(heads: Tensor, tokens: Tokens, *, fills: bool | Tensor = False) -> Tensor:
-    """The heads (B, n, L, d) of packed ones (1, n, T + 1, d): at padding zeros, the last row, or a tensor (B, n, L, d)."""
+    """The heads (B, n, L, d) of packed ones (1, n, T + 1, d).
+
+    Args:
+        fills: what stands at padding: a tensor (B, n, L, d); or the last row, with its gradient, or without where that is of
+            zeros, or nobody sees it.
+    """
     rows = heads.transpose(1, 2)
     if not isinstance(fills, Tensor):
         return tokens.put_back(rows, fills=fills).transpose(1, 2)
@@ -143,11 +149,11 @@ def _tokens(padding: CountedPadding | None, shape: tuple[int, int], device: torc
         if table.shape[1] != length:
             return None
         _check_in_graph(lambda: table.numel() - table.sum(), total)
-        index = index_of_pads(table, total)
+        index, sources = index_of_pads(table, total), sources_of_pads(table, total)
     else:
         _check_in_graph(table.sum, total)
-        index = index_of_lengths(table, length, total)
-    return Tokens(torch.nn.functional.pad(index, (0, 1)), shape)
+        index, sources = index_of_lengths(table, length, total), sources_of_lengths(table, length, total)
+    return Tokens(torch.nn.functional.pad(index, (0, 1)), sources, shape)
 
 
 def _check_in_graph(now: Callable[[], Any], total: int) -> None:

@@ -83,26 +83,26 @@ class ProjectedHeads(nn.Module):
 
     def projected(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, L, d_head), keys and values (B, Hkv, L or K, d_head), after the norm."""
-        queries, both = self._projected_apart(x, context)
-        keys, values = both.split(self.n_kv_heads, 1)
+        queries, keys, values = map(self._in_heads, self._projected_apart(x, context))
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = _normed(self.q_norm, queries), _normed(self.k_norm, keys)
         return queries, keys, values
 
-    def _projected_apart(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries; keys and values in one."""
+    def _projected_apart(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values, all heads side by side: (B, L, H d_head), (B, L or K, Hkv d_head), (.., Hkv d_head).
+
+        They are cut along the last dimension: the gradients of the three are then joined by one copy of whole rows.
+        """
+        q_rows, kv_rows = self._rows
         if self.d_context is not None:
             assert context is not None
-            return self._in_heads(self.q_proj(x)), self._in_heads(self.kv_proj(context))
+            return self.q_proj(x), *self.kv_proj(context).split(kv_rows, -1)
         if context is None:
-            queries, both = self._in_heads(self.in_proj(x)).split([self.n_heads, 2 * self.n_kv_heads], 1)
-            return queries, both
-        weight, bias, q_rows = self.in_proj.weight, self.in_proj.bias, self._rows[0]
+            return self.in_proj(x).split([q_rows, kv_rows, kv_rows], -1)
+        weight, bias = self.in_proj.weight, self.in_proj.bias
         biases = (None, None) if bias is None else (bias[:q_rows], bias[q_rows:])
-        return (
-            self._in_heads(nn.functional.linear(x, weight[:q_rows], biases[0])),
-            self._in_heads(nn.functional.linear(context, weight[q_rows:], biases[1])),
-        )
+        both = nn.functional.linear(context, weight[q_rows:], biases[1])
+        return nn.functional.linear(x, weight[:q_rows], biases[0]), *both.split(kv_rows, -1)
 
     def _in_heads(self, projected: Tensor) -> Tensor:
         """(B, L, n d_head) as (B, n, L, d_head)."""

@@ -9,68 +9,84 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskloom.batches.rows import scattered
 
-def taken(batch: Tensor, index: Tensor) -> Tensor:
+
+def taken(batch: Tensor, places: Tensor, sources: Tensor) -> Tensor:
     """The tokens of a batch, and one row of zeros, (T + 1, ...).
 
     Args:
         batch: (B · L, ...).
-        index: int64 (T + 1,), the place of each token; the last is any place.
+        places: int64 (T + 1,), the place of each token; the last is any place.
+        sources: int64 (B · L,), the token at each place; T at padding.
     """
-    return _Taken.apply(batch, index, False)
+    return _Taken.apply(batch, places, sources, False)
 
 
-def put_back(rows: Tensor, index: Tensor, size: int, *, fills: bool) -> Tensor:
-    """The batch (B · L, ...) of rows (T + 1, ...): tokens at their places, elsewhere the last row, or zeros unless it ``fills``."""
-    return _PutBack.apply(rows, index, size, fills)
+def put_back(rows: Tensor, places: Tensor, sources: Tensor, *, fills: bool) -> Tensor:
+    """The batch (B · L, ...) of rows (T + 1, ...): tokens at their places, elsewhere the last row.
+
+    Args:
+        fills: whether the last row has a gradient. Without, it is that of zeros, or nobody sees it.
+    """
+    return _PutBack.apply(rows, places, sources, fills)
 
 
 class _Taken(torch.autograd.Function):
     """`taken`; with ``sums`` the last row is the sum of all others of the batch."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor, index: Tensor, sums: bool) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.size, ctx.sums = batch.shape[0], sums
-        return _rows(batch, index, sums)
+    def forward(ctx: Any, batch: Tensor, places: Tensor, sources: Tensor, sums: bool) -> Tensor:
+        ctx.save_for_backward(places, sources)
+        ctx.sums = sums
+        return _rows(batch, places, sources, sums)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        back = _PutBack.apply if torch.is_grad_enabled() else _batch
-        return back(gradient, index, ctx.size, ctx.sums), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.sums:
+            back = _PutBack.apply(gradient, *ctx.saved_tensors, True)
+        else:
+            back = _Scattered.apply(gradient, *ctx.saved_tensors)
+        return back, None, None, None
 
 
 class _PutBack(torch.autograd.Function):
     """`put_back`."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, size: int, fills: bool) -> Tensor:
-        ctx.save_for_backward(index)
+    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor, fills: bool) -> Tensor:
+        ctx.save_for_backward(places, sources)
         ctx.fills = fills
-        return _batch(rows, index, size, fills)
+        return rows.index_select(0, sources)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (index,) = ctx.saved_tensors
-        back = _Taken.apply if torch.is_grad_enabled() else _rows
-        return back(gradient, index, ctx.fills), None, None, None
+        return _Taken.apply(gradient, *ctx.saved_tensors, ctx.fills), None, None, None
 
 
-def _rows(batch: Tensor, index: Tensor, sums: bool) -> Tensor:
-    rows = batch.index_select(0, index)
-    rows[-1] = _sum_elsewhere(batch, index) if sums else 0
+class _Scattered(torch.autograd.Function):
+    """The batch of rows (T + 1, ...): tokens at their places, elsewhere zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+        ctx.save_for_backward(places, sources)
+        if torch.compiler.is_dynamo_compiling():  # which makes one kernel of this, and of what reads it
+            padding = (sources == len(rows) - 1).view(-1, *[1] * (rows.ndim - 1))
+            return rows.index_select(0, sources).masked_fill(padding, 0)
+        return scattered(rows[:-1], places[:-1], sources.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Taken.apply(gradient, *ctx.saved_tensors, False), None, None
+
+
+def _rows(batch: Tensor, places: Tensor, sources: Tensor, sums: bool) -> Tensor:
+    rows = batch.index_select(0, places)
+    rows[-1] = _sum_elsewhere(batch, sources, len(rows) - 1) if sums else 0
     return rows
 
 
-def _batch(rows: Tensor, index: Tensor, size: int, fills: bool) -> Tensor:
-    batch = rows[-1].expand(size, *rows.shape[1:]).clone() if fills else rows.new_zeros(size, *rows.shape[1:])
-    if torch.compiler.is_dynamo_compiling():  # a graph of torch 2.11 loses the gradient of what is written in place
-        return batch.index_copy(0, index[:-1], rows[:-1])
-    return batch.index_copy_(0, index[:-1], rows[:-1])
-
-
-def _sum_elsewhere(batch: Tensor, index: Tensor) -> Tensor:
+def _sum_elsewhere(batch: Tensor, sources: Tensor, tokens: int) -> Tensor:
     """The sum of the rows that are no tokens."""
-    elsewhere = batch.new_ones(batch.shape[0]).index_fill_(0, index[:-1], 0)
+    elsewhere = (sources == tokens).to(batch.dtype)
     return (elsewhere @ batch.flatten(1)).view(batch.shape[1:])
