@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
-from maskloom.attention.backends.base import Backend, BackendName, Options, blocks_of
+from maskloom.attention.backends.base import Backend, BackendName, Options, blocks_of, visits_all
 from maskloom.attention.backends.choose import BACKENDS, choose, ruled_out
 from maskloom.attention.checks import (
     check_mask_fits,
@@ -401,11 +401,18 @@ def explain(
         chosen.backend.name,
         chosen.reason,
         {} if chosen.named else ruled_out(request, chosen.backend, in_graph=compiled),
-        chosen.backend.skips(request),
+        _skips(chosen.backend, request, compiled),
         None if request.dropout is None else chosen.backend.drops,
         _run_as(blocks, request.mask) if by_tiles and blocks is not None and not compiled else None,
         *(() if blocks is None else tile_counts(blocks)),
     )
+
+
+def _skips(backend: Backend, request: Request, compiled: bool) -> str:
+    mask, by_tiles = request.mask, backend.by_tiles and not compiled
+    if by_tiles and isinstance(mask, Mask) and visits_all(mask, request.sizes, backend.block_size(request)):
+        return "nothing: there are few tiles, and to find the hidden ones takes longer"
+    return backend.skips(request)
 
 
 def _run_as(blocks: BlockMask, given: BlockMask | MaskMod | None) -> str | None:
@@ -442,6 +449,5 @@ def _cleans_values_alone(backend: Backend, request: Request) -> bool:
 def _resolved(backend: Backend, request: Request) -> Request:
     """The request, with the BlockMask that this backend gets for its mask."""
     mended, size = backend.name == "triton", backend.block_size(request)
-    return request._replace(
-        mask=as_block_mask(request.query, request.key, request.mask, mended=mended, block_size=size)
-    )
+    found = as_block_mask(request.query, request.key, request.mask, mended=mended, block_size=size, may_visit_all=True)
+    return request._replace(mask=found)

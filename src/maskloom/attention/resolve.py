@@ -1,21 +1,25 @@
 """The BlockMask that a kernel gets: the given one, looked at once, or one built from a mask and kept with it."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.backends.base import visits_all
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.construct import exact_now
+from maskloom.blocks.construct import exact_now, recipe_of
+from maskloom.blocks.grid import Wanted
 from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt
 from maskloom.core.cache import cached_with
 from maskloom.core.pickling import stays_here
-from maskloom.masks.algebra import everything
+from maskloom.masks.algebra import Mask, everything
 from maskloom.masks.dense import needed_sizes
+from maskloom.masks.simplify import simplified
 from maskloom.program.mask_program import dependence_on
 from maskloom.program.program import MaskMod
 
@@ -27,12 +31,14 @@ def as_block_mask(
     *,
     mended: bool = False,
     block_size: tuple[int, int] = (128, 128),
+    may_visit_all: bool = False,
 ) -> BlockMask:
     """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it.
 
     Args:
         mended: for Triton, by `with_mended_reads`.
         block_size: of one that is built, (Q, KV).
+        may_visit_all: whether tiles need not be skipped where `visits_all` says so.
     """
     if isinstance(mask, BlockMask):
         return _with_mended_reads(mask, query.device) if mended else mask
@@ -42,6 +48,10 @@ def as_block_mask(
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
+        if may_visit_all and isinstance(source, Mask) and visits_all(source, (batch, heads, q_len, kv_len), block_size):
+            wanted = Wanted(q_len, kv_len, rows, columns, block_size)
+            built = replace(recipe_of(simplified(source), wanted, device), visits_all=True).build()
+            return _with_mended_reads(built, device) if mended else built
         built = build_block_mask(
             source, q_len, kv_len, batch=rows, heads=columns, device=device, block_size=block_size, exact=exact_now()
         )
@@ -57,7 +67,8 @@ def as_block_mask(
     if captures.may_change(source):
         with stays_here():
             return build()
-    return cached_with(source, ("blocks", batch, heads, q_len, kv_len, device, mended, block_size), without_source)
+    key_of_blocks = "blocks", batch, heads, q_len, kv_len, device, mended, block_size, may_visit_all
+    return cached_with(source, key_of_blocks, without_source)
 
 
 def _with_mended_reads(blocks: BlockMask, device: torch.device) -> BlockMask:

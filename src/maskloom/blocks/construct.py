@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.blocks.classify import classify
 from maskloom.blocks.first_sight import at_first_sight
 from maskloom.blocks.grid import Grid, Wanted, grid_of
-from maskloom.blocks.index_tables import to_block_mask
+from maskloom.blocks.index_tables import of_all_tiles, to_block_mask
 from maskloom.blocks.open_tiles import decide
 from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
@@ -95,6 +95,8 @@ class Recipe:
         program: of the mask whose tiles are classified.
         held: the mask that the BlockMask holds.
         exact, separate_full_blocks: see `block_mask` and `create_block_mask`.
+        visits_all: whether all tiles are partial, whatever the mask hides: nothing is looked at, and nobody may write into
+            the tables.
     """
 
     program: MaskProgram
@@ -102,6 +104,7 @@ class Recipe:
     held: MaskMod
     exact: bool = True
     separate_full_blocks: bool = True
+    visits_all: bool = False
 
     def visits(self) -> Visits:
         """How many tiles attention visits, and how many of them for nothing if no element is evaluated.
@@ -119,6 +122,8 @@ class Recipe:
 
     def build(self) -> BlockMask:
         """A BlockMask with tables of its own: whoever gets it may write into them."""
+        if self.visits_all:
+            return of_all_tiles(self.held, self.grid, self.program.device)
         check_can_be_sent(self.held)
         key = self._key()
         built = None if key is None else _constants.get(key)
@@ -187,6 +192,7 @@ class RecipeOfKind:
     exact: bool
     separate_full_blocks: bool
     is_captured: bool
+    visits_all: bool = False
     states: ReplayPlan | None = None
 
     @property
@@ -228,7 +234,7 @@ class RecipeOfKind:
 
     def with_states(self, tensors: Sequence[Tensor]) -> "RecipeOfKind":
         """The same, with the states of tiles recorded as one list of operations on such tensors."""
-        if not 0 < math.prod(self.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
+        if self.visits_all or not 0 < math.prod(self.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
             return self
         if self.exact and (torch.is_inference_mode_enabled() or self.program.device.type not in ("cpu", "cuda")):
             return self
@@ -246,7 +252,7 @@ class RecipeOfKind:
     def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
         held = self.held.filled(tensors, remarks)
         program = self.program.of(held, [tensors[slot] for slot in self.slots])
-        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks)
+        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks, self.visits_all)
 
     @computed_once
     def _computed(self) -> CapturedCalls:
@@ -325,7 +331,7 @@ def kind_of(
         return None
     program, grid = recipe.program.of(noop_mask, []), recipe.grid
     is_captured = (
-        not recipe.exact  # then nothing waits
+        not (recipe.exact or recipe.visits_all)  # then nothing waits, and there is something to compute
         and recipe.separate_full_blocks
         and program.device.type == "cuda"
         and not torch.is_inference_mode_enabled()
@@ -333,7 +339,9 @@ def kind_of(
         and sum((tensor.numel() + int(tensor.storage_offset())) * tensor.itemsize for tensor in known) <= _MOST_COPIED
         and {tensor.device for tensor in known} == {program.device}
     )
-    made = RecipeOfKind(derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured)
+    made = RecipeOfKind(
+        derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured, recipe.visits_all
+    )
     return made.with_states(tensors)
 
 

@@ -7,16 +7,20 @@ Tables keep their full width, and all have the same shape and strides in each di
 """
 
 import sys
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.blocks.grid import Grid
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
-from maskloom.core.torch_state import is_tracing
+from maskloom.core.block_masks import rebuilt
+from maskloom.core.cache import LRU
+from maskloom.core.pickling import check_can_be_sent
+from maskloom.core.torch_state import can_cache, counting_writes, is_tracing, raw_stream
 from maskloom.program.program import MaskMod
 
 # Maximum entries ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
@@ -183,3 +187,25 @@ def _for_all(table: Ordered, grid: Grid) -> Ordered:
     if table.counts.shape[:2] == (grid.batch, grid.heads):
         return table  # not a view, because torch.compile would also guard its base
     return Ordered(*(part.expand(grid.batch, grid.heads, *part.shape[2:]).contiguous() for part in table))
+
+
+_of_all_tiles: LRU[Hashable, BlockMask] = LRU(64)
+"""Block masks of which all tiles are partial, by their grid: for their tables, which are only read."""
+
+
+def of_all_tiles(mask: MaskMod, grid: Grid, device: torch.device) -> BlockMask:
+    """The BlockMask of a mask on a grid in which each tile is partial. Nobody may write into its tables."""
+    check_can_be_sent(mask)
+    sizes = grid.shape[:2], grid.q_len, grid.kv_len, grid.q_block, grid.kv_block
+    key = sizes, device, raw_stream(device)
+    found = _of_all_tiles.get(key) if can_cache() else None
+    if found is None:
+        found = _made(grid, device)
+        if can_cache():
+            _of_all_tiles.put(key, found)
+    return rebuilt(found, mask_mod=mask)
+
+
+@counting_writes
+def _made(grid: Grid, device: torch.device) -> BlockMask:
+    return to_block_mask(torch.full(grid.shape, PARTIAL, dtype=torch.int8, device=device), noop_mask, grid)

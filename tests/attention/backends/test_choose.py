@@ -1,5 +1,6 @@
 """Which backend runs, what each refuses and in which words, and that nothing is slow without being asked."""
 
+import importlib
 import inspect
 import types
 import warnings
@@ -283,7 +284,18 @@ def test_explain_says_which_mask_a_block_mask_holds(gpu):
 
 
 @pytest.mark.parametrize("backend", ["flash", "triton"])
+def test_few_tiles_are_all_visited_and_explain_says_so(gpu, backend):
+    tensors = [torch.zeros(B, H, 300, D, dtype=torch.bfloat16) for _ in range(3)]
+    found = loom.explain(*tensors, loom.causal & loom.lengths([150, 7, 300]), backend=backend)
+    assert (found.skipped, found.partial, found.full) == (0, 27, 0)
+    assert found.skips == "nothing: there are few tiles, and to find the hidden ones takes longer"
+    assert loom.explain(*tensors, loom.causal, backend=backend).skips == "hidden tiles"  # without tensors: found once
+
+
+@pytest.mark.parametrize("backend", ["flash", "triton"])
 def test_tiles_of_a_mask_are_those_that_attend_builds_and_keeps(gpu, monkeypatch, backend):
+    for module in (resolve, importlib.import_module("maskloom.attention.attend")):
+        monkeypatch.setattr(module, "visits_all", lambda *given: False)
     built = []
     real = resolve.build_block_mask
     monkeypatch.setattr(resolve, "build_block_mask", lambda *args, **how: built.append(real(*args, **how)) or built[-1])

@@ -8,9 +8,12 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 import maskloom as loom
+from maskloom.attention import resolve
+from maskloom.attention.backends import base
 from maskloom.attention.plans import kinds
-from maskloom.blocks import construct
+from maskloom.blocks import construct, index_tables
 from maskloom.blocks.dense import dense_of
+from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
 from maskloom.core.cache import LRU
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
@@ -27,7 +30,15 @@ def known(monkeypatch, launches):  # noqa: F811
     monkeypatch.setattr(kinds, "readable", lambda tensor: False)
     monkeypatch.setattr(kinds, "_kinds", LRU(256))
     monkeypatch.setattr(kinds, "_exact", LRU(256))
+    for module in (kinds, resolve):  # sizes are small here: tiles would not be told apart
+        monkeypatch.setattr(module, "visits_all", lambda *given: False)
     return kinds._kinds
+
+
+@pytest.fixture
+def few_tiles(known, monkeypatch):
+    for module in (kinds, resolve):
+        monkeypatch.setattr(module, "visits_all", base.visits_all)
 
 
 @loom.masks.mask_dataclass
@@ -66,6 +77,55 @@ def test_masks_of_one_structure(name, backend, launches, known):  # noqa: F811
         loom.attend(*qkv, mask, backend=backend)
         assert is_right(launches[-1], mask)
     assert [type(kind).__name__ for kind in known.entries().values()] in (["_Kind"], ["str"])
+
+
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_few_tiles_are_all_visited(name, backend, launches, known, few_tiles):  # noqa: F811
+    """The tables are those of the sizes, whatever is in the mask."""
+    qkv = inputs()
+    for mask in variants(ALL_MASKS[name]()):
+        loom.attend(*qkv, mask, backend=backend)
+        assert is_right(launches[-1], mask)
+        assert (tile_states(launches[-1][4]) == PARTIAL).all()
+    assert len({id(launched[4].kv_indices) for launched in launches}) == 1
+    assert [type(kind).__name__ for kind in known.entries().values()] in (["_Kind"], ["str"])
+
+
+def test_tensors_that_changed_are_no_work_where_tiles_are_few(launches, known, few_tiles, monkeypatch):  # noqa: F811
+    qkv, lens = inputs(), torch.tensor([5, 13, 2])
+    mask = loom.causal & loom.lengths(lens)
+    for _ in range(3):
+        lens.add_(1)
+        loom.attend(*qkv, mask, backend="triton")
+    (kind,) = known.entries().values()
+    assert kind.recipe.visits_all and kind.recipe.states is None and kind.recipe.derive is None
+    monkeypatch.setattr(index_tables, "to_block_mask", None)
+    monkeypatch.setattr(construct, "to_block_mask", None)
+    monkeypatch.setattr(kinds._Kind, "plan_for", None)
+    for _ in range(2):
+        lens.add_(1)
+        loom.attend(*qkv, mask, backend="triton")
+        assert is_right(launches[-1], mask)
+    reference = weakref.ref(mask)
+    del mask
+    launches.clear()
+    gc.collect()
+    assert reference() is None
+
+
+def test_plans_that_last_are_of_one_call_and_of_the_same_tensors(launches, known, few_tiles):  # noqa: F811
+    qkv, lens = inputs(), torch.tensor([5, 13, 2])
+    mask = loom.causal & loom.lengths(lens)
+    wider = [torch.cat((tensor, tensor), -1) for tensor in qkv]
+    for _ in range(4):
+        lens.add_(1)
+        for given in (qkv, wider):
+            loom.attend(*given, mask, backend="triton")
+            assert launches[-1][0].shape[-1] == given[0].shape[-1] and is_right(launches[-1], mask)
+    lens.resize_(2)
+    with pytest.raises(ValueError, match="2"):
+        loom.attend(*qkv, mask, backend="triton")
 
 
 @pytest.mark.parametrize("backend", ["triton", "flash"])

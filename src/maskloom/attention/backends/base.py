@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.request import Attended, Request
+from maskloom.core import captures
+from maskloom.core.symbols import ceil_div
 from maskloom.core.words import brief
+from maskloom.masks.algebra import Mask
 from maskloom.scores.base import ScoreMod
 
 BackendName = Literal["decode", "flash", "sdpa", "varlen", "triton", "sliced", "reference"]
@@ -123,6 +126,28 @@ SHORT = 128  # queries up to which Triton's kernel was faster than FLASH, whatev
 
 LITTLE = 1 << 37
 """B × H × Q × K × D below which a step on Triton's kernel was faster than on FLASH, whose launch takes the host longer (H200)."""
+
+
+_FEW_TILES = 1024
+_FEW_IN_A_ROW = 8
+"""Tiles of all batch rows and heads that a GPU visits in the time that the host takes to launch a few kernels, and of one row or column
+of them, which it visits one behind the other."""
+
+
+def visits_all(mask: Mask, sizes: tuple[int, int, int, int], block_size: tuple[int, int]) -> bool:
+    """Whether attention visits all tiles, because finding those that it can skip would take longer.
+
+    Of a mask without tensors they are found once and for all.
+
+    Args:
+        sizes: B, H, Q, K.
+    """
+    if torch.compiler.is_dynamo_compiling() or not captures.tensors(mask):
+        return False
+    batch, heads, *lengths = sizes
+    rows, columns = (ceil_div(length, block) for length, block in zip(lengths, block_size, strict=True))
+    few = max(rows, columns) <= _FEW_IN_A_ROW and batch * heads * rows * columns <= _FEW_TILES
+    return few or rows == columns == 1
 
 
 def blocks_of(request: Request) -> BlockMask:

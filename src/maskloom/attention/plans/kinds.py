@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.backends.base import Backend
+from maskloom.attention.backends.base import Backend, visits_all
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
@@ -34,6 +34,7 @@ from maskloom.core.checks import readable
 from maskloom.core.pickling import stays_here
 from maskloom.core.templates import Template, template_of
 from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled
+from maskloom.core.weak_table import IdentityTable
 from maskloom.masks.algebra import Mask
 from maskloom.masks.dense import needed_sizes
 from maskloom.masks.simplify import simplified
@@ -77,6 +78,12 @@ class _Kind(NamedTuple):
         """Bytes of the tensors that its recipe holds."""
         return 0 if self.recipe is None else self.recipe.nbytes
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the plan for a mask stays right when its tensors are written into."""
+        recipe = self.recipe
+        return recipe is not None and recipe.visits_all and recipe.derive is None and self.hides is None
+
     def plan_for(self, owner: Mask | BlockMask, facts: captures.Facts) -> Any:
         """The plan for a mask, or a BlockMask, of which these are the facts."""
         if isinstance(owner, BlockMask):
@@ -112,10 +119,22 @@ def plan_like(
         facts: of the mask.
         call: all else that the plan depends on.
     """
-    key = _key(owner, facts, call)
+    state = _state(owner, facts)
+    lasting = _lasting.get(owner)
+    if state is not None and lasting is not None and lasting.tensors is facts.tensors:
+        plan = lasting.plans.get((state, call))
+        if plan is not None:
+            return cast(P, plan)
+    key = None if state is None else (_structure(owner), state, call)
     known = None if key is None else _kinds.get(key)
     if isinstance(known, _Kind):
-        return cast(P, known.plan_for(owner, facts))
+        plan = known.plan_for(owner, facts)
+        if known.lasts:
+            if lasting is None or lasting.tensors is not facts.tensors or len(lasting.plans) >= _MOST_LASTING:
+                lasting = _Lasting(facts.tensors, {})
+                _lasting.put(owner, lasting)
+            lasting.plans[state, call] = plan
+        return cast(P, plan)
     request, backend = checked()
     if key is None:
         return make(request, backend)
@@ -126,7 +145,7 @@ def plan_like(
     if isinstance(owner, Mask) and plan is not None and plan.blocks is not None:
         if seen is None:
             _exact.put(alike, "seen")
-        elif seen == "seen" and known is None:  # else it is decided below
+        elif seen == "seen" and known is None and not _visits_all(owner, request, backend):  # else it is decided below
             _exact.put(alike, _is_exact(_whole(owner, request, backend), request))
     if known != "no kind":
         _kinds.put(key, "second time")
@@ -136,8 +155,20 @@ def plan_like(
     return plan
 
 
-def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hashable | None:
-    """What is the same for all of a kind; None where there is none."""
+class _Lasting(NamedTuple):
+    """The plans of one mask that hold whatever is written into its tensors, by all that they depend on."""
+
+    tensors: tuple[Tensor, ...]
+    plans: dict[Hashable, Any]
+
+
+_lasting: IdentityTable[_Lasting] = IdentityTable()
+
+_MOST_LASTING = 32
+
+
+def _state(owner: Mask | BlockMask, facts: captures.Facts) -> Hashable | None:
+    """What is the same for all of a kind, beside the structure of the mask; None where there is none."""
     if not (facts.is_plain and facts.tensors and can_cache()) or torch.is_inference_mode_enabled():
         return None
     tensors, given = facts.tensors, None
@@ -148,7 +179,7 @@ def _key(owner: Mask | BlockMask, facts: captures.Facts, call: Hashable) -> Hash
     if not all(map(_is_unread, tensors)):
         return None
     laid = tuple([(tensor.shape, tensor.stride(), tensor.storage_offset()) for tensor in tensors])
-    return _structure(owner), laid, given, call, float_state(), raw_stream(tensors[0].device)
+    return laid, given, float_state(), raw_stream(tensors[0].device)
 
 
 def _structure(owner: Mask | BlockMask) -> Hashable:
@@ -176,10 +207,11 @@ def _kind_of(
     if isinstance(owner, Mask):
         same = captures.structure(final, numbers=True) == captures.structure(simple, numbers=True)
         whole = _whole(owner, request, backend)
-        exact = _is_exact(whole, request)
-        _exact.put((_structure(owner), math.prod(request.sizes).bit_length()), exact)
+        if not whole.visits_all:
+            whole = replace(whole, exact=_is_exact(whole, request))
+            _exact.put((_structure(owner), math.prod(request.sizes).bit_length()), whole.exact)
         whole = whole if same else whole.holding(final)  # if it is the same, with other copies of what is computed
-        recipe = kind_of(replace(whole, exact=exact), owner, facts.tensors, facts.remarks)
+        recipe = kind_of(whole, owner, facts.tensors, facts.remarks)
     elif not any(map(_stands_for_others, owner.kv_indices.shape, (batch, heads), _needed(mask, request))):
         mask_mod = template_of(final, facts.tensors, facts.remarks)
     hides = None if plan.hidden is None else _recorded(mask, facts, q_len, kv_len)
@@ -195,10 +227,15 @@ def _needed(mask: MaskMod, request: Request) -> tuple[int, int]:
 
 
 def _whole(mask: Mask, request: Request, backend: Backend) -> Recipe:
-    """The recipe of its exact BlockMask."""
+    """The recipe of its exact BlockMask, or of the one of all tiles."""
     _, _, q_len, kv_len = request.sizes
     wanted = Wanted(q_len, kv_len, *_needed(mask, request), backend.block_size(request))
-    return recipe_of(simplified(mask), wanted, request.query.device)
+    found = recipe_of(simplified(mask), wanted, request.query.device)
+    return replace(found, visits_all=_visits_all(mask, request, backend))
+
+
+def _visits_all(mask: Mask, request: Request, backend: Backend) -> bool:
+    return visits_all(mask, request.sizes, backend.block_size(request))
 
 
 def _is_exact(whole: Recipe, request: Request) -> bool:
