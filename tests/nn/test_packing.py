@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.flex_attention import and_masks
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
-from maskloom.nn import packing
+from maskloom.masks.packed_form import packed_form
+from maskloom.nn import multihead, packing
 from maskloom.nn.packing import NOT_PACKED, is_large, packing_of, pays
 
 B, L, K, D, D_CONTEXT = 3, 11, 13, 7, 5
@@ -89,6 +91,119 @@ def compare(monkeypatch, module, make, context=None, **call):
     assert packing_of(inputs(), context, mask) != NOT_PACKED
     for one, other in zip(results(module, mask, context, **call), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture
+def in_row(always, monkeypatch):
+    """Attention may work on the packed row, whatever is real."""
+    monkeypatch.setitem(packing.IN_ROW, "cpu", (torch.float64,))
+    monkeypatch.setattr(packing, "_MOST_REAL_IN_ROW", 1.0)
+    monkeypatch.setattr(packing, "_STEP", 4)
+
+
+SAME_IN_ROW = {
+    **{name: MASKS[name] for name in ("lengths", "block mask", "real")},
+    "padding": lambda: loom.padding(PADS) & loom.masks.anticausal,
+    "padding alone": lambda: loom.padding(PADS),
+    "a window": lambda: loom.window(back=2, ahead=1) & loom.lengths(LENS),
+    "combined": lambda: loom.lengths(LENS) & (loom.causal | loom.window(back=1, ahead=3)) & ~loom.window(back=0),
+    "torch's and": lambda: and_masks(loom.causal, loom.lengths(LENS)),
+    "torch's names": lambda: loom.create_block_mask(loom.causal & loom.real(~PADS), B, None, L, L),
+}
+
+
+@pytest.mark.parametrize("options", [name for name in MODULES if name != "all"])
+@pytest.mark.parametrize("mask", SAME_IN_ROW)
+def test_attention_over_the_packed_row(in_row, monkeypatch, mask, options):
+    monkeypatch.setitem(packing.IN_ROW, "cpu", ())
+    module = made(**MODULES[options])
+    expected = results(module, SAME_IN_ROW[mask]())
+    monkeypatch.setitem(packing.IN_ROW, "cpu", (torch.float64,))
+    given, seen = SAME_IN_ROW[mask](), []
+    monkeypatch.setattr(
+        multihead, "attend", lambda q, *rest, **how: seen.append(q.shape) or loom.attend(q, *rest, **how)
+    )
+    for one, other in zip(results(module, given), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    tokens = packing_of(inputs(), None, given, in_row=packed_form).queries
+    assert seen == [(1, 4, tokens.places.shape[0], 6)]
+    assert tokens.total < seen[0][2] <= tokens.total + 4 and seen[0][2] % 4 == 0
+
+
+NOT_IN_ROW = {
+    "holes and distances": lambda: loom.real(~PADS) & loom.window(back=2),
+    "places": lambda: loom.lengths(LENS) & (loom.causal | loom.sinks(1)),
+    "a table": lambda: loom.lengths(LENS) & loom.masks.from_dense(torch.rand(L, L) < 0.5),
+    "a function": MASKS["a function"],
+    "documents": MASKS["documents"],
+    "one side": lambda: loom.causal & loom.lengths(torch.tensor(LENS), torch.tensor(LENS)),
+}
+
+
+@pytest.mark.parametrize("mask", NOT_IN_ROW)
+def test_masks_that_say_something_else_of_the_row(in_row, mask):
+    assert packing_of(inputs(), None, NOT_IN_ROW[mask](), in_row=packed_form).mask is None
+
+
+def test_a_block_mask_counts_only_as_it_was_made(in_row):
+    def made_now():
+        return loom.block_mask(loom.causal & loom.lengths(torch.tensor(LENS)), L, L)
+
+    def attends_in_row(blocks):
+        return packing_of(inputs(), None, blocks, in_row=packed_form).mask is not None
+
+    blocks = made_now()
+    assert attends_in_row(blocks)
+    assert attends_in_row(loom.blocks.to_device(blocks, "cpu"))
+    blocks.kv_num_blocks.zero_()  # now it hides all
+    assert not attends_in_row(blocks)
+    blocks = made_now()
+    blocks.kv_indices = blocks.kv_indices.clone()
+    assert not attends_in_row(blocks)
+    blocks = made_now()
+    blocks.mask_mod = loom.causal & loom.lengths(torch.tensor(LENS))
+    assert not attends_in_row(blocks)
+    assert not attends_in_row(copy.copy(made_now()))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"dropout": 0.5, "dropout_seed": 3},
+        {"score_mod": loom.scores.alibi(4)},
+        {"need_weights": True},
+        {"backend": "sdpa"},
+    ],
+)
+def test_options_that_keep_attention_over_the_batch(in_row, monkeypatch, call):
+    seen = []
+    monkeypatch.setattr(
+        multihead, "attend", lambda q, *rest, **how: seen.append(q.shape) or loom.attend(q, *rest, **how)
+    )
+    made()(inputs(), loom.causal & loom.lengths(LENS), **call)
+    assert seen == [(B, 4, L, 6)]
+
+
+def test_rows_of_close_totals_have_one_size(in_row):
+    sizes = {
+        packing_of(inputs(), None, loom.causal & loom.lengths([last, 5, 3]), in_row=packed_form).queries.places.shape[0]
+        for last in range(8)
+    }
+    assert sizes == {12, 16}
+
+
+def test_no_gradient_and_no_value_of_padding_comes_through_the_row(in_row):
+    module, x = made(bias=True), inputs()
+    mask = loom.causal & loom.lengths(LENS)
+    expected = module(x, mask)
+    x = torch.where(loom.batches.pads_from_lengths(torch.tensor(LENS), L)[..., None], torch.nan, x).requires_grad_()
+    found = module(x, mask, clean_padding=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    gradient = torch.where(torch.isnan(x.detach()[..., :1]), torch.nan, 1.0).expand_as(found.out)
+    found.out.backward(gradient)
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("options", MODULES)
@@ -221,6 +336,8 @@ def test_the_rule():
     assert not pays(0, 2, 512, cpu)
     assert not pays(700, 2, 512, gpu)  # taking rows costs a GPU more
     assert pays(600, 2, 512, gpu)
+    assert pays(832, 2, 512, gpu, in_row=True)
+    assert not pays(833, 2, 512, gpu, in_row=True)  # rows of the batch begin with a tile, documents of a row do not
     assert is_large((8, 64, 3), cpu)
     assert not is_large((7, 64, 3000), cpu)
     assert is_large((8, 4096, 2048), gpu)

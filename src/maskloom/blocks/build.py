@@ -15,7 +15,7 @@ from maskloom.blocks.construct import Recipe, built_like, recipe_of
 from maskloom.blocks.grid import Wanted, checked_sizes
 from maskloom.blocks.traced import TORCH_TAKES, traced
 from maskloom.core import captures
-from maskloom.core.block_masks import with_write_order
+from maskloom.core.block_masks import made_of_mask, with_write_order
 from maskloom.core.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
@@ -116,7 +116,8 @@ def _built(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, exa
     def anew() -> Recipe:
         return recipe_of(simplified(mask), wanted, device, exact=exact)
 
-    return built_like(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew().build()
+    built = built_like(mask, (wanted, device, exact), anew) if wanted.is_of_ints else anew().build()
+    return made_of_mask(built)
 
 
 def create_block_mask(
@@ -165,7 +166,7 @@ def create_block_mask(
             mask_mod, wanted, device, separate_full_blocks=separate_full_blocks,
             compute_dq_write_order=compute_dq_write_order, dq_kv_order=dq_kv_order,
         )  # fmt: skip
-    built = recipe_of(mask_mod, wanted, device, separate_full_blocks=separate_full_blocks).build()
+    built = made_of_mask(recipe_of(mask_mod, wanted, device, separate_full_blocks=separate_full_blocks).build())
     return with_write_order(built, dq_kv_order) if compute_dq_write_order else built
 
 

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.core import captures
-from maskloom.core.block_masks import checked_block_mask, with_write_order
+from maskloom.core.block_masks import checked_block_mask, made_of_mask, says_its_mask, with_write_order
 from maskloom.core.cache import LRU
 from maskloom.core.checks import as_int, count
 from maskloom.core.forks import fork_safe_lock
@@ -57,7 +57,7 @@ def _changed(block_mask: BlockMask, change: Callable[[Tensor], Tensor]) -> Block
         if isinstance(value, Tensor):
             setattr(changed, name, change(value))
     changed.mask_mod = captures.copied(block_mask.mask_mod, change)
-    return changed
+    return made_of_mask(changed) if says_its_mask(block_mask) else changed
 
 
 def updatable(block_mask: BlockMask) -> BlockMask:

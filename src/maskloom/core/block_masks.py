@@ -1,12 +1,13 @@
 """torch's BlockMask as a container of parts; the set of parts differs between torch versions."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.core.weak_table import IdentityTable
 from maskloom.core.words import brief
 
 _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more of them
@@ -56,3 +57,35 @@ def checked_block_mask(value: object) -> BlockMask:
             f"a BlockMask, as block_mask(mask, q_len, kv_len) builds one; got {type(value).__name__}: {brief(value)}"
         )
     return value
+
+
+class _Made(NamedTuple):
+    """What a BlockMask held when its tables were made of its mask_mod; and how often the tables had been written into."""
+
+    mask_mod: object
+    tables: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+
+_made: IdentityTable[_Made] = IdentityTable()
+
+
+def made_of_mask(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask itself, of which is noted that its tables say the same as its mask_mod."""
+    tables = _tables_of(block_mask)
+    if not any(map(Tensor.is_inference, tables)):  # in which no writes are counted
+        _made.put(block_mask, _Made(block_mask.mask_mod, tables, tuple([table._version for table in tables])))
+    return block_mask
+
+
+def says_its_mask(block_mask: BlockMask) -> bool:
+    """Whether its tables are known to say the same as its mask_mod: it was made so, and nobody changed it."""
+    made, tables = _made.get(block_mask), _tables_of(block_mask)
+    if made is None or made.mask_mod is not block_mask.mask_mod or len(tables) != len(made.tables):
+        return False
+    same = all(table is other for table, other in zip(tables, made.tables, strict=True))
+    return same and made.versions == tuple([table._version for table in tables])
+
+
+def _tables_of(block_mask: BlockMask) -> tuple[Tensor, ...]:
+    return tuple([table for table in map(vars(block_mask).get, TABLES) if table is not None])

@@ -1,6 +1,6 @@
 """Multi-head attention under any mask; values in padded positions cannot affect real positions."""
 
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from maskloom.attention.checks import placed_beside
 from maskloom.attention.weights import attention_weights
 from maskloom.attention.zeros import zeros_backward
 from maskloom.core.words import what_it_is
+from maskloom.masks.packed_form import packed_form
 from maskloom.nn.cache import KVCache
 from maskloom.nn.call import AttendOptions, MultiheadOutput, MultiheadOutputWithWeights, check_options
 from maskloom.nn.hidden import Hidden, hidden_by_mask, moved
 from maskloom.nn.inputs import check_entries, check_need_weights, check_placing, checked_context
-from maskloom.nn.packing import NOT_PACKED, Packing, heads_in_batch, packing_of
+from maskloom.nn.packing import IN_ROW, NOT_PACKED, Packing, heads_in_batch, packing_of
 from maskloom.nn.projections import Positions, ProjectedHeads
 from maskloom.nn.rotary import Rotary
 from maskloom.nn.shared_sequence import SharedSequence, check_goes_with_plan, multihead_by_plan
@@ -191,28 +192,29 @@ class MultiheadFlexAttention(ProjectedHeads):
         packing = NOT_PACKED
         if coming is None:
             hidden = hidden_by_mask(x, context, block_mask, self.n_heads, options)
-            packing = packing_of(
-                x, context, block_mask if isinstance(block_mask, Tensor) else moved(block_mask, options)
-            )
+            placed = block_mask if isinstance(block_mask, Tensor) else moved(block_mask, options)
+            in_row = not need_weights and _may_attend_in_row(x, self._with_own(options))
+            packing = packing_of(x, context, placed, in_row=packed_form if in_row else None)
         else:
             hidden = Hidden((coming.positions < 0)[..., None] if coming.is_padded else None)
-        queries, new_keys, new_values, rows = self._projected_of(
-            x, context, hidden, packing, positions, coming, options
-        )
-        keys, values, mask, passed = new_keys, new_values, block_mask, options
+        made = self._projected_of(x, context, hidden, packing, positions, coming, options)
+        (queries, keys, values), mask, passed = made.heads, block_mask, options
         if cache is not None:
-            keys, values, mask, passed = _cached(cache, coming, new_keys, new_values, block_mask, options)
+            keys, values, mask, passed = _cached(cache, coming, keys, values, block_mask, options)
         elif packing.is_whole:
             passed = {**options, "clean_padding": False}  # what is packed is clean
+        if packing.mask is not None:
+            mask = packing.mask
         passed = self._with_own(passed)
-        out = self.combined(attend(queries, keys, values, mask, **passed), rows, packing.queries)
+        attended = attend(queries, keys, values, mask, **passed)
+        out = self.combined(attended, made.x, packing.queries, in_row=packing.mask is not None)
         if hidden.x is not None and options.get("clean_padding"):
             out = zeros_backward(out, hidden.x)
         if not need_weights:
-            return MultiheadOutput(out, queries, new_keys)
+            return MultiheadOutput(out, made.queries, made.keys)
         weights = _weights(queries, keys, mask, passed)
         return MultiheadOutputWithWeights(
-            out, queries, new_keys, weights.mean(1) if need_weights == "mean" else weights
+            out, made.queries, made.keys, weights.mean(1) if need_weights == "mean" else weights
         )
 
     def _projected_of(
@@ -224,16 +226,20 @@ class MultiheadFlexAttention(ProjectedHeads):
         positions: Positions | None,
         coming: Upcoming | None,
         options: AttendOptions,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the whole batch, and x as they were made of it: packed, or with zeros at padding."""
+    ) -> "_Projected":
         q_shape = x.shape[0], x.shape[1]
         kv_shape = q_shape if context is None else (context.shape[0], context.shape[1])
         angles = self.angles_of_both(q_shape, kv_shape, positions, coming, options.get("q_offset"), x.device)
         x, context = hidden.cleaned(x, context, packing)
         queries, keys, values = self.projected(x, context)
-        queries = self.turned(queries, angles[0], packing.queries, fills=self.fills("queries"))
-        keys = self.turned(keys, angles[1], packing.keys, fills=self.fills("keys"))
-        return queries, keys, values if packing.keys is None else heads_in_batch(values, packing.keys), x
+        q_heads, k_heads = self.turned(queries, angles[0], packing.queries), self.turned(keys, angles[1], packing.keys)
+        queries = self.turned_in_batch(queries, q_heads, angles[0], packing.queries, fills=self.fills("queries"))
+        keys = self.turned_in_batch(keys, k_heads, angles[1], packing.keys, fills=self.fills("keys"))
+        if packing.mask is not None:
+            return _Projected(queries, keys, (q_heads, k_heads, values), x)
+        if packing.keys is not None:
+            values = heads_in_batch(values, packing.keys)
+        return _Projected(queries, keys, (queries, keys, values), x)
 
     def _with_own(self, options: AttendOptions) -> AttendOptions:
         """The options, with the module's own sinks, softcap and dropout."""
@@ -246,6 +252,31 @@ class MultiheadFlexAttention(ProjectedHeads):
             given = options.get("score_mod")
             own["score_mod"] = self.softcap if given is None else compose(self.softcap, given)
         return own
+
+
+def _may_attend_in_row(x: Tensor, options: AttendOptions) -> bool:
+    """Whether attention with these options is the same over the packed row, and fast, if the mask is."""
+    if torch.compiler.is_dynamo_compiling() or x.dtype not in IN_ROW.get(x.device.type, ()):
+        return False
+    by_places = options.get("dropout") or any(
+        options.get(name) is not None for name in ("score_mod", "q_offset", "h_offset")
+    )
+    return not by_places and options.get("backend", "auto") in ("auto", "flash", "triton")
+
+
+class _Projected(NamedTuple):
+    """What the projections make.
+
+    Attributes:
+        queries, keys: of the whole batch.
+        heads: the queries, keys and values that attention gets: these, or those of the packed row.
+        x: what they were made of: packed, or with zeros at padding.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    heads: tuple[Tensor, Tensor, Tensor]
+    x: Tensor
 
 
 def _cached(

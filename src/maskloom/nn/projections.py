@@ -132,20 +132,25 @@ class ProjectedHeads(nn.Module):
             return q_angles, q_angles
         return q_angles, rotary.angles(kv_at, kv_shape, device, length=length)
 
-    def turned(self, heads: Tensor, angles: Angles | None, tokens: Tokens | None, *, fills: bool) -> Tensor:
-        """Queries or keys (B, n, L, d_head), turned where there is a rotary.
+    def turned(self, heads: Tensor, angles: Angles | None, tokens: Tokens | None) -> Tensor:
+        """Queries or keys, turned where there is a rotary: (B, n, L, d_head), or (1, n, R, d_head) of packed ``tokens``."""
+        if self.rotary is None or angles is None:
+            return heads
+        return self.rotary.turned(heads, angles if tokens is None else Angles(*map(tokens.of_table, angles)))
+
+    def turned_in_batch(
+        self, heads: Tensor, turned: Tensor, angles: Angles | None, tokens: Tokens | None, *, fills: bool
+    ) -> Tensor:
+        """The `turned` queries or keys of the whole batch, (B, n, L, d_head).
 
         Args:
-            heads: the same, or (1, n, T + 1, d_head) of packed ``tokens``.
+            heads: before they were turned.
             fills: whether the projection makes something of padding, which is 0: it has a bias.
         """
         if tokens is None:
-            return heads if self.rotary is None or angles is None else self.rotary.turned(heads, angles)
-        if self.rotary is None or angles is None:
-            return heads_in_batch(heads, tokens, fills=fills)
-        turned = self.rotary.turned(heads, Angles(*map(tokens.of_table, angles)))
-        if not fills:
-            return heads_in_batch(turned, tokens)
+            return turned
+        if not fills or self.rotary is None or angles is None:
+            return heads_in_batch(turned, tokens, fills=fills)
         padding = heads[:, :, -1:].expand(tokens.shape[0], -1, tokens.shape[1], -1)
         return heads_in_batch(turned, tokens, fills=self.rotary.turned(padding, angles))
 
@@ -155,14 +160,14 @@ class ProjectedHeads(nn.Module):
             return may_fill(self.in_proj)
         return may_fill(self.q_proj if side == "queries" else self.kv_proj)
 
-    def combined(self, attended: Tensor, x: Tensor, tokens: Tokens | None = None) -> Tensor:
-        """The output (B, L, d_out) of the heads' attention (B, H, L, d_head).
+    def combined(self, attended: Tensor, x: Tensor, tokens: Tokens | None = None, *, in_row: bool = False) -> Tensor:
+        """The output (B, L, d_out) of the heads' attention (B, H, L, d_head), or (1, H, R, d_head) if it was ``in_row``.
 
         Args:
-            x: what the gate reads, (B, L, d_in), or (1, T + 1, d_in) of packed ``tokens``.
+            x: what the gate reads, (B, L, d_in), or (1, R, d_in) of packed ``tokens``.
         """
         heads = attended.transpose(1, 2)
-        heads = (heads if tokens is None else tokens.taken(heads)).flatten(2)
+        heads = (heads if tokens is None or in_row else tokens.taken(heads)).flatten(2)
         if self.gate_proj is not None:
             heads = heads * torch.sigmoid(self.gate_proj(x))
         out = self.out_proj(heads)

@@ -1,7 +1,7 @@
 """Rows of real tokens taken out of a padded batch, and put back: each is the other's gradient.
 
-Behind the T rows of tokens comes one more that stands for padding. What a layer makes of it is what it makes of padding. No row
-is added to another by atomics, as torch's own gradient of index_select does: each token has its own place.
+Behind the T rows of tokens comes one that stands for padding, and others like it that nobody reads. What a layer makes of it is what
+it makes of padding. No row is added to another by atomics, as torch's own gradient of index_select does: each token has its own place.
 """
 
 from typing import Any
@@ -12,78 +12,78 @@ from torch import Tensor
 from maskloom.batches.rows import scattered
 
 
-def taken(batch: Tensor, places: Tensor, sources: Tensor) -> Tensor:
-    """The tokens of a batch, and one row of zeros, (T + 1, ...).
+def taken(batch: Tensor, places: Tensor, sources: Tensor, tokens: int) -> Tensor:
+    """The tokens of a batch, and rows of zeros, (R, ...).
 
     Args:
         batch: (B · L, ...).
-        places: int64 (T + 1,), the place of each token; the last is any place.
+        places: int64 (R,), the place of each token, and R - T times, at least once, any place.
         sources: int64 (B · L,), the token at each place; T at padding.
+        tokens: T.
     """
-    return _Taken.apply(batch, places, sources, False)
+    return _Taken.apply(batch, places, sources, tokens, False)
 
 
-def put_back(rows: Tensor, places: Tensor, sources: Tensor, *, fills: bool) -> Tensor:
-    """The batch (B · L, ...) of rows (T + 1, ...): tokens at their places, elsewhere the last row.
+def put_back(rows: Tensor, places: Tensor, sources: Tensor, tokens: int, *, fills: bool) -> Tensor:
+    """The batch (B · L, ...) of rows (R, ...): tokens at their places, elsewhere row T.
 
     Args:
-        fills: whether the last row has a gradient. Without, it is that of zeros, or nobody sees it.
+        fills: whether row T has a gradient. Without, it is that of zeros, or nobody sees it.
     """
-    return _PutBack.apply(rows, places, sources, fills)
+    return _PutBack.apply(rows, places, sources, tokens, fills)
 
 
 class _Taken(torch.autograd.Function):
-    """`taken`; with ``sums`` the last row is the sum of all others of the batch."""
+    """`taken`; with ``sums`` row T is the sum of all others of the batch."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor, places: Tensor, sources: Tensor, sums: bool) -> Tensor:
+    def forward(ctx: Any, batch: Tensor, places: Tensor, sources: Tensor, tokens: int, sums: bool) -> Tensor:
         ctx.save_for_backward(places, sources)
-        ctx.sums = sums
-        return _rows(batch, places, sources, sums)
+        ctx.tokens, ctx.sums = tokens, sums
+        rows = batch.index_select(0, places)
+        rows[tokens:] = 0
+        if sums:
+            rows[tokens] = _sum_elsewhere(batch, sources, tokens)
+        return rows
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         if ctx.sums:
-            back = _PutBack.apply(gradient, *ctx.saved_tensors, True)
+            back = _PutBack.apply(gradient, *ctx.saved_tensors, ctx.tokens, True)
         else:
-            back = _Scattered.apply(gradient, *ctx.saved_tensors)
-        return back, None, None, None
+            back = _Scattered.apply(gradient, *ctx.saved_tensors, ctx.tokens)
+        return back, None, None, None, None
 
 
 class _PutBack(torch.autograd.Function):
     """`put_back`."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor, fills: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor, tokens: int, fills: bool) -> Tensor:
         ctx.save_for_backward(places, sources)
-        ctx.fills = fills
+        ctx.tokens, ctx.fills = tokens, fills
         return rows.index_select(0, sources)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Taken.apply(gradient, *ctx.saved_tensors, ctx.fills), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _Taken.apply(gradient, *ctx.saved_tensors, ctx.tokens, ctx.fills), None, None, None, None
 
 
 class _Scattered(torch.autograd.Function):
-    """The batch of rows (T + 1, ...): tokens at their places, elsewhere zeros."""
+    """The batch of rows (R, ...): tokens at their places, elsewhere zeros."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, places: Tensor, sources: Tensor, tokens: int) -> Tensor:
         ctx.save_for_backward(places, sources)
+        ctx.tokens = tokens
         if torch.compiler.is_dynamo_compiling():  # which makes one kernel of this, and of what reads it
-            padding = (sources == len(rows) - 1).view(-1, *[1] * (rows.ndim - 1))
+            padding = (sources == tokens).view(-1, *[1] * (rows.ndim - 1))
             return rows.index_select(0, sources).masked_fill(padding, 0)
-        return scattered(rows[:-1], places[:-1], sources.shape[0])
+        return scattered(rows[:tokens], places[:tokens], sources.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Taken.apply(gradient, *ctx.saved_tensors, False), None, None
-
-
-def _rows(batch: Tensor, places: Tensor, sources: Tensor, sums: bool) -> Tensor:
-    rows = batch.index_select(0, places)
-    rows[-1] = _sum_elsewhere(batch, sources, len(rows) - 1) if sums else 0
-    return rows
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Taken.apply(gradient, *ctx.saved_tensors, ctx.tokens, False), None, None, None
 
 
 def _sum_elsewhere(batch: Tensor, sources: Tensor, tokens: int) -> Tensor:
