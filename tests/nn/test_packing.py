@@ -166,6 +166,18 @@ def test_a_block_mask_counts_only_as_it_was_made(in_row):
     assert not attends_in_row(copy.copy(made_now()))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_attention_over_the_row_of_a_block_mask_that_a_worker_made(in_row, workers):
+    sequences = [torch.arange(length) for length in (7, 3, 9)]
+    loader = torch.utils.data.DataLoader(
+        sequences, 3, collate_fn=loom.batches.Collator(loom.causal), num_workers=workers
+    )
+    (batch,) = loader
+    x = torch.randn(*batch.inputs.shape, D, dtype=torch.float64)
+    found = packing_of(x, None, batch.to("cpu").blocks, in_row=packed_form)
+    assert found.mask is not None and found.queries.total == 19
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -305,8 +317,8 @@ def test_all_layers_share_what_is_made_of_a_mask(always):
 @pytest.mark.parametrize(("packed", "side"), [(False, "right"), (False, "left"), (True, "right")])
 def test_what_a_collator_makes_is_counted(monkeypatch, packed, side):
     collate = loom.batches.Collator(loom.causal, packed=packed, side=side, length=13)
-    batch = collate([torch.arange(length) for length in (7, 2, 12)])
-    batch = pickle.loads(pickle.dumps(batch))  # as a worker sends it
+    sequences = [torch.arange(length) for length in (7, 2, 12)]
+    (batch,) = torch.utils.data.DataLoader(sequences, 3, collate_fn=collate, num_workers=1)
     monkeypatch.setitem(packing.LEAST, "cpu", 1)
     x = torch.randn(*batch.inputs.shape, D)
     for mask in (batch.mask, batch.blocks):

@@ -4,21 +4,37 @@ A BlockMask means: every element of its full tiles, and the elements of its part
 Neither the tables nor mask_mod alone are the mask.
 """
 
+import copyreg
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.core.block_masks import made_of_mask, says_its_mask
 from maskloom.core.pickling import reduced
 from maskloom.core.symbols import ceil_div
 
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
 
-ForkingPickler.register(BlockMask, reduced)  # a DataLoader worker reports what cannot be pickled, wherever it was built
+def _reduced(block_mask: BlockMask) -> Any:
+    """What is sent: a DataLoader worker reports what cannot be pickled, wherever it was built."""
+    found = reduced(block_mask)
+    if found[0] is not copyreg.__newobj__ or not says_its_mask(block_mask):  # type: ignore[attr-defined] # typeshed has it not
+        return found
+    return _received, found[1:3]
+
+
+def _received(made: tuple[type[BlockMask]], state: dict[str, Any]) -> BlockMask:
+    block_mask = BlockMask.__new__(*made)
+    vars(block_mask).update(state)
+    return made_of_mask(block_mask)
+
+
+ForkingPickler.register(BlockMask, _reduced)
 
 
 _ALL = slice(None)

@@ -49,7 +49,10 @@ class HostCount(Remark):
 
     def _now(self) -> list[tuple[int, int]]:
         """What a write into the tables changes, and what changes where another takes the place of one."""
-        return [_state_of(table) for table in (self._source, self._table) if table is not None]
+        return [_state_of(table) for table in self._tables()]
+
+    def _tables(self) -> list[Tensor]:
+        return [table for table in (self._source, self._table) if table is not None]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HostCount)
@@ -58,7 +61,7 @@ class HostCount(Remark):
         return hash(HostCount)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None or self._states != self._now():
+        if self._source is None or not all(map(_was_only_shared, self._states, self._now(), self._tables())):
             return HostCount, ()
         return HostCount, (self._source, self.total, self.longest, self._table)
 
@@ -66,6 +69,11 @@ class HostCount(Remark):
 def _state_of(table: Tensor) -> tuple[int, int]:
     """What a write into a table changes, and what ``torch.utils.swap_tensors`` changes."""
     return table._version, table.data_ptr()
+
+
+def _was_only_shared(before: tuple[int, int], now: tuple[int, int], table: Tensor) -> bool:
+    """Whether a table is as before, or its memory became shared: so a DataLoader worker sends it, before this count."""
+    return before == now or (before[0] == now[0] and table.is_shared())
 
 
 _nothing = HostCount()
