@@ -190,7 +190,7 @@ def _in_row(
 
 
 _STEP = 128
-_MOST_SIZES = 64
+_MOST_SIZES = 256
 """Packed rows have a multiple of so many positions, and of one input at most so many sizes: what was recorded for one batch serves others."""
 
 

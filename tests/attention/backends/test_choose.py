@@ -207,6 +207,25 @@ PACKED = loom.documents(offsets=[0, 5, L]) & loom.causal
 CLOSURE = loom.as_mask(lambda b, h, q_idx, kv_idx: torch.div(q_idx, 3, rounding_mode="floor") >= kv_idx)
 
 
+@pytest.mark.parametrize(
+    ("shape", "mask", "by_flash"),
+    [
+        ((4, 16, 4096, 64), loom.causal & loom.lengths([4096] * 4), True),  # 2^36
+        ((4, 16, 4096, 64), loom.window(back=100), True),
+        ((4, 16, 4096, 32), loom.causal & loom.lengths([4096] * 4), False),
+        ((16, 16, 2048, 64), loom.causal & loom.lengths([2048] * 16), False),  # 2^36 of short rows
+        ((32, 16, 2048, 64), loom.causal & loom.lengths([2048] * 32), True),  # 2^37
+        ((1, 16, 8192, 64), loom.causal & loom.documents(offsets=[0, 5000, 8192]), False),
+        ((1, 16, 8192, 128), loom.causal & loom.documents(offsets=[0, 5000, 8192]), True),
+    ],
+)
+def test_auto_takes_flash_where_there_is_much_to_do(gpu, shape, mask, by_flash):
+    batch, heads, length, head_dim = shape
+    tensors = [torch.zeros(1, dtype=torch.bfloat16).expand(batch, heads, length, head_dim)] * 3
+    request = Request(*tensors, mask, None, None, False, False, None, None, None)
+    assert (choose.choose(request, "auto").backend.name == "flash") == by_flash
+
+
 def test_auto_on_a_gpu(gpu, monkeypatch):
     for module in (choose, flash, sdpa):
         monkeypatch.setattr(module, "SHORT", L - 1)

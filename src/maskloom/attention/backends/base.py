@@ -127,6 +127,10 @@ SHORT = 128  # queries up to which Triton's kernel was faster than FLASH, whatev
 LITTLE = 1 << 37
 """B × H × Q × K × D below which a step on Triton's kernel was faster than on FLASH, whose launch takes the host longer (H200)."""
 
+LONG = 4096
+"""Queries from which on FLASH is taken from half of `LITTLE` on, unless documents hide most: a model of such rows has so much other work for
+the GPU that the host is ahead, and FLASH saved 5 % of its step."""
+
 
 _FEW_TILES = 1024
 _FEW_IN_A_ROW = 8

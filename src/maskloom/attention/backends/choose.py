@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch.autograd import forward_ad
 
-from maskloom.attention.backends.base import HALF, LITTLE, SHORT, Backend, BackendName, check_name
+from maskloom.attention.backends.base import HALF, LITTLE, LONG, SHORT, Backend, BackendName, check_name
 from maskloom.attention.backends.decode import Decode, is_few
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
@@ -24,7 +24,8 @@ from maskloom.attention.request import Request
 from maskloom.attention.sliced.backend import Sliced
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
-from maskloom.masks.algebra import Everything
+from maskloom.masks.algebra import And, Everything
+from maskloom.masks.patterns.packed.segments import FromDocumentStart, Segmented
 from maskloom.masks.patterns.relative import Causal
 
 BACKENDS: dict[BackendName, Backend] = {
@@ -107,7 +108,15 @@ def _order(request: Request) -> tuple[BackendName, ...]:
 
 def _is_little(request: Request) -> bool:
     batch, heads, q_len, kv_len = request.sizes
-    return known(batch * heads * q_len * kv_len * request.query.shape[3] < LITTLE)
+    work = batch * heads * q_len * kv_len * request.query.shape[3]
+    return known(work < LITTLE // 2) or (known(work < LITTLE) and (known(q_len < LONG) or _has_documents(request)))
+
+
+def _has_documents(request: Request) -> bool:
+    """Whether queries see keys of their own document alone, which are few."""
+    mask = request.mask_mod
+    parts = mask.parts if isinstance(mask, And) else (mask,)
+    return any(isinstance(part, (Segmented, FromDocumentStart)) for part in parts)
 
 
 def _by_options(request: Request) -> BackendName | None:
