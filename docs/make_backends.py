@@ -268,8 +268,23 @@ def flash_limits() -> str:
     return table(lines)
 
 
+def flash_or_triton() -> str:
+    """A forward and backward by each, from little work to much."""
+    rows = {
+        (row["mask"], row["work"], row["batch"], row["length"], row["head_dim"], row["backend"]): row
+        for row in rows_of("flash_or_triton")
+    }
+    lines = ["mask | rows | head dim | B·H·Q·K·D | triton, alone | its GPU time | flash, alone | its GPU time"]
+    for mask, work, batch, length, head_dim in dict.fromkeys(key[:-1] for key in rows):
+        both = [rows[mask, work, batch, length, head_dim, name] for name in ("triton", "flash")]
+        times = [f"{float(row[name]):.2f}" for row in both for name in ("ms", "gpu_ms")]
+        lines.append(f"`{mask}` | {batch} × {length} | {head_dim} | 2^{float(work):.0f} | " + " | ".join(times))
+    return table(lines)
+
+
 NOTES = {
     "cpu_scores": cpu_scores,
+    "flash_or_triton": flash_or_triton,
     "flash_limits": flash_limits,
     "decoding": decoding,
     "tried": tried,

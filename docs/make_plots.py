@@ -146,7 +146,8 @@ def padding_plot(rows: list[Row]) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, kind in zip(panels, kinds, strict=False):
         _padding_panel(axes, [row for row in rows if (row["mode"], row["width"], row["batch"], row["length"]) == kind])
-        axes.set_title(f"{kind[0]}, width {kind[1]}, {kind[2]} × {kind[3]}", fontsize=9)
+        clock = "" if any(row["row_of_full"] for row in rows if row["mode"] == kind[0]) else ", GPU alone"
+        axes.set_title(f"{kind[0]}{clock}, width {kind[1]}, {kind[2]} × {kind[3]}", fontsize=9)
     for axes in panels[len(kinds) :]:
         axes.remove()
     for axes in panels[max(0, len(kinds) - columns) : len(kinds)]:
@@ -163,7 +164,11 @@ def padding_plot(rows: list[Row]) -> Figure:
 
 def _padding_panel(axes: Axes, rows: list[Row]) -> None:
     for contender, (label, style, colour) in PACKING.items():
-        found = sorted((float(row["real"]), float(row["of_full"])) for row in rows if row["contender"] == contender)
+        found = sorted(
+            (float(row["real"]), float(row["row_of_full"] or row["gpu_of_full"]))
+            for row in rows
+            if row["contender"] == contender
+        )
         points = zip(*found, strict=True) if found else ([], [])
         axes.plot(*points, style, color=colour, markersize=4, label=label)
     axes.plot([0.3, 1], [0.35, 1.05], color="0.6", linewidth=1, label="the share that is real + 0.05")

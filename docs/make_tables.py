@@ -59,7 +59,8 @@ def packing() -> str:
 
 
 def padding_module() -> str:
-    """The module's time over that of a full batch by the share that is real, and its plot; nothing before it is measured."""
+    """The module's time over that of a full batch by the share that is real, in brackets the GPU's own, and its plot; nothing before it
+    is measured."""
     rows = rows_of("padding_module")
     if not rows:
         return ""
@@ -71,12 +72,18 @@ def padding_module() -> str:
         width, batch, length, mode, contender = kind
         if contender == "full":
             continue
-        found = {row["share"]: row["of_full"] for row in rows if kind == tuple(row[name] for name in _PADDING_KIND)}
+        found = {row["share"]: row for row in rows if kind == tuple(row[name] for name in _PADDING_KIND)}
         words = make_plots.PACKING[contender][0]
-        cells = [make_plots._cell(found.get(share, "")) for share in shares]
+        cells = [_of_full(found.get(share)) for share in shares]
         lines.append(" | ".join([f"{width}, {batch} × {length}, {mode}", words, *cells]))
     picture = "![Time of the module against the share of positions that is real](pictures/padding_module.png)"
     return f"{picture}\n\n{table(lines)}"
+
+
+def _of_full(row: make_plots.Row | None) -> str:
+    if row is None:
+        return "–"
+    return f"{make_plots._cell(row['row_of_full'])} ({make_plots._cell(row['gpu_of_full'])})"
 
 
 _PADDING_KIND = ("width", "batch", "length", "mode", "contender")

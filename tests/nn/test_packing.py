@@ -348,8 +348,9 @@ def test_the_rule():
     assert not pays(0, 2, 512, cpu)
     assert not pays(700, 2, 512, gpu)  # taking rows costs a GPU more
     assert pays(600, 2, 512, gpu)
-    assert pays(832, 2, 512, gpu, in_row=True)
-    assert not pays(833, 2, 512, gpu, in_row=True)  # rows of the batch begin with a tile, documents of a row do not
+    assert pays(3328, 2, 2048, gpu, in_row=True)
+    assert not pays(3329, 2, 2048, gpu, in_row=True)
+    assert pays(2048, 2, 1024, gpu, in_row=True)  # short rows are slow, and one long row is not
     assert is_large((8, 64, 3), cpu)
     assert not is_large((7, 64, 3000), cpu)
     assert is_large((8, 4096, 2048), gpu)

@@ -32,7 +32,10 @@ torch.compile too (benchmarks/results/padding_module.csv)."""
 
 _MOST_REAL = {"cpu": 15 / 16}
 _MOST_REAL_ELSEWHERE = 5 / 8  # benchmarks/results/padding_module_rule.csv: at 1/2 the GPU takes less time, at 3/4 more
-_MOST_REAL_IN_ROW = 13 / 16  # where attention works on tokens too
+_MOST_REAL_IN_ROW = (
+    13 / 16
+)  # where attention works on tokens too: of long rows that are nearly full, it skips as much in the batch
+_SHORT = 1024  # positions of rows that are packed for attention whatever is real: FLASH then runs, which is slow in short rows
 
 IN_ROW: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16, torch.float32)}
 """Devices and dtypes of which attention may work on the packed row: kernels that skip what one document hides from another."""
@@ -122,7 +125,9 @@ def is_large(shape: tuple[int, ...], device: torch.device) -> bool:
 
 def pays(total: int, batch: int, length: int, device: torch.device, *, in_row: bool = False) -> bool:
     """Whether packing so many tokens of a batch that is large saves more than it costs; ``in_row`` with attention."""
-    most = _MOST_REAL_IN_ROW if in_row else _MOST_REAL.get(device.type, _MOST_REAL_ELSEWHERE)
+    most = _MOST_REAL.get(device.type, _MOST_REAL_ELSEWHERE)
+    if in_row:
+        most = 1.0 if length <= _SHORT else _MOST_REAL_IN_ROW
     return 0 < total <= most * batch * length
 
 

@@ -129,7 +129,7 @@ LITTLE = 1 << 37
 
 LONG = 4096
 """Queries from which on FLASH is taken from half of `LITTLE` on, unless documents hide most: a model of such rows has so much other work for
-the GPU that the host is ahead, and FLASH saved 5 % of its step."""
+the GPU that the host is ahead, and the GPU's own time counts, which is less."""
 
 
 _FEW_TILES = 1024
