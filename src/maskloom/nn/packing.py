@@ -32,10 +32,11 @@ torch.compile too (benchmarks/results/padding_module.csv)."""
 
 _MOST_REAL = {"cpu": 15 / 16}
 _MOST_REAL_ELSEWHERE = 5 / 8  # benchmarks/results/padding_module_rule.csv: at 1/2 the GPU takes less time, at 3/4 more
-_MOST_REAL_IN_ROW = (
-    13 / 16
-)  # where attention works on tokens too: of long rows that are nearly full, it skips as much in the batch
-_SHORT = 1024  # positions of rows that are packed for attention whatever is real: FLASH then runs, which is slow in short rows
+_MOST_REAL_IN_ROW = 13 / 16
+"""The same where attention works on tokens too: of rows that are nearly full it skips as much in the batch."""
+
+_SHORT = 1024
+"""Positions of rows that are packed for attention whatever is real: FLASH runs for one long row, and is slow in short ones."""
 
 IN_ROW: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16, torch.float32)}
 """Devices and dtypes of which attention may work on the packed row: kernels that skip what one document hides from another."""
