@@ -5,8 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskloom as loom
-from maskloom.blocks import construct
-from maskloom.blocks.replay import cached, recorder
+from maskloom.blocks.replay import cached, kinds, recorder
 from maskloom.core import captures
 from maskloom.core.block_masks import TABLES
 from maskloom.core.cache import LRU
@@ -27,7 +26,7 @@ MASKS = {
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
     """Nothing is known of any kind; torch runs the operations, as on a GPU."""
-    monkeypatch.setattr(construct, "_kinds", LRU(256))
+    monkeypatch.setattr(kinds, "_kinds", LRU(256))
     monkeypatch.setattr(cached, "_plans", LRU(256))
     monkeypatch.setattr(recorder, "on_arrays", lambda calls, values: None)
 
@@ -79,7 +78,7 @@ MOST_LAUNCHES = {
 def test_a_later_block_mask_is_few_calls_and_few_launches(name, exact):
     build = repeated(name, exact)
     assert count_calls(build) <= MOST_CALLS[name]
-    (kind,) = [kind for kind in construct._kinds.entries().values() if not isinstance(kind, str)]
+    (kind,) = [kind for kind in kinds._kinds.entries().values() if not isinstance(kind, str)]
     found = launches(kind, captures.tensors(MASKS[name]()))
     assert len(found) <= MOST_LAUNCHES[name, exact], found
 
@@ -103,11 +102,11 @@ def test_a_kind_is_recorded_once(name, exact, block, monkeypatch):
 
 
 def test_the_bytes_of_kinds_are_bounded(monkeypatch):
-    monkeypatch.setattr(construct, "_kinds", construct.kinds_cache(most_bytes=1 << 18))
+    monkeypatch.setattr(kinds, "_kinds", kinds.kinds_cache(most_bytes=1 << 18))
     for length in range(L - 5, L):
         for _ in range(3):
             loom.block_mask(loom.causal & loom.lengths(LENS[:1] - 100), length, length, block_size=2)
-    known = [kind for kind in construct._kinds.entries().values() if not isinstance(kind, str)]
+    known = [kind for kind in kinds._kinds.entries().values() if not isinstance(kind, str)]
     assert len(known) == 1 and known[0].nbytes > 1 << 18
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.blocks.construct import Recipe, built_like, recipe_of
+from maskloom.blocks.construct import Recipe, recipe_of
 from maskloom.blocks.grid import Wanted, checked_sizes
+from maskloom.blocks.replay.kinds import built_like
 from maskloom.blocks.traced import TORCH_TAKES, traced
 from maskloom.core import captures
 from maskloom.core.block_masks import made_of_mask, with_write_order

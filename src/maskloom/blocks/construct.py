@@ -1,38 +1,27 @@
 """From a mask to its BlockMask: run it, lay the grid, classify the tiles, write the index tables.
 
-A block mask that follows from numbers alone is kept, and copied for later calls. Of one that follows from tensors, its
-`Recipe` is kept for all masks of the same structure.
+A block mask that follows from numbers alone is kept, and copied for later calls. Of one that follows from tensors, `replay.kinds` keeps
+the recipe for all masks of the same structure.
 """
 
-import math
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, noop_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.classify import classify
-from maskloom.blocks.first_sight import at_first_sight
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import of_all_tiles, to_block_mask
-from maskloom.blocks.open_tiles import decide
-from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH
-from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
-from maskloom.blocks.replay.plan import ReplayPlan
-from maskloom.blocks.replay.recorder import record_replay
 from maskloom.blocks.tile_states import SKIPPED
 from maskloom.core import captures
-from maskloom.core.block_masks import TABLES, copied_tables
+from maskloom.core.block_masks import copied_tables
 from maskloom.core.cache import LRU
-from maskloom.core.forks import computed_once
 from maskloom.core.pickling import check_can_be_sent
-from maskloom.core.templates import Template, template_of
-from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled, without_autocast
-from maskloom.masks.algebra import Mask
-from maskloom.masks.simplify import simplified, simplify
+from maskloom.core.torch_state import can_cache
 from maskloom.program.mask_program import MaskProgram, program_of
 from maskloom.program.program import MaskMod
 
@@ -68,6 +57,11 @@ class built_once:  # noqa: N801 - a context manager, written out
 
     def __exit__(self, *_: object) -> None:
         _manner.is_recorded, _manner.exact = self._before
+
+
+def is_recorded_now() -> bool:
+    """Whether what is computed for a block mask is recorded for the next one."""
+    return _manner.is_recorded
 
 
 def exact_now() -> bool:
@@ -169,196 +163,3 @@ def recipe_of(
         )
     held = mask if shifted is None else shifted
     return Recipe(program, grid_of(program.dependence, wanted), held, exact, separate_full_blocks)
-
-
-@dataclass(frozen=True)
-class RecipeOfKind:
-    """The recipe of all masks of one structure, without tensors.
-
-    Attributes:
-        derive: computes from a mask's tensors those that its simpler form holds besides; None where there are none.
-        slots: which of all these are the tensors of its program, in the order there.
-        held: the mask that the BlockMask holds.
-        is_captured: whether all of it becomes one CUDA graph, where these are allowed.
-        states: computes from a mask's tensors what `at_first_sight` gives, and what `derive` computes; None where that cannot
-            be repeated, or is not small.
-    """
-
-    derive: ReplayPlan | None
-    program: MaskProgram
-    slots: tuple[int, ...]
-    held: Template[MaskMod]
-    grid: Grid
-    exact: bool
-    separate_full_blocks: bool
-    is_captured: bool
-    visits_all: bool = False
-    states: ReplayPlan | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors that its lists of operations hold."""
-        return sum(plan.nbytes for plan in (self.derive, self.states) if plan is not None)
-
-    def build(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None = None) -> BlockMask:
-        """The BlockMask of the mask that holds these tensors, and remarks on them."""
-        if not (self.is_captured and are_allowed()):
-            return self._listed(tensors, remarks)
-        with torch.no_grad():
-            found = self._computed(tensors)
-        tables: dict[str, Any] = dict(zip(TABLES, found, strict=False))
-        held = self.held.filled((*tensors, *found[len(TABLES) :]), remarks)
-        check_can_be_sent(held)
-        return BlockMask(
-            seq_lengths=(self.grid.q_len, self.grid.kv_len),
-            BLOCK_SIZE=(self.grid.q_block, self.grid.kv_block),
-            mask_mod=held,
-            **tables,
-        )
-
-    def _listed(self, tensors: tuple[Tensor, ...], remarks: Sequence[captures.Remark] | None) -> BlockMask:
-        """The BlockMask by lists of operations."""
-        if self.states is None:
-            derived = () if self.derive is None else self.derive.run(tensors)
-            return self._recipe((*tensors, *derived), remarks).build()
-        with without_autocast(self.program.device):
-            states, *found = self.states.run(tensors)
-        undecided = [found.pop(0) for _ in range(2)] if self.exact else []  # whether there are any, and which
-        known = (*tensors, *found)
-        held = self.held.filled(known, remarks)
-        check_can_be_sent(held)
-        if undecided and undecided[0]:
-            program = self.program.of(held, [known[slot] for slot in self.slots])
-            states, _ = decide(states, undecided[1].nonzero(), program, self.grid)
-        return to_block_mask(states, held, self.grid, separate_full_blocks=self.separate_full_blocks)
-
-    def with_states(self, tensors: Sequence[Tensor]) -> "RecipeOfKind":
-        """The same, with the states of tiles recorded as one list of operations on such tensors."""
-        if self.visits_all or not 0 < math.prod(self.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
-            return self
-        if self.exact and (torch.is_inference_mode_enabled() or self.program.device.type not in ("cpu", "cuda")):
-            return self
-
-        def computed() -> Tensors:
-            derived = () if self.derive is None else self.derive.listed(tensors)
-            program = self._recipe((*tensors, *derived)).program
-            with without_autocast(program.device):
-                return *at_first_sight(program, self.grid, exact=self.exact, count=None), *derived
-
-        constants = [*self.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
-        _, plan = uncompiled(record_replay)(computed, tensors, constants, may_wait=self.exact)
-        return self if plan is None or plan.nbytes > MOST_BYTES_EACH else replace(self, states=plan)
-
-    def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
-        held = self.held.filled(tensors, remarks)
-        program = self.program.of(held, [tensors[slot] for slot in self.slots])
-        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks, self.visits_all)
-
-    @computed_once
-    def _computed(self) -> CapturedCalls:
-        """The tables, and the derived tensors, from the mask's tensors."""
-
-        def computed(*tensors: Tensor) -> tuple[Tensor, ...]:
-            derived = () if self.derive is None else self.derive.listed(tensors)
-            built = self._recipe((*tensors, *derived)).build()
-            return *[getattr(built, name) for name in TABLES], *derived
-
-        results = 0 if self.derive is None else len(self.derive.results)
-        return CapturedCalls(computed, [None] * (len(TABLES) + results))
-
-
-_MOST_TILES_OF_STATES = 1 << 18
-"""Maximum tiles whose states are computed by such a list."""
-
-_MOST_CAPTURED = 1 << 18
-"""Maximum tiles of a block mask that is built by a CUDA graph: the memory of that stays."""
-
-_MOST_COPIED = 1 << 22
-"""Maximum bytes of the tensors of its mask, which are copied each time."""
-
-
-def kinds_cache(most_bytes: int = MOST_BYTES) -> LRU[Hashable, Any]:
-    """A cache of recipes by kind, or of what holds such a recipe, and says so by its ``nbytes``; of words too."""
-    return LRU(256, most_bytes=most_bytes, nbytes=lambda known: getattr(known, "nbytes", 0))
-
-
-_kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = kinds_cache()
-
-
-def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> BlockMask:
-    """The BlockMask of ``make()``, or of the recipe that it gave for a mask of the same structure.
-
-    Args:
-        arguments: all that the recipe depends on beside the mask.
-    """
-    facts = captures.facts_of(mask)
-    if facts.may_change or not facts.is_plain or not can_cache() or not _manner.is_recorded:
-        return make().build()
-    laid = tuple([(type(held), *_place(held), raw_stream(held.device)) for held in facts.tensors])
-    key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
-    known = _kinds.get(key)
-    if isinstance(known, RecipeOfKind):
-        return known.build(facts.tensors, facts.remarks)
-    recipe = make()
-    if known is None:
-        _kinds.put(key, "second time")
-    elif known == "second time":
-        kind = kind_of(recipe, mask, facts.tensors, facts.remarks)
-        _kinds.put(key, kind or "no kind")
-        if kind is not None:  # which has recorded what the recipe would record again
-            return kind.build(facts.tensors, facts.remarks)
-    return recipe.build()
-
-
-def _place(tensor: Tensor) -> tuple[Hashable, ...]:
-    """How it lies in its memory: recorded views of it have places of their own there."""
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
-
-
-def kind_of(
-    recipe: Recipe, mask: Mask, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()
-) -> RecipeOfKind | None:
-    """The recipe without tensors; None if it holds others than these, or if masks of one structure have other programs.
-
-    Args:
-        mask: of which it is, before it was `simplified`; it holds ``tensors``, and ``remarks`` on them.
-    """
-    derived, derive = _derived(mask, tensors)
-    known = [*tensors, *derived]
-    held, places = template_of(recipe.held, known, remarks), {id(tensor): place for place, tensor in enumerate(known)}
-    slots = tuple([places.get(id(tensor), -1) for tensor in recipe.program.held])
-    if recipe.program.key is None or held is None or -1 in slots or (derived and derive is None):
-        return None
-    program, grid = recipe.program.of(noop_mask, []), recipe.grid
-    is_captured = (
-        not (recipe.exact or recipe.visits_all)  # then nothing waits, and there is something to compute
-        and recipe.separate_full_blocks
-        and program.device.type == "cuda"
-        and not torch.is_inference_mode_enabled()
-        and math.prod(grid.shape) <= _MOST_CAPTURED
-        and sum((tensor.numel() + int(tensor.storage_offset())) * tensor.itemsize for tensor in known) <= _MOST_COPIED
-        and {tensor.device for tensor in known} == {program.device}
-    )
-    made = RecipeOfKind(
-        derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured, recipe.visits_all
-    )
-    return made.with_states(tensors)
-
-
-def _derived(mask: Mask, tensors: Sequence[Tensor]) -> tuple[list[Tensor], ReplayPlan | None]:
-    """The tensors that the mask's simpler form computes, and how; no plan if that cannot be repeated."""
-    names = set(map(id, tensors))
-
-    def others(form: Mask) -> Tensors:
-        return tuple([tensor for tensor in captures.tensors(form) if id(tensor) not in names])
-
-    found = others(simplified(mask))
-    if not found:
-        return [], None
-    again, plan = uncompiled(record_replay)(lambda: others(simplify(mask)), tensors)
-    same = [_meta(tensor) for tensor in again] == [_meta(tensor) for tensor in found]
-    return list(found), plan if same else None
-
-
-def _meta(tensor: Tensor) -> Hashable:
-    return tensor.dtype, tensor.shape, tensor.stride()

@@ -13,6 +13,7 @@ from maskloom.attention.backends import base
 from maskloom.attention.plans import kinds
 from maskloom.blocks import construct, index_tables
 from maskloom.blocks.dense import dense_of
+from maskloom.blocks.replay import kinds as kinds_of_blocks
 from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
 from maskloom.core.cache import LRU
@@ -101,7 +102,7 @@ def test_tensors_that_changed_are_no_work_where_tiles_are_few(launches, known, f
     (kind,) = known.entries().values()
     assert kind.recipe.visits_all and kind.recipe.states is None and kind.recipe.derive is None
     monkeypatch.setattr(index_tables, "to_block_mask", None)
-    monkeypatch.setattr(construct, "to_block_mask", None)
+    monkeypatch.setattr(kinds_of_blocks, "to_block_mask", None)
     monkeypatch.setattr(kinds._Kind, "plan_for", None)
     for _ in range(2):
         lens.add_(1)
@@ -426,7 +427,7 @@ def test_for_batches_of_other_lengths_the_host_waits_as_for_the_first_ones(make,
             manners.append((exact, is_recorded)) or classify(*args, exact=exact, is_recorded=is_recorded, **more)
         ),
     )  # fmt: skip
-    monkeypatch.setattr(construct, "record_replay", lambda *args, **more: recorded.append(args) or ([], None))
+    monkeypatch.setattr(kinds_of_blocks, "record_replay", lambda *args, **more: recorded.append(args) or ([], None))
     for length in (600, 660, 720, 780, 840):  # of one order of magnitude
         qkv = [torch.randn(2, 500, size, 1).expand(-1, -1, -1, D).bfloat16() for size in (300, length, length)]
         manners.clear()

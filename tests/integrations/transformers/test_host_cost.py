@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from maskloom.attention.backends import compiled, decode
 from maskloom.attention.plans import kinds, steps
 from maskloom.attention.request import Request
-from maskloom.blocks import construct
+from maskloom.blocks.replay import kinds as kinds_of_blocks
 from maskloom.core.cache import LRU
 from maskloom.core.checks import readable
 from maskloom.integrations.transformers import layer_mask, masks
@@ -44,8 +44,8 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(layer_mask, "takes_table", lambda place: place.q_len <= layer_mask.FEW)
     monkeypatch.setattr(Request, "device", torch.device("cuda", 0))
     monkeypatch.setattr(steps, "_table_plans", LRU(3))
-    for module in (kinds, construct):  # other tests leave there what masks of this structure are on a CPU
-        monkeypatch.setattr(module, "_kinds", construct.kinds_cache())
+    for module in (kinds, kinds_of_blocks):  # other tests leave there what masks of this structure are on a CPU
+        monkeypatch.setattr(module, "_kinds", kinds_of_blocks.kinds_cache())
     monkeypatch.setattr(decode, "has_triton", lambda: True)
     monkeypatch.setattr(decode, "_kernel", lambda: launched)
     monkeypatch.setattr(compiled, "_compiled_for", lambda kind, dynamic: _trained)

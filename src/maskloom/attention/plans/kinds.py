@@ -23,8 +23,9 @@ from maskloom.attention.backends.base import Backend, visits_all
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
-from maskloom.blocks.construct import Recipe, RecipeOfKind, Visits, built_once, kind_of, kinds_cache, recipe_of
+from maskloom.blocks.construct import Recipe, Visits, built_once, recipe_of
 from maskloom.blocks.grid import Wanted
+from maskloom.blocks.replay.kinds import RecipeOfKind, kind_of, kinds_cache
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core import captures
