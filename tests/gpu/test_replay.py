@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.blocks import construct
 from maskloom.blocks.replay import cached, captured
+from maskloom.blocks.replay import kinds as kinds_of_blocks
 from maskloom.blocks.replay.captured import CapturedCalls
 from maskloom.core import captures
 from maskloom.core.cache import LRU
@@ -21,12 +21,12 @@ def _plans_of_one_test(monkeypatch):
     """With graphs."""
     monkeypatch.setattr(captured, "_allowed", True)
     monkeypatch.setattr(cached, "_plans", LRU(256, most_bytes=1 << 26, nbytes=cached._bytes_of))
-    monkeypatch.setattr(construct, "_kinds", LRU(256))
+    monkeypatch.setattr(kinds_of_blocks, "_kinds", LRU(256))
 
 
 def graphs():
     """Those of lists of one mask's structure, and of recipes of a kind."""
-    kinds = [getattr(kind, "states", None) for kind in construct._kinds.entries().values()]
+    kinds = [getattr(kind, "states", None) for kind in kinds_of_blocks._kinds.entries().values()]
     plans = [plan for plan in (*cached._plans.entries().values(), *kinds) if hasattr(plan, "calls")]
     found = [plan.__dict__.get("_captured") for plan in plans]
     return [one._graph for one in found if one is not None and one._graph is not None]
@@ -64,7 +64,9 @@ def test_whole_block_masks(name):
         expected.append(tables(loom.block_mask(other, Q_LEN, KV_LEN, device="cpu", **how)))
         found.append(loom.block_mask(other.to("cuda"), Q_LEN, KV_LEN, device="cuda", **how))
     assert all(map(same, map(tables, found), expected))
-    kinds = [kind for kind in construct._kinds.entries().values() if not isinstance(kind, str) and kind.is_captured]
+    kinds = [
+        kind for kind in kinds_of_blocks._kinds.entries().values() if not isinstance(kind, str) and kind.is_captured
+    ]
     assert len(kinds) == 1
     assert kinds[0]._computed._graph is not None
 

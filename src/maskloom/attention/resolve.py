@@ -10,8 +10,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.attention.backends.base import visits_all
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.blocks.build import block_mask as build_block_mask
-from maskloom.blocks.construct import exact_now, recipe_of
+from maskloom.blocks.construct import recipe_of
 from maskloom.blocks.grid import Wanted
+from maskloom.blocks.replay.manner import exact_now
 from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
 from maskloom.core.block_masks import rebuilt

@@ -4,7 +4,6 @@ A block mask that follows from numbers alone is kept, and copied for later calls
 the recipe for all masks of the same structure.
 """
 
-import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.classify import classify
 from maskloom.blocks.grid import Grid, Wanted, grid_of
 from maskloom.blocks.index_tables import of_all_tiles, to_block_mask
+from maskloom.blocks.replay.manner import manner
 from maskloom.blocks.tile_states import SKIPPED
 from maskloom.core import captures
 from maskloom.core.block_masks import copied_tables
@@ -29,44 +29,6 @@ _constants: LRU[Hashable, BlockMask] = LRU(64)
 """Block masks that follow from numbers alone."""
 
 _MOST_TILES = 1 << 14  # of such a block mask: 512 KiB of tables
-
-
-class _Manner(threading.local):
-    """How this thread builds block masks at present."""
-
-    is_recorded = True
-    exact = True
-
-
-_manner = _Manner()
-
-
-class built_once:  # noqa: N801 - a context manager, written out
-    """A context in which building a block mask records nothing for the next one: who asks for it records all that it needs.
-
-    Args:
-        exact: what `exact_now` says in it.
-    """
-
-    def __init__(self, *, exact: bool) -> None:
-        self._exact = exact
-
-    def __enter__(self) -> None:
-        self._before = _manner.is_recorded, _manner.exact
-        _manner.is_recorded, _manner.exact = False, self._exact
-
-    def __exit__(self, *_: object) -> None:
-        _manner.is_recorded, _manner.exact = self._before
-
-
-def is_recorded_now() -> bool:
-    """Whether what is computed for a block mask is recorded for the next one."""
-    return _manner.is_recorded
-
-
-def exact_now() -> bool:
-    """Whether the block mask that attention builds of a mask is to be exact, for which the device may be waited for."""
-    return _manner.exact
 
 
 class Visits(NamedTuple):
@@ -110,6 +72,10 @@ class Recipe:
         )
         return Visits(needed=int(certain.sum()), vain=int((loose & ~certain).sum()))
 
+    def of(self, program: MaskProgram, held: MaskMod) -> "Recipe":
+        """The same of another mask of its structure, and of that mask's program."""
+        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks, self.visits_all)
+
     def holding(self, held: MaskMod) -> "Recipe":
         """The same, of a BlockMask that holds another, equal mask."""
         return replace(self, held=held)
@@ -122,7 +88,7 @@ class Recipe:
         key = self._key()
         built = None if key is None else _constants.get(key)
         if built is None:
-            states = classify(self.program, self.grid, exact=self.exact, is_recorded=_manner.is_recorded)
+            states = classify(self.program, self.grid, exact=self.exact, is_recorded=manner.is_recorded)
             built = to_block_mask(states, self.held, self.grid, separate_full_blocks=self.separate_full_blocks)
             if key is None or built.kv_indices.numel() > _MOST_TILES:
                 return built

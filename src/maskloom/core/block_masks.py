@@ -1,7 +1,9 @@
 """torch's BlockMask as a container of parts; the set of parts differs between torch versions."""
 
 import inspect
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
@@ -59,33 +61,26 @@ def checked_block_mask(value: object) -> BlockMask:
     return value
 
 
-class _Made(NamedTuple):
-    """What a BlockMask held when its tables were made of its mask_mod; and how often the tables had been written into."""
+_made: IdentityTable[tuple[object, tuple[Tensor, ...], tuple[int, ...]]] = IdentityTable()
+"""What a BlockMask held when its tables were made of its mask_mod: that, the tables, and how often each had been written into."""
 
-    mask_mod: object
-    tables: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-
-
-_made: IdentityTable[_Made] = IdentityTable()
+_tables: Callable[[Any], tuple[Tensor, ...]] = operator.itemgetter(*TABLES)
+_version = operator.attrgetter("_version")
 
 
 def made_of_mask(block_mask: BlockMask) -> BlockMask:
     """The BlockMask itself, of which is noted that its tables say the same as its mask_mod."""
-    tables = _tables_of(block_mask)
-    if not any(map(Tensor.is_inference, tables)):  # in which no writes are counted
-        _made.put(block_mask, _Made(block_mask.mask_mod, tables, tuple([table._version for table in tables])))
+    if block_mask.full_kv_indices is not None:
+        tables = _tables(vars(block_mask))
+        if not any(map(Tensor.is_inference, tables)):  # in which no writes are counted
+            _made.put(block_mask, (block_mask.mask_mod, tables, tuple(map(_version, tables))))
     return block_mask
 
 
 def says_its_mask(block_mask: BlockMask) -> bool:
-    """Whether its tables are known to say the same as its mask_mod: it was made so, and nobody changed it."""
-    made, tables = _made.get(block_mask), _tables_of(block_mask)
-    if made is None or made.mask_mod is not block_mask.mask_mod or len(tables) != len(made.tables):
+    """Whether its tables are known to say the same as its mask_mod: it was made so, with full tables, and nobody changed it."""
+    made = _made.get(block_mask)
+    if made is None or made[0] is not block_mask.mask_mod:
         return False
-    same = all(table is other for table, other in zip(tables, made.tables, strict=True))
-    return same and made.versions == tuple([table._version for table in tables])
-
-
-def _tables_of(block_mask: BlockMask) -> tuple[Tensor, ...]:
-    return tuple([table for table in map(vars(block_mask).get, TABLES) if table is not None])
+    tables = _tables(vars(block_mask))
+    return all(map(operator.is_, tables, made[1])) and tuple(map(_version, tables)) == made[2]

@@ -100,7 +100,7 @@ def test_tensors_that_changed_are_no_work_where_tiles_are_few(launches, known, f
         lens.add_(1)
         loom.attend(*qkv, mask, backend="triton")
     (kind,) = known.entries().values()
-    assert kind.recipe.visits_all and kind.recipe.states is None and kind.recipe.derive is None
+    assert kind.recipe.bare.visits_all and kind.recipe.states is None and kind.recipe.derive is None
     monkeypatch.setattr(index_tables, "to_block_mask", None)
     monkeypatch.setattr(kinds_of_blocks, "to_block_mask", None)
     monkeypatch.setattr(kinds._Kind, "plan_for", None)
@@ -406,7 +406,7 @@ def test_the_host_waits_where_evaluation_spares_many_visits(heads, waits, known)
     for _ in range(2):
         loom.attend(*qkv, Twice(table.clone()), backend="triton")
     (kind,) = known.entries().values()
-    assert kind.recipe.exact is waits
+    assert kind.recipe.bare.exact is waits
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from maskloom.attention.backends.base import Backend, visits_all
 from maskloom.attention.backends.table_reads import reads_by_values
 from maskloom.attention.clean_padding import Hidden, hidden_in, hidden_of
 from maskloom.attention.request import Request
-from maskloom.blocks.construct import Recipe, Visits, built_once, recipe_of
+from maskloom.blocks.construct import Recipe, Visits, recipe_of
 from maskloom.blocks.grid import Wanted
 from maskloom.blocks.replay.kinds import RecipeOfKind, kind_of, kinds_cache
+from maskloom.blocks.replay.manner import built_once
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core import captures
@@ -83,7 +84,7 @@ class _Kind(NamedTuple):
     def lasts(self) -> bool:
         """Whether the plan for a mask stays right when its tensors are written into."""
         recipe = self.recipe
-        return recipe is not None and recipe.visits_all and recipe.derive is None and self.hides is None
+        return recipe is not None and recipe.bare.visits_all and recipe.derive is None and self.hides is None
 
     def plan_for(self, owner: Mask | BlockMask, facts: captures.Facts) -> Any:
         """The plan for a mask, or a BlockMask, of which these are the facts."""

@@ -7,19 +7,18 @@ was computed of tensors recorded as lists of operations, or as a CUDA graph.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from maskloom.blocks.construct import Recipe, is_recorded_now
 from maskloom.blocks.first_sight import at_first_sight
-from maskloom.blocks.grid import Grid
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.open_tiles import decide
 from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
+from maskloom.blocks.replay.manner import manner
 from maskloom.blocks.replay.plan import ReplayPlan
 from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core import captures
@@ -31,8 +30,10 @@ from maskloom.core.templates import Template, template_of
 from maskloom.core.torch_state import can_cache, float_state, raw_stream, uncompiled, without_autocast
 from maskloom.masks.algebra import Mask
 from maskloom.masks.simplify import simplified, simplify
-from maskloom.program.mask_program import MaskProgram
 from maskloom.program.program import MaskMod
+
+if TYPE_CHECKING:
+    from maskloom.blocks.construct import Recipe
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RecipeOfKind:
 
     Attributes:
         derive: computes from a mask's tensors those that its simpler form holds besides; None where there are none.
+        bare: of a mask of the structure, without its tensors.
         slots: which of all these are the tensors of its program, in the order there.
         held: the mask that the BlockMask holds.
         is_captured: whether all of it becomes one CUDA graph, where these are allowed.
@@ -49,14 +51,10 @@ class RecipeOfKind:
     """
 
     derive: ReplayPlan | None
-    program: MaskProgram
+    bare: "Recipe"
     slots: tuple[int, ...]
     held: Template[MaskMod]
-    grid: Grid
-    exact: bool
-    separate_full_blocks: bool
     is_captured: bool
-    visits_all: bool = False
     states: ReplayPlan | None = None
 
     @property
@@ -71,11 +69,11 @@ class RecipeOfKind:
         with torch.no_grad():
             found = self._computed(tensors)
         tables: dict[str, Any] = dict(zip(TABLES, found, strict=False))
-        held = self.held.filled((*tensors, *found[len(TABLES) :]), remarks)
+        held, grid = self.held.filled((*tensors, *found[len(TABLES) :]), remarks), self.bare.grid
         check_can_be_sent(held)
         return BlockMask(
-            seq_lengths=(self.grid.q_len, self.grid.kv_len),
-            BLOCK_SIZE=(self.grid.q_block, self.grid.kv_block),
+            seq_lengths=(grid.q_len, grid.kv_len),
+            BLOCK_SIZE=(grid.q_block, grid.kv_block),
             mask_mod=held,
             **tables,
         )
@@ -85,38 +83,39 @@ class RecipeOfKind:
         if self.states is None:
             derived = () if self.derive is None else self.derive.run(tensors)
             return self._recipe((*tensors, *derived), remarks).build()
-        with without_autocast(self.program.device):
+        bare = self.bare
+        with without_autocast(bare.program.device):
             states, *found = self.states.run(tensors)
-        undecided = [found.pop(0) for _ in range(2)] if self.exact else []  # whether there are any, and which
+        undecided = [found.pop(0) for _ in range(2)] if bare.exact else []  # whether there are any, and which
         known = (*tensors, *found)
         held = self.held.filled(known, remarks)
         check_can_be_sent(held)
         if undecided and undecided[0]:
-            program = self.program.of(held, [known[slot] for slot in self.slots])
-            states, _ = decide(states, undecided[1].nonzero(), program, self.grid)
-        return to_block_mask(states, held, self.grid, separate_full_blocks=self.separate_full_blocks)
+            program = bare.program.of(held, [known[slot] for slot in self.slots])
+            states, _ = decide(states, undecided[1].nonzero(), program, bare.grid)
+        return to_block_mask(states, held, bare.grid, separate_full_blocks=bare.separate_full_blocks)
 
     def with_states(self, tensors: Sequence[Tensor]) -> "RecipeOfKind":
         """The same, with the states of tiles recorded as one list of operations on such tensors."""
-        if self.visits_all or not 0 < math.prod(self.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
+        bare = self.bare
+        if bare.visits_all or not 0 < math.prod(bare.grid.shape) <= _MOST_TILES_OF_STATES or not tensors:
             return self
-        if self.exact and (torch.is_inference_mode_enabled() or self.program.device.type not in ("cpu", "cuda")):
+        if bare.exact and (torch.is_inference_mode_enabled() or bare.program.device.type not in ("cpu", "cuda")):
             return self
 
         def computed() -> Tensors:
             derived = () if self.derive is None else self.derive.listed(tensors)
             program = self._recipe((*tensors, *derived)).program
             with without_autocast(program.device):
-                return *at_first_sight(program, self.grid, exact=self.exact, count=None), *derived
+                return *at_first_sight(program, bare.grid, exact=bare.exact, count=None), *derived
 
-        constants = [*self.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
-        _, plan = uncompiled(record_replay)(computed, tensors, constants, may_wait=self.exact)
+        constants = [*bare.program.bare.constants, *(() if self.derive is None else self.derive.constants)]
+        _, plan = uncompiled(record_replay)(computed, tensors, constants, may_wait=bare.exact)
         return self if plan is None or plan.nbytes > MOST_BYTES_EACH else replace(self, states=plan)
 
-    def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> Recipe:
+    def _recipe(self, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] | None = None) -> "Recipe":
         held = self.held.filled(tensors, remarks)
-        program = self.program.of(held, [tensors[slot] for slot in self.slots])
-        return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks, self.visits_all)
+        return self.bare.of(self.bare.program.of(held, [tensors[slot] for slot in self.slots]), held)
 
     @computed_once
     def _computed(self) -> CapturedCalls:
@@ -149,14 +148,14 @@ def kinds_cache(most_bytes: int = MOST_BYTES) -> LRU[Hashable, Any]:
 _kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = kinds_cache()
 
 
-def built_like(mask: Mask, arguments: Hashable, make: Callable[[], Recipe]) -> BlockMask:
+def built_like(mask: Mask, arguments: Hashable, make: Callable[[], "Recipe"]) -> BlockMask:
     """The BlockMask of ``make()``, or of the recipe that it gave for a mask of the same structure.
 
     Args:
         arguments: all that the recipe depends on beside the mask.
     """
     facts = captures.facts_of(mask)
-    if facts.may_change or not facts.is_plain or not can_cache() or not is_recorded_now():
+    if facts.may_change or not facts.is_plain or not can_cache() or not manner.is_recorded:
         return make().build()
     laid = tuple([(type(held), *_place(held), raw_stream(held.device)) for held in facts.tensors])
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
@@ -180,7 +179,7 @@ def _place(tensor: Tensor) -> tuple[Hashable, ...]:
 
 
 def kind_of(
-    recipe: Recipe, mask: Mask, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()
+    recipe: "Recipe", mask: Mask, tensors: Sequence[Tensor], remarks: Sequence[captures.Remark] = ()
 ) -> RecipeOfKind | None:
     """The recipe without tensors; None if it holds others than these, or if masks of one structure have other programs.
 
@@ -193,19 +192,17 @@ def kind_of(
     slots = tuple([places.get(id(tensor), -1) for tensor in recipe.program.held])
     if recipe.program.key is None or held is None or -1 in slots or (derived and derive is None):
         return None
-    program, grid = recipe.program.of(noop_mask, []), recipe.grid
+    program = recipe.program.of(noop_mask, [])
     is_captured = (
         not (recipe.exact or recipe.visits_all)  # then nothing waits, and there is something to compute
         and recipe.separate_full_blocks
         and program.device.type == "cuda"
         and not torch.is_inference_mode_enabled()
-        and math.prod(grid.shape) <= _MOST_CAPTURED
+        and math.prod(recipe.grid.shape) <= _MOST_CAPTURED
         and sum((tensor.numel() + int(tensor.storage_offset())) * tensor.itemsize for tensor in known) <= _MOST_COPIED
         and {tensor.device for tensor in known} == {program.device}
     )
-    made = RecipeOfKind(
-        derive, program, slots, held, grid, recipe.exact, recipe.separate_full_blocks, is_captured, recipe.visits_all
-    )
+    made = RecipeOfKind(derive, recipe.of(program, noop_mask), slots, held, is_captured)
     return made.with_states(tensors)
 
 
