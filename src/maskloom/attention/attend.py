@@ -396,7 +396,7 @@ def explain(
         table_sizes(request.mask, q_len, kv_len, batch=batch, heads=heads, device=request.query.device)
     by_tiles = chosen.backend.by_tiles
     if by_tiles:
-        blocks = blocks_of(_resolved(chosen.backend, request))
+        blocks = blocks_of(_resolved(chosen.backend, request, in_graph=compiled))
     return Explanation(
         chosen.backend.name,
         chosen.reason,
@@ -409,8 +409,7 @@ def explain(
 
 
 def _skips(backend: Backend, request: Request, compiled: bool) -> str:
-    mask, by_tiles = request.mask, backend.by_tiles and not compiled
-    if by_tiles and isinstance(mask, Mask) and visits_all(mask, request.sizes, backend.block_size(request)):
+    if backend.by_tiles and not compiled and visits_all(request, backend.block_size(request)):
         return "nothing: there are few tiles, and to find the hidden ones takes longer"
     return backend.skips(request)
 
@@ -446,8 +445,15 @@ def _cleans_values_alone(backend: Backend, request: Request) -> bool:
     return backend.hides_scores and not request.needs_gradients
 
 
-def _resolved(backend: Backend, request: Request) -> Request:
-    """The request, with the BlockMask that this backend gets for its mask."""
+def _resolved(backend: Backend, request: Request, *, in_graph: bool = False) -> Request:
+    """The request, with the BlockMask that this backend gets for its mask; inside somebody's graph, if ``in_graph``."""
     mended, size = backend.name == "triton", backend.block_size(request)
-    found = as_block_mask(request.query, request.key, request.mask, mended=mended, block_size=size, may_visit_all=True)
+    found = as_block_mask(
+        request.query,
+        request.key,
+        request.mask,
+        mended=mended,
+        block_size=size,
+        visits_all=not in_graph and visits_all(request, size),
+    )
     return request._replace(mask=found)

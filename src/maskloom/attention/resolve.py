@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.backends.base import visits_all
 from maskloom.attention.backends.table_reads import with_mended_reads
 from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.blocks.construct import recipe_of
@@ -32,14 +31,14 @@ def as_block_mask(
     *,
     mended: bool = False,
     block_size: tuple[int, int] = (128, 128),
-    may_visit_all: bool = False,
+    visits_all: bool = False,
 ) -> BlockMask:
     """The BlockMask that the fused kernel gets: the given one, or one built from a mask and kept with it.
 
     Args:
         mended: for Triton, by `with_mended_reads`.
         block_size: of one that is built, (Q, KV).
-        may_visit_all: whether tiles need not be skipped where `visits_all` says so.
+        visits_all: whether tiles of one that is built for a Mask are all visited; see `backends.base.visits_all`.
     """
     if isinstance(mask, BlockMask):
         return _with_mended_reads(mask, query.device) if mended else mask
@@ -49,9 +48,10 @@ def as_block_mask(
 
     def build() -> BlockMask:
         rows, columns = needed_sizes(source, q_len, kv_len, batch=batch, heads=heads, device=device)
-        if may_visit_all and isinstance(source, Mask) and visits_all(source, (batch, heads, q_len, kv_len), block_size):
-            wanted = Wanted(q_len, kv_len, rows, columns, block_size)
-            built = replace(recipe_of(simplified(source), wanted, device), visits_all=True).build()
+        if visits_all and isinstance(source, Mask):
+            recipe = recipe_of(simplified(source), Wanted(q_len, kv_len, rows, columns, block_size), device)
+            recipe.check()
+            built = replace(recipe, visits_all=True).build()
             return _with_mended_reads(built, device) if mended else built
         built = build_block_mask(
             source, q_len, kv_len, batch=rows, heads=columns, device=device, block_size=block_size, exact=exact_now()
@@ -68,7 +68,7 @@ def as_block_mask(
     if captures.may_change(source):
         with stays_here():
             return build()
-    key_of_blocks = "blocks", batch, heads, q_len, kv_len, device, mended, block_size, may_visit_all
+    key_of_blocks = "blocks", batch, heads, q_len, kv_len, device, mended, block_size, visits_all
     return cached_with(source, key_of_blocks, without_source)
 
 

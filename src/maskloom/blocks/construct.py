@@ -72,6 +72,10 @@ class Recipe:
         )
         return Visits(needed=int(certain.sum()), vain=int((loose & ~certain).sum()))
 
+    def check(self) -> None:
+        """Raise the errors that building it raises, of positions beyond a table say. It never waits for the device."""
+        classify(self.program, self.grid, exact=False, is_recorded=False)
+
     def of(self, program: MaskProgram, held: MaskMod) -> "Recipe":
         """The same of another mask of its structure, and of that mask's program."""
         return Recipe(program, self.grid, held, self.exact, self.separate_full_blocks, self.visits_all)

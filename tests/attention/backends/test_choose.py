@@ -309,12 +309,14 @@ def test_few_tiles_are_all_visited_and_explain_says_so(gpu, backend):
     assert (found.skipped, found.partial, found.full) == (0, 27, 0)
     assert found.skips == "nothing: there are few tiles, and to find the hidden ones takes longer"
     assert loom.explain(*tensors, loom.causal, backend=backend).skips == "hidden tiles"  # without tensors: found once
+    compiled = loom.explain(*tensors, loom.causal & loom.lengths([150, 7, 300]), backend=backend, compiled=True)
+    assert (compiled.skips, compiled.skipped) == ("hidden tiles", 17)  # in a graph they are
 
 
 @pytest.mark.parametrize("backend", ["flash", "triton"])
 def test_tiles_of_a_mask_are_those_that_attend_builds_and_keeps(gpu, monkeypatch, backend):
-    for module in (resolve, importlib.import_module("maskloom.attention.attend")):
-        monkeypatch.setattr(module, "visits_all", lambda *given: False)
+    attending = importlib.import_module("maskloom.attention.attend")
+    monkeypatch.setattr(attending, "visits_all", lambda *given: False)
     built = []
     real = resolve.build_block_mask
     monkeypatch.setattr(resolve, "build_block_mask", lambda *args, **how: built.append(real(*args, **how)) or built[-1])

@@ -1,6 +1,7 @@
 """A plan for a mask of a structure that was seen before is what a plan made from nothing would be."""
 
 import gc
+import importlib
 import weakref
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 import maskloom as loom
-from maskloom.attention import resolve
 from maskloom.attention.backends import base
 from maskloom.attention.plans import kinds
 from maskloom.blocks import construct, index_tables
@@ -21,6 +21,7 @@ from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from tests.all_masks import ALL_MASKS, BATCH, HEADS, KV_LEN, Q_LEN
 from tests.attention.test_host_cost import count_calls, launches  # noqa: F401 - a fixture
 
+attending = importlib.import_module("maskloom.attention.attend")
 D = 64
 CHANGING = [name for name, make in ALL_MASKS.items() if captures.tensors(make()) and name != "documents_packed"]
 
@@ -31,14 +32,14 @@ def known(monkeypatch, launches):  # noqa: F811
     monkeypatch.setattr(kinds, "readable", lambda tensor: False)
     monkeypatch.setattr(kinds, "_kinds", LRU(256))
     monkeypatch.setattr(kinds, "_exact", LRU(256))
-    for module in (kinds, resolve):  # sizes are small here: tiles would not be told apart
+    for module in (kinds, attending):  # sizes are small here: tiles would not be told apart
         monkeypatch.setattr(module, "visits_all", lambda *given: False)
     return kinds._kinds
 
 
 @pytest.fixture
 def few_tiles(known, monkeypatch):
-    for module in (kinds, resolve):
+    for module in (kinds, attending):
         monkeypatch.setattr(module, "visits_all", base.visits_all)
 
 
@@ -124,9 +125,35 @@ def test_plans_that_last_are_of_one_call_and_of_the_same_tensors(launches, known
         for given in (qkv, wider):
             loom.attend(*given, mask, backend="triton")
             assert launches[-1][0].shape[-1] == given[0].shape[-1] and is_right(launches[-1], mask)
+    lens.data = lens.int()  # a compiled graph is of one dtype
+    loom.attend(*qkv, mask, backend="triton")
+    assert launches[-1][4].mask_mod.parts[1].lens.dtype == torch.int32 and len(known) == 3
     lens.resize_(2)
     with pytest.raises(ValueError, match="2"):
         loom.attend(*qkv, mask, backend="triton")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: loom.masks.shifted(loom.key_padding(torch.rand(BATCH, KV_LEN) < 0.3), kv_offset=5),
+        lambda: loom.masks.shifted(loom.masks.from_dense(torch.rand(Q_LEN, KV_LEN) < 0.5), q_offset=1),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+def test_positions_beyond_a_table_are_errors_where_all_tiles_are_visited(make, backend, launches, few_tiles):  # noqa: F811
+    for _ in range(4):
+        with pytest.raises(ValueError, match="reads position"):
+            loom.attend(*inputs(), make(), backend=backend, q_offset=0)
+    assert not launches
+
+
+def test_with_options_for_the_kernel_tiles_are_skipped(launches, few_tiles):  # noqa: F811
+    """They may say that the first tile of each row shows something."""
+    query, key, value = (torch.randn(BATCH, HEADS, 300, D).bfloat16() for _ in range(3))
+    mask = loom.key_padding(torch.arange(300).expand(BATCH, -1) < 140)
+    loom.attend(query, key, value, mask, backend="triton", kernel_options={"ROWS_GUARANTEED_SAFE": True})
+    assert not tile_states(launches[-1][4])[..., 0].any()
 
 
 @pytest.mark.parametrize("backend", ["triton", "flash"])

@@ -138,17 +138,17 @@ _FEW_IN_A_ROW = 8
 of them, which it visits one behind the other."""
 
 
-def visits_all(mask: Mask, sizes: tuple[int, int, int, int], block_size: tuple[int, int]) -> bool:
-    """Whether attention visits all tiles, because finding those that it can skip would take longer.
+def visits_all(request: Request, block_size: tuple[int, int]) -> bool:
+    """Whether attention visits all tiles of a Mask, because finding those that it can skip would take longer.
 
-    Of a mask without tensors they are found once and for all.
-
-    Args:
-        sizes: B, H, Q, K.
+    Of a mask without tensors they are found once and for all. Options for the kernel may count on tiles that are skipped.
     """
-    if torch.compiler.is_dynamo_compiling() or not captures.tensors(mask):
+    mask = request.mask
+    if not isinstance(mask, Mask) or request.kernel_options or torch.compiler.is_compiling():
         return False
-    batch, heads, *lengths = sizes
+    if not captures.tensors(mask):
+        return False
+    batch, heads, *lengths = request.sizes
     rows, columns = (ceil_div(length, block) for length, block in zip(lengths, block_size, strict=True))
     few = max(rows, columns) <= _FEW_IN_A_ROW and batch * heads * rows * columns <= _FEW_TILES
     return few or rows == columns == 1

@@ -147,7 +147,7 @@ def plan_like(
     if isinstance(owner, Mask) and plan is not None and plan.blocks is not None:
         if seen is None:
             _exact.put(alike, "seen")
-        elif seen == "seen" and known is None and not _visits_all(owner, request, backend):  # else it is decided below
+        elif seen == "seen" and known is None and not _visits_all(request, backend):  # else it is decided below
             _exact.put(alike, _is_exact(_whole(owner, request, backend), request))
     if known != "no kind":
         _kinds.put(key, "second time")
@@ -180,7 +180,12 @@ def _state(owner: Mask | BlockMask, facts: captures.Facts) -> Hashable | None:
         tensors = (*tensors, *tables.values())
     if not all(map(_is_unread, tensors)):
         return None
-    laid = tuple([(tensor.shape, tensor.stride(), tensor.storage_offset()) for tensor in tensors])
+    laid = tuple(
+        [
+            (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device, tensor.requires_grad)
+            for tensor in tensors
+        ]
+    )
     return laid, given, float_state(), raw_stream(tensors[0].device)
 
 
@@ -233,11 +238,11 @@ def _whole(mask: Mask, request: Request, backend: Backend) -> Recipe:
     _, _, q_len, kv_len = request.sizes
     wanted = Wanted(q_len, kv_len, *_needed(mask, request), backend.block_size(request))
     found = recipe_of(simplified(mask), wanted, request.query.device)
-    return replace(found, visits_all=_visits_all(mask, request, backend))
+    return replace(found, visits_all=_visits_all(request, backend))
 
 
-def _visits_all(mask: Mask, request: Request, backend: Backend) -> bool:
-    return visits_all(mask, request.sizes, backend.block_size(request))
+def _visits_all(request: Request, backend: Backend) -> bool:
+    return visits_all(request, backend.block_size(request))
 
 
 def _is_exact(whole: Recipe, request: Request) -> bool:
