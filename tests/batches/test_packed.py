@@ -183,3 +183,17 @@ def test_a_packed_batch_does_not_change():
     with pytest.raises(AttributeError):
         pack(batch(), LENS).shape = (1, 2)
     assert isinstance(pack(batch(), LENS), Packed)
+
+
+@pytest.mark.parametrize("width", [3, 8])
+def test_batched_gradients_and_traces(width):
+    """torch's older vmap, and torch.jit.trace, see no memory of the tensors that they are in."""
+    x = torch.randn(2, 3, width)
+
+    def there_and_back(x):
+        return unpack(pack(x, [2, 1]))
+
+    jacobian = torch.autograd.functional.jacobian(there_and_back, x, vectorize=True)
+    assert torch.equal(jacobian, torch.autograd.functional.jacobian(there_and_back, x))
+    for one in (x, x.clone().requires_grad_()):
+        assert torch.equal(torch.jit.trace(there_and_back, one)(x + 1), there_and_back(x + 1))

@@ -5,11 +5,14 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import and_masks
 from torch.utils.checkpoint import checkpoint
 
 import maskloom as loom
+from maskloom.blocks.tile_states import SKIPPED, tile_states
+from maskloom.core import host_count
 from maskloom.masks.packed_form import packed_form
 from maskloom.nn import multihead, packing
 from maskloom.nn.packing import NOT_PACKED, is_large, packing_of, pays
@@ -98,7 +101,8 @@ def in_row(always, monkeypatch):
     """Attention may work on the packed row, whatever is real."""
     monkeypatch.setitem(packing.IN_ROW, "cpu", (torch.float64,))
     monkeypatch.setattr(packing, "_MOST_REAL_IN_ROW", 1.0)
-    monkeypatch.setattr(packing, "_STEP", 4)
+    for module in (packing, host_count):
+        monkeypatch.setattr(module, "TILE", 4)
 
 
 SAME_IN_ROW = {
@@ -126,8 +130,11 @@ def test_attention_over_the_packed_row(in_row, monkeypatch, mask, options):
     for one, other in zip(results(module, given), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     tokens = packing_of(inputs(), None, given, in_row=packed_form).queries
-    assert seen == [(1, 4, tokens.places.shape[0], 6)]
-    assert tokens.total < seen[0][2] <= tokens.total + 4 and seen[0][2] % 4 == 0
+    rows = len(tokens.layout.places)
+    assert seen == [(1, 4, rows, 6)]
+    real = rows - len(tokens.layout.others)
+    assert real in (sum(LENS), int((~PADS).sum())) and rows % 4 == 0
+    assert real + 1 <= rows <= real + 3 * B + 4
 
 
 NOT_IN_ROW = {
@@ -175,7 +182,7 @@ def test_attention_over_the_row_of_a_block_mask_that_a_worker_made(in_row, worke
     (batch,) = loader
     x = torch.randn(*batch.inputs.shape, D, dtype=torch.float64)
     found = packing_of(x, None, batch.to("cpu").blocks, in_row=packed_form)
-    assert found.mask is not None and found.queries.total == 19
+    assert found.mask is not None and len(found.queries.layout.others) == len(found.queries.layout.places) - 19
 
 
 @pytest.mark.parametrize(
@@ -185,6 +192,7 @@ def test_attention_over_the_row_of_a_block_mask_that_a_worker_made(in_row, worke
         {"score_mod": loom.scores.alibi(4)},
         {"need_weights": True},
         {"backend": "sdpa"},
+        {"kernel_options": {"BACKEND": "TRITON"}},
     ],
 )
 def test_options_that_keep_attention_over_the_batch(in_row, monkeypatch, call):
@@ -196,12 +204,58 @@ def test_options_that_keep_attention_over_the_batch(in_row, monkeypatch, call):
     assert seen == [(B, 4, L, 6)]
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mask", [name for name in SAME_IN_ROW if name != "torch's and"])
+def test_what_one_row_holds_reaches_no_other_through_the_packed_row(in_row, monkeypatch, bad, mask):
+    """Each begins with a tile of its own, as a kernel visits them: what stands in others is not computed with."""
+    monkeypatch.setattr(multihead, "attend", by_tiles)
+    module, given = made(), SAME_IN_ROW[mask]()
+    weights = torch.randn(B, L, 10, dtype=torch.float64) * module(inputs(), given).out.bool()
+
+    def run(x, change=1.0):
+        x = x.clone().requires_grad_()
+        out = module(x, given).out
+        out.backward(weights * change)
+        return out.detach(), x.grad
+
+    clean = inputs()
+    out, gradient = run(clean)
+    poisoned = clean.clone()
+    poisoned[0, 4] = bad
+    for found, expected in zip(run(poisoned), (out, gradient), strict=True):
+        assert torch.equal(found[1:], expected[1:]) and not found[0].isfinite().all()
+    change = torch.ones(B, L, 1, dtype=torch.float64)
+    change[0, 4] = bad
+    assert torch.equal(run(clean, change)[1][1:], gradient[1:])
+
+
+def by_tiles(query, key, value, mask, **options):
+    """Attention as kernels compute it: of each tile of queries, with the keys of the tiles that are not skipped."""
+    rows = query.shape[2]
+    shown = tile_states(loom.block_mask(mask, rows, rows, block_size=4, device="cpu"))[0, 0] != SKIPPED
+    table = mask.dense(rows, rows)[0, 0]
+    outs = []
+    for tile, keys in enumerate(shown.repeat_interleave(4, 1)):
+        own = slice(4 * tile, 4 * tile + 4)
+        if not keys.any():
+            outs.append(torch.zeros_like(value[:, :, own]))
+            continue
+        scores = query[:, :, own] @ key[:, :, keys].mT / query.shape[-1] ** 0.5
+        allowed = table[own][:, keys]
+        scores = scores.masked_fill(~allowed, -torch.inf)
+        shares = torch.where(allowed.any(-1, keepdim=True), scores.softmax(-1), 0.0)
+        outs.append(shares @ value[:, :, keys])
+    return torch.cat(outs, 2)
+
+
 def test_rows_of_close_totals_have_one_size(in_row):
     sizes = {
-        packing_of(inputs(), None, loom.causal & loom.lengths([last, 5, 3]), in_row=packed_form).queries.places.shape[0]
+        packing_of(
+            inputs(), None, loom.causal & loom.lengths([last, 5, 3]), in_row=packed_form
+        ).queries.layout.places.shape[0]
         for last in range(8)
     }
-    assert sizes == {12, 16}
+    assert sizes == {16, 20, 24}
 
 
 def test_no_gradient_and_no_value_of_padding_comes_through_the_row(in_row):
@@ -322,7 +376,7 @@ def test_what_a_collator_makes_is_counted(monkeypatch, packed, side):
     monkeypatch.setitem(packing.LEAST, "cpu", 1)
     x = torch.randn(*batch.inputs.shape, D)
     for mask in (batch.mask, batch.blocks):
-        assert len(packing_of(x, None, mask).queries.places) == 21 + 1
+        assert len(packing_of(x, None, mask).queries.layout.places) == 21 + 1
 
 
 def test_nan_in_padding_through_a_model(always):
@@ -492,7 +546,7 @@ def test_masks_of_one_kind_have_counts_of_their_own(always):
         mask = loom.causal & loom.lengths(lens)
         for build in (loom.block_mask, lambda mask, q, k: loom.create_block_mask(mask, B, None, q, k)):
             built = build(mask, L, L)
-            assert len(packing_of(inputs(), None, built).queries.places) == int(sum(lens)) + 1
+            assert len(packing_of(inputs(), None, built).queries.layout.places) == int(sum(lens)) + 1
             loom.attend(*[torch.randn(B, 2, L, 6) for _ in "qkv"], mask)
         assert counted(mask)
     for lens, kv_lens in (
@@ -503,5 +557,53 @@ def test_masks_of_one_kind_have_counts_of_their_own(always):
     ):
         built = loom.block_mask(loom.lengths(lens, kv_lens), L, K)
         packed = packing_of(inputs(), inputs(K), built)
-        assert len(packed.queries.places) == sum(lens) + 1
-        assert len(packed.keys.places) == int(sum(kv_lens)) + 1
+        assert len(packed.queries.layout.places) == sum(lens) + 1
+        assert len(packed.keys.layout.places) == int(sum(kv_lens)) + 1
+
+
+def test_tables_by_keys_that_were_written_into_are_seen_after_the_first_use(in_row):
+    blocks = loom.block_mask(loom.causal & loom.lengths(torch.tensor(LENS)), L, L)
+    assert packing_of(inputs(), None, blocks, in_row=packed_form).mask is not None
+    blocks.q_num_blocks.zero_()  # which the backward of a kernel reads
+    assert packing_of(inputs(), None, blocks, in_row=packed_form).mask is None
+
+
+CHANGED = {
+    "a hook before": lambda module: module.out_proj.register_forward_pre_hook(lambda layer, given: (given[0] + 1,)),
+    "a hook behind": lambda module: module.in_proj.register_forward_hook(lambda layer, given, out: out + 1),
+    "another forward": lambda module: setattr(
+        module.out_proj, "forward", lambda x, layer=module.out_proj: nn.functional.linear(x + 1, layer.weight)
+    ),
+    "another norm": lambda module: setattr(module, "q_norm", other_norm()),
+}
+
+
+def other_norm():
+    norm = nn.LayerNorm(6, dtype=torch.float64)
+    nn.init.ones_(norm.bias)
+    return norm
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_layers_that_make_something_of_zeros(monkeypatch, change):
+    module = made(out_bias=False, qk_norm=True, rotary=loom.nn.Rotary(6))
+    CHANGED[change](module)
+    compare(monkeypatch, module, MASKS["lengths"])
+
+
+def test_hooks_of_all_modules_may_make_something_of_zeros(monkeypatch):
+    def more(module, given, out):
+        return out + 1 if isinstance(module, nn.Linear) else None
+
+    with nn.modules.module.register_module_forward_hook(more):
+        compare(monkeypatch, made(out_bias=False), MASKS["lengths"])
+
+
+def test_a_count_of_tables_that_other_memory_took_the_place_of(always):
+    lens = torch.tensor(LENS)
+    mask = loom.causal & loom.lengths(lens)
+    lens.data = torch.tensor([2, 3, 4]).share_memory_()
+    for one in (mask, copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
+        tokens = packing_of(inputs(), None, one).queries
+        assert tokens is None or len(tokens.layout.places) == 9 + 1
+        made()(inputs(), one)

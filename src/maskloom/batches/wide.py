@@ -11,9 +11,7 @@ SIXTEEN = torch.complex128  # its size alone counts
 
 def fits(tensor: Tensor, word: torch.dtype) -> bool:
     """Whether ``tensor.view(word)`` is possible: then nothing but the bits of its elements counts."""
-    if torch.compiler.is_compiling() or is_transformed() or type(tensor) not in _PLAIN:
-        return False
-    if tensor.is_neg() or tensor.is_conj():
+    if not is_plain(tensor) or tensor.is_neg() or tensor.is_conj():
         return False
     if not tensor.ndim or tensor.stride(-1) != 1 or word.itemsize % tensor.element_size():
         return False
@@ -24,4 +22,11 @@ def fits(tensor: Tensor, word: torch.dtype) -> bool:
     return tensor.data_ptr() % word.itemsize == 0  # memory of others, by DLPack say, may begin anywhere
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)  # what others wrap has no memory of its own
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it has memory of its own, and nothing traces or transforms what is done with it."""
+    if torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing():
+        return False
+    return type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

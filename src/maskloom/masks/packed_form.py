@@ -17,8 +17,8 @@ def packed_form(mask_mod: MaskMod, offsets: Tensor, length: int) -> Mask | None:
     apart, if padding stands behind the tokens alone. Both are the same in the row.
 
     Args:
-        offsets: integers (B + 1,), the start of each batch row's tokens, and the end.
-        length: of the row. What stands behind the last token is hidden.
+        offsets: integers (pieces + 1,), where each batch row's tokens begin, and the end; other pieces see nothing but themselves.
+        length: of the row. What stands behind the end is hidden.
     """
     mask = as_mask(mask_mod)
     parts = mask.parts if isinstance(mask, And) else (mask,)

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.modules.module import _has_any_global_hook
 
 from maskloom.batches.packed import index_of_lengths, index_of_pads, sources_of_lengths, sources_of_pads
 from maskloom.core.block_masks import says_its_mask
 from maskloom.core.cache import cached_with
+from maskloom.core.host_count import TILE
 from maskloom.core.torch_state import can_cache, inside_transform, is_exporting
 from maskloom.masks.algebra import Mask
 from maskloom.masks.known_padding import counted_padding
 from maskloom.masks.padded import CountedPadding
-from maskloom.nn.token_rows import put_back, taken
+from maskloom.nn.token_rows import Layout, put_back, taken
 from maskloom.program.program import MaskMod
 
 LEAST = {"cpu": 512}
@@ -46,51 +48,50 @@ class Tokens(NamedTuple):
     """Where the real tokens of one padded input stand.
 
     Attributes:
-        places: int64 (R,), theirs among B · L; behind them, at least once, any place.
-        sources: int64 (B · L,), the token at each of those; T at padding.
-        total: T.
+        layout: of their rows, R of them, among B · L positions.
         shape: (B, L).
     """
 
-    places: Tensor
-    sources: Tensor
-    total: int
+    layout: Layout
     shape: tuple[int, int]
 
     def taken(self, x: Tensor) -> Tensor:
         """The tokens of x (B, L, ...) and zeros for padding: (1, R, ...)."""
-        return taken(x.flatten(0, 1), self.places, self.sources, self.total)[None]
+        return taken(x.flatten(0, 1), self.layout)[None]
 
     def put_back(self, rows: Tensor, *, fills: bool) -> Tensor:
-        """The batch (B, L, ...) of rows (1, R, ...), with row T at padding, of which there is a gradient if it ``fills``."""
-        return put_back(rows[0], self.places, self.sources, self.total, fills=fills).unflatten(0, self.shape)
+        """The batch (B, L, ...) of rows (1, R, ...), with that of padding there, of which there is a gradient if it ``fills``."""
+        return put_back(rows[0], self.layout, fills=fills).unflatten(0, self.shape)
 
     def of_table(self, table: Tensor) -> Tensor:
         """The entries of the tokens in a table by position, (L, ...) or (B or 1, 1, L, ...): (R, ...)."""
-        batch, length = self.shape
+        (batch, length), places = self.shape, self.layout.places
         if table.ndim == 2:
-            return table.index_select(0, self.places % length)
-        return table[:, 0].expand(batch, -1, -1).flatten(0, 1).index_select(0, self.places)
+            return table.index_select(0, places % length)
+        return table[:, 0].expand(batch, -1, -1).flatten(0, 1).index_select(0, places)
 
 
 def heads_in_batch(heads: Tensor, tokens: Tokens, *, fills: bool | Tensor = False) -> Tensor:
     """The heads (B, n, L, d) of packed ones (1, n, R, d).
 
     Args:
-        fills: what stands at padding: a tensor (B, n, L, d); or row T, with its gradient, or without where that is of
-            zeros, or nobody sees it.
+        fills: what stands at padding: a tensor (B, n, L, d); or the row that stands for it, with its gradient, or without where that
+            is of zeros, or nobody sees it.
     """
-    rows = heads.transpose(1, 2)
+    found = tokens.put_back(heads.transpose(1, 2), fills=fills is True).transpose(1, 2)
     if not isinstance(fills, Tensor):
-        return tokens.put_back(rows, fills=fills).transpose(1, 2)
-    padding = fills.transpose(1, 2).flatten(0, 1)
-    real = tokens.total
-    return padding.index_copy(0, tokens.places[:real], rows[0, :real]).unflatten(0, tokens.shape).transpose(1, 2)
+        return found
+    is_padding = (tokens.layout.sources == tokens.layout.padding).view(tokens.shape)
+    return torch.where(is_padding[:, None, :, None], fills, found)
 
 
-def may_fill(layer: nn.Module) -> bool:
+def may_fill(layer: nn.Module | None) -> bool:
     """Whether a layer may make something else than 0 of 0: a plain one without a bias does not."""
-    return not (type(layer) is nn.Linear and layer.bias is None and not layer._forward_hooks)
+    if layer is None:
+        return False
+    plain = type(layer) is nn.RMSNorm or (type(layer) is nn.Linear and layer.bias is None)
+    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return not plain or bool(changed) or (not torch.compiler.is_dynamo_compiling() and _has_any_global_hook())
 
 
 class Packing(NamedTuple):
@@ -113,7 +114,7 @@ class Packing(NamedTuple):
 NOT_PACKED = Packing(None, None)
 
 InRow = Callable[[MaskMod, Tensor, int], Mask | None]
-"""Gives a mask of the packed row, by the offsets of batch rows in it and its length; see `packed_form`."""
+"""Gives a mask of the packed row, by where the pieces of that begin and its length; see `packed_form`."""
 
 
 def is_large(shape: tuple[int, ...], device: torch.device) -> bool:
@@ -149,6 +150,8 @@ def packing_of(
     large = is_large(tuple(x.shape), device), context is not None and is_large(tuple(context.shape), device)
     if not any(large):
         return NOT_PACKED  # before the counts are read: a graph would be tied to them
+    if in_row is not None and isinstance(mask, BlockMask) and not says_its_mask(mask):
+        in_row = None
 
     def find() -> Packing:
         counts = counted_padding(mask.mask_mod if isinstance(mask, BlockMask) else mask)
@@ -178,48 +181,82 @@ def _may_pack() -> bool:
 def _in_row(
     mask: BlockMask | MaskMod, form: InRow, padding: CountedPadding | None, shape: tuple[int, int], device: torch.device
 ) -> Packing | None:
-    """How an input is packed of which attention works on the packed row too."""
-    if isinstance(mask, BlockMask):
-        if not says_its_mask(mask):
-            return None
-        mask = mask.mask_mod
-    batch, length = shape
-    step = max(_STEP, batch * length // _MOST_SIZES // _STEP * _STEP)
-    tokens = _tokens(padding, shape, device, step)
-    if padding is None or tokens is None:
+    """How an input is packed of which attention works on the packed row too.
+
+    Each batch row begins with a tile of its own there: no query meets a key of another, and what one holds, NaN say, reaches no other.
+    """
+    if not _fits(padding, shape, device):
         return None
-    table = padding.table
-    lens = table.logical_not().sum(1) if table.dtype == torch.bool else table.long()
-    offsets = torch.nn.functional.pad(lens.cumsum(0), (1, 0)).to(torch.int32)
-    found = form(mask, offsets, tokens.places.shape[0])
+    assert padding is not None
+    batch, length = shape
+    table, end, size = padding.table, padding.counted.in_tiles, batch * length
+    if not pays(end, batch, length, device, in_row=True):
+        return None
+    step = max(TILE, size // _MOST_SIZES // TILE * TILE)
+    rows = (end // step + 1) * step  # at least one more, which stands for padding
+    if table.dtype == torch.bool:
+        real = ~table
+        lens, columns = real.sum(1), real.cumsum(1) - 1
+    else:
+        lens, columns = table.long(), torch.arange(length, device=device)
+        real = columns < lens[:, None]
+    tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor") * TILE
+    starts = tiles.cumsum(0) - tiles
+    sources = torch.where(real, columns + starts[:, None], end).flatten()
+    targets = torch.full((rows,), size, device=device).scatter(0, sources, torch.arange(size, device=device))
+    targets[end:] = size
+    layout = Layout(
+        targets.clamp(max=size - 1), sources, targets, _places_of(targets == size, rows - _total(padding)), end
+    )
+    tokens = Tokens(layout, shape)
+    pieces = torch.stack(
+        (starts, starts + lens), 1
+    ).flatten()  # what is behind the tokens of a batch row sees itself; nobody looks
+    offsets = torch.nn.functional.pad(pieces, (0, 1), value=end).to(torch.int32)
+    found = form(mask.mask_mod if isinstance(mask, BlockMask) else mask, offsets, rows)
     return None if found is None else Packing(tokens, tokens, found)
 
 
-_STEP = 128
 _MOST_SIZES = 256
-"""Packed rows have a multiple of so many positions, and of one input at most so many sizes: what was recorded for one batch serves others."""
+"""Packed rows of one size of input have so many sizes at most: what was recorded for one batch serves others."""
 
 
-def _tokens(
-    padding: CountedPadding | None, shape: tuple[int, int], device: torch.device, step: int | None = None
-) -> Tokens | None:
-    """Where tokens stand, if packing pays. ``step``: of a row that attention works on, a divisor of its number of positions."""
+def _places_of(flags: Tensor, count: int) -> Tensor:
+    """The places of flags (N,), of which the host knows how many there are: int64 (count,). The device is not waited for."""
+    order = torch.where(flags, flags.cumsum(0) - 1, count)
+    places = torch.arange(len(flags), device=flags.device)
+    return places.new_zeros(count + 1).scatter(0, order, places)[:count]
+
+
+def _fits(padding: CountedPadding | None, shape: tuple[int, int], device: torch.device) -> bool:
+    """Whether counted padding is of such an input."""
     if padding is None or padding.table.shape[0] != shape[0] or padding.counted.longest > shape[1]:
-        return None
-    table, total, (batch, length) = padding.table, padding.counted.total, shape
+        return False
+    table = padding.table
+    return table.device == device and not (table.dtype == torch.bool and table.shape[1] != shape[1])
+
+
+def _total(padding: CountedPadding) -> int:
+    total = padding.counted.total
     assert total is not None
-    if table.device != device or not pays(total, batch, length, device, in_row=step is not None):
+    return total
+
+
+def _tokens(padding: CountedPadding | None, shape: tuple[int, int], device: torch.device) -> Tokens | None:
+    """Where tokens stand, if packing pays."""
+    if not _fits(padding, shape, device):
+        return None
+    assert padding is not None
+    table, total, (batch, length) = padding.table, _total(padding), shape
+    if not pays(total, batch, length, device):
         return None
     if table.dtype == torch.bool:
-        if table.shape[1] != length:
-            return None
         _check_in_graph(lambda: table.numel() - table.sum(), total)
         index, sources = index_of_pads(table, total), sources_of_pads(table, total)
     else:
         _check_in_graph(table.sum, total)
         index, sources = index_of_lengths(table, length, total), sources_of_lengths(table, length, total)
-    more = 1 if step is None else step - total % step
-    return Tokens(torch.nn.functional.pad(index, (0, more)), sources, total, shape)
+    return Tokens(Layout(torch.nn.functional.pad(index, (0, 1)), sources, None, None, total), shape)
 
 
 def _check_in_graph(now: Callable[[], Any], total: int) -> None:

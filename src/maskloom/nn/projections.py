@@ -155,10 +155,9 @@ class ProjectedHeads(nn.Module):
         return heads_in_batch(turned, tokens, fills=self.rotary.turned(padding, angles))
 
     def fills(self, side: Literal["queries", "keys"]) -> bool:
-        """Whether the projection of queries, or of keys, makes something of padding, which is 0."""
-        if self.d_context is None:
-            return may_fill(self.in_proj)
-        return may_fill(self.q_proj if side == "queries" else self.kv_proj)
+        """Whether queries, or keys, of padding, which is 0, may be something else."""
+        layer = self.in_proj if self.d_context is None else self.q_proj if side == "queries" else self.kv_proj
+        return may_fill(layer) or may_fill(self.q_norm if side == "queries" else self.k_norm)
 
     def combined(self, attended: Tensor, x: Tensor, tokens: Tokens | None = None, *, in_row: bool = False) -> Tensor:
         """The output (B, L, d_out) of the heads' attention (B, H, L, d_head), or (1, H, R, d_head) if it was ``in_row``.
