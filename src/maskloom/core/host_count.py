@@ -1,7 +1,6 @@
 """How many positions a table of padding leaves real, counted by the host when a mask is made of the table."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,17 +30,21 @@ class HostCount(Remark):
     longest: int
     in_tiles: int
 
-    def __init__(
-        self,
-        source: Tensor | None = None,
-        total: int | None = None,
-        longest: int = 0,
-        in_tiles: int = 0,
-        how: "Callable[[Tensor], HostCount] | None" = None,
-        copy: Tensor | None = None,
-    ) -> None:
-        self._source, self.total, self.longest, self.in_tiles, self._how = source, total, longest, in_tiles, how
+    def __init__(self, source: Tensor | None = None, how: str = "", copy: Tensor | None = None) -> None:
+        """Counts the table, if the host can read it.
+
+        Args:
+            how: one of `_REAL`: what stands in the table.
+            copy: a copy of the table, of which the count is then.
+        """
+        self._source, self._how = source, how
         self._table = source if copy is None else copy
+        self.total, self.longest, self.in_tiles = None, 0, 0
+        found = None if source is None else _counted(source, how)
+        if found is not None and (copy is None or _counted(copy, how) in (found, None)):  # None: it cannot be read
+            self.total, self.longest, self.in_tiles = found
+        else:
+            self._source = self._table = None
         self._states = self._now()
 
     def holds_for(self, table: Tensor) -> bool:
@@ -59,8 +62,12 @@ class HostCount(Remark):
         is_known = self._states == self._now() and not copy.is_inference()
         return self._beside(copy) if is_known else HostCount()
 
-    def _beside(self, copy: Tensor | None) -> "HostCount":
-        return HostCount(self._source, self.total, self.longest, self.in_tiles, self._how, copy)
+    def _beside(self, table: Tensor) -> "HostCount":
+        """The same of a copy of the table, without counting again."""
+        new = HostCount()
+        vars(new).update(vars(self), _table=table)
+        new._states = new._now()
+        return new
 
     def _now(self) -> list[tuple[int, int]]:
         """What a write into the tables changes, and what changes where another takes the place of one."""
@@ -76,15 +83,11 @@ class HostCount(Remark):
         return hash(HostCount)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None or self._how is None:
-            return HostCount, ()
-        if self._states == self._now():
-            return HostCount, (self._source, self.total, self.longest, self.in_tiles, self._how, self._table)
-        if all(
-            table.is_shared() for table in self._tables()
-        ):  # a DataLoader worker has put them where it sends them from
-            return _counted_again, (self._how, self._source, self._table)
-        return HostCount, ()
+        same = self._states == self._now() or all(table.is_shared() for table in self._tables())
+        # shared they are where a DataLoader worker has put them to send them, before this; they are counted again on arrival
+        return (
+            (HostCount, (self._source, self._how, self._table)) if same and self.total is not None else (HostCount, ())
+        )
 
 
 def _state_of(table: Tensor) -> tuple[int, int]:
@@ -92,12 +95,22 @@ def _state_of(table: Tensor) -> tuple[int, int]:
     return table._version, table.data_ptr()
 
 
-def _counted_again(how: Callable[[Tensor], HostCount], source: Tensor, table: Tensor) -> HostCount:
-    """The count of tables that were sent, whose values a worker may have changed since it counted them."""
-    found, other = how(source), how(table)
-    if found.total is None or (found.total, found.in_tiles) != (other.total, other.in_tiles):
-        return HostCount()
-    return found._beside(table)
+def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:
+    """The total, the longest, and the total in tiles, of a table that the host can read; None of another."""
+    if how not in _REAL or not readable(table) or table.is_inference() or not table.numel():
+        return None
+    lens = _REAL[how](table)
+    tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor")
+    return int(lens.sum()), int(lens.max()) if how == "lengths" else table.shape[1], TILE * int(tiles.sum())
+
+
+_REAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "lengths": lambda lens: lens,
+    "real": lambda flags: flags.count_nonzero(1),
+    "padding": lambda flags: flags.shape[1] - flags.count_nonzero(1),
+    "ids": lambda ids: (ids >= 0).count_nonzero(1),
+}
+"""How many positions of each row a table says are real: lengths (B,); flags (B, L) of real positions, or of padding; ids (B, L)."""
 
 
 _nothing = HostCount()
@@ -118,28 +131,14 @@ def uncounted(held: T) -> T:
 
 def counted_lengths(lens: Tensor) -> HostCount:
     """The count of lengths (B,), where the host has their values."""
-    if not readable(lens) or lens.is_inference() or not lens.numel():
-        return not_counted()
-    tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor")
-    return HostCount(lens, int(lens.sum()), int(lens.max()), TILE * int(tiles.sum()), counted_lengths)
+    return HostCount(lens, "lengths") if readable(lens) else not_counted()
 
 
 def counted_flags(table: Tensor, *, real: bool) -> HostCount:
     """The count of flags (B, L), of which those that are ``real`` stand for real positions, where the host has their values."""
-    if not readable(table) or table.is_inference():
-        return not_counted()
-    marked = table.count_nonzero(1)
-    return _of_rows(table, marked if real else table.shape[1] - marked, partial(counted_flags, real=real))
+    return HostCount(table, "real" if real else "padding") if readable(table) else not_counted()
 
 
 def counted_ids(ids: Tensor) -> HostCount:
     """The count of ids (B, L), of which negative ones stand for padding, where the host has their values."""
-    if ids.ndim == 1 or not readable(ids) or ids.is_inference():
-        return not_counted()
-    return _of_rows(ids, (ids >= 0).count_nonzero(1), counted_ids)
-
-
-def _of_rows(table: Tensor, lens: Tensor, how: Callable[[Tensor], HostCount]) -> HostCount:
-    """The count of a table (B, L) of whose rows so many positions are real."""
-    tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor")
-    return HostCount(table, int(lens.sum()), table.shape[1], TILE * int(tiles.sum()), how)
+    return HostCount(ids, "ids") if ids.ndim > 1 and readable(ids) else not_counted()
