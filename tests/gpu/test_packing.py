@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import maskloom as loom
 from maskloom.batches import pads_from_lengths
+from maskloom.masks.packed_form import packed_form
 from maskloom.nn import packing
 from maskloom.nn.packing import NOT_PACKED, packing_of
 
@@ -112,3 +113,25 @@ def test_what_is_moved_in_inference_mode_is_counted():
         moved = batch.to("cuda")
         masks = blocks_of(ALL_LENS[0]), loom.blocks.to_device(blocks, "cuda"), moved.mask, moved.blocks
         assert all(packing_of(x, None, mask) != NOT_PACKED for mask in masks)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_one_row_holds_reaches_no_other_through_the_packed_row(bad):
+    """Each begins with a tile of its own there."""
+    module, lens = module_of(), ALL_LENS[0]
+    mask = blocks_of(lens)
+    x = torch.randn(B, L, D, device="cuda", dtype=torch.bfloat16)
+    assert packing_of(x, None, mask, in_row=packed_form).mask is not None
+    real = ~pads_from_lengths(torch.tensor(lens, device="cuda"), L)[..., None]
+
+    def run(x):
+        x = x.clone().requires_grad_()
+        out = module(x, mask).out
+        out.backward(real.expand_as(out).to(out.dtype))
+        return out.detach(), x.grad
+
+    poisoned = x.clone()
+    poisoned[0, 40] = bad
+    for found, expected in zip(run(poisoned), run(x), strict=True):
+        assert torch.equal(found[1:], expected[1:])
+        assert not found[0].isfinite().all()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskloom.batches.wide import SIXTEEN, fits, is_plain
+from maskloom.batches.wide import SIXTEEN, fits, has_no_memory
 from maskloom.core.torch_state import is_transformed
 
 
@@ -23,7 +23,11 @@ def placed(rows: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def _has_gradient(tensor: Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor.requires_grad and not (is_transformed() or torch.jit.is_tracing())
+    return (
+        torch.is_grad_enabled()
+        and tensor.requires_grad
+        and not (is_transformed() or torch._C._get_tracing_state() is not None)
+    )
 
 
 class _Picked(torch.autograd.Function):
@@ -58,7 +62,8 @@ class _Placed(torch.autograd.Function):
 def scattered(rows: Tensor, places: Tensor, size: int) -> Tensor:
     """`placed`, without a gradient of its own where nothing traces or transforms."""
     batch = rows.new_zeros(size, *rows.shape[1:])
-    if not is_plain(rows):  # a graph of torch 2.11 loses gradients of writes in place
+    if torch.compiler.is_compiling() or is_transformed() or has_no_memory(rows):
+        # a graph of torch 2.11 loses gradients of writes in place
         return batch.index_copy(0, places, rows)
     if rows.ndim > 1 and fits(rows, SIXTEEN) and fits(batch, SIXTEEN):
         batch.view(SIXTEEN).index_copy_(0, places, rows.view(SIXTEEN))

@@ -70,11 +70,9 @@ class HostCount(Remark):
         return new
 
     def _now(self) -> list[tuple[int, int]]:
-        """What a write into the tables changes, and what changes where another takes the place of one."""
-        return [_state_of(table) for table in self._tables()]
-
-    def _tables(self) -> list[Tensor]:
-        return [table for table in (self._source, self._table) if table is not None]
+        """What a write into the tables changes, and what changes where another takes the place of one, by torch.utils.swap_tensors say."""
+        tables = (self._source, self._table)
+        return [(table._version, table.data_ptr()) for table in tables if table is not None]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HostCount)
@@ -83,21 +81,16 @@ class HostCount(Remark):
         return hash(HostCount)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        same = self._states == self._now() or all(table.is_shared() for table in self._tables())
+        if self._source is None or self._table is None or self.total is None:
+            return HostCount, ()
         # shared they are where a DataLoader worker has put them to send them, before this; they are counted again on arrival
-        return (
-            (HostCount, (self._source, self._how, self._table)) if same and self.total is not None else (HostCount, ())
-        )
-
-
-def _state_of(table: Tensor) -> tuple[int, int]:
-    """What a write into a table changes, and what ``torch.utils.swap_tensors`` changes."""
-    return table._version, table.data_ptr()
+        same = self._states == self._now() or (self._source.is_shared() and self._table.is_shared())
+        return (HostCount, (self._source, self._how, self._table)) if same else (HostCount, ())
 
 
 def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:
     """The total, the longest, and the total in tiles, of a table that the host can read; None of another."""
-    if how not in _REAL or not readable(table) or table.is_inference() or not table.numel():
+    if how not in _REAL or table.device.type != "cpu" or table.is_inference() or not table.numel():
         return None
     lens = _REAL[how](table)
     tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor")

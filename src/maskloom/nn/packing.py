@@ -209,9 +209,7 @@ def _in_row(
         targets.clamp(max=size - 1), sources, targets, _places_of(targets == size, rows - _total(padding)), end
     )
     tokens = Tokens(layout, shape)
-    pieces = torch.stack(
-        (starts, starts + lens), 1
-    ).flatten()  # what is behind the tokens of a batch row sees itself; nobody looks
+    pieces = torch.stack((starts, starts + lens), 1).flatten()  # tokens, and what is behind them, which nobody looks at
     offsets = torch.nn.functional.pad(pieces, (0, 1), value=end).to(torch.int32)
     found = form(mask.mask_mod if isinstance(mask, BlockMask) else mask, offsets, rows)
     return None if found is None else Packing(tokens, tokens, found)
