@@ -188,9 +188,16 @@ def index_of_pads(pads: Tensor, total: int | None) -> Tensor:
         return real.nonzero()[:, 0]
     if readable(pads) and int(real.sum()) != total:
         raise ValueError(f"total is {total}, and {int(real.sum())} positions are real")
-    positions = torch.arange(len(real), device=pads.device)
-    # padding is written behind the end, which is cut off
-    return positions.new_zeros(total + 1).scatter(0, sources_of_pads(pads, total), positions)[:total]
+    return places_of(real, total)
+
+
+def places_of(flags: Tensor, count: int) -> Tensor:
+    """The places of flags (N,), of which ``count`` are True, as the host knows: int64 (count,). No device is waited for."""
+    order = torch.where(
+        flags, flags.cumsum(0) - 1, count
+    )  # what is no place is written behind the end, which is cut off
+    positions = torch.arange(len(flags), device=flags.device)
+    return positions.new_zeros(count + 1).scatter(0, order, positions)[:count]
 
 
 def sources_of_lengths(lens: Tensor, length: int, total: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.modules.module import _has_any_global_hook
 
-from maskloom.batches.packed import index_of_lengths, index_of_pads, sources_of_lengths, sources_of_pads
+from maskloom.batches.packed import index_of_lengths, index_of_pads, places_of, sources_of_lengths, sources_of_pads
 from maskloom.core.block_masks import says_its_mask
 from maskloom.core.cache import cached_with
 from maskloom.core.host_count import TILE
@@ -38,7 +38,8 @@ _MOST_REAL_IN_ROW = 13 / 16
 """The same where attention works on tokens too: of rows that are nearly full it skips as much in the batch."""
 
 _SHORT = 1024
-"""Positions of rows that are packed for attention whatever is real: FLASH runs for one long row, and is slow in short ones."""
+"""Positions of rows that are packed for attention whatever is real: packed by hand, full batches of such rows took less time too
+(benchmarks/results/padding_module.csv)."""
 
 IN_ROW: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16, torch.float32)}
 """Devices and dtypes of which attention may work on the packed row: kernels that skip what one document hides from another."""
@@ -206,7 +207,7 @@ def _in_row(
     targets = torch.full((rows,), size, device=device).scatter(0, sources, torch.arange(size, device=device))
     targets[end:] = size
     layout = Layout(
-        targets.clamp(max=size - 1), sources, targets, _places_of(targets == size, rows - _total(padding)), end
+        targets.clamp(max=size - 1), sources, targets, places_of(targets == size, rows - _total(padding)), end
     )
     tokens = Tokens(layout, shape)
     pieces = torch.stack((starts, starts + lens), 1).flatten()  # tokens, and what is behind them, which nobody looks at
@@ -217,13 +218,6 @@ def _in_row(
 
 _MOST_SIZES = 256
 """Packed rows of one size of input have so many sizes at most: what was recorded for one batch serves others."""
-
-
-def _places_of(flags: Tensor, count: int) -> Tensor:
-    """The places of flags (N,), of which the host knows how many there are: int64 (count,). The device is not waited for."""
-    order = torch.where(flags, flags.cumsum(0) - 1, count)
-    places = torch.arange(len(flags), device=flags.device)
-    return places.new_zeros(count + 1).scatter(0, order, places)[:count]
 
 
 def _fits(padding: CountedPadding | None, shape: tuple[int, int], device: torch.device) -> bool:

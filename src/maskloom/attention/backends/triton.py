@@ -90,7 +90,7 @@ class Triton(Backend):
     name = "triton"
     what = "FlexAttention with Triton; skips hidden tiles"
     where = "GPUs otherwise"
-    why = "FlexAttention, compiled: hidden tiles are skipped"
+    why = "FlexAttention, compiled: it can skip hidden tiles"
     skipped = "hidden tiles"
     by_tiles = True
     takes_options = True
