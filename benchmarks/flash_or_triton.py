@@ -23,22 +23,42 @@ import maskloom as loom
 
 HEADS = 16
 SIZES = ((4, 512), (1, 2048), (16, 1024), (4, 2048), (2, 4096), (1, 8192), (4, 4096), (8, 4096))
+LONG_ROWS = (8192, 16384, 32768)
+DOCUMENTS = (8, 32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--masks", nargs="+", choices=("lengths", "documents"), default=("lengths", "documents"))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=500)
     given = parser.parse_args()
     deadline = time.monotonic() + given.seconds
-    for name, make in {"causal & lengths": of_lengths, "causal & documents": of_documents}.items():
-        for head_dim in (64, 128):
-            for batch, length in SIZES:
-                if time.monotonic() < deadline:
-                    for row in measured(name, make(batch, length), batch, length, head_dim, given.repeats):
-                        append(given.out, row)
-                        print(*row.values(), sep="  ", flush=True)
+    cells = cells_of_lengths() if "lengths" in given.masks else []
+    cells += cells_of_documents() if "documents" in given.masks else []
+    for head_dim in (128, 64):
+        for name, make, batch, length in cells:
+            if time.monotonic() < deadline:
+                for row in measured(name, make(), batch, length, head_dim, given.repeats):
+                    append(given.out, row)
+                    print(*row.values(), sep="  ", flush=True)
+
+
+Cell = tuple[str, Callable[[], loom.Mask], int, int]
+"""The mask's name, what makes it, B and L."""
+
+
+def cells_of_lengths() -> list[Cell]:
+    return [("causal & lengths", lambda b=b, n=n: of_lengths(b, n), b, n) for b, n in SIZES]
+
+
+def cells_of_documents() -> list[Cell]:
+    return [
+        (f"causal & {many} documents", lambda n=n, many=many: of_documents(n, many), 1, n)
+        for n in LONG_ROWS
+        for many in DOCUMENTS
+    ]
 
 
 def of_lengths(batch: int, length: int) -> loom.Mask:
@@ -47,9 +67,9 @@ def of_lengths(batch: int, length: int) -> loom.Mask:
     return loom.causal & loom.lengths((lens * length).long().cuda())
 
 
-def of_documents(batch: int, length: int) -> loom.Mask:
-    """Eight documents in each row."""
-    return loom.causal & loom.documents(offsets=torch.linspace(0, length, 9).long().cuda(), length=length)
+def of_documents(length: int, many: int) -> loom.Mask:
+    """Documents that are equally long."""
+    return loom.causal & loom.documents(offsets=torch.linspace(0, length, many + 1).long().cuda(), length=length)
 
 
 def measured(name: str, mask: loom.Mask, batch: int, length: int, head_dim: int, repeats: int) -> list[dict[str, Any]]:

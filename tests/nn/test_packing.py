@@ -404,7 +404,7 @@ def test_the_rule():
     assert pays(600, 2, 512, gpu)
     assert pays(3328, 2, 2048, gpu, in_row=True)
     assert not pays(3329, 2, 2048, gpu, in_row=True)
-    assert pays(2048, 2, 1024, gpu, in_row=True)  # short rows are slow, and one long row is not
+    assert not pays(2048, 2, 1024, gpu, in_row=True)
     assert is_large((8, 64, 3), cpu)
     assert not is_large((7, 64, 3000), cpu)
     assert is_large((8, 4096, 2048), gpu)

@@ -221,7 +221,8 @@ def check_mask_fits(
                 "a module that has the mask in a maskloom.nn.Holder"
             )
         return
-    if getattr(mask.mask_mod, "__name__", None) == "_sliced_mask_mod_error":
+    mask_mod = mask.mask_mod  # the name of a Mask is its repr
+    if not isinstance(mask_mod, Mask) and getattr(mask_mod, "__name__", None) == "_sliced_mask_mod_error":
         raise ValueError("the block mask was sliced, and torch drops the mask of a sliced BlockMask; build it anew")
     if tuple(mask.seq_lengths) != (q_len, kv_len):
         raise ValueError(

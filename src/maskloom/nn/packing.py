@@ -37,10 +37,6 @@ _MOST_REAL_ELSEWHERE = 5 / 8  # benchmarks/results/padding_module_rule.csv: at 1
 _MOST_REAL_IN_ROW = 13 / 16
 """The same where attention works on tokens too: of rows that are nearly full it skips as much in the batch."""
 
-_SHORT = 1024
-"""Positions of rows that are packed for attention whatever is real: packed by hand, full batches of such rows took less time too
-(benchmarks/results/padding_module.csv)."""
-
 IN_ROW: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16, torch.float32)}
 """Devices and dtypes of which attention may work on the packed row: kernels that skip what one document hides from another."""
 
@@ -130,7 +126,7 @@ def pays(total: int, batch: int, length: int, device: torch.device, *, in_row: b
     """Whether packing so many tokens of a batch that is large saves more than it costs; ``in_row`` with attention."""
     most = _MOST_REAL.get(device.type, _MOST_REAL_ELSEWHERE)
     if in_row:
-        most = 1.0 if length <= _SHORT else _MOST_REAL_IN_ROW
+        most = _MOST_REAL_IN_ROW
     return 0 < total <= most * batch * length
 
 

@@ -11,6 +11,7 @@ import itertools
 import re
 import types
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from maskloom.attention.backends.triton_division import dividing_mask, dividing_score
 from maskloom.attention.kernels.direct import DirectCalls, noted
 from maskloom.attention.kernels.guards import that_may_fail
+from maskloom.attention.kernels.layout import UNTOLD, USUAL, Told, is_told, layout_of, learn
 from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU
@@ -65,7 +67,7 @@ def fused_attention(
         mask_mod, score_mod = numbers_as_tensors((block_mask.mask_mod, score_mod), query.device)
         block_mask = rebuilt(block_mask, mask_mod=mask_mod)
         shares = shares_heads(query, key)
-        return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options)
+        return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options, UNTOLD.told)
     return prepared_attention(
         query, key, value, block_mask, score_mod=score_mod, scale=scale, wants_lse=wants_lse, options=options
     ).run(query, key, value, score_mod)
@@ -97,7 +99,22 @@ def prepared_attention(
     rest = (scale, shares_heads(query, key), wants_lse, options)
     floats = captures.has_floats(*mods)
     direct = None if holds_function(mods) else DirectCalls()
-    return PreparedAttention(_compiled_for(kind, dynamic), scaled, block_mask, rest, floats, direct)
+    # FLASH asks tensors themselves how they lie, and of static sizes the compiler knows all
+    told = is_told(query) and dynamic is True and options.get("BACKEND") != "FLASH"
+    compiled = _ByLayout(kind) if told else _compiled_for(kind, dynamic)
+    return PreparedAttention(compiled, scaled, block_mask, (*rest, UNTOLD.told), floats, direct)
+
+
+@dataclass(frozen=True, slots=True)
+class _ByLayout:
+    """The compiled functions of one kind of attention: one for each layout of query, key and value."""
+
+    kind: Hashable
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
+        layout = layout_of(self.kind, query, key, value)
+        compiled = _compiled_for(self.kind if layout == USUAL else (self.kind, layout), True)
+        return compiled(query, key, value, *given[:-1], layout.told)
 
 
 class PreparedAttention(NamedTuple):
@@ -238,9 +255,11 @@ def _attend_or_fail(
     enable_gqa: bool,
     wants_lse: bool,
     kernel_options: Any,  # torch's FlexKernelOptions
+    told: Told,
 ) -> tuple[Tensor, Tensor | None]:
     if not torch.compiler.is_compiling():  # a constant in the graph; runs only where there is none
         raise FallbackError(_not_compiled())
+    learn((query, key, value), told)
     # lengths from the tensors: as numbers of the block mask they are dynamic scalars, which FLASH takes for captured ones
     lengths = query.shape[-2], key.shape[-2]
     blocks = rebuilt(block_mask, seq_lengths=lengths, mask_mod=dividing_mask(block_mask.mask_mod, query.device))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskloom.blocks.replay.fewer import in_fewer
 from maskloom.blocks.replay.on_arrays import on_arrays
 from maskloom.blocks.replay.plan import Call, ReplayPlan, Tensors
 from maskloom.program.ops import Fact, having
@@ -102,7 +103,7 @@ class _ReplayRecorder(TorchDispatchMode):
             return None
         needed = {value.slot for value in leaves(ends, Value)}
         calls: list[Call] = []
-        for call in reversed(self._calls):
+        for call in reversed(in_fewer(self._calls, self._values) if _are_launched(self._values) else self._calls):
             if needed.isdisjoint(call.results):
                 continue
             read = {value.slot for value in leaves(call.args, Value)}
@@ -164,6 +165,11 @@ class _ReplayRecorder(TorchDispatchMode):
                 return Value(self._places[id(leaf)])
             self.possible &= id(leaf) in self._constants  # else it may have been computed from an input before
         return leaf
+
+
+def _are_launched(values: Sequence[Tensor]) -> bool:
+    """Whether operations on them are put into the queue of a device, one by one."""
+    return any(value.device.type != "cpu" for value in values)
 
 
 def equal_steps(table: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[int], list[int], int] | None:

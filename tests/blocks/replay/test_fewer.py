@@ -1,0 +1,146 @@
+"""Operations in fewer launches give the same bits in the same places. On a CPU they are joined here because the tests ask for it."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import maskloom as loom
+from maskloom.blocks import construct
+from maskloom.blocks.replay import cached, kinds, recorder
+from maskloom.blocks.replay.recorder import record_replay
+from maskloom.core.cache import LRU
+from tests.blocks.random_masks import differing, random_case, tables_of_torch
+from tests.catalog import grids, sequences
+
+MASKS = sequences.MASKS | grids.MASKS
+aten = torch.ops.aten
+FLAGS = torch.tensor([[True, False, True], [False, False, True]])
+SMALL = torch.tensor([[-128, 0, 127], [1, 5, -1]], dtype=torch.int8)
+WIDE = torch.tensor([[300, 0, -(1 << 40)]])
+ONE = torch.tensor(5)
+
+
+@pytest.fixture(autouse=True)
+def joined(monkeypatch):
+    monkeypatch.setattr(recorder, "_are_launched", lambda values: True)
+    monkeypatch.setattr(recorder, "on_arrays", lambda calls, values: None)
+    monkeypatch.setattr(construct, "_constants", LRU(0))
+    monkeypatch.setattr(cached, "_plans", LRU(64))
+    monkeypatch.setattr(kinds, "_kinds", kinds.kinds_cache())
+
+
+def plan_of(compute, *inputs):
+    return record_replay(lambda: (compute(*inputs),), inputs, [WIDE, ONE])[1]
+
+
+def names(plan):
+    return [call.op.overloadpacket.__name__ for call in plan.calls]
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (lambda x: x & ~x[:1], ["as_strided", "gt"]),
+        (lambda x: ~x[:1] & x, ["as_strided", "gt"]),
+        (lambda x: x | ~x, ["ge"]),
+        (lambda x: ~x & ~x, ["bitwise_not", "gt"]),
+        (lambda x: (x & ~x[:1]) ^ ~x[:1], ["as_strided", "bitwise_not", "gt", "bitwise_xor"]),
+        (lambda x: x ^ ~x, ["bitwise_not", "bitwise_xor"]),
+    ],
+    ids=["and not", "not and", "or not", "two negations", "read elsewhere too", "exclusive"],
+)
+def test_a_negation_is_part_of_what_reads_it(compute, expected):
+    plan = plan_of(compute, FLAGS)
+    found = ["as_strided" if call.op is torch.as_strided else call.op.overloadpacket.__name__ for call in plan.calls]
+    assert found == expected
+    for table in (FLAGS, ~FLAGS, FLAGS.flip(0)):
+        ours, theirs = plan.run([table.contiguous()])[0], compute(table)
+        assert ours.dtype == theirs.dtype == torch.bool and torch.equal(ours, theirs)
+
+
+def test_bits_of_integers_are_no_truth_values():
+    plan = plan_of(lambda x: x & ~x, SMALL)
+    assert names(plan) == ["bitwise_not", "bitwise_and"]
+    assert torch.equal(plan.run([SMALL.flip(0)])[0], torch.zeros_like(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("compute", "is_joined"),
+    [
+        (lambda x: x.long() <= WIDE, True),
+        (lambda x: torch.ne(WIDE, x.long()), True),
+        (lambda x: x.long() > x.long().mT[:1, :1], False),  # both would be narrow
+        (lambda x: x.long() == ONE, False),  # a number without dimensions does not promote
+        (lambda x: x.to(torch.float32) < WIDE, False),
+        (lambda x: x.long() < 300, False),
+    ],
+    ids=["left", "right", "both", "a number in a tensor", "to floats", "a number"],
+)
+def test_a_wider_copy_is_not_made_for_a_comparison(compute, is_joined):
+    plan = plan_of(compute, SMALL)
+    assert (
+        "_to_copy" not in {call.op.overloadpacket.__name__ for call in plan.calls if call.op is not torch.as_strided}
+    ) is is_joined
+    for table in (SMALL, SMALL.flip(0), -SMALL):
+        assert torch.equal(plan.run([table.contiguous()])[0], compute(table))
+
+
+def test_results_lie_as_they_did():
+    """Views of them are taken by strides and offsets."""
+
+    def compute(x):
+        both = x.mT & ~x.mT
+        return both[1:] | both[:2]
+
+    plan = plan_of(compute, FLAGS)
+    assert torch.equal(plan.run([~FLAGS])[0], compute(~FLAGS))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_have_the_same_tiles(name, monkeypatch):
+    factory, q_len, kv_len = MASKS[name]
+    heads = None if "heads" in name else 2
+    for exact in (True, False):
+        found = [
+            loom.block_mask(factory(), q_len, kv_len, batch=3, heads=heads, block_size=4, exact=exact) for _ in range(4)
+        ]
+        with monkeypatch.context() as plainly:
+            plainly.setattr(kinds, "_kinds", kinds.kinds_cache())
+            plainly.setattr(cached, "_plans", LRU(0))
+            plainly.setattr(recorder, "_are_launched", lambda values: False)
+            plain = loom.block_mask(factory(), q_len, kv_len, batch=3, heads=heads, block_size=4, exact=exact)
+        assert all(differing(blocks, plain) == [] for blocks in found)
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_random_masks_have_the_tiles_of_torch(rnd, algebra):
+    case = random_case(rnd, algebra=algebra)
+    theirs = tables_of_torch(case)
+    assume(theirs is not None)
+    for _ in range(3):
+        ours = loom.create_block_mask(case.mask_mod, case.batch, case.heads, case.q_len, case.kv_len, "cpu", case.block)
+        assert differing(ours, theirs) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda: loom.causal & loom.padding(torch.arange(640) >= torch.tensor([[300], [500]])), 15),
+        (lambda: loom.causal & loom.documents(offsets=[0, 100, 640]), 19),
+    ],
+    ids=["padding", "documents"],
+)
+def test_how_many_are_launched(make, most, monkeypatch):
+    seen = []
+    with_states = kinds.RecipeOfKind.with_states
+    monkeypatch.setattr(
+        kinds.RecipeOfKind, "with_states", lambda self, *given: seen.append(with_states(self, *given)) or seen[-1]
+    )
+    for _ in range(3):
+        loom.block_mask(make(), 640, 640)
+    (kind,) = seen
+    launched = [
+        call for call in kind.states.calls if call.op is not torch.as_strided and call.op is not aten.view.dtype
+    ]
+    assert len(launched) <= most
