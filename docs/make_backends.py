@@ -282,8 +282,22 @@ def flash_or_triton() -> str:
     return table(lines)
 
 
+def fused_projection() -> str:
+    """Attention over parts of one projection beside attention over tensors of their own."""
+    rows = {(row["mask"], row["contender"], row["layout"]): row for row in rows_of("fused_projection")}
+    layouts = list(dict.fromkeys(layout for *_, layout in rows))
+    heads = [f"{layout}: {clock}" for layout in layouts for clock in ("forward", "both")]
+    lines = [" | ".join(["mask", "rows", "", *heads])]
+    for mask, contender in dict.fromkeys(key[:2] for key in rows):
+        found = [rows[mask, contender, layout] for layout in layouts]
+        times = [f"{float(row[clock]):.2f}" for row in found for clock in ("forward_ms", "ms")]
+        lines.append(" | ".join([f"`{mask}`", f"{found[0]['batch']} × {found[0]['length']}", contender, *times]))
+    return table(lines)
+
+
 NOTES = {
     "cpu_scores": cpu_scores,
+    "fused_projection": fused_projection,
     "flash_or_triton": flash_or_triton,
     "flash_limits": flash_limits,
     "decoding": decoding,

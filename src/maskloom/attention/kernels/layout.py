@@ -2,8 +2,8 @@
 
 Queries, keys and values are often parts of one projection: views that begin somewhere in its output, whose tokens are (H + 2 Hkv) · D apart.
 Sizes, strides and offsets are dynamic in our graphs, and of these two numbers torch's compiler cannot tell that they are multiples of
-16, as it can of a product of sizes. Triton then reads them in small pieces, and its kernels take 1.6 to 1.8 times as long
-(benchmarks/results/fused_projection.csv). So the graph is told that a view begins at such a multiple, and the step between tokens
+16, as it can of a product of sizes. Triton then reads them in small pieces, and takes 1.6 times as long, as torch's own compiled
+FlexAttention shows (benchmarks/results/fused_projection.csv). So the graph is told that a view begins at such a multiple, and the step between tokens
 is a constant in it: what it is told of that by a guard, Inductor 2.11 does not find again. Models have few such steps.
 """
 
