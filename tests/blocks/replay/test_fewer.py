@@ -86,6 +86,27 @@ def test_a_wider_copy_is_not_made_for_a_comparison(compute, is_joined):
         assert torch.equal(plan.run([table.contiguous()])[0], compute(table))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.uint8, torch.float16])
+def test_dtypes_that_do_not_promote_stay(dtype):
+    table = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype)
+    plan = plan_of(lambda x: x.long() == WIDE, table)
+    assert torch.equal(plan.run([table.flip(0).contiguous()])[0], table.flip(0).long() == WIDE)
+
+
+def test_strides_of_one_entry_order_the_results_of_others():
+    """torch lays the result of two tensors out by all strides, also those that lead nowhere; a view of it is taken by its own."""
+    flags = torch.tensor([True, False, True, False, True, True]).as_strided((2, 1, 1), (1, 1, 3))
+    ones, others = torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([[[True], [False]]])
+
+    def compute(ones, flags, others):
+        both = (ones & ~flags) & others
+        return both[0] ^ both[1]
+
+    plan = plan_of(compute, ones, flags, others)
+    assert aten.bitwise_not.default not in [call.op for call in plan.calls]
+    assert torch.equal(plan.run([ones, flags, others])[0], compute(ones, flags, others))
+
+
 def test_results_lie_as_they_did():
     """Views of them are taken by strides and offsets."""
 

@@ -127,9 +127,6 @@ SHORT = 128  # queries up to which Triton's kernel was faster than FLASH, whatev
 LITTLE = 1 << 37
 """B × H × Q × K × D below which a step on Triton's kernel was faster than on FLASH, whose launch takes the host longer (H200)."""
 
-IN_DOCUMENTS = 16
-"""The part of `LITTLE` that there is at least for each document of a packed row: below, FLASH saves the GPU nothing either."""
-
 LONG = 4096
 """Queries from which on FLASH is taken from half of `LITTLE` on, unless documents hide most: a model of such rows has so much other work for
 the GPU that the host is ahead, and the GPU's own time counts, which is less."""

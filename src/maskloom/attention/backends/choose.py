@@ -12,16 +12,7 @@ from typing import Literal
 import torch
 from torch.autograd import forward_ad
 
-from maskloom.attention.backends.base import (
-    HALF,
-    IN_DOCUMENTS,
-    LITTLE,
-    LONG,
-    SHORT,
-    Backend,
-    BackendName,
-    check_name,
-)
+from maskloom.attention.backends.base import HALF, LITTLE, LONG, SHORT, Backend, BackendName, check_name
 from maskloom.attention.backends.decode import Decode, is_few
 from maskloom.attention.backends.flash import Flash
 from maskloom.attention.backends.reference import Reference
@@ -34,7 +25,7 @@ from maskloom.attention.sliced.backend import Sliced
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
 from maskloom.masks.algebra import And, Everything
-from maskloom.masks.patterns.packed.segments import FromDocumentStart, PackedDocuments, Segmented
+from maskloom.masks.patterns.packed.segments import FromDocumentStart, Segmented
 from maskloom.masks.patterns.relative import Causal
 
 BACKENDS: dict[BackendName, Backend] = {
@@ -118,21 +109,14 @@ def _order(request: Request) -> tuple[BackendName, ...]:
 def _is_little(request: Request) -> bool:
     batch, heads, q_len, kv_len = request.sizes
     work = batch * heads * q_len * kv_len * request.query.shape[3]
-    documents = _documents(request)
-    if documents is None:
-        return known(work < LITTLE // 2) or (known(work < LITTLE) and known(q_len < LONG))
-    return known(work < LITTLE) or known(work < documents * (LITTLE // IN_DOCUMENTS))
+    return known(work < LITTLE // 2) or (known(work < LITTLE) and (known(q_len < LONG) or _has_documents(request)))
 
 
-def _documents(request: Request) -> int | None:
-    """How many documents a row holds, of which queries see their own alone; 0 if that is not known, None if there are none."""
+def _has_documents(request: Request) -> bool:
+    """Whether queries see keys of their own document alone, which are few."""
     mask = request.mask_mod
-    for part in mask.parts if isinstance(mask, And) else (mask,):
-        if isinstance(part, (PackedDocuments, FromDocumentStart)):
-            return part.offsets.shape[0] - 1
-        if isinstance(part, Segmented):
-            return 0
-    return None
+    parts = mask.parts if isinstance(mask, And) else (mask,)
+    return any(isinstance(part, (Segmented, FromDocumentStart)) for part in parts)
 
 
 def _by_options(request: Request) -> BackendName | None:

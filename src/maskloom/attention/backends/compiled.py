@@ -112,6 +112,7 @@ class _ByLayout:
     kind: Hashable
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
+        """``given`` is as of `_attend_or_fail`, whose last argument is replaced by what is told of this layout."""
         layout = layout_of(self.kind, query, key, value)
         compiled = _compiled_for(self.kind if layout == USUAL else (self.kind, layout), True)
         return compiled(query, key, value, *given[:-1], layout.told)

@@ -9,17 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.backends import flash_mask
-from maskloom.attention.backends.base import (
-    HALF,
-    IN_DOCUMENTS,
-    LITTLE,
-    LONG,
-    SHORT,
-    Backend,
-    Prepared,
-    blocks_of,
-    nondeterministic,
-)
+from maskloom.attention.backends.base import HALF, LITTLE, LONG, SHORT, Backend, Prepared, blocks_of, nondeterministic
 from maskloom.attention.backends.flash_limits import block_size, refused_by
 from maskloom.attention.backends.flash_mask import for_flash
 from maskloom.attention.backends.flex import fused, prepared
@@ -109,8 +99,7 @@ class Flash(Backend):
     def passed_over(self) -> str:
         return (
             f"triton is faster with up to {SHORT} queries, and where batch x heads x queries x keys x head dim is less than "
-            f"{LITTLE // 10**9} thousand million; from {LONG} queries on, without documents, half of that; and where a row holds so "
-            f"many documents that this is less than {LITTLE // IN_DOCUMENTS // 10**9} for each"
+            f"{LITTLE // 10**9} thousand million; from {LONG} queries on, without documents, half of that"
         )
 
     def run(self, request: Request) -> Attended:

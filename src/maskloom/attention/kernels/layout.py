@@ -20,7 +20,7 @@ class Layout(NamedTuple):
 
     Attributes:
         steps: from token to token, where that is a constant of the graph; None elsewhere.
-        aligned: whether a tensor, and each of its tokens, begins where a kernel may read words of 16 bytes.
+        aligned: whether it begins at a multiple of 16 bytes, and its strides are multiples of 16 elements.
         inside: whether it begins somewhere inside of its memory.
     """
 
@@ -39,13 +39,18 @@ Told = tuple[tuple[bool, bool, bool], ...]
 """Of each tensor: whether its step is a constant, whether it is known to be aligned, whether it begins inside of its memory."""
 
 USUAL = Layout((None, None, None), (True, True, True), (False, False, False))
+"""That of tensors of their own, as torch makes them."""
+
 UNTOLD = Layout((None, None, None), (False, False, False), (False, False, False))
+"""That of which the graph is told nothing: nothing is known, or too many others were told before."""
 
 _DEVICES = ("cuda",)
-_WORD = 16  # bytes that a kernel reads at once; and elements of which Inductor wants a multiple in what a kernel gets
+_ALIGNED = 16
+"""Bytes that a kernel reads at once. Of numbers of elements too Inductor asks whether they are multiples of 16, whatever the dtype."""
 
 _MOST = 4
-"""Maximum number of layouts of one kind of attention that are told, beside the usual one: each has a graph of its own."""
+"""Maximum number of layouts of one kind of attention that are told, beside the usual one. Each has a graph of its own; one more is for
+all others."""
 
 _known: LRU[Hashable, set[Layout]] = LRU(256)
 
@@ -75,7 +80,7 @@ def _own_step(tensor: Tensor) -> int | None:
     """The step from token to token, if it is a multiple of 16 that does not follow from sizes."""
     shape, strides = tensor.shape, tensor.stride()
     step = strides[2]
-    if step % _WORD or strides[3] != 1 or shape[2] == 1 or step == shape[3]:
+    if step % _ALIGNED or strides[3] != 1 or shape[2] == 1 or step == shape[3]:
         return None
     return None if step in (shape[0] * strides[0], shape[1] * strides[1]) else step
 
@@ -89,20 +94,19 @@ def _is_aligned(tensor: Tensor) -> bool:
 
 
 def _begins_aligned(tensor: Tensor) -> bool:
-    return tensor.storage_offset() * tensor.dtype.itemsize % _WORD == 0
+    return tensor.storage_offset() * tensor.dtype.itemsize % _ALIGNED == 0
 
 
 def _steps_are_aligned(tensor: Tensor) -> bool:
-    return all(tensor.shape[dim] == 1 or tensor.stride(dim) % _WORD == 0 for dim in (2, 1, 0))
+    return all(tensor.shape[dim] == 1 or tensor.stride(dim) % _ALIGNED == 0 for dim in (2, 1, 0))
 
 
 def learn(tensors: tuple[Tensor, ...], told: Told) -> None:
     """While torch compiles with dynamic sizes: let the compiler know what the graph is told."""
-    for tensor, (has_step, aligned, inside) in zip(tensors, told, strict=True):
+    for tensor, (_, aligned, inside) in zip(tensors, told, strict=True):
+        # conditions become guards, which the compiler remembers; Dynamo cannot ask for an offset that is a constant (2.11, 2.13)
+        if aligned and not (_steps_are_aligned(tensor) and (not inside or _begins_aligned(tensor))):
+            raise AssertionError("tensors that lie otherwise have another graph")
+    for tensor, (has_step, _, _) in zip(tensors, told, strict=True):  # last: an offset may share the symbol of a step
         if has_step:
             len(range(tensor.stride(2)))  # Dynamo takes the length of a range as a constant
-        if not aligned:
-            continue
-        # conditions become guards, which the compiler remembers; Dynamo cannot ask for an offset of 0 (2.11, 2.13)
-        if not _steps_are_aligned(tensor) or (inside and not _begins_aligned(tensor)):
-            raise AssertionError("tensors that lie otherwise have another graph")

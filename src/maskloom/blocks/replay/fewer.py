@@ -19,39 +19,47 @@ _BESIDE_NOT = {_aten.bitwise_and.Tensor: _aten.gt.Tensor, _aten.bitwise_or.Tenso
 
 _COMPARISONS = {getattr(_aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
+_NARROWER = {
+    torch.int64: {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32},
+    torch.int32: {torch.bool, torch.uint8, torch.int8, torch.int16},
+    torch.int16: {torch.bool, torch.uint8, torch.int8},
+}
+"""Dtypes whose values all have a place in another, to which torch promotes them beside it."""
 
-def in_fewer(calls: Sequence[Call], values: Sequence[Tensor]) -> list[Call]:
+
+def in_fewer(calls: Sequence[Call], values: list[Tensor]) -> list[Call]:
     """Calls with the same results, some of which no longer read what others compute.
 
     Args:
-        values: the values of a run, by their slots. Each new call is tried on them: its result must lie in memory as the old one
-            did, because views of it are taken by that.
+        values: the values of a run, by their slots; those of new calls are added. Each new call is run on them: its result must lie in
+            memory as the old one did, because views are taken by that, and torch lays results out by it.
     """
     makers = {slot: call for call in calls for slot in call.results}
-    found = []
+    found: list[Call] = []
     for call in calls:
-        new = _without_negation(call, makers, values) or _without_widening(call, makers, values)
-        found.append(call if new is None or not _lies_alike(new, values) else new)
+        views: list[Call] = []
+        new = _without_negation(call, makers, values, views) or _without_widening(call, makers, values, views)
+        found += [call] if new is None or not _gives_what_lies_alike(new, values) else [*views, new]
     return found
 
 
-def _without_negation(call: Call, makers: dict[int, Call], values: Sequence[Tensor]) -> Call | None:
+def _without_negation(call: Call, makers: dict[int, Call], values: list[Tensor], views: list[Call]) -> Call | None:
     op = _BESIDE_NOT.get(call.op)
     if op is None or not all(_value(argument, values).dtype == torch.bool for argument in call.args):
         return None
     for this, other in (call.args, call.args[::-1]):
-        negated = _read(other, makers, lambda made: made.op is _aten.bitwise_not.default)
-        if negated is not None:
-            return call.changed(op, [this, negated])
+        made = _made_so(other, makers, lambda made: made.op is _aten.bitwise_not.default)
+        if made is not None:
+            return call.changed(op, [this, _read_by(made, values, views)])
     return None
 
 
-def _without_widening(call: Call, makers: dict[int, Call], values: Sequence[Tensor]) -> Call | None:
+def _without_widening(call: Call, makers: dict[int, Call], values: list[Tensor], views: list[Call]) -> Call | None:
     """Without copies in a wider dtype, to which a comparison promotes by itself."""
     if call.op not in _COMPARISONS:
         return None
     dtype = torch.result_type(*(_value(argument, values) for argument in call.args))
-    narrow = [_narrow(argument, makers, values, dtype) for argument in call.args]
+    narrow = [_narrow(argument, makers, values, views, dtype) for argument in call.args]
     if all(new is old for new, old in zip(narrow, call.args, strict=True)):
         return None
     if torch.result_type(*(_value(argument, values) for argument in narrow)) != dtype:
@@ -59,31 +67,47 @@ def _without_widening(call: Call, makers: dict[int, Call], values: Sequence[Tens
     return call.changed(call.op, narrow)
 
 
-def _narrow(argument: Any, makers: dict[int, Call], values: Sequence[Tensor], dtype: torch.dtype) -> Any:
-    source = _read(argument, makers, lambda made: made.op is _aten._to_copy.default and set(made.kwargs) == {"dtype"})
-    if source is None or _value(argument, values).dtype != dtype:
+def _narrow(argument: Any, makers: dict[int, Call], values: list[Tensor], views: list[Call], dtype: torch.dtype) -> Any:
+    """What an argument is a copy of in this, wider dtype; the argument itself if it is none."""
+    made = _made_so(argument, makers, lambda made: made.op is _aten._to_copy.default and set(made.kwargs) == {"dtype"})
+    if made is None or _value(argument, values).dtype != dtype:
         return argument
-    narrow = _value(source, values).dtype
-    exact = not (narrow.is_floating_point or dtype.is_floating_point or narrow.is_complex or dtype.is_complex)
-    return source if exact and torch.promote_types(narrow, dtype) == dtype else argument
+    if _value(made.args[0], values).dtype not in _NARROWER.get(dtype, ()):
+        return argument
+    return _read_by(made, values, views)
 
 
-def _read(argument: Any, makers: dict[int, Call], is_such: Callable[[Call], bool]) -> Any | None:
-    """What such a call reads whose result the argument is; None if it is not."""
+def _made_so(argument: Any, makers: dict[int, Call], is_such: Callable[[Call], bool]) -> Call | None:
+    """The call whose result an argument is, if it is such a call."""
     made = makers.get(argument.slot) if isinstance(argument, Value) else None
-    return made.args[0] if made is not None and is_such(made) else None
+    return made if made is not None and is_such(made) else None
+
+
+def _read_by(made: Call, values: list[Tensor], views: list[Call]) -> Value:
+    """What a call reads, as a view with the strides of what it makes where they differ along dimensions of one entry alone.
+
+    There strides lead nowhere, but torch orders dimensions by them.
+    """
+    source, (slot,) = made.args[0], made.results
+    read, result = values[source.slot], values[slot]
+    if read.stride() == result.stride() or _steps(read) != _steps(result):
+        return source
+    laid = list(result.shape), list(result.stride()), int(read.storage_offset())
+    values.append(read.as_strided(*laid))
+    views.append(Call(torch.as_strided, [source, *laid], {}, (len(values) - 1,), is_one=True))
+    return Value(len(values) - 1)
+
+
+def _steps(tensor: Tensor) -> list[int]:
+    return [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def _value(argument: Any, values: Sequence[Tensor]) -> Any:
     return values[argument.slot] if isinstance(argument, Value) else argument
 
 
-def _lies_alike(call: Call, values: Sequence[Tensor]) -> bool:
+def _gives_what_lies_alike(call: Call, values: Sequence[Tensor]) -> bool:
+    """Whether a call, which is run for it, gives what lies as the recorded result does."""
     old = values[call.results[0]]
     new = call.op(*mapped(call.args, lambda leaf: _value(leaf, values)))
-    return new.dtype == old.dtype and _layout(new) == _layout(old)
-
-
-def _layout(tensor: Tensor) -> tuple[torch.Size, list[int]]:
-    """How it lies in memory: steps along dimensions of one entry lead nowhere."""
-    return tensor.shape, [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    return (new.dtype, new.shape, new.stride()) == (old.dtype, old.shape, old.stride())
