@@ -3,8 +3,8 @@
 Queries, keys and values are often parts of one projection: views that begin somewhere in its output, whose tokens are (H + 2 Hkv) · D apart.
 Sizes, strides and offsets are dynamic in our graphs, and of these two numbers torch's compiler cannot tell that they are multiples of
 16, as it can of a product of sizes. Triton then reads them in small pieces, and takes 1.6 times as long, as torch's own compiled
-FlexAttention shows (benchmarks/results/fused_projection.csv). So the graph is told that a view begins at such a multiple, and the step between tokens
-is a constant in it: what it is told of that by a guard, Inductor 2.11 does not find again. Models have few such steps.
+FlexAttention shows (benchmarks/results/fused_projection.csv). So the graph is told, by a guard, that a view begins at such a multiple. The step between tokens
+becomes a constant in it, because Inductor 2.11 does not find a guard on that again. Models have few such steps.
 """
 
 from collections.abc import Hashable
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 
     @property
     def told(self) -> "Told":
-        """What the graph is told of each, by names that it takes as constants."""
+        """What the graph is told of each: flags, which are constants of a graph."""
         flags = zip(self.steps, self.aligned, self.inside, strict=True)
         return tuple([(step is not None, aligned, inside) for step, aligned, inside in flags])
 
