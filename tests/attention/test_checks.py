@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
+from maskloom.attention.checks import check_mask_fits
 from tests.attention.test_host_cost import count_calls
 
 B, H, L, D = 2, 3, 5, 8
@@ -154,6 +155,19 @@ def test_nothing_is_looked_at_while_torch_traces():
     torch._dynamo.reset()
     compiled = torch.compile(lambda q, k, v, m: loom.attend(q, k, v, m), backend="eager", fullgraph=True)
     assert compiled(*inputs(length=4), loom.lengths([9, 5])).shape == (B, H, 4, D)
+
+
+def test_a_ready_block_mask_is_checked_without_its_mask_in_words(monkeypatch):
+    """The name of a Mask is its repr, which takes longer than the check."""
+    blocks = loom.block_mask(loom.causal & loom.lengths([2, 5]), L, L)
+    monkeypatch.setattr(type(blocks.mask_mod), "__repr__", lambda mask: pytest.fail("the mask was put into words"))
+    check_mask_fits(blocks, B, H, L, L, torch.device("cpu"))
+
+
+def test_a_sliced_block_mask_is_refused():
+    sliced = loom.block_mask(loom.lengths([2, 5]), L, L)[:1]
+    with pytest.raises(ValueError, match="the block mask was sliced, and torch drops the mask"):
+        check_mask_fits(sliced, 1, H, L, L, torch.device("cpu"))
 
 
 def test_the_check_costs_few_calls():

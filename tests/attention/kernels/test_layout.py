@@ -9,20 +9,17 @@ from maskloom.attention.backends import compiled
 from maskloom.attention.kernels import layout
 from maskloom.attention.reference import reference
 from maskloom.core.cache import LRU
+from tests.attention.backends.test_compiled import tracing  # noqa: F401 - a fixture
 
 B, H, D = 3, 2, 16
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """Graphs are traced and run eagerly; returns them. Steps count on the CPU too."""
-    found = []
-    monkeypatch.setattr(compiled, "_COMPILER", lambda graph, inputs: found.append(graph) or graph.forward)
-    monkeypatch.setattr(compiled, "_pool", LRU(256))
+def graphs(tracing, monkeypatch):  # noqa: F811
+    """The graphs that were traced; they are told how tensors lie on the CPU too."""
     monkeypatch.setattr(layout, "_known", LRU(256))
     monkeypatch.setattr(layout, "_DEVICES", ("cpu",))
-    torch._dynamo.reset()
-    return found
+    return tracing
 
 
 def parts(length, width=3 * H * D, batch=B):

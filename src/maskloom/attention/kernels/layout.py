@@ -1,10 +1,10 @@
 """How queries, keys and values lie in memory, as far as a compiled kernel must know it to read them fast.
 
 Queries, keys and values are often parts of one projection: views that begin somewhere in its output, whose tokens are (H + 2 Hkv) · D apart.
-Sizes, strides and offsets are dynamic in our graphs, and of these two numbers torch's compiler cannot tell that they are multiples of
-16, as it can of a product of sizes. Triton then reads them in small pieces, and takes 1.6 times as long, as torch's own compiled
-FlexAttention shows (benchmarks/results/fused_projection.csv). So the graph is told, by a guard, that a view begins at such a multiple. The step between tokens
-becomes a constant in it, because Inductor 2.11 does not find a guard on that again. Models have few such steps.
+Sizes, strides and offsets are dynamic in our graphs. torch's compiler knows that a product of sizes is a multiple of 16, but not that
+this step and these offsets are. Triton then reads the tensors in small pieces, and takes 1.6 times as long, as torch's own compiled
+FlexAttention shows (benchmarks/results/fused_projection.csv). So the graph is told, by a guard, that a view begins at such a multiple. The
+step between tokens becomes a constant in it, because Inductor 2.11 does not find a guard on that again. Models have few such steps.
 """
 
 from collections.abc import Hashable
