@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.source import TensorPropertySource
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import and_masks
 from torch.utils.checkpoint import checkpoint
@@ -170,7 +171,50 @@ def test_a_block_mask_counts_only_as_it_was_made(in_row):
     blocks = made_now()
     blocks.mask_mod = loom.causal & loom.lengths(torch.tensor(LENS))
     assert not attends_in_row(blocks)
-    assert not attends_in_row(copy.copy(made_now()))
+    assert attends_in_row(copy.copy(made_now()))  # it has the same tables
+    assert not attends_in_row(copy.deepcopy(made_now()))
+    assert not attends_in_row(pickle.loads(pickle.dumps(made_now())))
+
+
+def has_other_tables(blocks):
+    blocks.kv_indices = blocks.kv_indices.clone()
+
+
+def has_another_mask(blocks):
+    blocks.mask_mod = loom.causal & loom.lengths(torch.tensor(LENS))
+
+
+def is_a_deep_copy(blocks):
+    vars(blocks).update(vars(copy.deepcopy(blocks)))
+
+
+@pytest.mark.parametrize("change", [has_other_tables, has_another_mask, is_a_deep_copy])
+@pytest.mark.parametrize("before", [False, True], ids=["at first", "after others"])
+def test_a_graph_counts_on_a_block_mask_only_as_it_was_made(in_row, monkeypatch, change, before):
+    """Also where it was compiled for one as it was made."""
+    shapes = []
+    monkeypatch.setattr(
+        multihead, "attend", lambda q, *rest, **how: shapes.append(q.shape[0]) or loom.attend(q, *rest, **how)
+    )
+    torch._dynamo.reset()
+    module = made()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+
+    def attends_in_row(blocks):
+        shapes.clear()
+        torch.testing.assert_close(compiled(inputs(), blocks).out, module(inputs(), blocks).out)
+        return (
+            shapes[-2] == 1 if len(shapes) > 1 else None
+        )  # None: a graph that was there ran; the last is that of the module
+
+    def blocks_of(lens):
+        return loom.block_mask(loom.causal & loom.lengths(torch.tensor(lens)), L, L)
+
+    if before:
+        assert attends_in_row(blocks_of(LENS))
+    changed = blocks_of(LENS)
+    change(changed)
+    assert attends_in_row(changed) is False
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -464,13 +508,54 @@ def test_counts_change_nothing_else():
     assert repr(keys) == "key_padding(bool[3, 11])"
 
 
+SHAPES = [LENS, [3, 5, 2], [11, 2, 6], [4, 4, 8]]
+
+
+@pytest.mark.parametrize("options", ["plain", "no bias"])
+@pytest.mark.parametrize("of_mask", [False, True], ids=["block mask", "mask"])
+def test_one_graph_of_the_packed_row_for_all_lengths(in_row, of_mask, options):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    module = made(**MODULES[options])
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for lens in SHAPES:
+        mask = loom.causal & loom.lengths(lens)
+        mask = mask if of_mask else loom.block_mask(mask, L, L)
+        for one, other in zip(results(compiled, mask), results(module, mask), strict=True):
+            torch.testing.assert_close(one, other)
+    assert counter.frame_count <= 2
+    assert {query.shape[0] for query in queries_of(counter.graphs)} == {1}
+
+
+def queries_of(graphs):
+    """The queries that attention gets in each graph."""
+    nodes = [node for graph in graphs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target)]
+    return [node.args[0].meta["example_value"] for node in nodes]
+
+
+def test_a_row_whose_size_changes_is_no_number_to_a_graph(in_row):
+    """FLASH takes tables of which the sizes follow from those of tensors, and none where they follow from numbers (torch 2.11 to 2.13)."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(made(), fullgraph=True, backend=counter)
+    for lens in SHAPES:
+        compiled(inputs(), loom.block_mask(loom.causal & loom.lengths(lens), L, L))
+    rows = [query.shape[2] for query in queries_of(counter.graphs)]
+    sizes = [size for size in rows if isinstance(size, torch.SymInt)]
+    assert sizes
+    for size in sizes:
+        sources = size.node.shape_env.var_to_sources
+        for symbol in size.node.expr.free_symbols:
+            assert any(isinstance(source, TensorPropertySource) for source in sources[symbol])
+
+
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_one_graph_for_all_lengths(always, options):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     module = made(**MODULES[options])
     compiled = torch.compile(module, fullgraph=True, backend=counter)
-    for lens in (LENS, [3, 5, 2], [11, 2, 6], [4, 4, 8]):
+    for lens in SHAPES:
         mask = loom.block_mask(loom.causal & loom.lengths(lens), L, L)
         for one, other in zip(results(compiled, mask), results(module, mask), strict=True):
             torch.testing.assert_close(one, other)

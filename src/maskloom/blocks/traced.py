@@ -10,7 +10,8 @@ from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
-from maskloom.core.block_masks import rebuilt
+from maskloom.blocks.index_tables import ordered_in_graph
+from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.symbols import ceil_div, is_dynamic
 from maskloom.core.torch_state import is_exporting
 from maskloom.masks.dense import GIVE_SIZES
@@ -43,9 +44,7 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
         )
     tiles = None if options.get("compute_dq_write_order") else _tiles(mask, batch, q_len, kv_len, block, device)
     if tiles is not None:
-        some, full = (tile[:, None].expand(batch, heads, -1, -1) for tile in tiles)
-        dense = (some & ~full, full) if options.get("separate_full_blocks", True) else (some, None)
-        return flex._create_sparse_block_from_block_mask(dense, mask, (q_len, kv_len), *block)
+        return _of_tiles(*tiles, mask, wanted._replace(batch=batch, heads=heads), **options)
     known = {name: value for name, value in options.items() if name in TORCH_TAKES}
 
     def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -53,6 +52,24 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
 
     # torch asks for a function's signature, which asks for its id: of a mask itself, that would tie the graph to this object
     return rebuilt(flex.create_block_mask(mod, batch, heads, q_len, kv_len, device, block, **known), mask_mod=mask)
+
+
+def _of_tiles(
+    some: Tensor, full: Tensor, mask: MaskMod, wanted: Wanted, *, separate_full_blocks: bool = True, **ignored: object
+) -> BlockMask:
+    """The BlockMask of which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles)."""
+
+    def tables(listed: Tensor) -> list[Tensor]:
+        found = ordered_in_graph(listed[:, None])
+        return [part.expand(wanted.batch, wanted.heads, *part.shape[2:]).contiguous() for part in found]
+
+    def of_full(listed: Tensor) -> list[Tensor] | list[None]:
+        return tables(listed) if separate_full_blocks else [None, None]
+
+    partial = some & ~full if separate_full_blocks else some
+    kv, full_kv, q, full_q = tables(partial), of_full(full), tables(partial.mT), of_full(full.mT)
+    named: dict[str, Any] = dict(zip(TABLES, [*kv, *full_kv, *q, *full_q], strict=True))
+    return BlockMask((wanted.q_len, wanted.kv_len), **named, BLOCK_SIZE=wanted.block, mask_mod=mask)
 
 
 def _tiles(

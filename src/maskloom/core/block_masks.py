@@ -5,11 +5,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.core.weak_table import IdentityTable
 from maskloom.core.words import brief
 
 _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more of them
@@ -61,9 +61,27 @@ def checked_block_mask(value: object) -> BlockMask:
     return value
 
 
-_made: IdentityTable[tuple[object, tuple[Tensor, ...], tuple[int, ...]]] = IdentityTable()
-"""What a BlockMask held when its tables were made of its mask_mod: that, the tables, and how often each had been written into."""
+class _Made:
+    """What a BlockMask held when its tables were made of its mask_mod. It stands in the BlockMask, where torch.compile finds it too.
 
+    A copy of the BlockMask has other tables, and None in its place.
+
+    Attributes:
+        mask_mod, tables: what it held.
+        versions: how often each table had been written into.
+    """
+
+    def __init__(self, mask_mod: object, tables: tuple[Tensor, ...]) -> None:
+        self.mask_mod, self.tables, self.versions = mask_mod, tables, tuple(map(_version, tables))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+
+_MADE = "_maskloom_made"
 _tables: Callable[[Any], tuple[Tensor, ...]] = operator.itemgetter(*TABLES)
 _version = operator.attrgetter("_version")
 
@@ -73,14 +91,19 @@ def made_of_mask(block_mask: BlockMask) -> BlockMask:
     if block_mask.full_kv_indices is not None:
         tables = _tables(vars(block_mask))
         if not any(map(Tensor.is_inference, tables)):  # in which no writes are counted
-            _made.put(block_mask, (block_mask.mask_mod, tables, tuple(map(_version, tables))))
+            setattr(block_mask, _MADE, _Made(block_mask.mask_mod, tables))
     return block_mask
 
 
 def says_its_mask(block_mask: BlockMask) -> bool:
-    """Whether its tables are known to say the same as its mask_mod: it was made so, with full tables, and nobody changed it."""
-    made = _made.get(block_mask)
-    if made is None or made[0] is not block_mask.mask_mod:
+    """Whether its tables are known to say the same as its mask_mod: it was made so, with full tables, and nobody changed it.
+
+    While torch compiles, writes into the tables are not seen; other tables, and another mask_mod, are.
+    """
+    made = getattr(block_mask, _MADE, None)
+    if made is None or made.mask_mod is not block_mask.mask_mod:
         return False
+    if torch.compiler.is_dynamo_compiling():
+        return all([getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True)])
     tables = _tables(vars(block_mask))
-    return all(map(operator.is_, tables, made[1])) and tuple(map(_version, tables)) == made[2]
+    return all(map(operator.is_, tables, made.tables)) and tuple(map(_version, tables)) == made.versions

@@ -23,12 +23,10 @@ class HostCount(Remark):
     Attributes:
         total: the real positions of all batch rows; None if the host did not count them.
         longest: the real positions of the longest row, or the length of a table of flags.
-        in_tiles: those of all rows if each is rounded up to a multiple of `TILE`.
     """
 
     total: int | None
     longest: int
-    in_tiles: int
 
     def __init__(self, source: Tensor | None = None, how: str = "", copy: Tensor | None = None) -> None:
         """Counts the table, if the host can read it.
@@ -39,13 +37,23 @@ class HostCount(Remark):
         """
         self._source, self._how = source, how
         self._table = source if copy is None else copy
-        self.total, self.longest, self.in_tiles = None, 0, 0
+        self.total, self.longest, self._in_tiles = None, 0, _nothing_of(0)
         found = None if source is None else _counted(source, how)
         if found is not None and (copy is None or _counted(copy, how) in (found, None)):  # None: it cannot be read
-            self.total, self.longest, self.in_tiles = found
+            self.total, self.longest, in_tiles = found
+            self._in_tiles = _nothing_of(in_tiles)
         else:
             self._source = self._table = None
         self._states = self._now()
+
+    @property
+    def in_tiles(self) -> int:
+        """The real positions of all rows if each is rounded up to a multiple of `TILE`.
+
+        It is kept as the size of a tensor: in a compiled graph FLASH takes tables of which the sizes follow from those of tensors,
+        and none of which they follow from numbers that change (torch 2.11 to 2.13).
+        """
+        return self._in_tiles.shape[0]
 
     def holds_for(self, table: Tensor) -> bool:
         """Whether this is known to be the count of a table: the one that was counted or its copy, with no write into either."""
@@ -86,6 +94,11 @@ class HostCount(Remark):
         # shared they are where a DataLoader worker has put them to send them, before this; they are counted again on arrival
         same = self._states == self._now() or (self._source.is_shared() and self._table.is_shared())
         return (HostCount, (self._source, self._how, self._table)) if same else (HostCount, ())
+
+
+def _nothing_of(size: int) -> Tensor:
+    """A tensor without entries, of that size."""
+    return torch.empty(size, 0)
 
 
 def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:

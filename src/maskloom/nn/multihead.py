@@ -256,9 +256,9 @@ class MultiheadFlexAttention(ProjectedHeads):
 
 def _may_attend_in_row(x: Tensor, options: AttendOptions) -> bool:
     """Whether attention with these options is the same over the packed row, and fast, if the mask is."""
-    if torch.compiler.is_dynamo_compiling() or x.dtype not in IN_ROW.get(x.device.type, ()):
+    if x.dtype not in IN_ROW.get(x.device.type, ()):
         return False
-    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] > 9:
+    if x.device.type == "cuda" and torch.cuda.get_device_properties(x.device).major > 9:
         return False  # FLASH has larger tiles there, which batch rows would share
     by_places = options.get("dropout") or any(
         options.get(name) is not None for name in ("score_mod", "q_offset", "h_offset", "kernel_options")

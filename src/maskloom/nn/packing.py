@@ -198,16 +198,20 @@ def _in_row(
         lens, columns = table.long(), torch.arange(length, device=device)
         real = columns < lens[:, None]
     tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor") * TILE
+    _check_in_graph(lambda: torch.stack((lens.sum(), tiles.sum())), (_total(padding), end))
     starts = tiles.cumsum(0) - tiles
     sources = torch.where(real, columns + starts[:, None], end).flatten()
-    targets = torch.full((rows,), size, device=device).scatter(0, sources, torch.arange(size, device=device))
+    numbers = torch.arange(size, dtype=torch.int32, device=device)  # of int64, Inductor calls a scatter of torch's
+    targets = torch.full((rows,), size, dtype=torch.int32, device=device).scatter(0, sources, numbers).long()
     targets[end:] = size
     layout = Layout(
         targets.clamp(max=size - 1), sources, targets, places_of(targets == size, rows - _total(padding)), end
     )
     tokens = Tokens(layout, shape)
     pieces = torch.stack((starts, starts + lens), 1).flatten()  # tokens, and what is behind them, which nobody looks at
-    offsets = torch.nn.functional.pad(pieces, (0, 1), value=end).to(torch.int32)
+    offsets = torch.cat((pieces, pieces.new_full((1,), end))).to(
+        torch.int32
+    )  # torch.compile takes an int of `pad` for a constant
     found = form(mask.mask_mod if isinstance(mask, BlockMask) else mask, offsets, rows)
     return None if found is None else Packing(tokens, tokens, found)
 
@@ -239,17 +243,17 @@ def _tokens(padding: CountedPadding | None, shape: tuple[int, int], device: torc
     if not pays(total, batch, length, device):
         return None
     if table.dtype == torch.bool:
-        _check_in_graph(lambda: table.numel() - table.sum(), total)
+        _check_in_graph(lambda: (table.numel() - table.sum())[None], (total,))
         index, sources = index_of_pads(table, total), sources_of_pads(table, total)
     else:
-        _check_in_graph(table.sum, total)
+        _check_in_graph(lambda: table.sum()[None], (total,))
         index, sources = index_of_lengths(table, length, total), sources_of_lengths(table, length, total)
     return Tokens(Layout(torch.nn.functional.pad(index, (0, 1)), sources, None, None, total), shape)
 
 
-def _check_in_graph(now: Callable[[], Any], total: int) -> None:
-    """In a compiled graph, which sees no writes: an error of the device if a table no longer has ``total`` real positions."""
+def _check_in_graph(now: Callable[[], Tensor], counted: tuple[int, ...]) -> None:
+    """In a compiled graph, which sees no writes: an error of the device if a table no longer has the numbers that were counted."""
     if torch.compiler.is_dynamo_compiling():
-        torch._assert_async(
-            now() == total, "the lengths or pads of a mask were written to after it was made: make the mask anew"
-        )
+        found = now()
+        same = torch.stack([found[at] == number for at, number in enumerate(counted)]).all()
+        torch._assert_async(same, "the lengths or pads of a mask were written to after it was made: make the mask anew")

@@ -54,7 +54,10 @@ class _Taken(torch.autograd.Function):
         if layout.others is None:
             rows[layout.padding :] = 0
         else:
-            rows.index_fill_(0, layout.others, 0)
+            in_graph = (
+                torch.compiler.is_dynamo_compiling()
+            )  # dynamo of torch 2.11 gives what such a method changed a gradient of 0
+            rows = (rows.index_fill if in_graph else rows.index_fill_)(0, layout.others, 0)
         if given[-1]:
             rows[layout.padding] = _sum_elsewhere(batch, layout)
         return rows
