@@ -44,7 +44,8 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
         )
     tiles = None if options.get("compute_dq_write_order") else _tiles(mask, batch, q_len, kv_len, block, device)
     if tiles is not None:
-        return _of_tiles(*tiles, mask, wanted._replace(batch=batch, heads=heads), **options)
+        separate = options.get("separate_full_blocks", True)
+        return _of_tiles(*tiles, mask, wanted, (batch, heads), separate_full_blocks=separate)
     known = {name: value for name, value in options.items() if name in TORCH_TAKES}
 
     def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -55,13 +56,13 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
 
 
 def _of_tiles(
-    some: Tensor, full: Tensor, mask: MaskMod, wanted: Wanted, *, separate_full_blocks: bool = True, **ignored: object
+    some: Tensor, full: Tensor, mask: MaskMod, wanted: Wanted, sizes: tuple[int, int], *, separate_full_blocks: bool
 ) -> BlockMask:
-    """The BlockMask of which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles)."""
+    """The BlockMask, with B and H of ``sizes``, of which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles)."""
 
     def tables(listed: Tensor) -> list[Tensor]:
         found = ordered_in_graph(listed[:, None])
-        return [part.expand(wanted.batch, wanted.heads, *part.shape[2:]).contiguous() for part in found]
+        return [part.expand(*sizes, *part.shape[2:]).contiguous() for part in found]
 
     def of_full(listed: Tensor) -> list[Tensor] | list[None]:
         return tables(listed) if separate_full_blocks else [None, None]

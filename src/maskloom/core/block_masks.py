@@ -104,6 +104,6 @@ def says_its_mask(block_mask: BlockMask) -> bool:
     if made is None or made.mask_mod is not block_mask.mask_mod:
         return False
     if torch.compiler.is_dynamo_compiling():
-        return all([getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True)])
+        return all(getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True))
     tables = _tables(vars(block_mask))
     return all(map(operator.is_, tables, made.tables)) and tuple(map(_version, tables)) == made.versions

@@ -6,7 +6,7 @@ padding: what a mask, a score_mod or dropout means does not change.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
