@@ -132,6 +132,29 @@ def test_each_width_has_a_function_and_few_have_one(graphs):
     assert steps_in(graphs[0])[0] == str(widths[0]) and not steps_in(graphs[-1])[0].isdigit()
 
 
+def in_many_ways(count):
+    """Queries, keys and values of one shape: each cut out of a memory of its own, whose dimensions lie in some order."""
+    generator = torch.Generator().manual_seed(0)
+
+    def one():
+        order = torch.randperm(3, generator=generator).tolist()
+        more = torch.randint(0, 2, (4,), generator=generator).tolist()
+        sizes = [B, H, 70]
+        memory = torch.randn(*(sizes[dim] + more[dim] for dim in order), D + more[3], generator=generator)
+        back = sorted(range(3), key=order.__getitem__)
+        return memory.permute(*back, 3)[:B, :H, :70, :D]
+
+    return [[one() for _ in range(3)] for _ in range(count)]
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_ways_to_lie_than_one_function_has_graphs(graphs):
+    for _ in range(2):
+        for tensors in in_many_ways(12):
+            attend(*tensors)
+    assert len(graphs) == 12
+
+
 def test_other_ways_to_lie_share_a_plan(graphs):
     """A plan knows no layout: what it runs is found by them."""
     query, key, value = parts(64)

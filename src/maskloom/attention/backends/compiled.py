@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from maskloom.attention.backends.scaled import ScaledScore, is_first_scale, scale_tensor
 from maskloom.attention.backends.triton_division import dividing_mask, dividing_score
 from maskloom.attention.kernels.direct import DirectCalls, noted
 from maskloom.attention.kernels.guards import that_may_fail
@@ -29,9 +30,13 @@ from maskloom.core.forks import fork_safe_lock, loading
 from maskloom.core.values import holds_function, numbers_as_tensors
 from maskloom.errors import FallbackError
 from maskloom.program.answers import NO_BOOL
-from maskloom.scores.base import NO_SCORE, ScoreMod, ScoreValue, answering, score_dataclass
+from maskloom.scores.base import NO_SCORE, ScoreMod, answering
 
 _COMPILER: Any = "inductor"  # tests put in one that only traces
+
+_MOST_FUNCTIONS = 8
+"""Maximum number of functions, of `recompile_limit` graphs each, for tensors that lie in many ways. Where a user's code is in the mask
+or score mod there is one: what that reads may be another number each time, with a graph for each."""
 
 _MOST_DECODED = 64  # queries in a step of decoding
 
@@ -90,8 +95,8 @@ def prepared_attention(
     mods = (block_mask.mask_mod,) if score_mod is None else (block_mask.mask_mod, score_mod)
     kind, dynamic = _kind(query, key, value, block_mask, mods, wants_lse, options)
     scaled = None
-    if options.get("BACKEND") != "FLASH" and not _is_first_scale(kind, scale):
-        scaled, scale = ScaledScore(_scale_tensor(scale, query.device), None), 1.0
+    if options.get("BACKEND") != "FLASH" and not is_first_scale(kind, scale):
+        scaled, scale = ScaledScore(scale_tensor(scale, query.device), None), 1.0
         mods = (block_mask.mask_mod, scaled.before(score_mod))
         kind, dynamic = _kind(query, key, value, block_mask, mods, wants_lse, options)
     elif options.get("BACKEND") == "FLASH":  # which knows no score_mod of tensors
@@ -101,21 +106,32 @@ def prepared_attention(
     direct = None if holds_function(mods) else DirectCalls()
     # FLASH asks tensors themselves how they lie, and of static sizes the compiler knows all
     told = is_told(query) and dynamic is True and options.get("BACKEND") != "FLASH"
-    compiled = _ByLayout(kind) if told else _compiled_for(kind, dynamic)
+    compiled = _ByLayout(kind, 1 if direct is None else _MOST_FUNCTIONS) if told else _compiled_for(kind, dynamic)
     return PreparedAttention(compiled, scaled, block_mask, (*rest, UNTOLD.told), floats, direct)
 
 
 @dataclass(frozen=True, slots=True)
 class _ByLayout:
-    """The compiled functions of one kind of attention: one for each layout of query, key and value."""
+    """The compiled functions of one kind of attention: one for each layout of query, key and value, and more where torch's limit of
+    graphs for one of them is met.
+
+    Attributes:
+        functions: maximum number of functions for one layout.
+    """
 
     kind: Hashable
+    functions: int
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
         """``given`` is as of `_attend_or_fail`, whose last argument is replaced by what is told of this layout."""
         layout = layout_of(self.kind, query, key, value)
-        compiled = _compiled_for(self.kind if layout == USUAL else (self.kind, layout), True)
-        return compiled(query, key, value, *given[:-1], layout.told)
+        kind = self.kind if layout == USUAL else (self.kind, layout)
+        for number in range(1, self.functions):
+            try:
+                return _compiled_for(kind, True)(query, key, value, *given[:-1], layout.told)
+            except _compiler().FailOnRecompileLimitHit:
+                kind = self.kind, layout, number
+        return _compiled_for(kind, True)(query, key, value, *given[:-1], layout.told)
 
 
 class PreparedAttention(NamedTuple):
@@ -176,43 +192,6 @@ class PreparedAttention(NamedTuple):
             if score_mod is not None:
                 _let_it_raise(score_mod, query.device)
             raise FallbackError(_broken(error)) from error
-
-
-@score_dataclass
-class ScaledScore(ScoreValue):
-    """Scores times a number in a tensor, before another score_mod: a scale that changes is no constant of a graph."""
-
-    scale: Tensor
-    score_mod: ScoreMod | None
-
-    def before(self, score_mod: ScoreMod | None) -> "ScaledScore":
-        """The same before another score_mod."""
-        return self if score_mod is None else ScaledScore(self.scale, score_mod)
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        scaled = score * self.scale
-        return scaled if self.score_mod is None else self.score_mod(scaled, b, h, q_idx, kv_idx)
-
-    def __repr__(self) -> str:
-        return f"scaled({self.scale!r}, {self.score_mod!r})"
-
-
-_first_scales: LRU[Hashable, float] = LRU(256)
-"""The scale that is a constant in the graph of each kind. All other scales are a tensor, in one more graph."""
-
-
-def _is_first_scale(kind: Hashable, scale: float) -> bool:
-    """Whether a kind of attention had no other scale before."""
-    first = _first_scales.get(kind)
-    if first is None:
-        _first_scales.put(kind, scale)
-    return first is None or first == scale
-
-
-@functools.lru_cache(64)
-def _scale_tensor(scale: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(scale, dtype=torch.float32, device=device)
 
 
 class _Compiler(NamedTuple):
