@@ -93,6 +93,50 @@ def test_dtypes_that_do_not_promote_stay(dtype):
     assert torch.equal(plan.run([table.flip(0).contiguous()])[0], table.flip(0).long() == WIDE)
 
 
+LIMITS = torch.tensor([[-128, 0, 127], [1, 5, -1]])
+SHOWN = torch.tensor([[True, False, True], [False, True, False]])
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (lambda x: SHOWN & (x <= LIMITS), ["le"]),
+        (lambda x: (x < LIMITS) & SHOWN, ["lt"]),
+        (lambda x: SHOWN & (x >= LIMITS), ["ge"]),
+        (lambda x: (LIMITS.int() < x) & SHOWN, ["gt"]),
+        (lambda x: SHOWN[:1] & torch.ge(LIMITS, x), ["le"]),
+        (lambda x: SHOWN & torch.le(LIMITS, x), ["ge"]),
+        (lambda x: SHOWN & (x == LIMITS), ["eq", "bitwise_and"]),
+        (lambda x: SHOWN & (x <= LIMITS.double()), ["le", "bitwise_and"]),
+        (lambda x: SHOWN & (x <= ONE), ["le", "bitwise_and"]),
+        (lambda x: SHOWN & (x <= 5), ["le", "bitwise_and"]),
+        (lambda x: SHOWN & (x <= x.mT[:1, :1]), None),
+        (lambda x: x.bool() & (x <= LIMITS), None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_flags_are_part_of_the_numbers_that_are_compared_with(compute, expected, dtype):
+    least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    table = torch.tensor([[least, 0, most], [most, 5, least]], dtype=dtype)
+    plan = record_replay(lambda: (compute(table),), [table], [LIMITS, SHOWN, ONE])[1]
+    if plan is None:
+        pytest.skip("a constant that was made in the run")
+    if expected is not None and dtype != torch.int64:
+        assert names(plan) == expected
+    if expected is not None and dtype == torch.int64:
+        assert len(names(plan)) == (len(expected) if expected[0] in ("lt", "gt") else 2)
+    for given in (table, table.flip(0), table.flip(1), torch.randint(-128, 127, (2, 3)).to(dtype)):
+        assert torch.equal(plan.run([given.contiguous()])[0], compute(given))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
+def test_flags_beside_other_dtypes(dtype):
+    table = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype)
+    plan = record_replay(lambda: (SHOWN & (table <= LIMITS),), [table], [LIMITS, SHOWN])[1]
+    assert torch.equal(plan.run([table.flip(0).contiguous()])[0], SHOWN & (table.flip(0) <= LIMITS))
+    assert len(plan.calls) == (1 if dtype == torch.uint8 else 2)
+
+
 def test_strides_of_one_entry_order_the_results_of_others():
     """torch lays the result of two tensors out by all strides, also those that lead nowhere; a view of it is taken by its own."""
     flags = torch.tensor([True, False, True, False, True, True]).as_strided((2, 1, 1), (1, 1, 3))
@@ -148,9 +192,10 @@ def test_random_masks_have_the_tiles_of_torch(rnd, algebra):
     ("make", "most"),
     [
         (lambda: loom.causal & loom.padding(torch.arange(640) >= torch.tensor([[300], [500]])), 15),
-        (lambda: loom.causal & loom.documents(offsets=[0, 100, 640]), 19),
+        (lambda: loom.causal & loom.documents(offsets=[0, 100, 640]), 15),
+        (lambda: loom.causal & loom.lengths(torch.tensor([300, 500])), 10),
     ],
-    ids=["padding", "documents"],
+    ids=["padding", "documents", "lengths"],
 )
 def test_how_many_are_launched(make, most, monkeypatch):
     seen = []

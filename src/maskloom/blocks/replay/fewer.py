@@ -19,6 +19,17 @@ _BESIDE_NOT = {_aten.bitwise_and.Tensor: _aten.gt.Tensor, _aten.bitwise_or.Tenso
 
 _COMPARISONS = {getattr(_aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
+_NEVER = {
+    "lt": torch.iinfo(torch.int64).min, "le": torch.iinfo(torch.int64).min,
+    "gt": torch.iinfo(torch.int64).max, "ge": torch.iinfo(torch.int64).max,
+}  # fmt: skip
+"""Of ``x < number`` and its kin: a number with which it is False for each x of fewer bits than int64, and without "or equal" for all."""
+
+_OTHER_WAY = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+_NAMES = {getattr(_aten, name).Tensor: name for name in _NEVER}
+_FEW = 1 << 18
+"""Entries that a constant may have after a join: of more tiles, a launch takes little of the time."""
+
 _NARROWER = {
     torch.int64: {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32},
     torch.int32: {torch.bool, torch.uint8, torch.int8, torch.int16},
@@ -38,8 +49,16 @@ def in_fewer(calls: Sequence[Call], values: list[Tensor]) -> list[Call]:
     found: list[Call] = []
     for call in calls:
         views: list[Call] = []
-        new = _without_negation(call, makers, values, views) or _without_widening(call, makers, values, views)
-        found += [call] if new is None or not _gives_what_lies_alike(new, values) else [*views, new]
+        new = (
+            _without_negation(call, makers, values, views)
+            or _without_widening(call, makers, values, views)
+            or _without_conjunction(call, makers, values)
+        )
+        if new is None or not _gives_what_lies_alike(new, values):
+            found.append(call)
+            continue
+        found += [*views, new]
+        makers |= dict.fromkeys(new.results, new)
     return found
 
 
@@ -65,6 +84,39 @@ def _without_widening(call: Call, makers: dict[int, Call], values: list[Tensor],
     if torch.result_type(*(_value(argument, values) for argument in narrow)) != dtype:
         return None
     return call.changed(call.op, narrow)
+
+
+def _without_conjunction(call: Call, makers: dict[int, Call], values: Sequence[Tensor]) -> Call | None:
+    """Of flags that are constants and a comparison with constant numbers: with other numbers where the flags are False."""
+    if call.op is not _aten.bitwise_and.Tensor:
+        return None
+    for flags, other in (call.args, call.args[::-1]):
+        made = _made_so(other, makers, lambda made: made.op in _NAMES)
+        if made is None or not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+            continue
+        name, (value, numbers) = _NAMES[made.op], made.args
+        if isinstance(value, Tensor):
+            name, value, numbers = _OTHER_WAY[name], numbers, value
+        if (
+            isinstance(value, Value)
+            and isinstance(numbers, Tensor)
+            and _may_never_be(name, values[value.slot], numbers)
+        ):
+            result = values[call.results[0]]
+            if result.numel() <= _FEW:  # numbers that lie as the result does, which torch then lays out like them
+                limits = torch.empty_like(result, dtype=torch.int64)
+                limits.copy_(numbers.long().where(flags, _NEVER[name]))
+                return call.changed(getattr(_aten, name).Tensor, [value, limits])
+    return None
+
+
+def _may_never_be(name: str, value: Tensor, numbers: Tensor) -> bool:
+    """Whether there is a number with which a comparison is False for each value of this dtype."""
+    if not (value.ndim and numbers.ndim):
+        return False  # what has no dimensions does not promote
+    fewer_bits = value.dtype in _NARROWER[torch.int64] and value.dtype != torch.bool
+    is_integer = numbers.dtype in (*_NARROWER, torch.int8, torch.uint8)
+    return is_integer and (fewer_bits or (value.dtype == torch.int64 and name in ("lt", "gt")))
 
 
 def _narrow(argument: Any, makers: dict[int, Call], values: list[Tensor], views: list[Call], dtype: torch.dtype) -> Any:

@@ -95,8 +95,11 @@ class PackedDocuments(_ByIds):
     def beside_causal(self) -> Mask:
         if self.ids.ndim > 1:
             return self
-        start = self.offsets.to(torch.int32)[self.ids]  # of padding, whose id is -1, the end of all documents
-        return FromDocumentStart(self.offsets, start.masked_fill(self.ids < 0, len(self.ids)))
+        last = torch.arange(len(self.offsets), device=self.offsets.device) == len(self.offsets) - 1
+        starts = self.offsets.to(torch.int32).masked_fill(
+            last, len(self.ids)
+        )  # padding, whose id is -1, begins at the end
+        return FromDocumentStart(self.offsets, starts[self.ids])
 
     def __repr__(self) -> str:
         return f"documents(offsets={shown(self.offsets)})"
