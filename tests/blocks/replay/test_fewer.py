@@ -125,8 +125,8 @@ def test_flags_are_part_of_the_numbers_that_are_compared_with(compute, expected,
         assert names(plan) == expected
     if expected is not None and dtype == torch.int64:
         assert len(names(plan)) == (len(expected) if expected[0] in ("lt", "gt") else 2)
-    for given in (table, table.flip(0), table.flip(1), torch.randint(-128, 127, (2, 3)).to(dtype)):
-        assert torch.equal(plan.run([given.contiguous()])[0], compute(given))
+    for other in (table, table.flip(0), table.flip(1), torch.randint(-128, 127, (2, 3)).to(dtype)):
+        assert torch.equal(plan.run([other.contiguous()])[0], compute(other))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
