@@ -14,7 +14,7 @@ import argparse
 import copy
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +133,19 @@ def decoding(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
 BATCHES = (("padded", 0.5), ("padded", 0.75), ("padded", 1.0), ("packed", 0.5), ("packed", 0.75))
 
 
-def measure(out: Path, device: str, small: bool, cases: list[str], widths: list[int], compiled: bool) -> None:
+def measure(given: argparse.Namespace) -> None:
+    out, device, small, cases, compiled = given.out, given.device, given.small, given.cases, given.compile
     sizes, layers = (((4, 4096), (8, 8192)), 8) if not small else (((2, 64),), 2)
-    for width in widths if not small else [64]:
+    for width in given.widths if not small else [64]:
         model = model_of(width, layers, device)
         for (rows, length), (form, share) in itertools.product(sizes, BATCHES):
-            if not cases or f"{length} {form}" in cases:
+            if (not cases or f"{length} {form}" in cases) and share in (given.real or [share]):
                 batch = batch_of(rows, length, share, form, device)
                 what = {"width": width, "rows": rows, "length": length, "form": form, "real": share}
-                (_compiled_training if compiled else _training)(out, model.train(), batch, what)
+                if compiled:
+                    _compiled_training(out, model.train(), batch, what, given.contenders)
+                else:
+                    _training(out, model.train(), batch, what)
         if not compiled and (not cases or "generate" in cases):
             prompts = batch_of(8, 1024 if not small else 32, 0.75, "padded", device)
             _generation(out, model.eval(), prompts, width, 64 if not small else 3)
@@ -154,8 +158,10 @@ def _training(out: Path, model: Any, batch: dict[str, Tensor], what: dict[str, A
         _row(out, "training", what, name, ms, memory=memory)
 
 
-def _compiled_training(out: Path, model: Any, batch: dict[str, Tensor], what: dict[str, Any]) -> None:
-    for name in CONTENDERS:
+def _compiled_training(
+    out: Path, model: Any, batch: dict[str, Tensor], what: dict[str, Any], contenders: Sequence[str]
+) -> None:
+    for name in contenders:
         ms, memory = compiled_step(model, batch, name, 5)
         _row(out, "training, compiled", what, name, ms, memory=memory)
 
@@ -198,7 +204,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--cases", nargs="+", default=[], help='some of "4096 padded", "8192 packed", and so on, and "generate"'
     )
+    parser.add_argument("--real", type=float, nargs="+", default=[], help="some of the shares that are real")
     parser.add_argument("--compile", action="store_true", help="training alone, with compiled layers")
-    given = parser.parse_args()
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, help="with --compile")
     hf.register()
-    measure(given.out, given.device, given.small, given.cases, given.widths, given.compile)
+    measure(parser.parse_args())
