@@ -86,16 +86,16 @@ def _packed(mask: PackedDocuments, places: Places) -> Shown:
 
 
 def _in_runs(mask: PackedDocuments | CountedDocuments, places: Places) -> Shown:
-    """Documents whose positions follow one another: from the last change of ids to the next one."""
+    """Documents whose positions follow one another, and whose ids rise: from the first such id to the last.
+
+    They are searched for, in all places at once: a running maximum of a row is one program's work in the kernels that torch makes.
+    """
     ids = torch.atleast_2d(mask.ids)
-    index = torch.arange(ids.shape[1], device=ids.device)
-    begins = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-    first = torch.where(begins, index, 0).cummax(1).values
-    ends = torch.nn.functional.pad(begins[:, 1:], (0, 1), value=True)
-    end = torch.where(ends, index + 1, ids.shape[1]).flip(1).cummin(1).values.flip(1)
+    rising = torch.where(ids < 0, torch.iinfo(ids.dtype).max, ids)  # padding is at the end
     rows = places.b if mask.ids.ndim > 1 else torch.zeros_like(places.b[:1])
-    is_none = at(ids, rows, places.q_idx) < 0
-    return Shown(at(first, rows, places.q_idx), torch.where(is_none, 0, at(end, rows, places.q_idx)))
+    own = at(rising, rows, places.q_idx).contiguous()
+    first, end = (torch.searchsorted(rising, own, right=right) for right in (False, True))
+    return Shown(first, torch.where(at(ids, rows, places.q_idx) < 0, 0, end))
 
 
 _BY_CLASS: dict[type, Callable[[Any, Places], Shown]] = {
