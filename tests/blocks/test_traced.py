@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import maskloom as loom
-from maskloom.blocks.traced import TORCH_TAKES
+from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
+from maskloom.blocks.traced import TORCH_TAKES, _tiles
 from tests.masks.test_ranges import KNOWN, K, Q
 
 TABLES = (
@@ -58,7 +61,22 @@ def test_as_inductor_compiles_it():
     )
 
 
-@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding"])
+@given(st.data())
+def test_tiles_of_any_ids(data):
+    """Full ones are those of the mask. Of ids that rise the others are too; of any, some that show nothing may be among them."""
+    rows = st.lists(st.lists(st.integers(-1, 3), min_size=Q, max_size=Q), min_size=2, max_size=2)
+    ids = torch.tensor(data.draw(rows))
+    rises = data.draw(st.booleans())
+    if rises:
+        ids = ids.sort(1).values
+    mask = loom.documents(ids)
+    some, full = _tiles(mask, 2, Q, Q, (4, 3), "cpu")
+    states = tile_states(loom.block_mask(mask, Q, Q, block_size=(4, 3)))[:, 0]
+    assert torch.equal(full, states == FULL)
+    assert torch.equal(some, states != SKIPPED) if rises else not ((states != SKIPPED) & ~some).any()
+
+
+@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding", "ids", "ids across"])
 def test_no_table_of_queries_and_keys_is_made(name):
     largest = []
 

@@ -21,6 +21,13 @@ KNOWN = {
     "simplified lengths": loom.masks.simplify(loom.causal & loom.lengths([5, 0, 13])),
     "padding": loom.padding(ROWS[:, :Q] == 2, ROWS == 1) & loom.window(back=3, ahead=2),
     "keys": loom.key_padding(ROWS == 0) & loom.real(ROWS > 0),
+    "ids": loom.causal & loom.documents(torch.tensor([0] * 5 + [1] * 3 + [4] * 6 + [-1] * 3)),
+    "ids by row": loom.documents(torch.where(ROWS > 5, -1, (ROWS == 0).cumsum(1))),
+    "ids across": loom.documents(
+        [0, 0, 1, 1, 1, 1, 1, 3, 3, 3, 3, -1, -1], kv_ids=[0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 4, -1, -1]
+    ),
+    "offsets across": loom.documents(offsets=[0, 3, 3, 13], kv_offsets=[0, 5, 9, 16], length=Q, kv_length=K)
+    & loom.window(back=9, ahead=4),
 }
 
 
@@ -36,7 +43,10 @@ def table_of(mask, batch, q_len, kv_len):
     first, end = (torch.as_tensor(one) + torch.zeros(1, q_len, dtype=torch.int64) for one in (shown.first, shown.end))
     keys = torch.arange(kv_len)
     table = (keys >= first[..., None]) & (keys < end[..., None])
-    return (table if shown.keys is None else table & shown.keys[:, None]).expand(batch, -1, -1)
+    table = table if shown.keys is None else table & shown.keys[:, None]
+    for queries, others in shown.ids:
+        table = table & (queries[..., None] == others[:, None]) & (queries >= 0)[..., None]
+    return table.expand(batch, -1, -1)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -70,6 +80,7 @@ def test_any_joined_ranges(data):
         "documents": lambda: loom.documents(position_ids=torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=K, max_size=K)))),
         "keys": lambda: loom.key_padding(torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=K, max_size=K), min_size=batch, max_size=batch)))),
         "causal": lambda: loom.causal,
+        "ids": lambda: loom.documents(torch.tensor(data.draw(st.lists(st.lists(st.integers(-1, 2), min_size=K, max_size=K), min_size=batch, max_size=batch)))),
     }  # fmt: skip
     names = data.draw(st.lists(st.sampled_from(sorted(some)), min_size=1, max_size=4, unique=True))
     mask = loom.and_masks(*(some[name]() for name in names))

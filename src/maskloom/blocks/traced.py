@@ -1,7 +1,7 @@
 """Block masks while torch.compile or torch.export traces, where no program can be recorded."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,9 @@ def _tiles(
 def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles).
 
-    For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way.
+    For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way. Where ids
+    decide, a tile is taken to show a pair if the ids of its queries and those of its keys overlap. Of ids that rise, as those of packed
+    documents do, that is so; of others a tile may be listed that shows nothing.
     """
     (b, q_idx, kv_idx), (q_block, kv_block) = places, block
     q_len, kv_len = q_idx.shape[1], kv_idx.shape[1]
@@ -103,4 +105,35 @@ def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple
         count = torch.where(count > 0, sums[rows, torch.maximum(high, low)] - sums[rows, low], 0)
     q_tiles = ceil_div(q_len, q_block)
     count = F.pad(count, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
-    return (count > 0).any(2), (count == kv_block).all(2)
+    some, full = (count > 0).any(2), (count == kv_block).all(2)
+    for q_ids, kv_ids in shown.ids:
+        queries, keys = _Ends.of(q_ids, q_block), _Ends.of(kv_ids, kv_block)
+        some = some & queries.overlaps(keys)
+        full = full & queries.is_one_with(keys)
+    return some, full
+
+
+class _Ends(NamedTuple):
+    """The ids of tiles of positions: the least that is not negative, the greatest, and whether all are that; (B or 1, tiles)."""
+
+    least: Tensor
+    greatest: Tensor
+    is_one: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, block: int) -> "_Ends":
+        """Of integers (B or 1, length)."""
+        tiles = ceil_div(ids.shape[1], block)
+        tiled = F.pad(ids.long(), (0, tiles * block - ids.shape[1]), value=-1).unflatten(1, (tiles, block))
+        greatest = tiled.amax(2)
+        least = torch.where(tiled < 0, torch.iinfo(torch.int64).max, tiled).amin(2)
+        return cls(least, greatest, (tiled.amin(2) == greatest) & (greatest >= 0))
+
+    def overlaps(self, keys: "_Ends") -> Tensor:
+        """Which of these tiles of queries have ids among those of tiles of keys: bool (B or 1, query tiles, key tiles)."""
+        return (self.least[..., None] <= keys.greatest[:, None]) & (keys.least[:, None] <= self.greatest[..., None])
+
+    def is_one_with(self, keys: "_Ends") -> Tensor:
+        """Which of them have one id, which is that of all keys of the other: likewise."""
+        same = self.greatest[..., None] == keys.greatest[:, None]
+        return same & self.is_one[..., None] & keys.is_one[:, None]

@@ -1,4 +1,4 @@
-"""Masks that show each query one range of keys, of which single ones may be hidden: what their classes alone say.
+"""Masks that show each query one range of keys, of which single ones, or those of other ids, may be hidden: what their classes alone say.
 
 It is plain arithmetic of tensors, which torch can trace: no program is recorded, and no value is read.
 """
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from maskloom.masks.algebra import And, Everything
 from maskloom.masks.lookups import at
-from maskloom.masks.patterns.packed.segments import CountedDocuments, FromDocumentStart, PackedDocuments
+from maskloom.masks.patterns.packed.cross_documents import CrossDocuments, PackedCrossDocuments
+from maskloom.masks.patterns.packed.segments import CountedDocuments, Documents, FromDocumentStart, PackedDocuments
 from maskloom.masks.patterns.padding import KeyPadding, Lengths, Padding, QueryLengths, Real
 from maskloom.masks.patterns.relative import Anticausal, Causal, Window
 
@@ -26,16 +27,19 @@ class Places(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What each query sees: the keys from ``first`` to before ``end`` that are among ``keys``.
+    """What each query sees: the keys from ``first`` to before ``end`` that are among ``keys`` and have its ``ids``.
 
     Attributes:
         first, end: numbers, or integers that broadcast to (B, Q). No key where ``end`` is not above ``first``.
         keys: bool, broadcasts to (B, K); None for all.
+        ids: of queries, integers (B or 1, Q), and of keys, (B or 1, K), in pairs: a query sees the keys that have its id. A negative one
+            sees nothing, and nothing sees it.
     """
 
     first: Tensor | int
     end: Tensor | int
     keys: Tensor | None = None
+    ids: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 def shown_keys(mask: Any, places: Places) -> Shown | None:
@@ -49,7 +53,7 @@ def shown_keys(mask: Any, places: Places) -> Shown | None:
 
 def _both(one: Shown, other: Shown) -> Shown:
     keys = one.keys if other.keys is None else other.keys if one.keys is None else one.keys & other.keys
-    return Shown(_most(one.first, other.first), -_most(-one.end, -other.end), keys)
+    return Shown(_most(one.first, other.first), -_most(-one.end, -other.end), keys, one.ids + other.ids)
 
 
 def _most(one: Tensor | int, other: Tensor | int) -> Tensor | int:
@@ -92,10 +96,29 @@ def _in_runs(mask: PackedDocuments | CountedDocuments, places: Places) -> Shown:
     """
     ids = torch.atleast_2d(mask.ids)
     rising = torch.where(ids < 0, torch.iinfo(ids.dtype).max, ids)  # padding is at the end
-    rows = places.b if mask.ids.ndim > 1 else torch.zeros_like(places.b[:1])
+    rows = _rows_of(mask.ids, places)
     own = at(rising, rows, places.q_idx).contiguous()
     first, end = (torch.searchsorted(rising, own, right=right) for right in (False, True))
     return Shown(first, torch.where(at(ids, rows, places.q_idx) < 0, 0, end))
+
+
+def _rows_of(table: Tensor, places: Places) -> Tensor:
+    """The batch rows of a table that has them, (B, 1); the first of all others, (1, 1)."""
+    return places.b if table.ndim > 1 else torch.zeros_like(places.b[:1])
+
+
+def _by_ids(mask: Documents, places: Places) -> Shown:
+    return _of_ids(mask.ids, mask.ids, places)
+
+
+def _across(mask: CrossDocuments | PackedCrossDocuments, places: Places) -> Shown:
+    return _of_ids(mask.ids, mask.kv_ids, places)
+
+
+def _of_ids(ids: Tensor, kv_ids: Tensor, places: Places) -> Shown:
+    queries = at(torch.atleast_2d(ids), _rows_of(ids, places), places.q_idx)
+    keys = at(torch.atleast_2d(kv_ids), _rows_of(kv_ids, places), places.kv_idx)
+    return Shown(0, places.kv_idx.shape[1], None, ((queries, keys),))
 
 
 _BY_CLASS: dict[type, Callable[[Any, Places], Shown]] = {
@@ -110,5 +133,8 @@ _BY_CLASS: dict[type, Callable[[Any, Places], Shown]] = {
     KeyPadding: lambda mask, places: Shown(0, places.kv_idx.shape[1], ~mask.pads[places.b, places.kv_idx]),
     PackedDocuments: _packed,
     CountedDocuments: _in_runs,
+    Documents: _by_ids,
+    CrossDocuments: _across,
+    PackedCrossDocuments: _across,
     FromDocumentStart: lambda mask, places: Shown(mask.start[places.q_idx], places.kv_idx.shape[1]),
 }
