@@ -508,6 +508,53 @@ def test_counts_change_nothing_else():
     assert repr(keys) == "key_padding(bool[3, 11])"
 
 
+def hides_all(blocks):
+    blocks.kv_num_blocks.zero_()
+
+
+def shows_others(blocks):
+    blocks.mask_mod.parts[1].lens.copy_(torch.tensor(LENS[1:] + LENS[:1]))  # as many as before
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("write", [hides_all, shows_others])
+@pytest.mark.parametrize("before", [False, True], ids=["at first", "after others"])
+def test_a_graph_of_the_packed_row_refuses_what_was_written_to(in_row, write, backend, before):
+    torch._dynamo.reset()
+    module = made()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+
+    def blocks_of():
+        return loom.block_mask(loom.causal & loom.lengths(torch.tensor(LENS)), L, L)
+
+    if before:
+        compiled(inputs(), blocks_of())
+    written = blocks_of()
+    write(written)
+    for blocks in (written, copy.copy(written)):
+        with pytest.raises(RuntimeError, match=r"written to after maskloom made it.*build it again"):
+            compiled(inputs(), blocks)
+    for blocks in (copy.deepcopy(written), blocks_of()):
+        torch.testing.assert_close(compiled(inputs(), blocks).out, module(inputs(), blocks).out)
+
+
+def test_counts_take_no_part_in_what_is_the_default(in_row):
+    """Masks made under another default dtype, or device, share a graph."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(made(), fullgraph=True, backend=counter)
+    for at, dtype in enumerate([torch.float32, torch.float64, torch.bfloat16, torch.float16]):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device("meta"):
+                mask = loom.causal & loom.lengths(torch.tensor([7, at, 9], device="cpu"))
+        finally:
+            torch.set_default_dtype(before)
+        compiled(inputs(), mask)
+    assert counter.frame_count <= 2
+
+
 SHAPES = [LENS, [3, 5, 2], [11, 2, 6], [4, 4, 8]]
 
 

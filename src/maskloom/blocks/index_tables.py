@@ -81,14 +81,14 @@ def _order(listed: Tensor, indices: Tensor) -> Tensor:
 def ordered_in_graph(listed: Tensor) -> Ordered:
     """`ordered` while torch compiles: nothing is sorted, which would take the GPU ten times as long (torch 2.11, H200).
 
-    Columns are int32: of int64, Inductor calls a scatter of torch's, around which it cannot fuse.
+    The columns that are scattered are int32: for int64 ones Inductor calls a scatter of torch's, around which it cannot fuse.
     """
     rank = listed.cumsum(-1, dtype=torch.int32)
     counts = rank[..., -1]
     column = torch.arange(listed.shape[-1], dtype=torch.int32, device=listed.device)
     place = torch.where(listed, rank - 1, counts[..., None] + column - rank)
     indices = torch.zeros_like(rank).scatter(-1, place.long(), column.expand(place.shape))
-    return Ordered(counts.contiguous(), indices)
+    return Ordered(counts.clone(memory_format=torch.contiguous_format), indices)
 
 
 def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:

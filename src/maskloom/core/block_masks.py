@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,15 +64,17 @@ def checked_block_mask(value: object) -> BlockMask:
 class _Made:
     """What a BlockMask held when its tables were made of its mask_mod. It stands in the BlockMask, where torch.compile finds it too.
 
-    A copy of the BlockMask has other tables, and None in its place.
+    A deep or pickled copy of the BlockMask, which has other tables, has None in its place.
 
     Attributes:
         mask_mod, tables: what it held.
         versions: how often each table had been written into.
+        writes: how often all of them had.
     """
 
     def __init__(self, mask_mod: object, tables: tuple[Tensor, ...]) -> None:
         self.mask_mod, self.tables, self.versions = mask_mod, tables, tuple(map(_version, tables))
+        self.writes = sum(self.versions)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -98,7 +100,8 @@ def made_of_mask(block_mask: BlockMask) -> BlockMask:
 def says_its_mask(block_mask: BlockMask) -> bool:
     """Whether its tables are known to say the same as its mask_mod: it was made so, with full tables, and nobody changed it.
 
-    While torch compiles, writes into the tables are not seen; other tables, and another mask_mod, are.
+    While torch compiles, other tables and another mask_mod are seen, and writes into the tables are not, also those of before. What
+    relies on the answer then uses `unwritten`.
     """
     made = getattr(block_mask, _MADE, None)
     if made is None or made.mask_mod is not block_mask.mask_mod:
@@ -107,3 +110,31 @@ def says_its_mask(block_mask: BlockMask) -> bool:
         return all(getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True))
     tables = _tables(vars(block_mask))
     return all(map(operator.is_, tables, made.tables)) and tuple(map(_version, tables)) == made.versions
+
+
+def unwritten(block_mask: BlockMask, table: Tensor, writes: int, number: int) -> Tensor:
+    """A number as int64 (1,), of a graph that relies on `says_its_mask`.
+
+    When the graph runs, it is an error if somebody has written into the tables of the BlockMask since they were made, or into a table
+    that its mask holds more often than these ``writes``.
+
+    Raises:
+        RuntimeError: as said. The host finds out, without waiting for a device.
+    """
+    made = getattr(block_mask, _MADE)
+    return _unwritten([*made.tables, table], made.writes + writes, number)
+
+
+@torch.library.custom_op("maskloom::unwritten", mutates_args=())
+def _unwritten(tables: Sequence[Tensor], writes: int, number: int) -> Tensor:
+    if sum(map(_version, tables)) != writes:
+        raise RuntimeError(
+            "the tables of a block mask, or a tensor of its mask, were written to after maskloom made it, and a compiled graph that packs "
+            "tokens goes by the mask alone: build it again; or, if its tables are to count, give a copy.deepcopy of it"
+        )
+    return torch.full((1,), number, dtype=torch.int64, device=tables[0].device)
+
+
+@_unwritten.register_fake
+def _number(tables: Sequence[Tensor], writes: int, number: int) -> Tensor:
+    return tables[0].new_empty(1, dtype=torch.int64)

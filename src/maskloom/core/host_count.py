@@ -50,10 +50,16 @@ class HostCount(Remark):
     def in_tiles(self) -> int:
         """The real positions of all rows if each is rounded up to a multiple of `TILE`.
 
-        It is kept as the size of a tensor: in a compiled graph FLASH takes tables of which the sizes follow from those of tensors,
-        and none of which they follow from numbers that change (torch 2.11 to 2.13).
+        It is kept as the size of a tensor: in a compiled graph FLASH refuses tables whose size comes from a Python number that
+        changes, and takes those whose size comes from another tensor's (torch 2.11 to 2.13).
         """
         return self._in_tiles.shape[0]
+
+    @property
+    def counted_table(self) -> tuple[Tensor, int]:
+        """The table whose count this is, and how often that had been written into; there is one if there is a total."""
+        assert self._table is not None
+        return self._table, self._states[-1][0]
 
     def holds_for(self, table: Tensor) -> bool:
         """Whether this is known to be the count of a table: the one that was counted or its copy, with no write into either."""
@@ -98,7 +104,7 @@ class HostCount(Remark):
 
 def _nothing_of(size: int) -> Tensor:
     """A tensor without entries, of that size."""
-    return torch.empty(size, 0)
+    return torch.empty(size, 0, dtype=torch.int8, device="cpu")
 
 
 def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:

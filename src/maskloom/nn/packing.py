@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.modules.module import _has_any_global_hook
 
 from maskloom.batches.packed import index_of_lengths, index_of_pads, places_of, sources_of_lengths, sources_of_pads
-from maskloom.core.block_masks import says_its_mask
+from maskloom.core.block_masks import says_its_mask, unwritten
 from maskloom.core.cache import cached_with
 from maskloom.core.host_count import TILE
 from maskloom.core.torch_state import can_cache, inside_transform, is_exporting
@@ -209,9 +209,11 @@ def _in_row(
     )
     tokens = Tokens(layout, shape)
     pieces = torch.stack((starts, starts + lens), 1).flatten()  # tokens, and what is behind them, which nobody looks at
-    offsets = torch.cat((pieces, pieces.new_full((1,), end))).to(
-        torch.int32
-    )  # torch.compile takes an int of `pad` for a constant
+    if isinstance(mask, BlockMask) and torch.compiler.is_dynamo_compiling():
+        last = unwritten(mask, *padding.counted.counted_table, end)
+    else:
+        last = pieces.new_full((1,), end)
+    offsets = torch.cat((pieces, last)).to(torch.int32)
     found = form(mask.mask_mod if isinstance(mask, BlockMask) else mask, offsets, rows)
     return None if found is None else Packing(tokens, tokens, found)
 

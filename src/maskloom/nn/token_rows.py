@@ -54,10 +54,9 @@ class _Taken(torch.autograd.Function):
         if layout.others is None:
             rows[layout.padding :] = 0
         else:
-            in_graph = (
-                torch.compiler.is_dynamo_compiling()
-            )  # dynamo of torch 2.11 gives what such a method changed a gradient of 0
-            rows = (rows.index_fill if in_graph else rows.index_fill_)(0, layout.others, 0)
+            # traced by dynamo of torch 2.11, what an in-place method returns or changes has a gradient of 0
+            fill = rows.index_fill if torch.compiler.is_dynamo_compiling() else rows.index_fill_
+            rows = fill(0, layout.others, 0)
         if given[-1]:
             rows[layout.padding] = _sum_elsewhere(batch, layout)
         return rows
