@@ -95,7 +95,7 @@ def test_no_table_of_queries_and_keys_is_made(name):
     assert 0 < max(largest) <= batch * 16 * 3  # queries, rounded up to tiles, by tiles of keys
 
 
-@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding", "sinks"])
+@pytest.mark.parametrize("name", ["causal & lengths", "documents", "padding", "ids", "documents by row", "sinks"])
 def test_sizes_that_are_symbols_can_be_split_by_inductor(name):
     """Its Triton code cannot split the elements of tensors whose sizes are written with a minus: CantSplit."""
     from torch.utils._sympy.functions import FloorDiv

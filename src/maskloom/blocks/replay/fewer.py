@@ -23,7 +23,7 @@ _NEVER = {
     "lt": torch.iinfo(torch.int64).min, "le": torch.iinfo(torch.int64).min,
     "gt": torch.iinfo(torch.int64).max, "ge": torch.iinfo(torch.int64).max,
 }  # fmt: skip
-"""Of ``x < number`` and its kin: a number with which it is False for each x of fewer bits than int64, and without "or equal" for all."""
+"""For ``x < number``, and so on: a number with which that is False for each x of fewer bits than int64; for "lt" and "gt" of int64 too."""
 
 _OTHER_WAY = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 _NAMES = {getattr(_aten, name).Tensor: name for name in _NEVER}
@@ -87,7 +87,7 @@ def _without_widening(call: Call, makers: dict[int, Call], values: list[Tensor],
 
 
 def _without_conjunction(call: Call, makers: dict[int, Call], values: Sequence[Tensor]) -> Call | None:
-    """Of flags that are constants and a comparison with constant numbers: with other numbers where the flags are False."""
+    """Of constant flags, and a comparison with constant numbers: that comparison, with numbers that fail where the flags are False."""
     if call.op is not _aten.bitwise_and.Tensor:
         return None
     for flags, other in (call.args, call.args[::-1]):

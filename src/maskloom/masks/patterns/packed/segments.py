@@ -95,10 +95,9 @@ class PackedDocuments(_ByIds):
     def beside_causal(self) -> Mask:
         if self.ids.ndim > 1:
             return self
-        last = torch.arange(len(self.offsets), device=self.offsets.device) == len(self.offsets) - 1
-        starts = self.offsets.to(torch.int32).masked_fill(
-            last, len(self.ids)
-        )  # padding, whose id is -1, begins at the end
+        offsets = self.offsets.to(torch.int32)
+        is_last = torch.arange(len(offsets), device=offsets.device) == len(offsets) - 1
+        starts = offsets.masked_fill(is_last, len(self.ids))  # padding reads the last one: its id is -1
         return FromDocumentStart(self.offsets, starts[self.ids])
 
     def __repr__(self) -> str:
