@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ def checked_block_mask(value: object) -> BlockMask:
 class _Made:
     """What a BlockMask held when its tables were made of its mask_mod. It stands in the BlockMask, where torch.compile finds it too.
 
-    A deep or pickled copy of the BlockMask, which has other tables, has None in its place.
+    A deep or pickled copy of the BlockMask, which has other tables, has nothing of use in its place: an empty dictionary, which
+    torch.load takes with ``weights_only``.
 
     Attributes:
         mask_mod, tables: what it held.
@@ -77,10 +79,7 @@ class _Made:
         self.writes = sum(self.versions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
-
-    def __deepcopy__(self, memo: object) -> None:
-        return None
+        return OrderedDict, ()
 
 
 _MADE = "_maskloom_made"
@@ -104,7 +103,7 @@ def says_its_mask(block_mask: BlockMask) -> bool:
     relies on the answer then uses `unwritten`.
     """
     made = getattr(block_mask, _MADE, None)
-    if made is None or made.mask_mod is not block_mask.mask_mod:
+    if not isinstance(made, _Made) or made.mask_mod is not block_mask.mask_mod:
         return False
     if torch.compiler.is_dynamo_compiling():
         return all(getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True))

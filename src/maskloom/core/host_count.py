@@ -37,23 +37,24 @@ class HostCount(Remark):
         """
         self._source, self._how = source, how
         self._table = source if copy is None else copy
-        self.total, self.longest, self._in_tiles = None, 0, _nothing_of(0)
+        self.total, self.longest = None, 0
+        self._in_tiles: Tensor | None = None
         found = None if source is None else _counted(source, how)
         if found is not None and (copy is None or _counted(copy, how) in (found, None)):  # None: it cannot be read
             self.total, self.longest, in_tiles = found
-            self._in_tiles = _nothing_of(in_tiles)
+            self._in_tiles = torch.empty(in_tiles, 0, dtype=torch.int8, device="cpu")
         else:
             self._source = self._table = None
         self._states = self._now()
 
     @property
     def in_tiles(self) -> int:
-        """The real positions of all rows if each is rounded up to a multiple of `TILE`.
+        """The real positions of all rows if each is rounded up to a multiple of `TILE`; 0 if the host did not count them.
 
         It is kept as the size of a tensor: in a compiled graph FLASH refuses tables whose size comes from a Python number that
         changes, and takes those whose size comes from another tensor's (torch 2.11 to 2.13).
         """
-        return self._in_tiles.shape[0]
+        return 0 if self._in_tiles is None else self._in_tiles.shape[0]
 
     @property
     def counted_table(self) -> tuple[Tensor, int]:
@@ -100,11 +101,6 @@ class HostCount(Remark):
         # shared they are where a DataLoader worker has put them to send them, before this; they are counted again on arrival
         same = self._states == self._now() or (self._source.is_shared() and self._table.is_shared())
         return (HostCount, (self._source, self._how, self._table)) if same else (HostCount, ())
-
-
-def _nothing_of(size: int) -> Tensor:
-    """A tensor without entries, of that size."""
-    return torch.empty(size, 0, dtype=torch.int8, device="cpu")
 
 
 def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from maskloom.attention.backends.scaled import ScaledScore, is_first_scale, scale_tensor
 from maskloom.attention.backends.triton_division import dividing_mask, dividing_score
 from maskloom.attention.kernels.direct import DirectCalls, noted
 from maskloom.attention.kernels.guards import that_may_fail
 from maskloom.attention.kernels.layout import UNTOLD, USUAL, Told, is_told, layout_of, learn
+from maskloom.attention.kernels.scaled import ScaledScore, is_first_scale, scale_tensor
 from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU

@@ -3,7 +3,7 @@
 import torch
 
 import maskloom as loom
-from maskloom.attention.backends.scaled import ScaledScore, is_first_scale, scale_tensor
+from maskloom.attention.kernels.scaled import ScaledScore, is_first_scale, scale_tensor
 
 
 def test_the_first_scale_of_a_kind_stays_the_first():
