@@ -79,7 +79,7 @@ def _order(listed: Tensor, indices: Tensor) -> Tensor:
 
 
 def ordered_in_graph(listed: Tensor) -> Ordered:
-    """`ordered` while torch compiles: nothing is sorted, which would take the GPU ten times as long (torch 2.11, H200).
+    """`ordered` while torch compiles. Nothing is sorted: a sort of each row takes the GPU far longer than counts and a scatter.
 
     The columns that are scattered are int32: for int64 ones Inductor calls a scatter of torch's, around which it cannot fuse.
     """

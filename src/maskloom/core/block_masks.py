@@ -99,8 +99,8 @@ def made_of_mask(block_mask: BlockMask) -> BlockMask:
 def says_its_mask(block_mask: BlockMask) -> bool:
     """Whether its tables are known to say the same as its mask_mod: it was made so, with full tables, and nobody changed it.
 
-    While torch compiles, other tables and another mask_mod are seen, and writes into the tables are not, also those of before. What
-    relies on the answer then uses `unwritten`.
+    While torch compiles, this sees other tables and another mask_mod, but no write into a table, not even an earlier one. `unwritten`
+    sees writes when the graph runs.
     """
     made = getattr(block_mask, _MADE, None)
     if not isinstance(made, _Made) or made.mask_mod is not block_mask.mask_mod:
@@ -112,13 +112,15 @@ def says_its_mask(block_mask: BlockMask) -> bool:
 
 
 def unwritten(block_mask: BlockMask, table: Tensor, writes: int, number: int) -> Tensor:
-    """A number as int64 (1,), of a graph that relies on `says_its_mask`.
+    """A number as int64 (1,), for a graph that relies on `says_its_mask`: the graph looks for writes each time that it makes it.
 
-    When the graph runs, it is an error if somebody has written into the tables of the BlockMask since they were made, or into a table
-    that its mask holds more often than these ``writes``.
+    Args:
+        table: of the BlockMask's mask.
+        writes: how often somebody may have written into that.
 
     Raises:
-        RuntimeError: as said. The host finds out, without waiting for a device.
+        RuntimeError: when the graph runs, if somebody has written into the BlockMask's tables since they were made, or into ``table``
+            since. The host finds out, without waiting for a device.
     """
     made = getattr(block_mask, _MADE)
     return _unwritten([*made.tables, table], made.writes + writes, number)

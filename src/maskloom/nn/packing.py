@@ -198,7 +198,7 @@ def _in_row(
         lens, columns = table.long(), torch.arange(length, device=device)
         real = columns < lens[:, None]
     tiles = torch.div(lens + TILE - 1, TILE, rounding_mode="floor") * TILE
-    _check_in_graph(lambda: torch.stack((lens.sum(), tiles.sum())), (_total(padding), end))
+    _check_in_graph(lambda: (lens.sum() == _total(padding)) & (tiles.sum() == end))
     starts = tiles.cumsum(0) - tiles
     sources = torch.where(real, columns + starts[:, None], end).flatten()
     numbers = torch.arange(size, dtype=torch.int32, device=device)  # of int64, Inductor calls a scatter of torch's
@@ -245,17 +245,17 @@ def _tokens(padding: CountedPadding | None, shape: tuple[int, int], device: torc
     if not pays(total, batch, length, device):
         return None
     if table.dtype == torch.bool:
-        _check_in_graph(lambda: (table.numel() - table.sum())[None], (total,))
+        _check_in_graph(lambda: table.numel() - table.sum() == total)
         index, sources = index_of_pads(table, total), sources_of_pads(table, total)
     else:
-        _check_in_graph(lambda: table.sum()[None], (total,))
+        _check_in_graph(lambda: table.sum() == total)
         index, sources = index_of_lengths(table, length, total), sources_of_lengths(table, length, total)
     return Tokens(Layout(torch.nn.functional.pad(index, (0, 1)), sources, None, None, total), shape)
 
 
-def _check_in_graph(now: Callable[[], Tensor], counted: tuple[int, ...]) -> None:
-    """In a compiled graph, which sees no writes: an error of the device if a table no longer has the numbers that were counted."""
+def _check_in_graph(is_as_counted: Callable[[], Tensor]) -> None:
+    """In a compiled graph, which sees no writes: an error of the device if a table no longer holds what was counted."""
     if torch.compiler.is_dynamo_compiling():
-        found = now()
-        same = torch.stack([found[at] == number for at, number in enumerate(counted)]).all()
-        torch._assert_async(same, "the lengths or pads of a mask were written to after it was made: make the mask anew")
+        torch._assert_async(
+            is_as_counted(), "the lengths or pads of a mask were written to after it was made: make the mask anew"
+        )

@@ -54,7 +54,7 @@ class _InBands(torch.autograd.Function):
         with without_autocast(query.device):
             context = ambient(query.device, ctx.autocast)
             out, most, total = _forward(work, Heads.of(query, key, value), BandScores(work, context))
-            lse = total.log().add_(most)
+            lse = total.log() + most
         rounded = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, most, total, *learned)
         return rounded, lse
