@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import AuxRequest
 
 import maskloom as loom
+from maskloom.attention.kernels import decode_kernel
 from maskloom.attention.reference import reference
 
 LSE = AuxRequest(lse=True)
@@ -150,6 +151,49 @@ def test_a_cuda_graph_of_a_step(name):
         graph.replay()
         truth, _ = reference(*(tensor.double() for tensor in (q, k, v)), loom.masks.shifted(mask, q_offset=at))
         torch.testing.assert_close(out.double(), truth, atol=5e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parts_are_added_by_either_kernel(name, monkeypatch):
+    """By the last program of each pair and by a kernel of its own: the same to rounding, and always the same."""
+    sizes = SIZES[name]
+    q, k, v = inputs(sizes, torch.float32)
+    table = torch.rand(sizes[0], 1, sizes[3], sizes[4], device="cuda") < 0.3
+    found = {}
+    for most in (0, 1 << 20):
+        monkeypatch.setattr(decode_kernel, "_MOST_SUMMED", most)
+        decode_kernel._launch.cache_clear()
+        found[most] = [decode_kernel.decode(q, k, v, table, 0.1) for _ in range(5)]
+        for again in found[most][1:]:
+            assert all(map(torch.equal, again, found[most][0]))
+    decode_kernel._launch.cache_clear()
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    torch.cuda.synchronize()
+    assert not any(arrived.any() for arrived, _ in decode_kernel._arrivals._entries.values())
+
+
+def test_steps_on_several_streams_and_graphs_at_once():
+    """The counts of programs that are done belong to a stream, or to one graph."""
+    many = [inputs((2, 8, 2, 1, 20011, 64, 64), torch.bfloat16) for _ in range(4)]
+    table = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="cuda")
+    many = [(q + n, k * (n + 1), v) for n, (q, k, v) in enumerate(many)]
+    expected = [decode_kernel.decode(*qkv, table, 0.1) for qkv in many]
+    streams, graphs, outs = [torch.cuda.Stream() for _ in many], [torch.cuda.CUDAGraph() for _ in many], []
+    torch.cuda.synchronize()
+    for graph, qkv in zip(graphs, many, strict=True):
+        with torch.cuda.graph(graph):
+            outs.append(decode_kernel.decode(*qkv, table, 0.1))
+    for _ in range(50):
+        eager = []
+        for stream, graph, qkv in zip(streams, graphs, many, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+                eager.append(decode_kernel.decode(*qkv, table, 0.1))
+        torch.cuda.synchronize()
+        for found in (outs, eager):
+            for one, other in zip(found, expected, strict=True):
+                assert all(map(torch.equal, one, other))
 
 
 def test_a_thousand_steps_in_the_user_s_compile_are_one_graph():

@@ -18,7 +18,7 @@ from torch import Tensor
 from maskloom.core.checks import checked_offsets, count, exactly_one, flags, integers_by_position, readable
 from maskloom.core.symbols import is_dynamic
 from maskloom.core.torch_state import counting_writes
-from maskloom.core.vmapped import greatest
+from maskloom.program.vmapped import greatest
 
 
 def positions(

@@ -5,12 +5,15 @@ column in its place. It reads one byte per tile and writes the table, which is t
 running counts in torch, in about fifteen launches per table.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
+from maskloom.core.launches import Launches
 
 _LINES, _ACROSS, _WARPS = 4, 128, 2  # the fastest of fifteen on an H100, up to 1 Mi positions
 
@@ -110,14 +113,21 @@ def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool)
     tables = [
         _empty(batch, heads, *sizes, states.device) for sizes in ((lines, across), (across, lines)) for _ in range(ways)
     ]
-    most = PARTIAL if separate_full_blocks else FULL
-    with torch.cuda.device_of(states):  # Triton launches on the current device
-        _order[(triton.cdiv(max(lines, across), _LINES), batch * heads, 2)](
-            states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1],
-            heads, lines, across, by_batch, by_head, by_line, by_column,
-            least=SKIPPED + 1, most=most, full=FULL, has_full=separate_full_blocks, LINES=_LINES, ACROSS=_ACROSS, num_warps=_WARPS,
-        )  # fmt: skip
+    here = states.device.index == torch.cuda.current_device()
+    with nullcontext() if here else torch.cuda.device_of(states):  # Triton launches on the current device
+        _launch(
+            ((max(lines, across) + _LINES - 1) // _LINES, batch * heads, 2),
+            (states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1]),
+            (heads, lines, across, by_batch, by_head, by_line, by_column),
+            _APART if separate_full_blocks else _TOGETHER,
+        )
     return tables
+
+
+_launch = Launches(_order)
+_SHAPE = {"LINES": _LINES, "ACROSS": _ACROSS, "num_warps": _WARPS}
+_APART = {"least": SKIPPED + 1, "most": PARTIAL, "full": FULL, "has_full": True, **_SHAPE}
+_TOGETHER = {"least": SKIPPED + 1, "most": FULL, "full": FULL, "has_full": False, **_SHAPE}
 
 
 def _empty(batch: int, heads: int, lines: int, across: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from maskloom.core.cache import LRU, cached_with
 from maskloom.core.forks import computed_once, load_vmap
 from maskloom.core.torch_state import can_cache, float_state, is_tracing
 from maskloom.core.values import holds_function
-from maskloom.core.vmapped import example_of
 from maskloom.program.dependence import Dependence, dependence_of
 from maskloom.program.elements import run_at, size_of
 from maskloom.program.getitem import IndexByTensors
 from maskloom.program.program import MaskMod, Program
 from maskloom.program.record import record
 from maskloom.program.under_compile import sizes_read
+from maskloom.program.vmapped import example_of
 
 R = TypeVar("R")
 

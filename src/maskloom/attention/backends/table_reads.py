@@ -14,12 +14,12 @@ from torch import Tensor
 
 from maskloom.core import captures
 from maskloom.core.cache import cached_with
-from maskloom.core.vmapped import one_example
 from maskloom.masks.algebra import Mask, as_mask, mask_dataclass
 from maskloom.program.mask_program import known_of
 from maskloom.program.ops import Fact, names_of
 from maskloom.program.program import INDICES, CaptureSlot, MaskMod, Op, Program, Value, mapped
 from maskloom.program.record import record
+from maskloom.program.vmapped import one_example
 
 _aten = torch.ops.aten
 

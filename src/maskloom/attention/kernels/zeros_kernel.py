@@ -10,6 +10,8 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
+from maskloom.core.launches import Launches
+
 _ELEMENTS = 1 << 13  # of one program
 
 
@@ -50,9 +52,14 @@ def zeroed_copy(tensor: Tensor, rows: Tensor) -> Tensor | None:
     in_block = max(1, _ELEMENTS // wide)
     blocks = (length + in_block - 1) // in_block
     with nullcontext() if tensor.device.index == torch.cuda.current_device() else torch.cuda.device_of(tensor):
-        _copy[(batch * heads * blocks,)](
-            tensor, out, rows, heads, length, blocks,
-            *tensor.stride()[:3], *out.stride()[:3], rows.stride(0) if rows.shape[0] > 1 else 0, rows.stride(2),
-            WIDTH=width, WIDE=wide, ROWS=in_block, num_warps=4,
-        )  # fmt: skip
+        by_batch = rows.stride(0) if rows.shape[0] > 1 else 0
+        _launch(
+            (batch * heads * blocks, 1, 1),
+            (tensor, out, rows),
+            (heads, length, blocks, *tensor.stride()[:3], *out.stride()[:3], by_batch, rows.stride(2)),
+            {"WIDTH": width, "WIDE": wide, "ROWS": in_block, "num_warps": 4},
+        )
     return out
+
+
+_launch = Launches(_copy)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import integers, per_axis, positive, readable
-from maskloom.core.vmapped import greatest
 from maskloom.masks.algebra import Mask, Tabled, mask_dataclass, shown
 from maskloom.masks.dense_tables import bool_table
 from maskloom.masks.lookups import among_first, is_empty, seen_along, with_ones, without_ones
 from maskloom.masks.padded import PaddingMask, Position, entries_of, pads_at, positions_from
+from maskloom.program.vmapped import greatest
 
 __all__ = ["from_dense", "from_blocks", "top_k_blocks"]
 OF_TENSORS = ("from_dense", "from_blocks")  # a text cannot hold tensors

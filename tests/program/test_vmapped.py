@@ -5,7 +5,7 @@ import torch
 
 import maskloom as loom
 from maskloom.core import captures
-from maskloom.core.vmapped import is_mapped, one_example
+from maskloom.program.vmapped import is_mapped, one_example
 from tests.catalog import EVERY
 
 
