@@ -161,6 +161,36 @@ def test_results_lie_as_they_did():
     assert torch.equal(plan.run([~FLAGS])[0], compute(~FLAGS))
 
 
+SQUARE = torch.tensor([[3, 1, 2], [1, 1, 5], [2, 9, 3]])
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (lambda low, high: (low <= high.mT) & (low.mT >= high).mT.mT, None),
+        (lambda low, high: (low[:, :1] <= high[:1]) & (low[:, :1] >= high[:1]), 3),
+        (lambda low, high: (low[:, :1] <= high[:, :1].mT) & (high[:, :1] >= low[:, :1].mT), 2),
+        (lambda low, high: (high[:, :1] > low[:, :1].mT) | (low[:, :1] < high[:, :1].mT), 2),
+        (lambda low, high: (low[:, :1] == high[:, :1].mT) ^ (high[:, :1] == low[:, :1].mT), 2),
+        (lambda low, high: (low[:, :1] != high[:, :1].mT) & (high[:, :1] != low[:, :1].mT), 2),
+        (lambda low, high: (low[:, :1] <= high[:, :1].mT) & (high[:, :1] <= low[:, :1].mT), 3),
+        (lambda low, high: (low[:, :1] <= high[:, :1].mT) & (high[:, 1:2] >= low[:, :1].mT), 3),
+        (lambda low, high: (low[:, :1] <= high[:2, :1].mT) & (high[:, :1] >= low[:2, :1].mT), 3),
+        (lambda low, high: (low[:2, :1] <= high[:2, :1].mT) & (high[:2, :1] >= low[:2, :1].mT), 2),
+        (lambda low, high: (low[0] <= high[0]) & (high[0] >= low[0]), 3),
+    ],
+)
+def test_of_two_comparisons_that_are_each_other_s_transpose_one_is_made(compute, expected):
+    tables = SQUARE, SQUARE.flip(0).contiguous()
+    plan = record_replay(lambda: (compute(*tables),), tables)[1]
+    launched = [call for call in plan.calls if call.op is not torch.as_strided]
+    assert expected is None or len(launched) == expected
+    for _ in range(20):
+        others = torch.randint(-2, 3, (2, 3, 3))
+        ours, theirs = plan.run([each.clone() for each in others])[0], compute(*others)
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_have_the_same_tiles(name, monkeypatch):
     factory, q_len, kv_len = MASKS[name]
@@ -192,9 +222,10 @@ def test_random_masks_have_the_tiles_of_torch(rnd, algebra):
     [
         (lambda: loom.causal & loom.padding(torch.arange(640) >= torch.tensor([[300], [500]])), 15),
         (lambda: loom.causal & loom.documents(offsets=[0, 100, 640]), 15),
+        (lambda: loom.causal & loom.documents(torch.randint(7, (2, 640))), 23),
         (lambda: loom.causal & loom.lengths(torch.tensor([300, 500])), 10),
     ],
-    ids=["padding", "documents", "lengths"],
+    ids=["padding", "documents", "documents by ids", "lengths"],
 )
 def test_how_many_are_launched(make, most, monkeypatch):
     seen = []

@@ -26,6 +26,11 @@ _NEVER = {
 """For ``x < number``, and so on: a number with which that is False for each x of fewer bits than int64; for "lt" and "gt" of int64 too."""
 
 _OTHER_WAY = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+_LOGIC = {_aten.bitwise_and.Tensor, _aten.bitwise_or.Tensor, _aten.bitwise_xor.Tensor}
+_MIRRORED = {
+    getattr(_aten, name).Tensor: getattr(_aten, other).Tensor
+    for name, other in (("eq", "eq"), ("ne", "ne"), *_OTHER_WAY.items())
+}
 _NAMES = {getattr(_aten, name).Tensor: name for name in _NEVER}
 _FEW = 1 << 18
 """Entries that a constant may have after a join: of more tiles, a launch takes little of the time."""
@@ -53,6 +58,7 @@ def in_fewer(calls: Sequence[Call], values: list[Tensor]) -> list[Call]:
             _without_negation(call, makers, values, views)
             or _without_widening(call, makers, values, views)
             or _without_conjunction(call, makers, values)
+            or _without_twin(call, makers, values, views)
         )
         if new is None or not _gives_what_lies_alike(new, values):
             found.append(call)
@@ -110,6 +116,49 @@ def _without_conjunction(call: Call, makers: dict[int, Call], values: Sequence[T
     return None
 
 
+def _without_twin(call: Call, makers: dict[int, Call], values: list[Tensor], views: list[Call]) -> Call | None:
+    """Of two comparisons that see each other's numbers turned, as those of queries and keys by one table do: one, and its transpose."""
+    if call.op not in _LOGIC or not all(isinstance(argument, Value) for argument in call.args):
+        return None
+    first, second = (makers.get(argument.slot) for argument in call.args)
+    if first is None or second is None or not _are_twins(first, second, makers, values):
+        return None
+    (slot,) = first.results
+    one, result = values[slot], values[call.results[0]]
+    if _steps(one) != _steps(result):
+        return None
+    # both with the strides of the result along dimensions of one entry, so that the new one lies as it does
+    steps = [
+        old if size == 1 else new for size, new, old in zip(one.mT.shape, one.mT.stride(), result.stride(), strict=True)
+    ]
+    straight = _laid_out(Value(slot), list(result.stride()), values, views)
+    return call.changed(call.op, [straight, _laid_out(Value(slot), steps, values, views)])
+
+
+def _are_twins(first: Call, second: Call, makers: dict[int, Call], values: Sequence[Tensor]) -> bool:
+    """Whether one comparison is the transpose of the other, whatever the values."""
+    if first is second or _MIRRORED.get(first.op) is not second.op:
+        return False
+    left, right = (_seen_in(argument, makers, values) for argument in first.args)
+    again = [_seen_in(argument, makers, values, turned=True) for argument in second.args]
+    return None not in again and again == [right, left]
+
+
+def _seen_in(
+    argument: Any, makers: dict[int, Call], values: Sequence[Tensor], *, turned: bool = False
+) -> tuple[int, int, list[int], list[int]] | None:
+    """Which value an argument is a view of, and where it lies there: offset, shape and strides, or those of its transpose."""
+    if not isinstance(argument, Value):
+        return None
+    view = values[argument.slot]
+    if view.ndim < 2:
+        return None
+    view = view.mT if turned else view
+    made = _made_so(argument, makers, lambda made: made.op is torch.as_strided)
+    slot = argument.slot if made is None else made.args[0].slot
+    return slot, int(view.storage_offset()), list(view.shape), _steps(view)
+
+
 def _may_never_be(name: str, value: Tensor, numbers: Tensor) -> bool:
     """Whether there is a number with which a comparison is False for each value of this dtype."""
     if not (value.ndim and numbers.ndim):
@@ -144,7 +193,15 @@ def _read_by(made: Call, values: list[Tensor], views: list[Call]) -> Value:
     read, result = values[source.slot], values[slot]
     if read.stride() == result.stride() or _steps(read) != _steps(result):
         return source
-    laid = list(result.shape), list(result.stride()), int(read.storage_offset())
+    return _laid_out(source, list(result.stride()), values, views)
+
+
+def _laid_out(source: Value, steps: list[int], values: list[Tensor], views: list[Call]) -> Value:
+    """A value as a view of the same shape, with other strides."""
+    read = values[source.slot]
+    if list(read.stride()) == steps:
+        return source
+    laid = list(read.shape), steps, int(read.storage_offset())
     values.append(read.as_strided(*laid))
     views.append(Call(torch.as_strided, [source, *laid], {}, (len(values) - 1,), is_one=True))
     return Value(len(values) - 1)
