@@ -49,6 +49,15 @@ COPIES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("lens", [[0, 0], [5, 3], [127, 100], [200, 130], [32700, 1]])
+def test_lengths_of_any_dtype(lens, dtype):
+    if max(lens) <= torch.iinfo(dtype).max:
+        counted = counted_padding(loom.lengths(torch.tensor(lens, dtype=dtype))).queries.counted
+        tiles = sum(-(-length // 128) * 128 for length in lens)
+        assert (counted.total, counted.longest, counted.in_tiles) == (sum(lens), max(lens), tiles)
+
+
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("name", masks())
 def test_a_copy_keeps_its_count(name, how):

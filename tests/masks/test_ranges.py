@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maskloom as loom
+from maskloom.core import captures
 from maskloom.masks.ranges import Places, shown_keys
 from tests.catalog import EVERY
 
@@ -71,6 +72,32 @@ def test_others_say_nothing(mask):
     assert shown_keys(mask, places(1, Q, K)) is None
 
 
+def of(dtype):
+    """The mask with lengths and ids of another dtype."""
+    return lambda mask: captures.moved(mask, lambda held: held.to(dtype) if held.dtype == torch.int64 else held)
+
+
+NARROW = [lambda mask: mask, of(torch.int32), of(torch.int16), of(torch.int8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ends: loom.causal & loom.lengths(ends[1:]),
+        lambda ends: loom.lengths(ends[1:]) & loom.key_padding(ROWS == 0),
+        lambda ends: loom.documents(offsets=ends, length=K) & loom.window(back=3, ahead=2),
+        lambda ends: loom.masks.simplify(loom.documents(offsets=ends, length=K) & loom.causal),
+    ],
+)
+def test_ends_of_narrow_dtypes_are_negated_and_compared(make, dtype):
+    mask = make(torch.tensor([0, 9, 13], dtype=dtype))
+    dense = mask.dense(Q, K, batch=2)
+    assert torch.equal(table_of(mask, 2, Q, K), dense[:, 0])
+    shown = shown_keys(mask, places(2, Q, K))
+    assert all(isinstance(one, int) or one.dtype in (torch.int32, torch.int64) for one in (shown.first, shown.end))
+
+
 @given(st.data())
 def test_any_joined_ranges(data):
     numbers, batch = st.integers(0, 19), 3
@@ -84,5 +111,6 @@ def test_any_joined_ranges(data):
     }  # fmt: skip
     names = data.draw(st.lists(st.sampled_from(sorted(some)), min_size=1, max_size=4, unique=True))
     mask = loom.and_masks(*(some[name]() for name in names))
+    mask = data.draw(st.sampled_from(NARROW))(mask)
     dense = mask.dense(Q, K, batch=batch, heads=1)
     assert torch.equal(table_of(mask, batch, Q, K), dense[:, 0])

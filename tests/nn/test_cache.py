@@ -211,6 +211,84 @@ def test_tokens_taken_back_leave_no_trace(form, by):
         torch.testing.assert_close(out[:, :, 0], expected[torch.arange(B), :, at])
 
 
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=8), st.integers(4, 9))
+def test_a_rolling_cache_never_shows_what_it_has_lost(calls, room):
+    """Tokens come and are taken back, in any order: it refuses, or gives the attention to all tokens that are left."""
+    cache, keys, values = made(room, window=4), K[:, :, :0], V[:, :, :0]
+    for step, (count, back) in enumerate(calls):
+        q, k, v = (sample(B, heads, count, width, seed=step) for heads, width in ((H, D), (HKV, D), (HKV, E)))
+        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        found, theirs, mask = cache.append(k, v)
+        whole = loom.masks.shifted(loom.window(back=3), q_offset=keys.shape[2] - count)
+        torch.testing.assert_close(
+            loom.attend(q, found, theirs, loom.causal & mask),
+            loom.reference(q, keys, values, whole & loom.masks.shifted(loom.causal, q_offset=keys.shape[2] - count))[0],
+        )
+        kept = max(0, keys.shape[2] - back)
+        lengths = cache.lengths.clone()
+        try:
+            cache.crop(kept)
+        except ValueError:
+            assert torch.equal(cache.lengths, lengths)
+        else:
+            keys, values = keys[:, :, :kept], values[:, :, :kept]
+
+
+def test_a_rolling_cache_counts_what_was_taken_back_before():
+    cache = made(8, window=4)
+    for at in range(T):
+        cache.append(K[:, :, at : at + 1], V[:, :, at : at + 1])
+    cache.crop(14)
+    cache.crop(14)  # takes nothing back
+    cache.reorder([2, 0, 0])
+    with pytest.raises(ValueError, match="length=10 of rows that had 17 takes back 7"):
+        cache.crop(10)
+    cache.reset()
+    cache.append(K[:, :, :8], V[:, :, :8])
+    cache.crop(2)
+
+
+@pytest.mark.parametrize("counts", [[9, 1], [3, 2], [1, 1], [4, 8], [9]])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_refused_call_leaves_the_cache_as_it_was(form, counts):
+    """The module's tokens are not in it: the same call without the fault gives what it would have given at first."""
+    module = loom.MultiheadFlexAttention(6, 6, 3, dtype=torch.float64).requires_grad_(False)
+    x = sample(2, sum(counts), 6)
+    options = {"size": T} | FORMS[form]
+    caches = [loom.nn.KVCache(2, 3, d_head=2, dtype=torch.float64, **options) for _ in range(2)]
+    faults = [
+        (loom.causal & loom.lengths([9, 9, 9]), {}),
+        (loom.causal, {"sinks": torch.zeros(5)}),
+        (loom.causal, {"score_mod": loom.scores.alibi(7)}),
+        (loom.causal, {"backend": "flash"}),
+        (lambda b, h, q, kv: 1 / 0, {}),
+    ]
+    for now in steps_of(*counts):
+        for mask, wrong in faults:
+            lengths = caches[0].lengths.clone()
+            with pytest.raises((TypeError, ValueError, ZeroDivisionError)):
+                module(x[:, now], mask, cache=caches[0], **wrong)
+            assert torch.equal(caches[0].lengths, lengths) and caches[0].longest == caches[1].longest
+        found, expected = (module(x[:, now], loom.causal, cache=cache).out for cache in caches)
+        torch.testing.assert_close(found, expected)
+    if caches[0].window is None:
+        assert torch.equal(caches[0].keys, caches[1].keys)
+
+
+def test_reset_refuses_before_it_empties():
+    cache = made(lengths=[5, 2, 3])
+    cache.append(K[:, :, :5], V[:, :, :5])
+    keys = cache.keys.clone()
+    with pytest.raises(ValueError, match="lengths has one for each of 3 batch rows; got 2"):
+        cache.reset([1, 2])
+    assert cache.lengths.tolist() == [5, 2, 3] and torch.equal(cache.keys, keys) and cache.longest == 5
+
+
+def test_a_prompt_with_more_padding_than_slots():
+    keys, _, _ = made(4, lengths=[3, 2, 4]).append(K[:, :, :7], V[:, :, :7])
+    assert keys.shape[2] == 4
+
+
 def test_cropped_slots_are_zeros():
     cache = made()
     cache.append(K, V)
@@ -300,7 +378,9 @@ def test_a_rolling_cache_takes_back_by_row():
     cache.append(K[:, :, :11], V[:, :, :11])
     cache.crop([10, 4, 9])
     assert cache.lengths.tolist() == [10, 4, 9]
-    with pytest.raises(ValueError, match=r"take back size - window = 2 tokens; length=.* of rows of 9 takes back 3"):
+    with pytest.raises(
+        ValueError, match=r"take back size - window = 2 tokens; length=.* of rows that had 11 takes back 5"
+    ):
         cache.crop([10, 4, 6])
 
 
@@ -379,6 +459,12 @@ def appended(cache, k=None, v=None, **options):
     return cache.append(K[:, :, :5] if k is None else k, V[:, :, :5] if v is None else v, **options)
 
 
+def appended_once():
+    cache = made()
+    appended(cache)
+    return cache
+
+
 def rolled():
     cache = made(7, window=4)
     cache.append(K, V)
@@ -409,8 +495,17 @@ NO_PADS = torch.zeros(B, 5, dtype=torch.bool)
         (lambda: appended(made(), pads=NO_PADS.long()), TypeError, "pads is a bool tensor, True = padding; got torch.int64"),
         (lambda: appended(made(), pads=NO_PADS[:, :4]), ValueError, r"pads has shape \(B, L\) = \(3, 5\) .* got \(3, 4\)"),
         (lambda: appended(made(), upcoming=made().upcoming(4)), ValueError, "upcoming is of 4 tokens, and there are keys of 5"),
+        (lambda: appended(made(), upcoming=made().upcoming(5), pads=NO_PADS), ValueError, "give upcoming or pads, not both"),
+        (
+            lambda: appended(made(), upcoming=loom.nn.KVCache(1, HKV, T, D).upcoming(5)),
+            ValueError, "upcoming is of 1 batch rows, and the cache of 3",
+        ),
+        (
+            lambda: appended(appended_once(), upcoming=made().upcoming(5)),
+            ValueError, "upcoming is of a cache whose rows have up to 0 tokens; those of this one have up to 5",
+        ),
         (lambda: made().crop(-1), ValueError, "length is a number of positions, at least 0; got -1"),
-        (lambda: rolled().crop(13), ValueError, r"take back size - window = 3 tokens; length=13 of rows of 17 takes back 4"),
+        (lambda: rolled().crop(13), ValueError, r"take back size - window = 3 tokens; length=13 of rows that had 17 takes back 4"),
         (lambda: made().reorder(torch.tensor([0, 3, 1])), ValueError, r"rows are 3 numbers of rows, 0 to 2; got \[0, 3, 1\]"),
         (lambda: made().reorder([0, -1, 1]), ValueError, r"rows are 3 numbers of rows, 0 to 2; got \[0, -1, 1\]"),
         (lambda: made().crop([5, 2]), ValueError, "length is an int, or one for each of 3 batch rows; got 2"),

@@ -322,6 +322,74 @@ def test_a_layer_that_casts_its_input_gets_any_dtype(module):
     torch.testing.assert_close(module(x).out, expected)
 
 
+class Adapted(torch.nn.Module):
+    """A layer with an adapter beside it, whose weight and bias are those of the layer alone."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.beside = layer, torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x) + self.beside(x)
+
+
+def adapted(module):
+    module.in_proj = Adapted(module.in_proj)
+
+
+CHANGES = {
+    "adapter": adapted,
+    "hook": lambda module: module.in_proj.register_forward_hook(lambda layer, given, out: out * 0.5),
+    "hook before": lambda module: module.in_proj.register_forward_pre_hook(lambda layer, given: (given[0] * 2,)),
+    "parametrization": lambda module: torch.nn.utils.parametrizations.weight_norm(module.in_proj),
+    "forward": lambda module: setattr(module.in_proj, "forward", lambda x: torch.nn.functional.linear(x, module.in_proj.weight) + 1),
+    "hook of the gradient": lambda module: module.in_proj.register_full_backward_hook(lambda layer, given, came: (given[0] * 3,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_context_goes_through_what_stands_for_in_proj(module, change):
+    """As x does alone; so a layer in its place, and hooks, count, in the gradient too."""
+    CHANGES[change](module)
+    found = {}
+    for name in ("alone", "context"):
+        module.zero_grad()
+        x = sequences().requires_grad_()
+        context = {"context": x.clone()} if name == "context" else {}
+        out = module(x, loom.causal, **context).out
+        out.square().sum().backward()
+        found[name] = [out, x.grad, *(parameter.grad for parameter in module.parameters())]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(5), torch.nn.Identity(), "hook"])
+def test_another_norm_of_queries_under_autocast(norm):
+    module = loom.MultiheadFlexAttention(D_IN, HEADS * 5, HEADS, qk_norm=True)
+    if norm == "hook":
+        module.q_norm.register_forward_hook(lambda layer, given, out: out * 0.5)
+    else:
+        module.q_norm = norm
+    with torch.no_grad():
+        expected = module(sequences(), loom.causal).queries
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module(sequences(), loom.causal).queries
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_positions_beside_a_context_are_a_pair():
+    module = loom.MultiheadFlexAttention(D_IN, HEADS * 4, HEADS, rotary=loom.nn.Rotary(4))
+    x, at = sequences(), torch.arange(7) + 3
+    pair = module(x, context=x, positions=(at, at)).out
+    torch.testing.assert_close(pair, module(x, positions=at).out)
+    for context in (x, x[:, :5]):
+        with pytest.raises(ValueError, match=r"beside a context positions are a pair, .* got one tensor \(7,\)"):
+            module(x, context=context, positions=at)
+
+
 def test_a_table_in_place_of_a_mask():
     torch.manual_seed(0)
     module, x = loom.MultiheadFlexAttention(6, 10, 2), torch.randn(3, 7, 6)

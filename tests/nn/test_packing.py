@@ -118,6 +118,17 @@ SAME_IN_ROW = {
 
 
 @pytest.mark.parametrize("options", [name for name in MODULES if name != "all"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("where", ["in the row", "in the batch"])
+def test_lengths_of_narrow_dtypes(dtype, where, monkeypatch):
+    """Numbers of tiles and of all tokens have no room in them."""
+    monkeypatch.setitem(packing.IN_ROW, "cpu", (torch.float64,) if where == "in the row" else ())
+    module, x = loom.MultiheadFlexAttention(6, 6, 2, dtype=torch.float64), torch.randn(4, 200, 6, dtype=torch.float64)
+    lens = torch.tensor([100, 3, 120, 127])
+    found, expected = (module(x, loom.causal & loom.lengths(one)).out for one in (lens.to(dtype), lens))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("mask", SAME_IN_ROW)
 def test_attention_over_the_packed_row(in_row, monkeypatch, mask, options):
     monkeypatch.setitem(packing.IN_ROW, "cpu", ())

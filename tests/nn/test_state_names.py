@@ -142,6 +142,40 @@ def test_own_names_and_missing_ones():
         )
 
 
+def of_llama(**others):
+    rows = {
+        "q_proj.weight": (24, D),
+        "k_proj.weight": (8, D),
+        "v_proj.weight": (8, D),
+        "o_proj.weight": (D, 24),
+    } | others
+    return {name: sample(*shape) for name, shape in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        (of_llama(**{"k_proj.weight": (4, D), "v_proj.weight": (12, D)}), ["k_proj.weight", "v_proj.weight"]),
+        (of_llama(**{"q_proj.weight": (20, D), "k_proj.weight": (12, D)}), ["q_proj.weight", "k_proj.weight"]),
+        (of_llama(**{"v_proj.weight": (8, D + 1)}), ["v_proj.weight"]),
+        ({"in_proj_weight": sample(35, D), "out_proj.weight": sample(D, 24)}, ["in_proj_weight"]),
+        (of_llama(**{"q_proj.bias": (24,), "k_proj.bias": (7,), "v_proj.bias": (9,)}), ["k_proj.bias", "v_proj.bias"]),
+    ],
+)
+@pytest.mark.parametrize("context", [None, D])
+def test_parts_of_other_sizes(given, wrong, context):
+    """Each is named as it was given, with its own shape, though together they may have as many rows."""
+    ours = loom.MultiheadFlexAttention(D, D, 6, n_kv_heads=2, d_head=4, bias=True, out_bias=False, d_context=context)
+    before = {name: tensor.clone() for name, tensor in ours.named_parameters()}
+    with pytest.raises(RuntimeError) as raised:
+        nn.Sequential(ours).load_state_dict({f"0.{name}": tensor for name, tensor in given.items()}, strict=False)
+    said = [line.split()[3].rstrip(":") for line in str(raised.value).splitlines() if "size mismatch" in line]
+    assert said == [f"0.{name}" for name in wrong]
+    kind = "bias" if wrong[0].endswith("bias") else "weight"
+    kept = [name for name in before if name.endswith(kind) and name != "out_proj.weight"]
+    assert kept and all(torch.equal(ours.get_parameter(name), before[name]) for name in kept)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -113,7 +113,7 @@ def _counted(table: Tensor, how: str) -> tuple[int, int, int] | None:
 
 
 _REAL: dict[str, Callable[[Tensor], Tensor]] = {
-    "lengths": lambda lens: lens,
+    "lengths": lambda lens: lens.long(),  # lengths of int8 have no room for tiles
     "real": lambda flags: flags.count_nonzero(1),
     "padding": lambda flags: flags.shape[1] - flags.count_nonzero(1),
     "ids": lambda ids: (ids >= 0).count_nonzero(1),

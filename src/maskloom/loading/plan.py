@@ -27,6 +27,9 @@ def steps_of(
     order = np.arange(len(lens)) if random is None else random.permutation(len(lens))
     batches = _packed(order, lens, budget) if packed else _padded(_by_bucket(order, lens, buckets), lens, budget)
     costs = (lens.astype(float) ** 2).tolist()
+    if drop_last and not packed and random is not None and len(batches) % world_size:
+        # padded batches are sorted by length: those at the end are always of the longest
+        batches = [batches[at] for at in random.permutation(len(batches))]
     return _grouped(_even(batches, costs, world_size, drop_last), costs, world_size, random)
 
 

@@ -47,13 +47,22 @@ def shown_keys(mask: Any, places: Places) -> Shown | None:
     if isinstance(mask, And):
         parts = [shown_keys(part, places) for part in mask.parts]
         return None if any(part is None for part in parts) else reduce(_both, parts)  # type: ignore[arg-type]
-    found = _BY_CLASS.get(type(mask))
-    return None if found is None else found(mask, places)
+    find = _BY_CLASS.get(type(mask))
+    if find is None:
+        return None
+    found = find(mask, places)
+    return found._replace(first=_wide(found.first), end=_wide(found.end))
 
 
 def _both(one: Shown, other: Shown) -> Shown:
     keys = one.keys if other.keys is None else other.keys if one.keys is None else one.keys & other.keys
     return Shown(_most(one.first, other.first), -_most(-one.end, -other.end), keys, one.ids + other.ids)
+
+
+def _wide(places: Tensor | int) -> Tensor | int:
+    """In a dtype in which they can be negated, and compared with any number of keys. Lengths may be uint8 or int8."""
+    narrow = isinstance(places, Tensor) and places.dtype not in (torch.int64, torch.int32)
+    return places.long() if narrow else places  # type: ignore[union-attr]
 
 
 def _most(one: Tensor | int, other: Tensor | int) -> Tensor | int:

@@ -10,7 +10,7 @@ from maskloom.core.torch_state import counting_writes, is_tracing
 from maskloom.core.words import brief
 from maskloom.masks.algebra import everything
 from maskloom.nn.slots import Slots
-from maskloom.nn.upcoming import Prompt, Upcoming, check_appended, check_taken_back, longest_of, real_tokens
+from maskloom.nn.upcoming import Counted, Prompt, Upcoming, check_appended, check_taken_back, longest_of, real_tokens
 
 
 class KVCache:
@@ -90,6 +90,7 @@ class KVCache:
     _behind: (
         Tensor | None
     )  # on the CPU, by how many tokens each row is known to be shorter than ``longest``; None: unknown
+    _had: Tensor | None  # of a rolling cache on the CPU, the tokens that each row had before some were taken back
 
     lengths: Tensor
     """int64 (B,): the tokens of each row so far, which is the position of the next; on the device, written in place."""
@@ -129,12 +130,12 @@ class KVCache:
         real, counts, most = real_tokens(prompt, pads, (self.batch, length), self.device)
         if real is None:
             at = self.lengths[:, None] + torch.arange(length, device=self.device)
-            return Upcoming(at, is_padded=False, longest=self.longest + most)
+            return Upcoming(at, is_padded=False, longest=self.longest + most, before=self.longest)
         at = (self.lengths[:, None] + real.cumsum(1) - 1).masked_fill(~real, -1)
         if counts is None:
-            return Upcoming(at, is_padded=True, longest=self.longest + most)
+            return Upcoming(at, is_padded=True, longest=self.longest + most, before=self.longest)
         longest, behind = longest_of(counts + self._counts())
-        return Upcoming(at, is_padded=True, longest=longest, behind=behind)
+        return Upcoming(at, is_padded=True, longest=longest, behind=behind, before=self.longest)
 
     def append(
         self, keys: Tensor, values: Tensor, *, pads: Tensor | None = None, upcoming: Upcoming | None = None
@@ -150,17 +151,18 @@ class KVCache:
 
         Returns:
             keys (B, Hkv, K, D) and values (B, Hkv, K, E), and the mask of L queries and K slots. K is ``size``; at the
-            first append of a static or growing cache L; and where a rolling one gets more tokens than fit beside its
-            window, the slots and the new tokens.
+            first append of a static or growing cache L, if that is less; and where a rolling one gets more tokens than fit
+            beside its window, the slots and the new tokens.
 
         Raises:
-            TypeError, ValueError: other shapes, dtypes or devices, or more tokens than fit.
+            TypeError, ValueError: other shapes, dtypes or devices, more tokens than fit, pads beside upcoming, or what `upcoming`
+                returned for other tokens.
         """
         check_appended(keys, values, self._keys, self._values)
         length = keys.shape[2]
         coming = self.upcoming(length, pads) if upcoming is None else upcoming
-        if coming.positions.shape[1] != length:
-            raise ValueError(f"upcoming is of {coming.positions.shape[1]} tokens, and there are keys of {length}")
+        if upcoming is not None:
+            self._check_upcoming(upcoming, length, pads)
         self._make_room(coming.longest)
         keys, values = (self._cleaned(tensor, coming) for tensor in (keys, values))
         is_first, self._is_fresh = self._is_fresh, False
@@ -170,7 +172,8 @@ class KVCache:
             self._write(keys, values, coming, total)
         else:
             self._write(keys, values, coming, total)
-            found = self._slots(coming, total, length if is_first and self.window is None else self.size)
+            stop = min(length, self.size) if is_first and self.window is None else self.size
+            found = self._slots(coming, total, stop)
         self.longest = coming.longest
         if coming.behind is not None:
             self._behind = coming.behind
@@ -211,6 +214,35 @@ class KVCache:
     def _cleaned(self, tensor: Tensor, coming: Upcoming) -> Tensor:
         tensor = tensor.detach().to(self.dtype)
         return torch.where(coming.positions[:, None, :, None] >= 0, tensor, 0) if coming.is_padded else tensor
+
+    def counted(self) -> Counted:
+        """What the host knows of the rows, for `undo`."""
+        return Counted(self.longest, self._behind, self._is_fresh)
+
+    @torch.no_grad()
+    def undo(self, before: Counted, coming: Upcoming, keys: Tensor, values: Tensor) -> None:
+        """Take back the last `append`, of which a call was refused: the rows are as they were before it.
+
+        Args:
+            before: what `counted` gave before it.
+            coming: its upcoming tokens.
+            keys, values: what it returned.
+        """
+        at = coming.positions
+        slots = at if self.window is None else at % self.size
+        slots = torch.where(at >= 0, slots, self.size)
+        were_beside = not before.is_fresh and keys.shape[2] > self.size
+        for stored, found in ((self._keys, keys), (self._values, values)):
+            stored[self._rows, :, slots] = 0
+            if were_beside:  # the slots as they were, and the new tokens
+                stored[:, :, : self.size] = found[:, :, : self.size]
+        self.lengths.sub_((at >= 0).sum(1))
+        if (
+            self.window is not None and not were_beside
+        ):  # what was overwritten, no later query sees, unless tokens are taken back
+            had = self._counts()
+            self._had = had if self._had is None else torch.maximum(had, self._had)
+        self.longest, self._behind, self._is_fresh = before.longest, before.behind, before.is_fresh
 
     # -- changing --------------------------------------------------------------------------------------------------
 
@@ -257,6 +289,8 @@ class KVCache:
             raise ValueError(f"rows are {self.batch} numbers of rows, 0 to {self.batch - 1}; got {got}")
         if self._behind is not None:
             self.longest, self._behind = longest_of(self._counts()[taken]) if is_known else (self.longest, None)
+        if self._had is not None:
+            self._had = self._had[taken] if is_known else torch.full_like(self._had, int(self._had.max()))
         taken = taken.to(self.device)
         for stored in (self._keys, self._values, self.lengths):
             stored.copy_(stored[taken])
@@ -268,9 +302,9 @@ class KVCache:
         Args:
             lengths: as for the class, of the next first `append`.
         """
+        self._expect(lengths)  # which may refuse them
         for stored in (self._keys, self._values, self.lengths):
             stored.zero_()
-        self._expect(lengths)
 
     def __repr__(self) -> str:
         """Sizes and form."""
@@ -282,8 +316,8 @@ class KVCache:
 
     def _expect(self, lengths: Tensor | Sequence[int] | None) -> None:
         """An empty cache, whose first append has so many real tokens in each row."""
-        self._is_fresh, self.longest, self._behind = True, 0, None
         self._prompt = None if lengths is None else Prompt.of(lengths, self.batch, self.device)
+        self._is_fresh, self.longest, self._behind, self._had = True, 0, None, None
 
     def _counts(self) -> Tensor:
         """The most tokens that each row can have: int64 (B,), on the CPU."""
@@ -303,8 +337,24 @@ class KVCache:
         counts = self._counts()
         kept = counts.clamp(max=most) if isinstance(most, int) else torch.minimum(counts, most)
         if self.window is not None:
-            check_taken_back(counts, kept, self.size, self.window, most)
+            had = counts if self._had is None else torch.maximum(counts, self._had)
+            check_taken_back(had, counts, kept, self.size, self.window, most)
+            self._had = had
         return longest_of(kept)
+
+    def _check_upcoming(self, coming: Upcoming, length: int, pads: Tensor | None) -> None:
+        """Raise a ValueError for what `upcoming` returned for other tokens, as far as the host knows."""
+        if pads is not None:
+            raise ValueError("upcoming says which tokens are padding: give upcoming or pads, not both")
+        if coming.positions.shape[1] != length:
+            raise ValueError(f"upcoming is of {coming.positions.shape[1]} tokens, and there are keys of {length}")
+        if coming.positions.shape[0] != self.batch:
+            raise ValueError(f"upcoming is of {coming.positions.shape[0]} batch rows, and the cache of {self.batch}")
+        if not is_tracing() and coming.before != self.longest:
+            raise ValueError(
+                f"upcoming is of a cache whose rows have up to {coming.before} tokens; those of this one have up to {self.longest}: "
+                "ask for it anew before each append"
+            )
 
     def _make_room(self, longest: int) -> None:
         if self.window is not None or longest <= self.size:

@@ -60,6 +60,8 @@ def check_placing(
     cache: KVCache | None,
     pads: Tensor | None,
     options: AttendOptions,
+    *,
+    has_context: bool,
 ) -> None:
     """Raise a TypeError or ValueError for positions that are known otherwise, or that nothing reads; for what the module has."""
     if module.sinks is not None and options.get("sinks") is not None:
@@ -69,6 +71,11 @@ def check_placing(
     if isinstance(positions, tuple) and len(positions) != 2:
         raise ValueError(
             f"positions are one tensor, or a pair, those of x and those of the context; got {len(positions)}"
+        )
+    if has_context and isinstance(positions, Tensor):
+        raise ValueError(
+            "beside a context positions are a pair, those of x and those of the context, each a tensor or None for 0, 1, ...; "
+            f"got one tensor {tuple(positions.shape)}"
         )
     if positions is not None and module.rotary is None:
         raise ValueError("positions are for rotary, and this module has none: make it with rotary=")

@@ -161,7 +161,8 @@ class MultiheadFlexAttention(ProjectedHeads):
                 ranks share: there is no context and no cache, and rotary uses ``plan.positions``.
             context: (B, K, d_context), what keys and values are made of, for cross-attention.
             positions: of each token, for rotary: integers (L,) or (B, L), by default 0, 1, ... from ``q_offset`` on. Of
-                packed rows and padding on the left give them. Of x and context a pair; None is 0, 1, ...
+                packed rows and padding on the left give them. Beside a context a pair, those of x and those of the
+                context; None is 0, 1, ...
             cache: the `KVCache` of this layer. x are the next tokens of each row; their positions are known from it.
             pads: bool (B, L), True = padding, which the cache does not take: see `KVCache.append`. Without a cache the
                 mask says it.
@@ -182,11 +183,11 @@ class MultiheadFlexAttention(ProjectedHeads):
         check_need_weights(need_weights)
         if isinstance(block_mask, SharedSequence):
             check_goes_with_plan(options, context=context, cache=cache, pads=pads, need_weights=need_weights)
-            check_placing(self, None, positions, None, None, options)
+            check_placing(self, None, positions, None, None, options, has_context=False)
             if x.ndim == 3 and self.d_context is None:
                 check_entries("x", x, self.in_proj)
             return multihead_by_plan(self, x, block_mask, positions, self._with_own(options))
-        check_placing(self, block_mask, positions, cache, pads, options)
+        check_placing(self, block_mask, positions, cache, pads, options, has_context=context is not None)
         context = checked_context(self, x, context, cache)
         coming = None if cache is None else cache.upcoming(x.shape[1], pads)
         packing = NOT_PACKED
@@ -199,14 +200,17 @@ class MultiheadFlexAttention(ProjectedHeads):
             hidden = Hidden((coming.positions < 0)[..., None] if coming.is_padded else None)
         made = self._projected_of(x, context, hidden, packing, positions, coming, options)
         (queries, keys, values), mask, passed = made.heads, block_mask, options
-        if cache is not None:
-            keys, values, mask, passed = _cached(cache, coming, keys, values, block_mask, options)
-        elif packing.is_whole:
+        if packing.is_whole:
             passed = {**options, "clean_padding": False}  # what is packed is clean
         if packing.mask is not None:
             mask = packing.mask
         passed = self._with_own(passed)
-        attended = attend(queries, keys, values, mask, **passed)
+        if cache is None or coming is None:
+            attended = attend(queries, keys, values, mask, **passed)
+        else:
+            attended, keys, values, mask, passed = _attended_with(
+                cache, coming, queries, keys, values, block_mask, passed
+            )
         out = self.combined(attended, made.x, packing.queries, in_row=packing.mask is not None)
         if hidden.x is not None and options.get("clean_padding"):
             out = zeros_backward(out, hidden.x)
@@ -281,18 +285,31 @@ class _Projected(NamedTuple):
     x: Tensor
 
 
-def _cached(
+def _attended_with(
     cache: KVCache,
-    coming: Upcoming | None,
+    coming: Upcoming,
+    queries: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Any,
     options: AttendOptions,
-) -> tuple[Tensor, Tensor, MaskMod, AttendOptions]:
-    """Keys and values of all tokens so far, and mask and options as they are for them."""
+) -> tuple[Tensor, Tensor, Tensor, MaskMod, AttendOptions]:
+    """The attention to all tokens so far; their keys and values, and mask and options as they are for them.
+
+    The cache holds the new tokens then. If attention refuses the call, it is as before.
+    """
+    before = cache.counted()
     keys, values, slots = cache.append(keys, values, upcoming=coming)
     options = {**options, "clean_padding": False}  # what comes out of a cache is clean
-    return keys, values, slots if mask is None else slots & mask, options
+    mask = slots if mask is None else slots & mask
+    if torch.compiler.is_compiling():
+        return attend(queries, keys, values, mask, **options), keys, values, mask, options
+    try:
+        attended = attend(queries, keys, values, mask, **options)
+    except BaseException:
+        cache.undo(before, coming, keys, values)
+        raise
+    return attended, keys, values, mask, options
 
 
 def _weights(queries: Tensor, keys: Tensor, mask: Any, options: AttendOptions) -> Tensor:

@@ -86,9 +86,15 @@ def may_fill(layer: nn.Module | None) -> bool:
     """Whether a layer may make something else than 0 of 0: a plain one without a bias does not."""
     if layer is None:
         return False
-    plain = type(layer) is nn.RMSNorm or (type(layer) is nn.Linear and layer.bias is None)
-    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return not plain or bool(changed) or (not torch.compiler.is_dynamo_compiling() and _has_any_global_hook())
+    return not (is_plain(layer, nn.RMSNorm) or (is_plain(layer, nn.Linear) and layer.bias is None))
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what this kind does and no more, so that its parameters say all: no adapter, no hook."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if type(layer) is not kind or any(hooks) or "forward" in vars(layer):
+        return False
+    return torch.compiler.is_dynamo_compiling() or not _has_any_global_hook()
 
 
 class Packing(NamedTuple):

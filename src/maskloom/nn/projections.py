@@ -9,7 +9,7 @@ from maskloom.attention.dropout.options import checked_rate
 from maskloom.core.checks import as_int, is_number
 from maskloom.core.words import brief
 from maskloom.masks.padded import positions_from
-from maskloom.nn.packing import Tokens, heads_in_batch, may_fill
+from maskloom.nn.packing import Tokens, heads_in_batch, is_plain, may_fill
 from maskloom.nn.rotary import Angles, Rotary
 from maskloom.nn.state_names import rename_in, renamed
 from maskloom.nn.upcoming import Upcoming
@@ -99,6 +99,8 @@ class ProjectedHeads(nn.Module):
             return self.q_proj(x), *self.kv_proj(context).split(kv_rows, -1)
         if context is None:
             return self.in_proj(x).split([q_rows, kv_rows, kv_rows], -1)
+        if not is_plain(self.in_proj, nn.Linear):
+            return self.in_proj(x)[..., :q_rows], *self.in_proj(context)[..., q_rows:].split(kv_rows, -1)
         weight, bias = self.in_proj.weight, self.in_proj.bias
         biases = (None, None) if bias is None else (bias[:q_rows], bias[q_rows:])
         both = nn.functional.linear(context, weight[q_rows:], biases[1])
@@ -211,8 +213,15 @@ class ProjectedHeads(nn.Module):
             raise ValueError(f"nn.MultiheadAttention has no {', no '.join(has)}; this module has")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        q_rows, kv_rows = self._rows
-        rename_in(state_dict, prefix, q_rows=q_rows, kv_rows=kv_rows, is_fused=self.d_context is None)
+        (q_rows, kv_rows), is_fused = self._rows, self.d_context is None
+        shapes = (q_rows, self.d_in), (kv_rows, self.d_in if self.d_context is None else self.d_context)
+        refused = rename_in(state_dict, prefix, q_shape=shapes[0], kv_shape=shapes[1], is_fused=is_fused)
+        own, error_msgs = dict(self.named_parameters()), args[-1]
+        for kind, wrong in refused.items():
+            error_msgs += wrong
+            for layer in ("in_proj",) if is_fused else ("q_proj", "kv_proj"):  # stay as they are, and are not missing
+                if f"{layer}.{kind}" in own:
+                    state_dict[f"{prefix}{layer}.{kind}"] = own[f"{layer}.{kind}"]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -231,9 +240,9 @@ class ProjectedHeads(nn.Module):
         return ", ".join([said, *(f"{name}={value}" for name, value in others.items() if value is not None)])
 
 
-def _normed(norm: nn.RMSNorm, heads: Tensor) -> Tensor:
+def _normed(norm: nn.Module, heads: Tensor) -> Tensor:
     """In the dtype of the heads, which under autocast is not that of the weight: torch's fused kernel takes one alone."""
-    if norm.weight.dtype == heads.dtype:
+    if not isinstance(norm, nn.RMSNorm) or not is_plain(norm, nn.RMSNorm) or norm.weight.dtype == heads.dtype:
         return norm(heads)
     return nn.functional.rms_norm(heads, norm.normalized_shape, norm.weight.to(heads.dtype), norm.eps)
 
@@ -278,5 +287,5 @@ def _positions_of_both(
     if isinstance(positions, tuple):
         return positions
     if positions is not None:
-        return positions, positions if q_len == kv_len else None
+        return positions, positions
     return None if q_offset is None else positions_from(q_offset, q_len, device), None

@@ -21,20 +21,32 @@ _TOGETHER = ("in_proj_{kind}", "qkv_proj.{kind}")
 _OUT = ("o_proj.", "wo.")
 
 
-def rename_in(state: MutableMapping[str, Any], prefix: str, *, q_rows: int, kv_rows: int, is_fused: bool) -> None:
+def rename_in(
+    state: MutableMapping[str, Any], prefix: str, *, q_shape: tuple[int, int], kv_shape: tuple[int, int], is_fused: bool
+) -> dict[str, list[str]]:
     """Rename what a state dict has of other libraries' names to ours, in place.
 
     Args:
-        q_rows, kv_rows: rows of the queries' projection, and of that of keys or values.
+        q_shape, kv_shape: rows and features of the queries' projection, and of that of keys or values.
         is_fused: whether the module has ``in_proj``, not ``q_proj`` and ``kv_proj``.
+
+    Returns:
+        For "weight" and "bias", what has other sizes, as torch says it. That is taken out, and not renamed.
     """
+    shapes = q_shape, kv_shape, kv_shape
     weights = _taken(state, prefix, "weight")
-    biases = _taken(state, prefix, "bias", rows=[q_rows, kv_rows, kv_rows], all_needed=weights is None)
-    for kind, parts in (("weight", weights), ("bias", biases)):
-        if parts is None:
+    biases = _taken(state, prefix, "bias", rows=[rows for rows, _ in shapes], all_needed=weights is None)
+    refused: dict[str, list[str]] = {}
+    for kind, named in (("weight", weights), ("bias", biases)):
+        if named is None:
             continue
+        wrong = _of_other_sizes(named, [shape if kind == "weight" else shape[:1] for shape in shapes])
+        if wrong:
+            refused[kind] = wrong
+            continue
+        parts = list(named.values())
         if len(parts) == 1 and not is_fused:
-            parts = list(parts[0].split([q_rows, parts[0].shape[0] - q_rows]))
+            parts = list(parts[0].split([q_shape[0], 2 * kv_shape[0]]))
         if is_fused:
             state[f"{prefix}in_proj.{kind}"] = torch.cat(parts)
         else:
@@ -43,16 +55,29 @@ def rename_in(state: MutableMapping[str, Any], prefix: str, *, q_rows: int, kv_r
         for kind in ("weight", "bias"):
             if prefix + old + kind in state:
                 state[f"{prefix}out_proj.{kind}"] = state.pop(prefix + old + kind)
+    return refused
+
+
+def _of_other_sizes(named: dict[str, Tensor], shapes: list[tuple[int, ...]]) -> list[str]:
+    """What does not fit, of parts of these shapes, or of all in one."""
+    if len(named) == 1:
+        shapes = [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
+    return [
+        f"size mismatch for {name}: copying a param with shape {part.shape} from checkpoint, the shape in current model is "
+        f"{torch.Size(shape)}."
+        for (name, part), shape in zip(named.items(), shapes, strict=True)
+        if tuple(part.shape) != shape
+    ]
 
 
 def _taken(
     state: MutableMapping[str, Any], prefix: str, kind: str, rows: list[int] | None = None, all_needed: bool = True
-) -> list[Tensor] | None:
-    """The parts of a projection, taken out of a state dict: all in one, or queries', keys' and values'; None without."""
+) -> dict[str, Tensor] | None:
+    """The parts of a projection by name, taken out of a state dict: all in one, or queries', keys' and values'; None without."""
     for name in _TOGETHER:
         found = prefix + name.format(kind=kind)
         if found in state:
-            return [state.pop(found)]
+            return {found: state.pop(found)}
     for name in _APART:
         names = [prefix + name.format(letter, kind=kind) for letter in "qkv"]
         is_there = [one in state for one in names]
@@ -61,11 +86,14 @@ def _taken(
     return None
 
 
-def _each(state: MutableMapping[str, Any], names: list[str], rows: list[int] | None) -> list[Tensor]:
+def _each(state: MutableMapping[str, Any], names: list[str], rows: list[int] | None) -> dict[str, Tensor]:
     """The entries of some names; zeros for a bias that is not there (Whisper has none for keys)."""
     some = next(state[name] for name in names if name in state)
     sizes = rows or [0, 0, 0]
-    return [state.pop(name) if name in state else some.new_zeros(size) for name, size in zip(names, sizes, strict=True)]
+    return {
+        name: state.pop(name) if name in state else some.new_zeros(size)
+        for name, size in zip(names, sizes, strict=True)
+    }
 
 
 def renamed(

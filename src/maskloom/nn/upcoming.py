@@ -20,12 +20,22 @@ class Upcoming(NamedTuple):
         is_padded: whether any may be padding.
         longest: the longest row that there can be after them, as far as the host knows.
         behind: int64 (B,) on the CPU, by how many tokens each row is then shorter than that; None: as before.
+        before: the longest row that there can be before them.
     """
 
     positions: Tensor
     is_padded: bool
     longest: int
     behind: Tensor | None = None
+    before: int = 0
+
+
+class Counted(NamedTuple):
+    """What the host knows of a cache's rows: the longest there can be, by how many each is shorter, and whether none is written."""
+
+    longest: int
+    behind: Tensor | None
+    is_fresh: bool
 
 
 class Prompt(NamedTuple):
@@ -86,19 +96,19 @@ def longest_of(counts: Tensor) -> tuple[int, Tensor]:
     return longest, longest - counts
 
 
-def check_taken_back(counts: Tensor, kept: Tensor, size: int, window: int, length: int | Tensor) -> None:
+def check_taken_back(most: Tensor, counts: Tensor, kept: Tensor, size: int, window: int, length: int | Tensor) -> None:
     """Raise a ValueError if a rolling cache has overwritten keys which would be seen again.
 
     Args:
-        counts, kept: integers (B,) on the CPU, the tokens of each row, and those that it keeps.
+        most, counts, kept: integers (B,) on the CPU, the tokens that each row has had at most, that it has, and that it keeps.
         length: what was asked for.
     """
-    taken = torch.where(counts > size, counts - kept, 0)
+    taken = torch.where((most > size) & (kept < counts), most - kept, 0)
     row = int(taken.argmax())
     if int(taken[row]) > size - window:
         raise ValueError(
             f"a rolling cache can take back size - window = {size - window} tokens; "
-            f"length={brief(length)} of rows of {int(counts[row])} takes back {int(taken[row])}"
+            f"length={brief(length)} of rows that had {int(most[row])} takes back {int(taken[row])}"
         )
 
 

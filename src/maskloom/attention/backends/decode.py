@@ -59,7 +59,7 @@ def is_few(query: Tensor, key: Tensor) -> bool:
 
 
 class Decode(Backend):
-    """Two Triton kernels for few queries: parts of the keys, and the sum of the parts."""
+    """Triton kernels for few queries: parts of the keys, and the sum of the parts."""
 
     name = "decode"
     what = "Triton kernels for few queries, which share the keys among the GPU; the mask goes in as a table"

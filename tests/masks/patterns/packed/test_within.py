@@ -56,6 +56,21 @@ def test_documents_of_each_row_by_their_ids():
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_any_dtype(dtype):
+    back, ids = torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    for inner in (
+        loom.masks.per_document([loom.causal, loom.window(back=0), loom.everything]),
+        lambda b, h, q, k, d: (q >= k) & (q - k <= back[d]),
+    ):
+        mask, expected = (loom.masks.within(loom.documents(one), inner) for one in (ids.to(dtype), ids))
+        assert torch.equal(mask.dense(7, 7), expected.dense(7, 7))
+        blocks = loom.block_mask(mask, 7, 7, device="cpu", block_size=2)
+        assert torch.equal(blocks.to_dense(), loom.block_mask(expected, 7, 7, device="cpu", block_size=2).to_dense())
+        if isinstance(inner, loom.masks.Mask) or dtype == torch.uint8:
+            check_mask(mask, q_len=7, kv_len=7)
+
+
 def test_reprs():
     segments = loom.documents(offsets=[0, 2, 5])
     mask = loom.masks.within(segments, loom.masks.per_document([loom.causal, loom.causal]), lower_right=False)

@@ -111,6 +111,8 @@ class Within(Tabled, PaddingMask):
         if isinstance(self.mask, Mask):
             return self.mask.signed(b, h, q_position, kv_position, signed)
         document = at(self.segments.ids, b, q_idx)
+        if document.dtype not in (torch.int64, torch.int32):  # of which torch takes no index, or uint8 for bools
+            document = document.long()
         return self.mask.signed(b, h, q_position, kv_position, document * (document >= 0), signed)
 
     def __repr__(self) -> str:
