@@ -117,7 +117,6 @@ SAME_IN_ROW = {
 }
 
 
-@pytest.mark.parametrize("options", [name for name in MODULES if name != "all"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 @pytest.mark.parametrize("where", ["in the row", "in the batch"])
 def test_lengths_of_narrow_dtypes(dtype, where, monkeypatch):
@@ -129,6 +128,7 @@ def test_lengths_of_narrow_dtypes(dtype, where, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("options", [name for name in MODULES if name != "all"])
 @pytest.mark.parametrize("mask", SAME_IN_ROW)
 def test_attention_over_the_packed_row(in_row, monkeypatch, mask, options):
     monkeypatch.setitem(packing.IN_ROW, "cpu", ())
