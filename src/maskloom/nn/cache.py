@@ -237,9 +237,8 @@ class KVCache:
             if were_beside:  # the slots as they were, and the new tokens
                 stored[:, :, : self.size] = found[:, :, : self.size]
         self.lengths.sub_((at >= 0).sum(1))
-        if (
-            self.window is not None and not were_beside
-        ):  # what was overwritten, no later query sees, unless tokens are taken back
+        if self.window is not None and not (were_beside or before.is_fresh):
+            # what was overwritten is seen again only if more tokens are taken back
             had = self._counts()
             self._had = had if self._had is None else torch.maximum(had, self._had)
         self.longest, self._behind, self._is_fresh = before.longest, before.behind, before.is_fresh
