@@ -8,8 +8,10 @@ axis cannot pass.
 """
 
 import copy
+import dataclasses
 import operator
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -108,7 +110,12 @@ def check_broadcasting(mask: Mask, sizes: _Sizes) -> None:
         torch.arange(size, device=device).view([-1 if at == dim else 1 for at in range(4)])
         for dim, size in enumerate(table.shape)
     )
-    _law("broadcasting gives what vmap gives", torch.equal(mask(b, h, q_idx, kv_idx).expand_as(table), table))
+    words = "broadcasting gives what vmap gives"
+    try:
+        answer = mask(b, h, q_idx, kv_idx).expand_as(table)
+    except Exception as error:
+        raise AssertionError(f"broken law of masks: {words}") from error
+    _law(words, torch.equal(answer, table))
 
 
 def check_algebra(mask: Mask, sizes: _Sizes) -> None:
@@ -151,8 +158,28 @@ def check_value(mask: Mask) -> None:
 def check_repr(mask: Mask) -> None:
     """The repr of a mask without tensors evaluates to an equal mask; no repr is the default one."""
     _law("repr is one line that reads like code", "\n" not in repr(mask) and " object at 0x" not in repr(mask))
-    if not captures.tensors(mask):
-        _law("repr evaluates to an equal mask", eval(repr(mask), public_names()) == mask)
+    if captures.tensors(mask):
+        return
+    words = "repr evaluates to an equal mask"
+    try:
+        again = eval(repr(mask), _names_of(mask))
+    except Exception as error:
+        raise AssertionError(f"broken law of masks: {words}, with the names of the module of its class") from error
+    _law(words, again == mask)
+
+
+def _names_of(mask: Mask) -> dict[str, object]:
+    """The public names, and those of the modules that classes of the mask's parts come from."""
+    names = public_names()
+    parts: list[Any] = [mask]
+    while parts:
+        part = parts.pop()
+        module = sys.modules.get(type(part).__module__)
+        if module is not None and not module.__name__.startswith("maskloom."):
+            names |= vars(module)
+        held = vars(part).values() if dataclasses.is_dataclass(part) else part if isinstance(part, tuple) else ()
+        parts += [one for one in held if isinstance(one, (Mask, tuple))]
+    return names
 
 
 def check_tracing(mask: MaskMod, sizes: _Sizes, compile_backend: str = "eager") -> None:

@@ -207,3 +207,47 @@ def test_what_is_no_offset(offset):
     for name in ("q_offset", "h_offset"):
         with pytest.raises(TypeError, match=f"{name} is a "):
             loom.attend(*inputs(), loom.causal, **{name: offset})
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 0, -1])
+@pytest.mark.parametrize("mask", [loom.causal, None, loom.window(back=2)])
+def test_scales_that_are_not_positive(scale, mask):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 7, 16, dtype=torch.float64).unbind(0)
+    expected, _ = loom.reference(q, k, v, mask, scale=scale)
+    for backend in ("auto", "sdpa", "sliced", "reference"):
+        torch.testing.assert_close(loom.attend(q, k, v, mask, scale=scale, backend=backend), expected)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), np.float32("nan")])
+def test_a_scale_is_finite(scale):
+    q = torch.randn(1, 2, 5, 8)
+    for call in (
+        lambda: loom.attend(q, q, q, loom.causal, scale=scale),
+        lambda: loom.attention_weights(q, q, scale=scale),
+    ):
+        with pytest.raises(ValueError, match=r"scale is a finite number; got .*(nan|inf)"):
+            call()
+
+
+def test_an_offset_is_checked_at_each_call():
+    q = torch.randn(1, 2, 4, 8)
+    for offset in (2**63 - 1, 3, 2**63 - 1, 2**40, 2**70, 2**30 + 1, 3):
+        if offset == 3:
+            assert loom.attend(q, q, q, loom.causal, q_offset=offset).any()
+            continue
+        with pytest.raises(ValueError, match="q_offset is a position, at most 1073741824 in size; got"):
+            loom.attend(q, q, q, loom.causal, q_offset=offset)
+
+
+@pytest.mark.parametrize("name", ["deterministic", "clean_padding"])
+@pytest.mark.parametrize("flag", ["False", [], 2, None, torch.ones(3), np.ones(2)])
+def test_flags_are_flags(name, flag):
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(TypeError, match=f"{name} is True or False; got"):
+        loom.attend(q, q, q, loom.causal, **{name: flag})
+
+
+def test_no_heads_to_share():
+    with pytest.raises(ValueError, match="there is nothing to attend to in an empty tensor"):
+        loom.attention_weights(torch.zeros(1, 2, 4, 8), torch.zeros(1, 0, 4, 8))

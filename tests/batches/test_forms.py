@@ -94,3 +94,9 @@ def test_words(make, error, words):
 
 def test_no_sequences_have_one_offset():
     assert lengths_from_offsets(loom.batches.offsets_from_lengths([])).shape == (0,)
+
+
+def test_offsets_of_lengths_start_at_0():
+    for offsets in ([3, 5], [-4, 5]):
+        with pytest.raises(ValueError, match=f"offsets start at 0; got {offsets[0]}"):
+            lengths_from_offsets(offsets)

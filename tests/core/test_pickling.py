@@ -119,7 +119,7 @@ def check_refused(name, cases, start="fork"):
     with pytest.raises(TypeError) as error:
         loaded(name, cases, start)
     said = str(error.value)
-    assert "by pickle, and" in said and words in said and "maskloom.mask_value" in said
+    assert "by pickle, and" in said and words in said and "maskloom.masks.mask_dataclass" in said
     assert ("DataLoader worker process 0" in said) == (cases != "sent")
 
 

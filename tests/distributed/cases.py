@@ -146,11 +146,14 @@ def composed(rng: random.Random, length: int, heads: int) -> loom.Mask:
 
 
 def relative(length: int) -> Any:
-    """A plain score_mod that depends on all four indices, and learns."""
-    table = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    """A plain score_mod that depends on all four indices, learns, and says something else of tables of indices than of scalars."""
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(7, dtype=torch.float64, generator=generator).requires_grad_()
+    near = torch.randn(length, 3, dtype=torch.float64, generator=generator)
 
     def score_mod(score, b, h, q_idx, kv_idx):
-        return score * (1 + 0.1 * b) + table[(q_idx + 2 * kv_idx + h) % 7]
+        alike = (near[q_idx % length] * near[kv_idx % length]).sum()
+        return score * (1 + 0.1 * b) + table[(q_idx + 2 * kv_idx + h) % 7] + alike
 
     return score_mod, table
 

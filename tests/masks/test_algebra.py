@@ -181,7 +181,7 @@ def test_a_class_of_ones_own():
         def __call__(self, b, h, q_idx, kv_idx):
             return q_idx >= kv_idx
 
-    with pytest.raises(TypeError, match=r"decorate Forgetful with maskloom\.mask_value"):
+    with pytest.raises(TypeError, match=r"decorate Forgetful with maskloom\.masks\.mask_dataclass"):
         hash(Forgetful())
 
 
@@ -211,3 +211,48 @@ def test_dense_takes_the_smallest_batch_that_the_mask_needs():
     assert loom.lengths([1, 2, 3, 4, 5]).dense(2, 3).shape == (5, 1, 2, 3)
     assert loom.causal.dense(2, 3, batch=5, heads=7).shape == (5, 7, 2, 3)
     assert loom.causal.dense(2, 3, q_offset=torch.tensor(1))[0, 0].tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_a_module_is_asked_for_the_arguments_of_its_forward():
+    with pytest.raises(TypeError, match=r"a mask_mod takes four arguments .* takes 1"):
+        loom.as_mask(torch.nn.Linear(2, 2))
+
+    def named(b, h, q_idx, kv_idx, *, back):
+        return q_idx - kv_idx <= back
+
+    with pytest.raises(TypeError, match=r"a mask_mod takes four arguments .* takes 5"):
+        loom.as_mask(named)
+
+    class Near(torch.nn.Module):
+        def forward(self, b, h, q_idx, kv_idx):
+            return q_idx - kv_idx <= 2
+
+    assert loom.as_mask(Near()).dense(5, 5).sum() == 22
+
+
+@loom.masks.mask_dataclass
+class AtLeast(loom.masks.Mask):
+    """A query sees keys that are so many positions before it, or more."""
+
+    number: int
+    name = "AtLeast"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return q_idx - kv_idx >= self.number
+
+
+@loom.masks.mask_dataclass
+class OnlyLifted(AtLeast):
+    """Right under vmap, and of indices with dimensions something else."""
+
+    name = "OnlyLifted"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return torch.ones(64, 64, dtype=torch.bool)[q_idx][kv_idx]
+
+
+def test_laws_of_a_class_without_tensors_outside_of_maskloom():
+    check_mask(AtLeast(2))
+    check_mask(AtLeast(2) & loom.causal | ~AtLeast(5))
+    with pytest.raises(AssertionError, match="broken law of masks: broadcasting gives what vmap gives"):
+        check_mask(OnlyLifted(2))

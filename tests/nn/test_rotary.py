@@ -237,3 +237,12 @@ x = sample(B, H, L, D)
 def test_words(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_call_on_the_meta_device_takes_nothing_with_it():
+    rotary, x = loom.nn.Rotary(4), torch.randn(2, 3, 5, 4)
+    expected = rotary(x)
+    assert rotary(x.to("meta")).device.type == "meta"
+    assert torch.equal(rotary(x), expected)
+    with pytest.raises(ValueError, match="fraction=inf"):
+        loom.nn.Rotary(16, fraction=float("inf"))

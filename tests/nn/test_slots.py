@@ -98,3 +98,21 @@ def test_a_score_mod_gets_positions():
 def test_words(call, words):
     with pytest.raises(TypeError, match=words):
         call(KINDS["ring"])
+
+
+def test_a_score_mod_that_is_no_function_of_tables_of_scores():
+    """A sum over features: called with all positions at once it would be another number."""
+    torch.manual_seed(0)
+    near, table = torch.randn(64, 11), torch.randn(4, 64)
+    attention, x = loom.MultiheadFlexAttention(16, 16, 4, n_kv_heads=2), torch.randn(2, 13, 16)
+    for score_mod in (
+        lambda s, b, h, i, j: s + (near[i] * near[j]).sum(),
+        lambda s, b, h, i, j: s + table[h][(i - j).abs()],
+    ):
+        with torch.no_grad():
+            cache = loom.nn.KVCache(2, 2, 32, 4)
+            steps = [
+                attention(x[:, now], loom.causal, cache=cache, score_mod=score_mod).out
+                for now in (slice(0, 7), slice(7, 9), slice(9, 13))
+            ]
+            torch.testing.assert_close(torch.cat(steps, 1), attention(x, loom.causal, score_mod=score_mod).out)

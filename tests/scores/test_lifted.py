@@ -1,5 +1,6 @@
 """A score_mod on a whole table is the plain computation, score by score, with its gradients."""
 
+import dataclasses
 import math
 
 import numpy
@@ -10,7 +11,12 @@ from torch import Tensor
 
 import maskloom as loom
 from maskloom.attention import written_out
+from maskloom.attention.kernels.scaled import ScaledScore
+from maskloom.distributed.coordinates import ScoreAtRank
+from maskloom.nn.slots import PlacedScore
 from maskloom.scores import lifted
+from maskloom.scores.base import ScoreValue
+from maskloom.scores.lifted import broadcasts
 from tests.scores.random_scores import B, Code, H, K, Q, learned, leaves, score_codes
 
 EXAMPLES = 100  # random score mods; `--hypothesis-profile=nightly` runs 2,000
@@ -179,3 +185,48 @@ def test_values_of_distances_as_a_table(sizes):
         for k in range(keys):
             assert torch.equal(table(values)[..., q, k], values[..., queries - 1 - q + k])
     assert torch.autograd.gradcheck(table, values) and torch.autograd.gradgradcheck(table, values)
+
+
+def kinds_of_scores(base=ScoreValue):
+    return [kind for one in base.__subclasses__() for kind in (one, *kinds_of_scores(one))]
+
+
+def test_whatever_holds_another_score_mod_is_looked_into():
+    """By the name of the field: of one that holds a plain function by another name nobody would know that it is scalar."""
+    for kind in kinds_of_scores():
+        names = {field.name for field in dataclasses.fields(kind) if "ScoreMod" in str(field.type)}
+        assert names <= {"score_mod", "parts"}, kind
+    plain = lambda score, b, h, q_idx, kv_idx: score + q_idx  # noqa: E731
+    own = loom.scores.softcap(3.0)
+    for inner in (plain, own):
+        held = [
+            ScoreAtRank(inner, None, None, None, 1), ScaledScore(torch.tensor(2.0), inner), loom.scores.shifted_score(inner, q_offset=2),
+            PlacedScore(inner, loom.nn.KVCache(1, 1, 4, 4).append(*torch.zeros(2, 1, 1, 2, 4))[2]),
+        ]  # fmt: skip
+        for one in held:
+            assert broadcasts(one) == broadcasts(loom.scores.compose(own, one)) == (inner is own)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", "sliced", "reference"])
+@pytest.mark.parametrize("reads", ["own", "function", "slice", "embedding"])
+def test_gradients_of_half_tables_are_not_summed_in_half_precision(dtype, backend, reads):
+    """100,000 scores read one entry."""
+    torch.manual_seed(0)
+    (q, k), v = torch.randn(2, 1, 2, 509, 8).unbind(0), torch.randn(1, 2, 509, 8)
+    table = torch.randn(2, 5).to(dtype)
+    found = []
+    for kind in (dtype, torch.float64):
+        t = table.to(kind).requires_grad_()
+        near = {
+            "own": loom.scores.relative_bias(t),
+            "function": lambda s, b, h, i, j, t=t: s + t[h, (j - i + 2).clamp(0, 4)],
+            "slice": lambda s, b, h, i, j, t=t: s + t[:, (j - i + 2).clamp(0, 4)].sum(),
+            "embedding": lambda s, b, h, i, j, t=t: (
+                s + torch.nn.functional.embedding((j - i + 2).clamp(0, 4), t.T).sum()
+            ),
+        }[reads]
+        inputs = [tensor.to(torch.float64 if kind == torch.float64 else torch.float32) for tensor in (q, k, v)]
+        out = loom.attend(*inputs, loom.causal, score_mod=near, backend=backend)
+        found.append(torch.autograd.grad((out * inputs[2]).sum(), t)[0].double())
+    torch.testing.assert_close(*found, rtol=0.03, atol=0.03 * float(found[1].abs().max()))

@@ -294,7 +294,7 @@ def test_size_grows_with_length_within_bounds():
         ({"mask": loom.lengths([1, 2])}, "2"),
         ({"mask": 5}, "a mask is a function"),
         ({"vmax": "most"}, "vmax is a number, or \"auto\"; got 'most'"),
-        ({"vmax": 10**400}, 'vmax is a number, or "auto", above -1e\\+300 and at most 1e\\+300; got 1000'),
+        ({"vmax": 10**400}, 'vmax is a number, or "auto", above 0 and at most 1e\\+300; got 1000'),
         ({"vmax": float("nan")}, 'vmax is a number, or "auto", above .*; got nan'),
         ({"scale": "much"}, r"scale is a number, or None for 1 / sqrt\(head dim\); got 'much'"),
         ({"scale": -(10**400)}, r"scale is a number, .*, above -1e\+300 .*; got -1000"),
@@ -324,3 +324,10 @@ def test_errors_of_attention_name_what_was_passed(tensors, change, message):
     arguments = {"query": tensors[0], "key": tensors[1], **change}
     with pytest.raises((TypeError, ValueError), match=message):
         attention(**arguments)
+
+
+@pytest.mark.parametrize("figure", [None, "a figure", torch.ones(3)])
+def test_what_is_no_figure_is_not_saved(figure, tmp_path):
+    with pytest.raises(TypeError, match="figure is a matplotlib Figure"):
+        loom.show.save_figure(figure, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

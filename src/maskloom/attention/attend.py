@@ -18,6 +18,7 @@ from maskloom.attention.checks import (
     check_options,
     check_rows_fit,
     check_score_mod_fits,
+    checked_flag,
     checked_q_offset,
     checked_scale,
     checked_tensors,
@@ -149,6 +150,10 @@ def attend(
             before anything is launched.
         FallbackError: the fused kernel would not have run.
     """
+    if type(deterministic) is not bool or type(clean_padding) is not bool:
+        deterministic, clean_padding = (
+            checked_flag(*named) for named in (("deterministic", deterministic), ("clean_padding", clean_padding))
+        )
     drops_nothing = type(dropout) in (float, int) and dropout == 0
     decided_anew = allow_slow or (clean_padding and sinks is not None)
     if h_offset is None and drops_nothing and not decided_anew:

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Mapping
+from math import isfinite
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
@@ -86,10 +88,10 @@ def _check_shapes(named: dict[str, Tensor], names: str) -> None:
         raise ValueError(f"key and value have the same heads and length; got {_each(named, 'shape')}")
     if q_shape[3] != k_shape[3]:
         raise ValueError(f"query and key have the same head dim; got {_each(named, 'shape')}")
-    if q_shape[1] % k_shape[1]:
-        raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
     if 0 in q_shape[1:] or 0 in k_shape[1:] or 0 in v_shape[1:]:
         raise ValueError(f"there is nothing to attend to in an empty tensor; got {_each(named, 'shape')}")
+    if q_shape[1] % k_shape[1]:
+        raise ValueError(f"the query heads are a multiple of the key heads; got {_each(named, 'shape')}")
 
 
 def _each(named: dict[str, Tensor], what: str) -> str:
@@ -99,7 +101,7 @@ def _each(named: dict[str, Tensor], what: str) -> str:
 
 def checked_scale(scale: float | None) -> float | None:
     """The scale, NumPy's numbers as Python's; a TypeError if it is no number, a ValueError if no float is as large."""
-    if scale is None or type(scale) is float:
+    if scale is None or (type(scale) is float and (torch.compiler.is_dynamo_compiling() or isfinite(scale))):
         return scale
     if isinstance(scale, Tensor):
         raise TypeError("scale is a number; by a tensor, a learned one too, multiply the query")
@@ -107,7 +109,16 @@ def checked_scale(scale: float | None) -> float | None:
         raise TypeError(f"scale is a number, or None for 1 / sqrt(head dim); got {brief(scale)}")
     if isinstance(scale, int) and not torch.compiler.is_dynamo_compiling() and abs(scale) > sys.float_info.max:
         raise ValueError(f"scale is a number, at most {sys.float_info.max:.1e}; got {brief(scale)}")
+    if type(scale) is not int and not isfinite(float(scale)):
+        raise ValueError(f"scale is a finite number; got {float(scale)}")
     return scale if type(scale) is int else float(scale)
+
+
+def checked_flag(name: str, flag: object) -> bool:
+    """The flag, 0 and 1 as bools; a TypeError if it is neither True nor False."""
+    if not isinstance(flag, (int, np.bool_)) or flag not in (False, True):
+        raise TypeError(f"{name} is True or False; got {brief(flag)}")
+    return bool(flag)
 
 
 def check_options(

@@ -135,11 +135,13 @@ def lengths_from_offsets(offsets: Tensor | Sequence[int]) -> Tensor:
     """The lengths of packed sequences, integers (B,); the inverse of `offsets_from_lengths`.
 
     Raises:
-        TypeError, ValueError: not integers, not (B + 1,), or offsets that fall (checked on the CPU only).
+        TypeError, ValueError: not integers, not (B + 1,), offsets that do not start at 0 or that fall (checked on the CPU only).
     """
     offsets = integers("offsets", offsets)
     if offsets.ndim != 1 or not offsets.numel():
         raise ValueError(f"offsets has shape (sequences + 1,); got {tuple(offsets.shape)}")
+    if readable(offsets) and int(offsets[0]):
+        raise ValueError(f"offsets start at 0; got {int(offsets[0])}")
     lens = offsets.long().diff().to(offsets.dtype)
     if readable(lens) and lens.numel() and bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(f"offsets never fall; got {brief(offsets.tolist())}")

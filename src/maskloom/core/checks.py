@@ -40,7 +40,11 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, *, least: int = 1
     return tuple(check(name, number) for number in value)
 
 
-def integer(name: str, value: object, what: str, *, most: int = 2**30) -> int:
+MOST_NUMBER = 2**30
+"""The largest offset: kernels add positions to it in 32 bits."""
+
+
+def integer(name: str, value: object, what: str, *, most: int = MOST_NUMBER) -> int:
     """An int, with absolute value at most ``most``: kernels add positions to it in 32 bits. Errors call it ``what``.
 
     A number that torch traces is returned as it is (`maskloom.core.symbols`): ``operator.index`` would make it a
@@ -248,15 +252,17 @@ def readable(table: Tensor) -> bool:
 
 
 def required_arguments(function: Callable[..., object]) -> int | None:
-    """The number of positional arguments that a function requires; None if unknown, or if it takes any number."""
+    """The number of arguments that a function requires, those by name alone too; None if unknown, or if it takes any number."""
+    called = function.forward if isinstance(function, torch.nn.Module) else function  # its __call__ takes any number
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(called).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature
         return None
+    needed = sum(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return None
-    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)
+    return needed + sum(one.kind in positional and one.default is one.empty for one in parameters)
 
 
 def checked_length(name: str, length: int) -> int:

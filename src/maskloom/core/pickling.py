@@ -65,7 +65,7 @@ def why_not_pickled(held: object) -> str | None:
         return (
             f"a DataLoader worker sends its batch by pickle, and {_described(probe.last)} cannot be pickled ({brief(error)}): "
             "define it at the top level of a module, a mask that reads tensors or numbers as a class there, with them as its "
-            "fields (maskloom.mask_value); or build the block mask in the training loop, of tensors that the worker sends"
+            "fields (maskloom.masks.mask_dataclass); or build the block mask in the training loop, of tensors that the worker sends"
         )
     finally:
         _state.probes = before

@@ -121,7 +121,9 @@ def _names(held: Any) -> list[str]:
 def _fields(held: Any) -> list[Any]:
     # torch 2.11 hashes values that are made in a compiled region before their fields are set
     if not dataclasses.is_dataclass(held):
-        raise TypeError(f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.mask_value")
+        raise TypeError(
+            f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.masks.mask_dataclass"
+        )
     return [getattr(held, field.name, None) for field in dataclasses.fields(held)]
 
 

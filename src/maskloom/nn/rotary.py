@@ -161,7 +161,7 @@ class Rotary(nn.Module):
             return self._long(length, device)
         if self.inv_freq.device == device:
             return self.inv_freq
-        if not can_cache():
+        if device.type == "meta" or not can_cache():  # of a meta tensor nothing could be moved back
             return self.inv_freq.to(device)
         with torch.inference_mode(False):  # moved for good: a copy at each call would wait for the device
             self.inv_freq = self.inv_freq.to(device)
@@ -197,7 +197,7 @@ def _from_one_place(name: str, value: float, default: float, key: str, scaling: 
 
 def _checked_width(d_head: int, fraction: float) -> int:
     """The number of features that are turned."""
-    width = int(d_head * fraction)
+    width = int(d_head * fraction) if fraction <= 1 else 0
     if fraction > 1 or width % 2 or width < 2:
         raise ValueError(
             f"int(d_head * fraction) is an even number of features of a head, at least 2; "

@@ -56,6 +56,12 @@ class IndexByScalars(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def sums_in_float32(table: Tensor) -> bool:
+    """Whether a table is read in float32: the gradient of an entry is the sum over all scores that read it, and a sum of so many in
+    half precision comes to a halt."""
+    return table.dtype in (torch.bfloat16, torch.float16) and table.requires_grad and torch.is_grad_enabled()
+
+
 def _embedded(input: Tensor, weight: Tensor, *options: Any, scale_grad_by_freq: bool = False, **named: Any) -> Tensor:
     """`F.embedding`. scale_grad_by_freq would count an index over the whole batch; a scalar call has each index once."""
     frequency = 3  # position of scale_grad_by_freq in the options
@@ -65,6 +71,9 @@ def _embedded(input: Tensor, weight: Tensor, *options: Any, scale_grad_by_freq: 
                 "in a score_mod an embedding with scale_grad_by_freq=True takes one index, without dimensions"
             )
         options = tuple(False if place == frequency else option for place, option in enumerate(options))
+    renorms = named.get("max_norm") is not None or any(option is not None for option in options[1:2])
+    if sums_in_float32(weight) and not (renorms or named.get("sparse") or any(options[4:])):
+        return F.embedding(input, weight.float(), *options, **named).to(weight.dtype)
     return F.embedding(input, weight, *options, **named)
 
 
@@ -87,6 +96,8 @@ def places_of(index: Any) -> tuple[Any, ...]:
 
 def _read(table: Tensor, places: tuple[Any, ...]) -> Tensor:
     """``table[places]`` where some places are scalar tensors. They act like numbers, before index tensors."""
+    if sums_in_float32(table):
+        return _read(table.float(), places).to(table.dtype)
     places = tuple(place.long() if _is_scalar(place) else place for place in places)  # aten.index rejects narrow ints
     if all(_is_scalar(place) or type(place) is int for place in places):
         return _gathered(table, places)

@@ -11,7 +11,6 @@ from maskloom.core.torch_state import is_exporting, is_in_operator
 from maskloom.program.getitem import IndexByScalars
 from maskloom.scores.base import ScoreMod, ScoreValue, answering, is_by_distance, name_of
 from maskloom.scores.compose import Composed
-from maskloom.scores.shift import ShiftedScore
 
 
 def modified(scores: Tensor, score_mod: ScoreMod, first: int = 0) -> Tensor:
@@ -149,11 +148,12 @@ def _axes(indices: list[Tensor]) -> list[Tensor]:
 
 def broadcasts(score_mod: ScoreMod) -> bool:
     """Whether it and all its parts are maskloom's own: a plain function as a part is still a scalar function."""
-    if isinstance(score_mod, ShiftedScore):
-        return broadcasts(score_mod.score_mod)
     if isinstance(score_mod, Composed):
         return all(map(broadcasts, score_mod.parts))
-    return isinstance(score_mod, ScoreValue)
+    if not isinstance(score_mod, ScoreValue):
+        return False
+    inner = getattr(score_mod, "score_mod", None)  # all that place, shift or scale another hold it by this name
+    return inner is None or broadcasts(inner)
 
 
 _WORDS_OF_VMAP = ("vmap", "functorch", "Batching rule", "doesn't have storage")

@@ -89,7 +89,7 @@ def attention(
     Raises:
         TypeError, ValueError: tensors, mask, indices or labels that do not fit each other.
     """
-    limit = _checked_limit(vmax)
+    limit = _checked_limit(vmax, has_negative=weights is None and not probabilities)
     given = _given(query, key, weights, mask)
     scale = _checked_options(given, score_mod, scale, probabilities)
     frame = frame_of(
@@ -176,10 +176,10 @@ def _checked_options(
     return None if scale is None else checked_number("scale", scale, "a number, or None for 1 / sqrt(head dim)")
 
 
-def _checked_limit(vmax: object) -> float | None:
+def _checked_limit(vmax: object, *, has_negative: bool) -> float | None:
     if isinstance(vmax, str) and vmax == "auto":
         return None
-    return checked_number("vmax", vmax, 'a number, or "auto"')
+    return checked_number("vmax", vmax, 'a number, or "auto"', **({} if has_negative else {"above": 0}))
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------

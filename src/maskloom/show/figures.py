@@ -161,6 +161,10 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
         TypeError: no path, or a dpi that is no number. ValueError: another suffix, or a dpi that is not positive.
         OSError: ``path`` cannot be written; the error names it.
     """
+    if not callable(getattr(figure, "savefig", None)):
+        raise TypeError(
+            f"figure is a matplotlib Figure, which the functions of maskloom.show return; got {brief(figure)}"
+        )
     path, dpi = file_of(path), checked_number("dpi", dpi, "a number of pixels per inch", above=0)
     suffix = checked_suffix(path)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)  # no date in the file

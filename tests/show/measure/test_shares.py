@@ -90,3 +90,15 @@ def test_two_masks(hides):
     first, second = MASKS["causal & lengths"], loom.block_mask(MASKS["window | sinks"], Q, K, block_size=(4, 6))
     one, two = first.dense(Q, K)[1, 0], dense_of(second, 1, 1)[0, 0]
     check(Between(source_of(first, Q, K), source_of(second), hides=hides), one & (two ^ hides), 1, 0)
+
+
+@pytest.mark.parametrize("period", [8, 64])
+@pytest.mark.parametrize("first", [0, 5, -1])
+def test_estimates_are_not_drawn_to_the_edges_of_cells(period, first):
+    """Cells are as wide as powers of two, and so are many periods."""
+    for mask in (lambda b, h, q, k: k % period == first % period, lambda b, h, q, k: q % period == first % period):
+        found = shares_of(
+            source_of(loom.as_mask(mask), 20000, 20000), cells_of(range(20000), range(20000)), counted=1 << 20
+        )
+        assert not found.is_exact
+        assert abs(found.share.mean() - 1 / period) < 0.2 / period

@@ -20,6 +20,7 @@ from maskloom.attention.tables import table_sizes_of
 from maskloom.blocks.dense import table_at
 from maskloom.core import captures
 from maskloom.core.cache import LRU
+from maskloom.core.checks import MOST_NUMBER
 from maskloom.core.torch_state import can_cache, float_state, is_tracing
 from maskloom.masks.algebra import Mask, everything
 from maskloom.masks.patterns.shift import Shifted
@@ -101,7 +102,7 @@ def _planned(mask: Mask, q_offset: int | Tensor, request: Request, backend: Back
     if math.prod(sizes) > _MOST_ELEMENTS.get(request.query.device.type, _MOST_ELEMENTS_ELSEWHERE):
         return None
     program.dependence.check_length("kv_idx", sizes[3])
-    most_offset = min(program.dependence.sizes["q_idx"], default=math.inf) - sizes[2]
+    most_offset = min(min(program.dependence.sizes["q_idx"], default=math.inf) - sizes[2], MOST_NUMBER)
     with torch.inference_mode(False):
         q_idx = torch.arange(sizes[2], device=request.query.device)
     return StepPlan(backend, program.of(everything, []), sizes, q_idx, most_offset, request.scale)

@@ -116,23 +116,25 @@ def _counted(source: Source, cells: Cells, tiles: Tensor) -> Tensor:
 
 def _sampled(source: Source, cells: Cells, tiles: Tensor, counted: int) -> Tensor:
     """An estimate of the share of each cell: 0 if no visible pair was seen, below 1 otherwise."""
-    side = max(2, int((counted / len(tiles)) ** 0.5))
+    side = max(1, int((counted / len(tiles)) ** 0.5) - 2)
     sides = min(side, cells.q_block), min(side * side // min(side, cells.q_block), cells.kv_block)
     generator = torch.Generator().manual_seed(0)
     (tall, wide), parts = pairs_along(cells), []
-    for part in _parts(tiles, sides[0] * sides[1]):
+    for part in _parts(tiles, (sides[0] + 2) * (sides[1] + 2)):
         queries = _spread(tall[part[:, 0]], sides[0], generator)
         keys = _spread(wide[part[:, 1]], sides[1], generator)
-        parts.append(source.answers(_elements(cells, part, queries, keys)).double().flatten(1).mean(1))
+        answers = source.answers(_elements(cells, part, queries, keys))
+        share = answers[:, 1:-1, 1:-1].double().flatten(1).mean(1)  # without the edges, which stand for no part of it
+        parts.append(torch.where(answers.flatten(1).any(1), share.clamp(min=LEAST), share))
     return torch.cat(parts).clamp(max=MOST)
 
 
 def _spread(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` positions in each of some cells, one in each part of it: the first and the last, between them random ones."""
+    """The first position in each of some cells, ``count`` random ones, one in each part of it, and the last."""
     strata = torch.arange(count) + torch.rand(len(lengths), count, generator=generator)
     positions = (strata * lengths[:, None] / count).long()
-    positions[:, 0], positions[:, -1] = 0, lengths - 1
-    return positions.minimum(lengths[:, None] - 1)
+    last = lengths[:, None] - 1
+    return torch.cat([torch.zeros_like(last), positions.minimum(last), last], 1)
 
 
 def _elements(cells: Cells, tiles: Tensor, queries: Tensor, keys: Tensor) -> Elements:
