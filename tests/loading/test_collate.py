@@ -359,3 +359,16 @@ def test_sequences_without_tokens_are_token_ids_too(packed):
     batch = Collator(packed=packed, pad_id=7, multiple_of=3)([[], []])
     assert batch.inputs.tolist() == [[7, 7, 7]] * (1 if packed else 2)
     assert batch.labels is not None and bool((batch.labels == -100).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("packed", [False, True])
+def test_unsigned_tokens_of_more_than_a_byte(dtype, packed):
+    """As files of tokens hold them."""
+    tokens = [[5, 60000, 7], [1, 2, 3, 4, 65535]]
+    found, expected = (
+        Collator(loom.causal, packed=packed)([torch.tensor(one, dtype=kind) for one in tokens])
+        for kind in (dtype, torch.int64)
+    )
+    assert found.inputs.dtype == torch.int64 and torch.equal(found.inputs, expected.inputs)
+    assert torch.equal(found.targets, expected.targets)

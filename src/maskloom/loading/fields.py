@@ -54,9 +54,18 @@ def tensors(name: str, values: list[Any]) -> list[Tensor]:
     return [one if len(one) else first[:0] for one in found]  # an empty list has no dtype of its own
 
 
+_WIDER = (
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)  # of which torch writes no rows: they become int64, as arrays of them do
+
+
 def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         value = _from_array(name, value)
+    if value.dtype in _WIDER:
+        value = value.long()
     if value.ndim == 0:
         raise ValueError(f"{name} has shape (length, ...); got one number")
     return value
