@@ -18,7 +18,6 @@ from maskloom.attention.checks import (
     check_options,
     check_rows_fit,
     check_score_mod_fits,
-    checked_flag,
     checked_q_offset,
     checked_scale,
     checked_tensors,
@@ -33,7 +32,7 @@ from maskloom.attention.plans.plan import CallPlan, planned
 from maskloom.attention.request import Attended, Dropout, Request
 from maskloom.attention.resolve import as_block_mask, refuse_shared_tables
 from maskloom.blocks.tile_states import tile_counts
-from maskloom.core.checks import head_offset, is_zero
+from maskloom.core.checks import check_flags, head_offset, is_zero
 from maskloom.core.torch_state import autocast_to
 from maskloom.core.words import repr_html
 from maskloom.errors import FallbackError
@@ -151,9 +150,7 @@ def attend(
         FallbackError: the fused kernel would not have run.
     """
     if type(deterministic) is not bool or type(clean_padding) is not bool:
-        deterministic, clean_padding = (
-            checked_flag(*named) for named in (("deterministic", deterministic), ("clean_padding", clean_padding))
-        )
+        check_flags(deterministic=deterministic, clean_padding=clean_padding)
     drops_nothing = type(dropout) in (float, int) and dropout == 0
     decided_anew = allow_slow or (clean_padding and sinks is not None)
     if h_offset is None and drops_nothing and not decided_anew:

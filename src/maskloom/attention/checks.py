@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from math import isfinite
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
@@ -112,13 +111,6 @@ def checked_scale(scale: float | None) -> float | None:
     if type(scale) is not int and not isfinite(float(scale)):
         raise ValueError(f"scale is a finite number; got {float(scale)}")
     return scale if type(scale) is int else float(scale)
-
-
-def checked_flag(name: str, flag: object) -> bool:
-    """The flag, 0 and 1 as bools; a TypeError if it is neither True nor False."""
-    if not isinstance(flag, (int, np.bool_)) or flag not in (False, True):
-        raise TypeError(f"{name} is True or False; got {brief(flag)}")
-    return bool(flag)
 
 
 def check_options(

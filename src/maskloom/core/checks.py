@@ -251,6 +251,13 @@ def readable(table: Tensor) -> bool:
     return table.device.type == "cpu" and not is_tracing()
 
 
+def check_flags(**flags: object) -> None:
+    """Raise a TypeError for what is neither True nor False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is True or False; got {brief(flag)}")
+
+
 def required_arguments(function: Callable[..., object]) -> int | None:
     """The number of arguments that a function requires, those by name alone too; None if unknown, or if it takes any number."""
     called = function.forward if isinstance(function, torch.nn.Module) else function  # its __call__ takes any number

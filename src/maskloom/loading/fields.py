@@ -54,11 +54,8 @@ def tensors(name: str, values: list[Any]) -> list[Tensor]:
     return [one if len(one) else first[:0] for one in found]  # an empty list has no dtype of its own
 
 
-_WIDER = (
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)  # of which torch writes no rows: they become int64, as arrays of them do
+# of which torch writes no rows: they become int64, as arrays of them do
+_WIDER = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskloom.attention.dropout.options import checked_rate
-from maskloom.core.checks import as_int, is_number
+from maskloom.core.checks import as_int, check_flags, is_number
 from maskloom.core.words import brief
 from maskloom.masks.padded import positions_from
 from maskloom.nn.packing import Tokens, heads_in_batch, is_plain, may_fill
@@ -55,7 +55,7 @@ class ProjectedHeads(nn.Module):
             raise ValueError(
                 f"n_heads is a multiple of n_kv_heads; got n_heads={self.n_heads} and n_kv_heads={self.n_kv_heads}"
             )
-        _check_flags(bias=bias, out_bias=out_bias, qk_norm=qk_norm, sinks=sinks, gate=gate)
+        check_flags(bias=bias, out_bias=out_bias, qk_norm=qk_norm, sinks=sinks, gate=gate)
         self._make_projections(bias, out_bias, gate, where)
         norms = [nn.RMSNorm(self.d_head, eps=1e-6, **where) if qk_norm else None for _ in "qk"]
         self.q_norm, self.k_norm = norms
@@ -257,12 +257,6 @@ def _size(name: str, size: object) -> int:
     if not is_number(size) or as_int(size) < 1:
         raise ValueError(f"{name} is an int, at least 1; got {brief(size)}")
     return as_int(size)
-
-
-def _check_flags(**flags: object) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} is True or False; got {brief(flag)}")
 
 
 def _checked_rotary(rotary: Rotary | None, d_head: int) -> Rotary | None:

@@ -75,10 +75,8 @@ def _for_all_rows(
 ) -> "functools.partial[Tensor] | None":
     """Attention of all queries at once; None where the table would be too large."""
     sight = visibility(mask)
-    is_positive = scale is None or scale > 0
-    if (
-        mask is None or sight == "everything" or (sight == "causal" and is_positive)
-    ):  # torch's is_causal gives NaN for others
+    takes_causal = scale is None or scale > 0  # with others torch's is_causal gives NaN
+    if mask is None or sight == "everything" or (sight == "causal" and takes_causal):
         return functools.partial(_attention, scale=scale, is_causal=sight == "causal")
     table = kept_table(query, key, mask)
     if table is None:

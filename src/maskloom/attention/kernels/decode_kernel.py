@@ -28,9 +28,8 @@ _STAGES = 2  # blocks that are loaded ahead
 _MOST_BYTES = 1 << 17  # of keys and values in flight in one program
 _ON_CHIP = 227 << 10  # bytes that a multiprocessor of Hopper holds for its programs
 _BYTES_BESIDE = 8 << 10  # what a program holds on the chip besides
-_MOST_SUMMED = (
-    16  # parts that one program adds: of 12 to 16 that took the GPU of an H200 1 to 2 us, and saved its host 10
-)
+# parts that one program adds: of 12 to 16 that took the GPU of an H200 1 to 2 us, and saved its host 10
+_MOST_SUMMED = 16
 _LEAST_PAIRS = 4096
 _MOST_BLOCKS = 64  # blocks of one program, whose visibility it holds in registers
 _LN_2 = tl.constexpr(math.log(2))
