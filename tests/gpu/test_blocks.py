@@ -23,7 +23,7 @@ NAMES = (
 @pytest.fixture(params=["by the kernel", "by torch", "by sorting"])
 def ordering(request, monkeypatch):
     """Each way to order tables: without Triton loaded, small ones are sorted."""
-    monkeypatch.setattr(index_tables, "_has_triton", lambda: request.param == "by the kernel")
+    monkeypatch.setattr(index_tables, "can_launch", lambda states: states.is_cuda and request.param == "by the kernel")
     if request.param == "by torch":
         monkeypatch.setattr(index_tables, "_SORTED_ELSEWHERE", 0)
 

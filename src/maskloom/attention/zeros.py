@@ -1,13 +1,13 @@
 """Zeros at some positions of a tensor, of its gradient, or of both: chosen, never multiplied, so that NaN goes too."""
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskloom.batches.wide import EIGHT, fits
-from maskloom.core.torch_state import is_tracing, is_transformed
+from maskloom.core.launches import can_launch
+from maskloom.core.torch_state import is_transformed
 
 
 def zeros_both_ways(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -90,9 +90,7 @@ def _zeroed(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _copied_by_kernel(tensor: Tensor, rows: Tensor) -> Tensor | None:
-    if tensor.device.type != "cuda" or torch.compiler.is_compiling() or is_tracing() or tensor.is_neg():
-        return None
-    if "triton" not in sys.modules:  # compiled attention loads it; here to load it and compile would take seconds
+    if not can_launch(tensor) or torch.compiler.is_compiling() or tensor.is_neg():
         return None
     from maskloom.attention.kernels.zeros_kernel import zeroed_copy
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import checked_offsets, count, exactly_one, flags, integers_by_position, readable
+from maskloom.core.launches import can_launch
 from maskloom.core.symbols import is_dynamic
 from maskloom.core.torch_state import counting_writes
 from maskloom.program.vmapped import greatest
@@ -106,6 +107,23 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
         offsets: integers (pieces + 1,) or (B, pieces + 1).
         length: L; by default the last offset (reading it waits for a GPU).
     """
+    return _found(offsets, _checked_length(offsets, length), starts=False)[0]
+
+
+@counting_writes
+def ids_and_starts(offsets: Tensor, length: int | None) -> tuple[Tensor, Tensor]:
+    """`ids_from_offsets`, and the start of each position's piece, L after the last piece: int32 (L,) both.
+
+    Args:
+        offsets: integers (pieces + 1,).
+        length: L; by default the last offset (reading it waits for a GPU).
+    """
+    ids, starts = _found(offsets, _checked_length(offsets, length), starts=True)
+    assert starts is not None
+    return ids, starts
+
+
+def _checked_length(offsets: Tensor, length: int | None) -> int:
     filled = offsets[..., -1:]
     most = greatest(filled, "length=") if length is None or readable(offsets) else 0
     if length is None and most < 1:
@@ -113,12 +131,25 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
     length = most if length is None else count("length", length, least=1)
     if length < most:
         raise ValueError(f"length is {length}, and {most} positions are filled")
+    return length
+
+
+def _found(offsets: Tensor, length: int, *, starts: bool) -> tuple[Tensor, Tensor | None]:
+    """Ids, and the starts where they are asked for."""
+    if can_launch(offsets):
+        from maskloom.batches.documents_triton import found_by_kernel  # here: not every torch comes with Triton
+
+        return found_by_kernel(offsets, length, starts=starts)
     offsets = offsets if offsets.dtype == torch.int32 else offsets.to(torch.int64)
     positions = torch.arange(length, dtype=offsets.dtype, device=offsets.device)
     begun = torch.searchsorted(
         offsets, positions.expand(*offsets.shape[:-1], -1).contiguous(), right=True, out_int32=True
     )
-    return begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
+    ids = begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
+    if not starts:
+        return ids, None
+    is_last = torch.arange(len(offsets), device=offsets.device) == len(offsets) - 1
+    return ids, offsets.to(torch.int32).masked_fill(is_last, length)[ids]  # -1 reads the last one
 
 
 _FEW_DOCUMENTS = 16

@@ -6,7 +6,6 @@ Tables keep their full width, and all have the same shape and strides in each di
 2.14 read them all with the strides of one.
 """
 
-import sys
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from maskloom.blocks.grid import Grid
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
 from maskloom.core.block_masks import rebuilt
 from maskloom.core.cache import LRU
+from maskloom.core.launches import can_launch
 from maskloom.core.pickling import check_can_be_sent
 from maskloom.core.torch_state import can_cache, counting_writes, is_tracing, raw_stream
 from maskloom.program.program import MaskMod
@@ -100,8 +100,7 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
         grid: the grid of the states; the tables get its full B and H.
         separate_full_blocks: False lists full tiles together with the partial ones.
     """
-    by_kernel = states.device.type == "cuda" and _has_triton()
-    tables = _by_kernel if by_kernel else _by_torch
+    tables = _by_kernel if can_launch(states) else _by_torch
     kv, full_kv, q, full_q = tables(states, grid, separate_full_blocks)
     return BlockMask(
         seq_lengths=(grid.q_len, grid.kv_len),
@@ -188,11 +187,6 @@ def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Table
         return kv, full_kv, q, full_q
     kv, q = (Ordered(*table) for table in tables)
     return kv, None, q, None
-
-
-def _has_triton() -> bool:
-    """Whether Triton is loaded, by compiled attention. To load it and compile takes seconds: too long for tables alone."""
-    return "triton" in sys.modules
 
 
 def _for_all(table: Ordered, grid: Grid) -> Ordered:

@@ -5,15 +5,13 @@ column in its place. It reads one byte per tile and writes the table, which is t
 running counts in torch, in about fifteen launches per table.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
-from maskloom.core.launches import Launches
+from maskloom.core.launches import Launches, on_device_of
 
 _LINES, _ACROSS, _WARPS = 4, 128, 2  # the fastest of fifteen on an H100, up to 1 Mi positions
 
@@ -113,8 +111,7 @@ def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool)
     tables = [
         _empty(batch, heads, *sizes, states.device) for sizes in ((lines, across), (across, lines)) for _ in range(ways)
     ]
-    here = states.device.index == torch.cuda.current_device()
-    with nullcontext() if here else torch.cuda.device_of(states):  # Triton launches on the current device
+    with on_device_of(states):
         _launch(
             ((max(lines, across) + _LINES - 1) // _LINES, batch * heads, 2),
             (states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1]),

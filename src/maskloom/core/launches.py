@@ -5,13 +5,30 @@ than the launch. Here a few facts of the arguments lead to the compiled kernel, 
 tutorials do.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from maskloom.core.torch_state import is_tracing
+
 _MOST_KINDS = 512  # of arguments of one kernel, that are kept
+
+
+def can_launch(tensor: Tensor) -> bool:
+    """Whether a Triton kernel may run on a tensor, in place of torch's operations.
+
+    That needs Triton to be loaded, by compiled attention for one: to load it and compile takes seconds, too long for a table alone.
+    """
+    return tensor.device.type == "cuda" and not is_tracing() and type(tensor) is Tensor and "triton" in sys.modules
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context to launch in: Triton launches on the current device."""
+    return nullcontext() if tensor.device.index == torch.cuda.current_device() else torch.cuda.device_of(tensor)
 
 
 class _Compiled(NamedTuple):

@@ -11,7 +11,6 @@ CUDA graph, a second kernel is faster.
 
 import functools
 import math
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from maskloom.core.cache import LRU
-from maskloom.core.launches import Launches
+from maskloom.core.launches import Launches, on_device_of
 from maskloom.core.torch_state import raw_stream
 
 _KEYS = 64  # keys in a block, at most
@@ -189,7 +188,7 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     table = table.expand(batch, heads, q_len, kv_len)
     device, strides = query.device, table.stride()
     in_words = strides[3] == 1 and not (table.data_ptr() | strides[0] | strides[1] | strides[2] | kv_len) & 7
-    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device_of(query):
+    with on_device_of(query):
         how = _launch(
             batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, query.itemsize, device.index,
             by_head=strides[1] != 0, in_words=in_words, in_graph=torch.cuda.is_current_stream_capturing(),

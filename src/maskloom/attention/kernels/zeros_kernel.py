@@ -3,14 +3,12 @@
 torch.where reads both of what it chooses from. Padding is a quarter of many batches.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from maskloom.core.launches import Launches
+from maskloom.core.launches import Launches, on_device_of
 
 _ELEMENTS = 1 << 13  # of one program
 
@@ -51,7 +49,7 @@ def zeroed_copy(tensor: Tensor, rows: Tensor) -> Tensor | None:
     wide = 1 << (width - 1).bit_length()
     in_block = max(1, _ELEMENTS // wide)
     blocks = (length + in_block - 1) // in_block
-    with nullcontext() if tensor.device.index == torch.cuda.current_device() else torch.cuda.device_of(tensor):
+    with on_device_of(tensor):
         by_batch = rows.stride(0) if rows.shape[0] > 1 else 0
         _launch(
             (batch * heads * blocks, 1, 1),

@@ -26,6 +26,7 @@ _NEVER = {
 """For ``x < number``, and so on: a number with which that is False for each x of fewer bits than int64; for "lt" and "gt" of int64 too."""
 
 _OTHER_WAY = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+_EXTREMES = (_aten.amin.default, _aten.amax.default)
 _LOGIC = {_aten.bitwise_and.Tensor, _aten.bitwise_or.Tensor, _aten.bitwise_xor.Tensor}
 _MIRRORED = {
     getattr(_aten, name).Tensor: getattr(_aten, other).Tensor
@@ -65,7 +66,44 @@ def in_fewer(calls: Sequence[Call], values: list[Tensor]) -> list[Call]:
             continue
         found += [*views, new]
         makers |= dict.fromkeys(new.results, new)
+    return _with_extremes_joined(found, values)
+
+
+def _with_extremes_joined(calls: Sequence[Call], values: Sequence[Tensor]) -> list[Call]:
+    """Calls of which one finds the least and the greatest along a dimension, where two did."""
+    found: list[Call] = []
+    first: dict[tuple[Any, ...], int] = {}  # the place of the call that found one of the two
+    for call in calls:
+        what = _extreme_of(call)
+        place = first.setdefault(what, len(found)) if what else len(found)
+        joined = _both_extremes(found[place], call, values) if place < len(found) else None
+        if joined is None:
+            found.append(call)
+        else:
+            found[place] = joined
     return found
+
+
+def _extreme_of(call: Call) -> tuple[Any, ...] | None:
+    """Of what a call finds the least or the greatest: the value, the dimension, and whether this is kept."""
+    if call.op not in _EXTREMES or call.kwargs or not isinstance(call.args[0], Value) or len(call.args) < 2:
+        return None
+    value, dims, *keepdim = call.args
+    return (value.slot, *dims, bool(keepdim and keepdim[0])) if len(dims) == 1 else None
+
+
+def _both_extremes(first: Call, second: Call, values: Sequence[Tensor]) -> Call | None:
+    """The call that finds both, if its results lie as theirs do; None too where both find the same."""
+    ends = {first.op: first.results[0], second.op: second.results[0]}
+    if len(ends) < 2 or first.op not in _EXTREMES:
+        return None
+    slots = tuple([ends[op] for op in _EXTREMES])
+    kept, (dim,) = _extreme_of(first)[-1], first.args[1]  # type: ignore[index]
+    new = _aten.aminmax.default(values[first.args[0].slot], dim=dim, keepdim=kept)
+    if [one.stride() for one in new] != [values[slot].stride() for slot in slots]:
+        return None
+    options = {"dim": dim, "keepdim": kept}
+    return Call(_aten.aminmax.default, [first.args[0]], options, slots, is_one=False)
 
 
 def _without_negation(call: Call, makers: dict[int, Call], values: list[Tensor], views: list[Call]) -> Call | None:

@@ -8,7 +8,12 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from maskloom.batches.documents import ids_from_offsets, ids_from_positions, kept_offsets, positions_from_ids
+from maskloom.batches.documents import (
+    ids_and_starts,
+    ids_from_positions,
+    kept_offsets,
+    positions_from_ids,
+)
 from maskloom.core.checks import (
     check_ids_below,
     checked_offsets,
@@ -87,18 +92,19 @@ class Documents(_ByIds):
 
 @mask_dataclass
 class PackedDocuments(_ByIds):
-    """Consecutive documents, by their `kept_offsets`; ``ids`` is computed from them. See `documents`."""
+    """Consecutive documents, by their `kept_offsets`; ``ids`` and ``start`` are computed from them. See `documents`.
+
+    ``start`` (L,) is what `FromDocumentStart` takes.
+    """
 
     offsets: Tensor
     ids: Tensor
+    start: Tensor
 
     def beside_causal(self) -> Mask:
         if self.ids.ndim > 1:
             return self
-        offsets = self.offsets.to(torch.int32)
-        is_last = torch.arange(len(offsets), device=offsets.device) == len(offsets) - 1
-        starts = offsets.masked_fill(is_last, len(self.ids))  # padding reads the last one: its id is -1
-        return FromDocumentStart(self.offsets, starts[self.ids])
+        return FromDocumentStart(self.offsets, self.start)
 
     def __repr__(self) -> str:
         return f"documents(offsets={shown(self.offsets)})"
@@ -201,7 +207,7 @@ def documents(
         return packed_cross_documents(offsets, kv_offsets, length, kv_length)
     if offsets is not None:
         table = checked_offsets(offsets)
-        return PackedDocuments(kept_offsets(table), ids_from_offsets(table, length))
+        return PackedDocuments(kept_offsets(table), *ids_and_starts(table, length))
     refuse_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids).clone()

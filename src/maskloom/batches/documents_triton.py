@@ -1,0 +1,65 @@
+"""Ids of documents and the start of each position's document from their offsets, by one Triton kernel.
+
+torch needs nine launches. Of a batch that is ready on a GPU, launches are what its block mask costs.
+"""
+
+import torch
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor
+
+from maskloom.core.launches import Launches, on_device_of
+
+_POSITIONS = 256  # of one program
+
+
+@triton.jit(do_not_specialize=["entries", "halvings", "length", "blocks", "by_row", "by_entry"])
+def _find(  # type: ignore[no-untyped-def]
+    offsets, ids, starts, entries, halvings, length, blocks, by_row, by_entry,
+    POSITIONS: tl.constexpr, HAS_STARTS: tl.constexpr,  # noqa: N803 - Triton's naming
+):  # fmt: skip
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    position = (tl.program_id(0) % blocks).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
+    offsets += row * by_row
+    least = tl.zeros((POSITIONS,), tl.int64)  # the number of documents that have begun is between the two
+    most = tl.zeros((POSITIONS,), tl.int64) + entries
+    for _ in range(halvings):
+        middle = (least + most) // 2
+        is_open = least < most
+        offset = tl.load(offsets + middle * by_entry, mask=is_open, other=0).to(tl.int64)
+        most = tl.where(is_open & (offset > position), middle, most)
+        least = tl.where(is_open & (offset <= position), middle + 1, least)
+    is_real = (least > 0) & (least < entries)  # behind the last document all offsets have begun
+    here = row * length + position
+    tl.store(ids + here, tl.where(is_real, least - 1, -1).to(tl.int32), mask=position < length)
+    if HAS_STARTS:
+        start = tl.load(offsets + (least - 1) * by_entry, mask=is_real, other=0).to(tl.int64)
+        tl.store(starts + here, tl.where(is_real, start, length).to(tl.int32), mask=position < length)
+
+
+def found_by_kernel(offsets: Tensor, length: int, *, starts: bool) -> tuple[Tensor, Tensor | None]:
+    """The ids of `maskloom.batches.documents.ids_from_offsets`, and if asked for the starts of `ids_and_starts`.
+
+    Args:
+        offsets: integers (pieces + 1,) or (B, pieces + 1) on a GPU.
+        length: L.
+
+    Returns:
+        int32 (..., L) each.
+    """
+    ids = torch.empty(*offsets.shape[:-1], length, dtype=torch.int32, device=offsets.device)
+    begun = torch.empty_like(ids) if starts else ids
+    entries = offsets.shape[-1]
+    blocks = (length + _POSITIONS - 1) // _POSITIONS
+    rows, by_row = (offsets.shape[0], offsets.stride(0)) if offsets.ndim > 1 else (1, 0)
+    with on_device_of(offsets):
+        _launch(
+            (rows * blocks, 1, 1),
+            (offsets, ids, begun),
+            (entries, entries.bit_length(), length, blocks, by_row, offsets.stride(-1)),
+            {"POSITIONS": _POSITIONS, "HAS_STARTS": starts, "num_warps": 4},
+        )
+    return ids, begun if starts else None
+
+
+_launch = Launches(_find)
