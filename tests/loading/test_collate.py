@@ -326,6 +326,8 @@ def test_the_block_mask_is_built_only_where_it_is_wanted():
     ("make", "error", "words"),
     [
         (lambda: Collator(mask=3), TypeError, "3"),
+        (lambda: Collator(packed="no"), TypeError, "packed is True or False; got 'no'"),
+        (lambda: Collator(blocks=1), TypeError, "blocks is True or False; got 1"),
         (lambda: Collator(length=0), ValueError, "length is a number of positions, at least 1; got 0"),
         (lambda: Collator(multiple_of=0), ValueError, "multiple_of is a number of positions, at least 1; got 0"),
         (lambda: Collator(length=7, multiple_of=4), ValueError, "length is a multiple of 4, as multiple_of says; got 7"),

@@ -480,6 +480,7 @@ NO_PADS = torch.zeros(B, 5, dtype=torch.bool)
         (lambda: loom.nn.KVCache(0, HKV, T, D), ValueError, "batch is a number of batch rows, at least 1; got 0"),
         (lambda: loom.nn.KVCache(B, HKV, 2.0, D), TypeError, "size is a number of slots, an int; got float: 2.0"),
         (lambda: made(3, window=4), ValueError, "window is 4 keys, of as many slots at least; got size=3"),
+        (lambda: made(grow="no"), TypeError, "grow is True or False; got 'no'"),
         (lambda: made(4, window=4, grow=True), ValueError, "a cache that grows keeps all keys"),
         (lambda: made(lengths=[5, 2]), ValueError, "lengths has one for each of 3 batch rows; got 2"),
         (lambda: made(lengths=[5, 2, -1]), ValueError, "lengths are numbers of positions, at least 0; got -1"),

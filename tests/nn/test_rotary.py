@@ -224,6 +224,7 @@ x = sample(B, H, L, D)
             ValueError,
             "base is 3.0, and scaling has rope_theta 5.0; give one of them",
         ),
+        (lambda: loom.nn.Rotary(D, interleaved="no"), TypeError, "interleaved is True or False; got 'no'"),
         (lambda: loom.nn.Rotary(D)(x[0]), ValueError, r"x has shape \(batch, heads, length, 10\); got \(2, 7, 10\)"),
         (lambda: loom.nn.Rotary(8)(x), ValueError, r"length, 8\); got \(3, 2, 7, 10\)"),
         (lambda: loom.nn.Rotary(D)(x.long()), TypeError, r"x is floating point .*; got Tensor int64\[3, 2, 7, 10\]"),

@@ -196,6 +196,7 @@ def attend(score_mod):
         (lambda: loom.scores.shifted_score(plain, q_offset=1.5), TypeError, "q_offset is a position, .*; got 1.5"),
         (lambda: attend(3), TypeError, "a score_mod is a function .*; got int: 3"),
         (lambda: attend(loom.causal), TypeError, "a mask_mod, which goes to mask="),
+        (lambda: loom.scores.alibi(8, symmetric="no"), TypeError, "symmetric is True or False; got 'no'"),
         (lambda: attend(loom.scores.alibi(8)), ValueError, r"alibi\(8\) is for 8 query heads; the attention has 6"),
         (lambda: attend(loom.scores.compose(plain, loom.scores.relative_bias(table(3, 2)))), ValueError, "for 2 query heads; .* has 6"),
         (

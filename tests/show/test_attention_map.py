@@ -296,6 +296,7 @@ def test_size_grows_with_length_within_bounds():
         ({"vmax": "most"}, "vmax is a number, or \"auto\"; got 'most'"),
         ({"vmax": 10**400}, 'vmax is a number, or "auto", above 0 and at most 1e\\+300; got 1000'),
         ({"vmax": float("nan")}, 'vmax is a number, or "auto", above .*; got nan'),
+        ({"probabilities": "no"}, "probabilities is True or False; got 'no'"),
         ({"scale": "much"}, r"scale is a number, or None for 1 / sqrt\(head dim\); got 'much'"),
         ({"scale": -(10**400)}, r"scale is a number, .*, above -1e\+300 .*; got -1000"),
         ({"score_mod": loom.causal}, "causal takes 4; with four it looks like a mask_mod"),

@@ -12,7 +12,7 @@ from maskloom.batches.bins import Over
 from maskloom.batches.forms import Side, offsets_from_lengths
 from maskloom.blocks.build import block_mask
 from maskloom.blocks.grid import checked_block_size
-from maskloom.core.checks import integer, positive
+from maskloom.core.checks import check_flags, integer, positive
 from maskloom.core.words import brief
 from maskloom.loading.batch import Batch, Field
 from maskloom.loading.fields import fields_of, is_by_token, is_one_number, labels_of, tensors
@@ -64,7 +64,7 @@ class Collator:
             mask and block mask: ``batch.transformers()``, ``batch.megatron()``.
 
     Raises:
-        TypeError, ValueError: a mask that is none, sizes below 1, other names. A call raises them for an empty batch,
+        TypeError, ValueError: a mask that is none, flags that are none, sizes below 1, other names. A call raises them for an empty batch,
             sequences of several kinds or widths, labels of another length, an attention_mask with a 0, and sequences
             over the length.
     """
@@ -82,6 +82,7 @@ class Collator:
     names: Names | None = None
 
     def __post_init__(self) -> None:
+        check_flags(packed=self.packed, blocks=self.blocks)
         if self.mask is not None:
             as_mask(self.mask)
         if self.packed and self.side == "left":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from maskloom.batches.bins import Ints, lengths_on_host
-from maskloom.core.checks import count, is_number, positive
+from maskloom.core.checks import check_flags, count, is_number, positive
 from maskloom.core.words import brief
 from maskloom.loading.plan import Steps, steps_of
 
@@ -59,7 +59,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         epoch: the number of the epoch, from 0. It rises when `consume` ends.
 
     Raises:
-        TypeError, ValueError: not integers (n,), no sequences, sizes below 1, a length above the budget, a rank that is
+        TypeError, ValueError: not integers (n,), no sequences, flags that are none, sizes below 1, a length above the budget, a rank that is
             not in the world, fewer sequences than a step has batches.
     """
 
@@ -79,6 +79,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         drop_last: bool = False,
     ) -> None:
         self._budget, self._buckets = positive("budget", budget), count("buckets", buckets, least=1, of="buckets")
+        check_flags(packed=packed, shuffle=shuffle, drop_last=drop_last)
         self._packed, self._shuffle, self._drop_last = packed, shuffle, drop_last
         self._seed = _checked_seed(seed)
         self.rank, self.world_size = _place(rank, world_size)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import count, count_by_row, integers, readable
+from maskloom.core.checks import check_flags, count, count_by_row, integers, readable
 from maskloom.core.torch_state import counting_writes, is_tracing
 from maskloom.core.words import brief
 from maskloom.masks.algebra import everything
@@ -50,7 +50,7 @@ class KVCache:
         device, dtype: of keys and values; by default those that torch makes tensors with.
 
     Raises:
-        TypeError, ValueError: sizes below 1, a window that is larger than size or grows, lengths of another shape.
+        TypeError, ValueError: sizes below 1, a flag that is none, a window that is larger than size or grows, lengths of another shape.
     """
 
     @counting_writes
@@ -68,6 +68,7 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_flags(grow=grow)
         self.batch = count("batch", batch, least=1, of="batch rows")
         heads = count("n_kv_heads", n_kv_heads, least=1, of="key-value heads")
         self.size = count("size", size, least=1, of="slots")

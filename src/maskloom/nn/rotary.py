@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskloom.core.checks import INTEGERS, as_int, count, is_number, readable
+from maskloom.core.checks import INTEGERS, as_int, check_flags, count, is_number, readable
 from maskloom.core.symbols import is_int, is_one_of
 from maskloom.core.torch_state import can_cache, without_autocast
 from maskloom.core.words import brief, what_it_is
@@ -50,7 +50,7 @@ class Rotary(nn.Module):
             ``partial_rotary_factor``, leave out ``base`` or ``fraction``.
 
     Raises:
-        TypeError, ValueError: sizes or numbers out of range, an odd number of features to turn, a dict that is of no
+        TypeError, ValueError: sizes or numbers out of range, a flag that is none, an odd number of features to turn, a dict that is of no
             known kind, or lacks keys, or has others.
 
     Source: Su et al. 2021 (arXiv 2104.09864); `maskloom.nn.frequencies` names the sources of the scalings.
@@ -67,11 +67,12 @@ class Rotary(nn.Module):
         scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
+        check_flags(interleaved=interleaved)
         if scaling is not None and not hasattr(scaling, "items"):
             raise TypeError(f"scaling is a dict, as transformers' rope_scaling; got {brief(scaling)}")
         self.base = _from_one_place("base", base, 10000.0, "rope_theta", scaling)
         self.fraction = _from_one_place("fraction", fraction, 1.0, "partial_rotary_factor", scaling)
-        self.d_head, self.interleaved = count("d_head", d_head, least=2, of="features"), bool(interleaved)
+        self.d_head, self.interleaved = count("d_head", d_head, least=2, of="features"), interleaved
         self.scaling = None if scaling is None else dict(scaling)
         if self.scaling is not None and kind_of(scaling) == "proportional":  # of the whole head, a part by angles of 0
             self.scaling["partial_rotary_factor"] = self.fraction

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import count
+from maskloom.core.checks import check_flags, count
 from maskloom.scores.base import ScoreValue, score_dataclass
 
 
@@ -63,10 +63,11 @@ def alibi(n_heads: int, *, symmetric: bool = False) -> Alibi:
         symmetric: whether keys after the query are penalised like those before it.
 
     Raises:
-        TypeError: not an int. ValueError: below 1.
+        TypeError: not an int, or a flag that is none. ValueError: below 1.
     """
+    check_flags(symmetric=symmetric)
     slopes = _slopes(count("n_heads", n_heads, least=1, of="heads"))
-    return Alibi(torch.tensor(slopes, dtype=torch.float32), bool(symmetric))
+    return Alibi(torch.tensor(slopes, dtype=torch.float32), symmetric)
 
 
 def _slopes(heads: int) -> list[float]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import check_score_mod_fits
+from maskloom.core.checks import check_flags
 from maskloom.masks.algebra import as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.program.program import MaskMod
@@ -89,6 +90,7 @@ def attention(
     Raises:
         TypeError, ValueError: tensors, mask, indices or labels that do not fit each other.
     """
+    check_flags(probabilities=probabilities)
     limit = _checked_limit(vmax, has_negative=weights is None and not probabilities)
     given = _given(query, key, weights, mask)
     scale = _checked_options(given, score_mod, scale, probabilities)
