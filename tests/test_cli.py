@@ -200,6 +200,12 @@ def test_show_as_a_page(tmp_path):
         (["causal", "--batch", "lengths=1,x"], "no mask is called 'x'"),
         (["causal", "--batch", "lengths=1,2", "--row", 5], "batch is from 0 to 1"),
         (["causal", "--row", "one"], "--row is a number, at least 0, or all; got one"),
+        (
+            ["causal", "--batch", 1, "--batch", "all"],
+            "the batch row to show is a number, or all, and given once; got --batch 1 and --batch all",
+        ),
+        (["causal", "--batch", 0, "--row", 1], "and given once; got --batch 0 and --row 1"),
+        (["causal", "--row", ""], "--row is a number, at least 0, or all; got"),
         (["causal", "--head", "one"], "--head is a number, at least 0, or all; got one"),
         (["causal", "--rows", "5"], "--rows is start:stop, such as 0:64; got 5"),
         (["causal", "--keys", "5:99"], "keys is slice(start, stop) with 0 <= start < stop <= 32; got (5, 99)"),
@@ -214,6 +220,28 @@ def test_bad_show(arguments, words):
     assert result.stderr.startswith("maskloom show: ")
     assert words in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["show", "causal", "--row", "0", "--row", "1"], "--row"),
+        (["show", "causal", "--q=5", "--kv", "7", "--q=5"], "--q"),
+        (["show", "causal", "--out", "a.png", "--out", "b.png"], "--out"),
+        (["explain", "causal", "--block-size", "16", "--block-size", "32"], "--block-size"),
+        (["demo", "--heads", "2", "--heads", "4"], "--heads"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(arguments, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': it takes one value; got 2" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flag_twice_is_the_flag():
+    assert runner.invoke(app, ["show", "--help", "--help"]).exit_code == 0
 
 
 def test_explain():

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from maskloom.demo import Demo
@@ -19,12 +20,25 @@ BAD_INPUT = 2
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
 
+class Command(TyperCommand):
+    """A command that refuses an option of one value that is given twice: the parser would keep the last, and say nothing."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """As typer does it; raise a BadParameter if such an option is given several times."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in self.get_params(ctx):
+            times = sum(one is option for one in given)
+            if times > 1 and isinstance(option, TyperOption) and not (option.multiple or option.is_flag):
+                raise typer.BadParameter(f"it takes one value; got {times}", ctx=ctx, param=option)
+        return super().parse_args(ctx, args)
+
+
 @app.callback()
 def maskloom() -> None:
     """Attention over batches that are not rectangles, on torch's FlexAttention."""
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     text: Annotated[
         Path | None,
@@ -72,7 +86,7 @@ def demo(
     raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     expression: Annotated[str, typer.Argument(help="A mask: 'causal & window(back=127) | sinks(4)'.")],
     q: Annotated[
@@ -86,7 +100,10 @@ def show(
             help="The batch row to show: 1, or all. Or a mask of the batch, combined with &: lengths=5,3,9 (repeatable)."
         ),
     ] = None,
-    row: Annotated[str, typer.Option(help="The batch row to show, or all; the same as --batch with a number.")] = "0",
+    row: Annotated[
+        str | None,
+        typer.Option(help="The batch row to show, or all; by default 0. The same as --batch with a number."),
+    ] = None,
     head: Annotated[str, typer.Option(help="The head to show, or all.")] = "0",
     rows: Annotated[str | None, typer.Option(help="The queries to show: 0:64.")] = None,
     keys: Annotated[str | None, typer.Option(help="The keys to show: 0:64.")] = None,
@@ -129,7 +146,7 @@ def _batch_mask(given: str) -> str:
     return f"{name}([{values}])"
 
 
-@app.command()
+@app.command(cls=Command)
 def explain(
     expression: Annotated[str, typer.Argument(help="A mask: 'causal & window(back=127) | sinks(4)'.")],
     q: Annotated[int, typer.Option(help="Queries, in positions.", min=1)] = 4096,

@@ -83,10 +83,17 @@ class Asked:
         return members.chosen(_which(option, given))
 
 
-def batch_options(given: Sequence[str], row: str) -> tuple[list[str], str]:
-    """``--batch`` is a mask of the batch, such as ``lengths=5,3,9``, or the batch row to show: the masks, and the row."""
+def batch_options(given: Sequence[str], row: str | None) -> tuple[list[str], str]:
+    """``--batch`` is a mask of the batch, such as ``lengths=5,3,9``, or the batch row to show: the masks, and the row.
+
+    Raises:
+        ValueError: several rows, in ``--batch`` or in ``--row`` too.
+    """
     rows = [one for one in given if one == "all" or one.isdecimal()]
-    return [one for one in given if one not in rows], rows[-1] if rows else row
+    asked = [f"--batch {one}" for one in rows] + ([] if row is None else [f"--row {row}"])
+    if len(asked) > 1:
+        raise ValueError(f"the batch row to show is a number, or all, and given once; got {' and '.join(asked)}")
+    return [one for one in given if one not in rows], rows[0] if rows else FIRST if row is None else row
 
 
 def terminal_of(console: "Console") -> Terminal:
