@@ -76,6 +76,11 @@ def test_pads_from_zeros_looks_at_all_features():
             "pad_id is the token id .* got None",
         ),
         (lambda: loom.batches.pads_from_tokens(torch.ones(2, 3), 0), TypeError, "tokens are integers"),
+        (
+            lambda: loom.batches.pads_from_tokens(torch.full((2, 3), 255, dtype=torch.uint8), -1),
+            ValueError,
+            "pad_id is from 0 to 255, as tokens are torch.uint8; got -1",
+        ),
         (lambda: loom.batches.pads_from_zeros(torch.ones(2, 3)), ValueError, r"\(B, L, features\); got \(2, 3\)"),
         (lambda: loom.batches.pads_from_zeros(torch.ones(2, 3, 5), where="up"), ValueError, "where is one of"),
         (

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import count, flags, integer, integers, length_table, readable
+from maskloom.core.checks import check_held, count, flags, integer, integers, length_table, readable
 from maskloom.core.words import brief
 
 Side = Literal["right", "left"]
@@ -89,12 +89,14 @@ def pads_from_tokens(tokens: Tensor, pad_id: int, *, where: Where = "anywhere") 
         bool (B, L), True = padding.
 
     Raises:
-        TypeError: not integers, or a pad_id that is not an int. ValueError: another shape, or another ``where``.
+        TypeError: not integers, or a pad_id that is not an int. ValueError: another shape, another ``where``, or a
+            pad_id that the dtype of the tokens does not have.
     """
     tokens = integers("tokens", tokens)
     pad_id = integer("pad_id", pad_id, "the token id that fills up")
     if tokens.ndim != 2:
         raise ValueError(f"tokens has shape (B, L); got {tuple(tokens.shape)}")
+    check_held("pad_id", pad_id, tokens.dtype, "tokens")
     return _only_at(tokens == pad_id, where)
 
 

@@ -212,6 +212,18 @@ def integers_by_position(name: str, value: Any) -> Tensor:
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
+def check_held(name: str, number: int, dtype: torch.dtype, whose: str) -> None:
+    """Raise a ValueError for a number that an integer dtype, or bool, does not have: torch would take another one.
+
+    Errors say that ``dtype`` is that of ``whose``.
+    """
+    if dtype != torch.bool and dtype not in INTEGERS:
+        return
+    limits = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if known(number < limits[0]) or known(number > limits[1]):
+        raise ValueError(f"{name} is from {limits[0]} to {limits[1]}, as {whose} are {dtype}; got {number}")
+
+
 def exactly_one(name: str, **choices: object) -> None:
     """Raise a TypeError unless one of the choices is given."""
     given = [choice for choice, value in choices.items() if value is not None]

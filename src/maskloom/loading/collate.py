@@ -12,7 +12,7 @@ from maskloom.batches.bins import Over
 from maskloom.batches.forms import Side, offsets_from_lengths
 from maskloom.blocks.build import block_mask
 from maskloom.blocks.grid import checked_block_size
-from maskloom.core.checks import check_flags, integer, positive
+from maskloom.core.checks import check_flags, check_held, integer, positive
 from maskloom.core.words import brief
 from maskloom.loading.batch import Batch, Field
 from maskloom.loading.fields import fields_of, is_by_token, is_one_number, labels_of, tensors
@@ -65,8 +65,8 @@ class Collator:
 
     Raises:
         TypeError, ValueError: a mask that is none, flags that are none, sizes below 1, other names. A call raises them for an empty batch,
-            sequences of several kinds or widths, labels of another length, an attention_mask with a 0, and sequences
-            over the length.
+            sequences of several kinds or widths, labels of another length, an attention_mask with a 0, sequences over
+            the length, and token ids of a dtype that does not have ``pad_id``.
     """
 
     mask: MaskMod | None = causal
@@ -102,6 +102,8 @@ class Collator:
         """A `Batch` of the sequences; a dict if the collator has ``names``."""
         fields = fields_of(sequences, self.tokens)
         tokens = tensors(self.tokens, fields.pop(self.tokens))
+        if not tokens[0].is_floating_point():
+            check_held("pad_id", self.pad_id, tokens[0].dtype, self.tokens)
         lens = [len(one) for one in tokens]
         labels = labels_of(fields, tokens)
         layout = layout_of(
