@@ -101,17 +101,39 @@ def test_axes_that_cannot_be_drawn_on_are_named(draw):
 
 
 @pytest.mark.parametrize("draw", [name for name in DRAWN if name != "density"])
-@pytest.mark.parametrize("size", ["x", True, 0, -1.5, float("nan"), float("inf"), 10**400])
+@pytest.mark.parametrize("size", ["x", True, 0, -1.5, float("nan"), float("inf"), 10**400, 201])
 def test_a_size_that_is_none_is_named(draw, size):
     with pytest.raises((TypeError, ValueError), match=f"size is a number of inches.*; got '?{brief(size)[:9]}"):
         DRAWN[draw](size=size)
 
 
-@pytest.mark.parametrize("dpi", ["x", None, 0, float("nan"), 10**400])
+TITLED = DRAWN | {"page": lambda **options: loom.show.page(loom.causal, 5, 7, **options)}
+
+
+@pytest.mark.parametrize("draw", TITLED)
+@pytest.mark.parametrize("title", [5, b"x", ["a"], "\ud800"])
+def test_a_title_that_is_none_is_named(draw, title):
+    with pytest.raises((TypeError, ValueError), match=f"title is text.*; got .*{re.escape(brief(title))}"):
+        TITLED[draw](title=title)
+
+
+@pytest.mark.parametrize("dpi", ["x", None, True, 0, -200, 5, float("nan"), 10**400, 1e9, 20_000])
 def test_a_resolution_that_is_none_is_named(tmp_path, dpi):
     with pytest.raises((TypeError, ValueError), match=f"dpi is a number of pixels per inch.*; got '?{brief(dpi)[:9]}"):
         save_figure(DRAWN["mask"](), tmp_path / "a.png", dpi=dpi)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resolution_follows_from_the_size_of_the_figure(tmp_path):
+    from matplotlib.figure import Figure
+
+    for inches, words in (
+        ((8, 2), r"\(of 8.0 × 2.0 inches\), above 5 and at most 4096; got 5000"),
+        ((4, 40), r"\(of 4.0 × 40.0 inches\), above 5 and at most 819; got 5000"),
+        ((0, 2), "above 5 and at most 16384; got 20000"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save_figure(Figure(figsize=inches), tmp_path / "a.png", dpi=20000 if inches[0] == 0 else 5000)
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("a.png", b"\x89PNG")])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+import maskloom as loom
 from maskloom.show.plot import visualize_attention_scores
 from tests.show.looking import mask, words
 
@@ -44,13 +45,29 @@ def test_visualize_writes_where_it_is_told(tensors, tmp_path, monkeypatch):
     [
         ({"path": "a.jpg"}, "a figure is saved as .png, .svg or .pdf; got suffix '.jpg'"),
         ({"name": 5}, "name is text, the title of the picture; got 5"),
+        ({"name": "\ud800"}, r"name is text that UTF-8 can write; got '\\ud800'"),
+        ({"device": "abacus"}, "device is a torch.device, or the name of one; got 'abacus'"),
+        ({"device": 1.5}, "device is a torch.device, or the name of one; got 1.5"),
+        ({"score_mod": loom.causal}, "causal takes 4; with four it looks like a mask_mod, which goes to mask_mod="),
+        ({"query": None}, r"query is a tensor \(batch, heads, length, head dim\); got NoneType"),
+        ({"batch_idx": 3}, "batch_idx is from 0 to 2, as there are 3 batch rows; got 3"),
+        ({"head_idx": -1}, "head_idx is from 0 to 9, as there are 10 heads; got -1"),
+        ({"batch_idx": "all"}, "batch_idx is the batch row, an int; got str: 'all'"),
+        ({"head_idx": [0, 1]}, r"head_idx is the head, an int; got list: \[0, 1\]"),
         ({"name": "", "path": "."}, "name is the name of the file in the directory .; got an empty one"),
     ],
 )
-def test_a_file_that_cannot_be_is_said_before_anything_is_computed(tensors, monkeypatch, change, message):
+def test_what_cannot_be_is_said_before_anything_is_computed(tensors, monkeypatch, change, message):
     monkeypatch.setattr("maskloom.show.attention_map.attention", None)
     with pytest.raises((TypeError, ValueError), match=message):
-        visualize_attention_scores(*tensors, **change)
+        visualize_attention_scores(**({"query": tensors[0], "key": tensors[1]} | change))
+
+
+def test_a_mask_that_does_not_fit_is_named_by_no_argument_of_another_function(tensors, tmp_path):
+    message = "^the mask reads a table for 2 batch rows, and the attention has 3$"
+    with pytest.raises(ValueError, match=message):
+        visualize_attention_scores(*tensors, mask_mod=loom.lengths([1, 2]), path=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_title_of_visualize_is_its_name(tensors, tmp_path, monkeypatch):

@@ -74,8 +74,11 @@ class ScoreValue(FrozenValue, ABC):
             raise ValueError(f"{brief(self)} is for {held} query heads; {asked}")
 
 
-def checked_score_mod(function: ScoreMod) -> ScoreMod:
-    """``function`` itself, or a TypeError if it cannot be called with five positional arguments."""
+def checked_score_mod(function: ScoreMod, *, mask_argument: str = "mask") -> ScoreMod:
+    """``function`` itself, or a TypeError if it cannot be called with five positional arguments.
+
+    A function of four is told that it goes to ``mask_argument``.
+    """
     if isinstance(function, ScoreValue) or torch.compiler.is_dynamo_compiling():
         return function
     if not callable(function):
@@ -85,7 +88,7 @@ def checked_score_mod(function: ScoreMod) -> ScoreMod:
         )
     required = required_arguments(function)
     if required not in (None, 5):
-        hint = "; with four it looks like a mask_mod, which goes to mask=" if required == 4 else ""
+        hint = f"; with four it looks like a mask_mod, which goes to {mask_argument}=" if required == 4 else ""
         raise TypeError(
             f"a score_mod takes five arguments (score, b, h, q_idx, kv_idx); {brief_name(function)} takes {required}{hint}"
         )

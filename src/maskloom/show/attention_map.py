@@ -96,7 +96,7 @@ def attention(
     scale = _checked_options(given, score_mod, scale, probabilities)
     frame = frame_of(
         given, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
-        size=6.5 if size is None else size, room=(1.9, 1.25),
+        title=title, size=6.5 if size is None else size, room=(1.9, 1.25),
     )  # fmt: skip
     cells = attention_cells(frame.queries, frame.keys, given.kv_len)
     found = []
@@ -109,7 +109,7 @@ def attention(
         image = _draw(frame, panel.axes, cells, values, scale_drawn)
     _add_bar(frame, image, name, scale_drawn)
     frame.label(("query position", "key position"))
-    frame.entitle(given, title, given.title)
+    frame.entitle(given, given.title)
     frame.explain(_handles(frame, found), _caption(cells, found[0]))
     return frame.figure  # type: ignore[return-value]
 

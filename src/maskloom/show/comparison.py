@@ -55,14 +55,15 @@ def compare(
     left, right = _sources(first, second, q_len, kv_len)
     parts = (Between(left, right, hides=True), Between(right, left, hides=True), Between(left, right, hides=False))
     frame = frame_of(
-        parts[0], rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax, size=size
-    )
+        parts[0], rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
+        title=title, size=size,
+    )  # fmt: skip
     palette, cells = palette_of(frame.figure), cells_of(frame.queries, frame.keys)  # type: ignore[arg-type]
     found = [[shares_of(part, at(cells, panel.row, panel.head)) for part in parts] for panel in frame.panels]
     for panel, shares in zip(frame.panels, found, strict=True):
         draw_cells(frame, panel.axes, cells, _coloured(shares, palette))
     frame.label()
-    frame.entitle(parts[0], title, f"first: {left.title}\nsecond: {right.title}")
+    frame.entitle(parts[0], f"first: {left.title}\nsecond: {right.title}")
     caption = None
     if not cells.q_block == cells.kv_block == 1:
         caption = f"a cell is {size_in_words(cells)} pairs; a difference in any of them is drawn"

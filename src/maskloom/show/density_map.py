@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.blocks.tile_states import SKIPPED
 from maskloom.core.checks import count
 from maskloom.program.program import MaskMod
-from maskloom.show.figures import load_matplotlib, palette_of
+from maskloom.show.figures import checked_title, load_matplotlib, palette_of
 from maskloom.show.frame import MOST_PANELS, name_of, size_in_words
 from maskloom.show.labels import both_labels, label_axis, label_positions, literal, spaced
 from maskloom.show.measure.selection import Span, Which, span_of
@@ -61,6 +61,7 @@ def density(
     source = source_of(mask, q_len, kv_len)
     block = block_of(mask, block_size, source.q_len, source.kv_len)
     ranks = count("ranks", ranks, least=1, of="ranks")
+    title = checked_title(title)
     queries, key_span = span_of("rows", rows, source.q_len), span_of("keys", keys, source.kv_len)
     labels, _ = both_labels(tokens, None, source.q_len, -1)
     pairs = [(row, head) for row in source.batch.chosen(batch) for head in source.heads.chosen(heads)][:MOST_PANELS]

@@ -118,20 +118,39 @@ def checked_size(size: Any) -> float:
     """Maximum inches of the longer side.
 
     Raises:
-        TypeError: not a number. ValueError: not a positive one.
+        TypeError: not a number. ValueError: not a positive one, or above `MOST_INCHES`.
     """
-    return checked_number("size", size, "a number of inches", above=0)
+    return checked_number("size", size, "a number of inches", above=0, most=MOST_INCHES)
+
+
+MOST_INCHES = 200.0
+"""The longest side: a notebook draws it with as many pixels as matplotlib can."""
+
+
+def checked_title(title: Any, argument: str = "title") -> str | None:
+    """The title of a picture, or None for its own. Errors call it ``argument``.
+
+    Raises:
+        TypeError: not text. ValueError: text with half of a surrogate pair, which no font and no file has.
+    """
+    if title is None:
+        return None
+    if not isinstance(title, str):
+        raise TypeError(f"{argument} is text; got {type(title).__name__}: {brief(title)}")
+    if any("\ud800" <= letter <= "\udfff" for letter in title):
+        raise ValueError(f"{argument} is text that UTF-8 can write; got {brief(title)}")
+    return title
 
 
 MOST = 1e300
 """The largest number of a picture: matplotlib's own arithmetic on numbers close to the largest float overflows."""
 
 
-def checked_number(name: str, value: Any, what: str, *, above: float = -MOST) -> float:
+def checked_number(name: str, value: Any, what: str, *, above: float = -MOST, most: float = MOST) -> float:
     """A number of Python or NumPy as a float. Errors call it ``what``.
 
     Raises:
-        TypeError: not a number. ValueError: not above ``above``, above 1e300, or NaN.
+        TypeError: not a number. ValueError: not above ``above``, above ``most``, or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {what}; got {brief(value)}")
@@ -139,8 +158,8 @@ def checked_number(name: str, value: Any, what: str, *, above: float = -MOST) ->
         number = float(value)
     except OverflowError:  # an int has no largest
         number = math.inf
-    if not above < number <= MOST:
-        raise ValueError(f"{name} is {what}, above {above:g} and at most {MOST:g}; got {brief(value)}")
+    if not above < number <= most:
+        raise ValueError(f"{name} is {what}, above {above:g} and at most {most:g}; got {brief(value)}")
     return number
 
 
@@ -152,20 +171,21 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
 
     Args:
         path: the file; its suffix, .png, .svg or .pdf, is the format. Missing parent directories are made.
-        dpi: pixels per inch of a PNG, and of the images in the others.
+        dpi: pixels per inch of a PNG, and of the images in the others; above 5, and so few that the figure has at most
+            32,768 pixels along a side and 268 million in all.
 
     Returns:
         ``path`` as a Path.
 
     Raises:
-        TypeError: no path, or a dpi that is no number. ValueError: another suffix, or a dpi that is not positive.
-        OSError: ``path`` cannot be written; the error names it.
+        TypeError: no figure, no path, or a dpi that is no number. ValueError: another suffix, or another dpi. OSError:
+            ``path`` cannot be written; the error names it.
     """
-    if not callable(getattr(figure, "savefig", None)):
+    if not (callable(getattr(figure, "savefig", None)) and callable(getattr(figure, "get_size_inches", None))):
         raise TypeError(
             f"figure is a matplotlib Figure, which the functions of maskloom.show return; got {brief(figure)}"
         )
-    path, dpi = file_of(path), checked_number("dpi", dpi, "a number of pixels per inch", above=0)
+    path, dpi = file_of(path), _checked_dpi(dpi, *figure.get_size_inches())
     suffix = checked_suffix(path)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)  # no date in the file
 
@@ -175,6 +195,18 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: float = 
 
     write_whole("the figure", path, write)
     return path
+
+
+_LEAST_DPI = 5  # letters have no pixel below
+_MOST_ALONG, _MOST_PIXELS = 1 << 15, 1 << 28  # matplotlib takes 2¹⁶ along a side, and four bytes for each
+
+
+def _checked_dpi(dpi: Any, width: float, height: float) -> float:
+    """Pixels per inch of a figure of ``width`` × ``height`` inches. Errors as in `save_figure`."""
+    longest, area = max(width, height, 0.01), max(width * height, 0.01)  # matplotlib has figures without a width
+    most = min(_MOST_ALONG / longest, math.sqrt(_MOST_PIXELS / area))
+    what = f"a number of pixels per inch (of {width:.1f} × {height:.1f} inches)"
+    return checked_number("dpi", dpi, what, above=_LEAST_DPI, most=math.floor(most))
 
 
 def file_of(path: Any) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maskloom.show.figures import checked_axes, checked_size, load_matplotlib, new_figure, panel_size
+from maskloom.show.figures import checked_axes, checked_size, checked_title, load_matplotlib, new_figure, panel_size
 from maskloom.show.labels import both_labels, keys_on_top, label_positions, literal, room_of
 from maskloom.show.measure.selection import Span, Which, span_of
 from maskloom.show.measure.shares import pairs_along
@@ -40,6 +40,7 @@ class Frame:
         width, height: inches of the drawing in a panel.
         left_out: how many batch rows and heads, in pairs, are not drawn.
         is_own: whether the figure was made here; else the user gave axes.
+        title: the user's, if there is one.
     """
 
     figure: "Figure | SubFigure"
@@ -51,6 +52,7 @@ class Frame:
     height: float
     left_out: int
     is_own: bool
+    title: str | None
 
     def label(self, names: tuple[str, str] = ("query", "key")) -> None:
         """Label the axes of all panels; panels inside the grid have no ticks."""
@@ -69,8 +71,9 @@ class Frame:
                 else:
                     axis.set_ticks([])
 
-    def entitle(self, source: Source, title: str | None, what: str | None = None) -> None:
+    def entitle(self, source: Source, what: str | None = None) -> None:
         """Say what is drawn: by default the mask, the batch row and the head, and how many of them there are."""
+        title = self.title
         if len(self.panels) > 1:
             for panel in self.panels:
                 literal([panel.axes.set_title(name_of(source, panel.row, panel.head), fontsize=8.5)])
@@ -110,6 +113,7 @@ def frame_of(
     tokens: Sequence[str] | None,
     key_tokens: Sequence[str] | None,
     ax: "Axes | None",
+    title: str | None,
     size: float = 5.5,
     room: tuple[float, float] = (0.9, 1.25),
 ) -> Frame:
@@ -119,7 +123,7 @@ def frame_of(
         size: maximum inches of the longer side of a panel.
         room: inches around the panels, across and down.
     """
-    ax, size = checked_axes(ax), checked_size(size)
+    ax, title, size = checked_axes(ax), checked_title(title), checked_size(size)
     queries, key_span = span_of("rows", rows, source.q_len), span_of("keys", keys, source.kv_len)
     labels = both_labels(tokens, key_tokens, source.q_len, source.kv_len)
     pairs = [(row, head) for row in source.batch.chosen(batch) for head in source.heads.chosen(heads)]
@@ -136,7 +140,7 @@ def frame_of(
     else:
         figure, axes = _grid(len(drawn), width, height, (room[0] + room_of(labels[0]), room[1] + room_of(labels[1])))
     panels = [Panel(at, *pair) for at, pair in zip(axes, drawn, strict=True)]
-    return Frame(figure, panels, queries, key_span, labels, width, height, left_out, ax is None)
+    return Frame(figure, panels, queries, key_span, labels, width, height, left_out, ax is None, title)
 
 
 def _grid(count: int, width: float, height: float, room: tuple[float, float]) -> "tuple[Figure, list[Axes]]":

@@ -64,14 +64,15 @@ def mask(
     """
     source = source_of(mask, q_len, kv_len)
     frame = frame_of(
-        source, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax, size=size
-    )
+        source, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
+        title=title, size=size,
+    )  # fmt: skip
     cells, palette = cells_of(frame.queries, frame.keys), palette_of(frame.figure)  # type: ignore[arg-type]
     shares = [shares_of(source, at(cells, panel.row, panel.head)) for panel in frame.panels]
     for panel, found in zip(frame.panels, shares, strict=True):
         draw_cells(frame, panel.axes, cells, coloured(found.share, palette.hidden, palette.visible))
     frame.label()
-    frame.entitle(source, title)
+    frame.entitle(source)
     _explain(frame, shares, palette)
     return frame.figure  # type: ignore[return-value]
 

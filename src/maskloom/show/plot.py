@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from maskloom.core import captures
+from maskloom.core.checks import integer
 from maskloom.core.words import brief
 from maskloom.program.program import MaskMod
-from maskloom.scores.base import ScoreMod
-from maskloom.show.figures import checked_suffix, file_of, save_figure
+from maskloom.scores.base import ScoreMod, checked_score_mod
+from maskloom.show.figures import checked_suffix, checked_title, file_of, save_figure
+from maskloom.show.measure.cells import check_tensors
 
 
 def visualize_attention_scores(
@@ -47,15 +49,20 @@ def visualize_attention_scores(
         The path of the file.
 
     Raises:
-        TypeError, ValueError: tensors, mask or indices that do not fit each other, or another suffix.
+        TypeError, ValueError: tensors, mask or indices that do not fit each other, no device, or another suffix.
         OSError: the file cannot be written.
     """
     file = _file(name, path)
-    if device is not None:
-        place = torch.device(device)
+    if score_mod is not None:
+        checked_score_mod(score_mod, mask_argument="mask_mod")
+    place = None if device is None else _device(device)
+    if place is not None:
         query, key, score_mod, mask_mod = captures.moved(
             (query, key, score_mod, mask_mod), lambda tensor: tensor.to(place)
         )
+    check_tensors(query, key)
+    batch_idx = _index("batch_idx", batch_idx, query.shape[0], "batch row")
+    head_idx = _index("head_idx", head_idx, query.shape[1], "head")
     from maskloom.show.attention_map import attention
 
     title = f"{name.replace('_', ' ')}\nbatch row {batch_idx}, head {head_idx}"
@@ -66,10 +73,26 @@ def visualize_attention_scores(
     return save_figure(figure, file)
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        wrong = TypeError if isinstance(error, TypeError) else ValueError
+        raise wrong(f"device is a torch.device, or the name of one; got {brief(device)}") from error
+
+
+def _index(name: str, index: int, number: int, item: str) -> int:
+    found = integer(name, index, f"the {item}")
+    if not 0 <= found < number:
+        raise ValueError(f"{name} is from 0 to {number - 1}, as there are {number} {item}s; got {found}")
+    return found
+
+
 def _file(name: str, path: str | os.PathLike[str] | None) -> Path:
     """The file to write; dots in ``name`` do not start a suffix."""
     if not isinstance(name, str):
         raise TypeError(f"name is text, the title of the picture; got {brief(name)}")
+    checked_title(name, "name")
     path = Path() if path is None else file_of(path)
     if os.path.isdir(path):
         if not name:

@@ -59,8 +59,9 @@ def tiles(
     source = source_of(mask, q_len, kv_len)
     block = block_of(mask, block_size, source.q_len, source.kv_len)
     frame = frame_of(
-        source, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax, size=size
-    )
+        source, rows=rows, keys=keys, batch=batch, heads=heads, tokens=tokens, key_tokens=key_tokens, ax=ax,
+        title=title, size=size,
+    )  # fmt: skip
     palette = palette_of(frame.figure)  # type: ignore[arg-type]
     found = [tiles_of(source, block, frame.queries, frame.keys, panel.row, panel.head) for panel in frame.panels]
     colours = load_matplotlib().colors.ListedColormap(palette.by_state)
@@ -69,7 +70,7 @@ def tiles(
         panel.axes.set_xlim(frame.keys.start - 0.5, frame.keys.stop - 0.5)
         panel.axes.set_ylim(frame.queries.stop - 0.5, frame.queries.start - 0.5)
     frame.label()
-    frame.entitle(source, title)
+    frame.entitle(source)
     frame.explain(_counted(found, palette.by_state), _caption(found[0], source.q_len, source.kv_len, block))
     return frame.figure  # type: ignore[return-value]
 

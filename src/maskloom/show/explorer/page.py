@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskloom.core.words import brief
 from maskloom.program.program import MaskMod
 from maskloom.show.explorer.parts import Parts, parts_of
-from maskloom.show.figures import write_whole
+from maskloom.show.figures import checked_title, write_whole
 from maskloom.show.measure.selection import Which
 
 SUFFIXES = (".html", ".htm")
@@ -166,8 +166,7 @@ def parts(
     from maskloom.show.explorer.model import model_of
     from maskloom.show.explorer.subject import subject_of
 
-    if not (title is None or isinstance(title, str)):
-        raise TypeError(f"title is text; got {type(title).__name__}: {brief(title)}")
+    title = checked_title(title)
     subject = subject_of(
         mask, q_len, kv_len, batch=batch, heads=heads, block_size=block_size, tokens=tokens, key_tokens=key_tokens,
         scores=scores,

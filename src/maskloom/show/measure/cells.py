@@ -17,8 +17,10 @@ from maskloom.core import captures
 from maskloom.core.symbols import is_one_of
 from maskloom.core.torch_state import without_autocast
 from maskloom.masks.dense import needed_sizes
+from maskloom.program.dependence import Dependence
 from maskloom.program.elements import Elements
-from maskloom.program.program import MaskMod
+from maskloom.program.mask_program import dependence_on
+from maskloom.program.program import Index, MaskMod
 from maskloom.scores.base import ScoreMod, name_of
 from maskloom.scores.lifted import modified
 from maskloom.show.measure.shares import cells_of, shares_of
@@ -244,13 +246,25 @@ def check_mask(mask: BlockMask | MaskMod, sizes: tuple[int, int, int, int]) -> N
     device = captures.device_of(mask_mod) or torch.device("cpu")
     if isinstance(mask, BlockMask):
         _check_block_mask(mask, sizes)
+    _check_tables(dependence_on(mask_mod, device), batch, heads)
     needed_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device)  # raises if its tables do not fit
+
+
+def _check_tables(dependence: Dependence, batch: int, heads: int) -> None:
+    """Raise a ValueError if the mask reads a table for another number of batch rows or heads."""
+    needs: tuple[tuple[Index, int, str], ...] = (("b", batch, "batch rows"), ("h", heads, "heads"))
+    for index, need, items in needs:
+        others = sorted({*dependence.sizes[index]} - {need})
+        if others and (need > 1 or index in dependence.marks):
+            raise ValueError(f"the mask reads a table for {others[0]} {items}, and the attention has {need}")
 
 
 def _check_block_mask(block_mask: BlockMask, sizes: tuple[int, int, int, int]) -> None:
     lengths = tuple(block_mask.seq_lengths)
     if lengths != sizes[2:]:
-        raise ValueError(f"the block mask is for lengths (Q, K) = {lengths}; query and key have {sizes[2:]}")
+        raise ValueError(f"the block mask is for lengths (Q, K) = {lengths}; the attention has {sizes[2:]}")
     for have, need, item in zip(block_mask.kv_indices.shape[:2], sizes[:2], ("batch rows", "heads"), strict=True):
         if not is_one_of(have, 1, need):
-            raise ValueError(f"the block mask has {have} {item}, and query has {need}; it needs {need}, or 1 for all")
+            raise ValueError(
+                f"the block mask has {have} {item}, and the attention has {need}; it needs {need}, or 1 for all"
+            )
