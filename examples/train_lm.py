@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, BytePairs, Bytes, Corpus, Sequences, tokenizer_from
 from lm.layouts import IGNORED, MicroBatches, mask_of
-from lm.metrics import Metrics, Sums
+from lm.metrics import Metrics, Sums, mean
 from lm.model import Decoder, ModelConfig, generate, parameter_groups
 from lm.options import backend, count, finite
 from lm.parallel import Ranks, clipped, processes, shared_out, synchronised
-from lm.steps import Inputs, Step, lr_at
+from lm.steps import Inputs, Step, lr_at, sampler_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -95,16 +95,10 @@ class Trainer:
         }  # fmt: skip
 
     def sampled(self) -> tuple[TokenBudgetSampler, DataLoader[Any]]:
-        """The sampler of packed rows, the same for every layout, and its loader."""
-        given, (rank, size) = self.given, self.ranks.data
-        if given.rows % size:
-            raise SystemExit(f"--rows is a multiple of {size}, the processes with rows of their own; got {given.rows}")
-        sampler = TokenBudgetSampler(
-            self.training.lengths(), given.capacity, packed=True, seed=given.seed, rank=rank, world_size=size,
-            accumulate=given.rows // size,
-        )  # fmt: skip
+        """The sampler, and its loader."""
+        sampler = sampler_of(self.training.lengths(), self.given, self.ranks.data)
         loader: DataLoader[Any] = DataLoader(
-            self.training, batch_sampler=sampler, collate_fn=self.collate, num_workers=given.workers,
+            self.training, batch_sampler=sampler, collate_fn=self.collate, num_workers=self.given.workers,
             pin_memory=self.ranks.device.type == "cuda", generator=torch.Generator(),
         )  # fmt: skip
         return sampler, loader
@@ -174,12 +168,13 @@ class Trainer:
             The step's sums, and the state of the sampler after it.
         """
         now = self.ahead or self.prepared(next(self.rows))
+        factor = self.ranks.size / max(now.counts[0], 1)  # gradients are averaged over processes
         losses, places = [], []
         for inputs in self.inputs_of(now):
             losses.append(self.loss(inputs))
             places.append(inputs.places)
             with synchronised(self.model, len(losses) == now.runs):
-                (losses[-1] * (self.ranks.size / now.counts[0])).backward()  # gradients are averaged over processes
+                (losses[-1] * factor).backward()
             losses[-1].detach_()
         self.ahead = None if is_last else self.prepared(next(self.rows))  # before the device is waited for
         norm, (total,) = clipped(self.model, 1.0), self.ranks.sum(float(sum(losses)))
@@ -194,8 +189,8 @@ class Trainer:
         return Sums(total, *now.counts), now.sampler
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """The mean loss of a target of the validation split."""
+    def validate(self) -> float | None:
+        """The mean loss of a target of the validation split; None without any target."""
         rank, size = self.ranks.data
         rows = pack_lengths(self.validation.lengths(), self.given.capacity)
         if len(rows) < size:
@@ -205,7 +200,7 @@ class Trainer:
         whole = self.prepared(batches)
         (loss,) = self.ranks.sum(sum(float(self.loss(inputs)) for inputs in self.inputs_of(whole)))
         self.model.train()
-        return loss / whole.counts[0]
+        return mean(loss, whole.counts[0])
 
     def save(self, step: int, sampler: dict[str, int]) -> None:
         meta = {**self.identity, "sampler": sampler}
@@ -216,12 +211,13 @@ class Trainer:
         newest = checkpoints.latest(self.given.out)
         if newest is None:
             return 0
-        meta = checkpoints.read_meta(newest)
+        meta = checkpoints.read_meta(newest, sampler=dict)
         checkpoints.refuse_other(newest, meta, self.identity)
-        try:
-            self.sampler.load_state_dict(meta["sampler"])
-        except ValueError as error:
-            raise SystemExit(f"{newest} is of another run: {error}") from None
+        with checkpoints.reading(newest, "meta.json"):
+            try:
+                self.sampler.load_state_dict(meta["sampler"])
+            except ValueError as error:
+                raise SystemExit(f"{newest} is of another run: {error}") from None
         checkpoints.load(newest, self.model, self.optimizer)
         return meta["step"]
 
@@ -274,9 +270,10 @@ def write(given: argparse.Namespace) -> list[str]:
     newest = checkpoints.latest(given.out)
     if newest is None:
         raise SystemExit(f"there is no checkpoint in {given.out}")
-    meta = checkpoints.read_meta(newest)
-    tokenizer = tokenizer_from(meta["tokenizer"])
-    model = Decoder(ModelConfig(**meta["model"])).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    meta = checkpoints.read_meta(newest, model=dict, tokenizer=str)
+    with checkpoints.reading(newest, "meta.json"):
+        tokenizer, model = tokenizer_from(meta["tokenizer"]), Decoder(ModelConfig(**meta["model"]))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     checkpoints.load_model(newest, model)
     prompts = [torch.tensor([tokenizer.end, *tokenizer.encode(prompt)]) for prompt in given.generate]
     found = generate(model, prompts, given.length, end=tokenizer.end, temperature=given.temperature, seed=given.seed)

@@ -4,10 +4,12 @@ A checkpoint is written into ``step-00000100.part`` and renamed when all of it i
 moment leaves the last whole checkpoint as it was.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+META = "meta.json"
+_SHARDS = ".metadata or a .distcp file"
 Meta = dict[str, Any]
 
 
@@ -26,22 +30,38 @@ def latest(out: Path) -> Path | None:
     """The newest whole checkpoint in a folder; None without any, or where the folder is not there yet."""
     if out.exists() and not out.is_dir():
         raise SystemExit(f"--out is a folder for checkpoints and metrics.csv; {out} is a file")
-    return max((path.parent for path in out.glob("step-*/meta.json") if path.parent.suffix != ".part"), default=None)
+    newest = max((path for path in out.glob("step-[0-9]*") if path.is_dir() and path.suffix != ".part"), default=None)
+    if newest is not None and not (newest / META).exists():  # it had one when it got its name
+        raise _unreadable(newest, META, FileNotFoundError("it is not there"))
+    return newest
 
 
-def read_meta(checkpoint: Path) -> Meta:
-    """What the checkpoint says of itself: the step, and all that `save` was given."""
+def read_meta(checkpoint: Path, **needed: type) -> Meta:
+    """What the checkpoint says of itself: the step, and all that `save` was given; with entries of the types that are needed."""
+    with reading(checkpoint, META):
+        meta = json.loads((checkpoint / META).read_text())
+        if not isinstance(meta, dict):
+            raise ValueError(f"it holds no entries, but {_brief(meta)}")
+        for name, kind in {"step": int, **needed}.items():
+            if not isinstance(meta.get(name), kind):
+                raise ValueError(f"its {name!r} is {_brief(meta.get(name))}")
+    return meta
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path, file: str) -> Iterator[None]:
+    """What fails in here fails because of a file of the checkpoint: say which, and what can be done."""
     try:
-        return json.loads((checkpoint / "meta.json").read_text())
-    except ValueError as error:
-        raise SystemExit(_damaged(checkpoint, f"meta.json: {error}")) from None
+        yield
+    except (Exception, CheckpointException) as error:  # a pickle that is damaged raises anything
+        raise _unreadable(checkpoint, file, error) from error
 
 
 def save(out: Path, step: int, model: nn.Module, optimizer: Optimizer, meta: Meta, *, keep: int = 2) -> None:
     """Write a checkpoint, by all ranks together, and remove all but the newest ``keep``."""
     final = out / f"step-{step:08d}"
     part = final.with_suffix(".part")
-    if final.exists():
+    if (final / META).exists():
         return
     if _rank() == 0:
         for old in out.glob("step-*.part"):  # of a run that was killed
@@ -51,14 +71,14 @@ def save(out: Path, step: int, model: nn.Module, optimizer: Optimizer, meta: Met
     try:
         _quietly(dcp.save, _state(model, optimizer), checkpoint_id=part)
         if _rank() == 0:
-            _write(part / "meta.json", json.dumps({"step": step, **meta}))
+            _write(part / META, json.dumps({"step": step, **meta}))
             os.rename(part, final)
             _sync(out)
     except (OSError, CheckpointException) as error:
         raise SystemExit(_failed(out, part, step, error)) from error
     _barrier()
     if _rank() == 0:
-        for old in sorted(path.parent for path in out.glob("step-*/meta.json"))[:-keep]:
+        for old in sorted(path.parent for path in out.glob(f"step-*/{META}"))[:-keep]:
             shutil.rmtree(old)
 
 
@@ -67,17 +87,18 @@ def load(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
 
     A run that moves to a GPU finds the generator of the CPU alone.
     """
-    state, generators = _state(model, optimizer), f"generators-{_rank()}"
-    there = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state, generators, there = _state(model, optimizer), f"generators-{_rank()}", _names(checkpoint)
     state[generators] = {name: kept for name, kept in state[generators].items() if f"{generators}.{name}" in there}
     _read(state, checkpoint)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    _set_generators(state[generators])
+    with reading(checkpoint, _SHARDS):
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        _set_generators(state[generators])
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights alone, whatever number of ranks wrote them."""
     state = {"model": get_model_state_dict(model)}
+    _names(checkpoint)
     _read(state, checkpoint)
 
 
@@ -127,15 +148,28 @@ def _failed(out: Path, part: Path, step: int, error: BaseException) -> str:
     )
 
 
+def _names(checkpoint: Path) -> set[str]:
+    """The names of what the checkpoint holds, as its .metadata says."""
+    with reading(checkpoint, ".metadata"):
+        return set(dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata)
+
+
 def _read(state: dict[str, Any], checkpoint: Path) -> None:
-    try:
+    with reading(checkpoint, _SHARDS):
         _quietly(dcp.load, state, checkpoint_id=checkpoint)
-    except CheckpointException as error:
-        raise SystemExit(_damaged(checkpoint, str(error).strip().splitlines()[-1])) from error
 
 
-def _damaged(checkpoint: Path, why: str) -> str:
-    return f"{checkpoint} is damaged, and the one before it goes on if this folder is removed: {why}"
+def _unreadable(checkpoint: Path, file: str, error: BaseException) -> SystemExit:
+    """What is wrong with a file of a checkpoint, and what can be done. Nothing is removed, and nothing written."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    why = f"{file}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no more is known'])[0]}"
+    is_gone = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+    if isinstance(error, (OSError, torch.OutOfMemoryError)) and not is_gone:
+        return SystemExit(f"{checkpoint} cannot be read: {why}")
+    older = [path.parent for path in checkpoint.parent.glob(f"step-*/{META}") if path.parent.name < checkpoint.name]
+    what = f"--resume goes on from {max(older).name}" if older else "training begins anew, for there is none before it"
+    return SystemExit(f"{checkpoint} is damaged, and if it is moved away {what}: {why}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -128,7 +128,11 @@ class BytePairs:
     """Byte pairs that are often neighbours are one token: BPE of Hugging Face's ``tokenizers``."""
 
     def __init__(self, state: str) -> None:
-        self._made = _tokenizers().Tokenizer.from_str(state)
+        library = _tokenizers()
+        try:
+            self._made = library.Tokenizer.from_str(state)
+        except Exception as error:  # the library has no type of its own
+            raise ValueError(f"it is no tokenizer: {error}") from None
         self.vocab_size = self._made.get_vocab_size()
         self.end = self._made.token_to_id("<end>")
 

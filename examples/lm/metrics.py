@@ -1,6 +1,7 @@
 """What a run says of itself: a progress bar, lines, and a row in a CSV file for each of them."""
 
 import csv
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,11 @@ class Sums(NamedTuple):
     positions: float
 
 
+def mean(loss: float, targets: float) -> float | None:
+    """The mean loss of a target; None if there is none."""
+    return loss / targets if targets else None
+
+
 class Metrics:
     """Collects numbers of steps, and reports them now and then; on the first process alone.
 
@@ -35,7 +41,7 @@ class Metrics:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet
         )
         self._task = self.bar.add_task("training", total=steps, completed=start)
-        self.rows = [] if quiet else [row for row in _rows_of(path) if int(row["step"]) <= start]
+        self.rows = [] if quiet else [row for row in rows_of(path) if int(row["step"]) <= start]
         self.tokens = int(self.rows[-1]["tokens"]) if self.rows else 0
         self._clear()
         if not quiet:
@@ -64,8 +70,8 @@ class Metrics:
         numbers = {
             "step": step,
             "tokens": self.tokens,
-            "loss": f"{sums.loss / sums.targets:.5f}",
-            "validation": "" if validation is None else f"{validation:.5f}",
+            "loss": _shown(mean(sums.loss, sums.targets)),
+            "validation": _shown(validation),
             "real": f"{sums.tokens / sums.positions:.3f}",
             "tokens_per_s": round(sums.tokens / self._seconds),
         }
@@ -80,20 +86,36 @@ class Metrics:
         self.mark()
 
     def _write(self) -> None:
-        with self.path.open("w", newline="") as file:
+        part = self.path.with_suffix(".part")  # so that a run that is killed loses no row
+        with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
+        os.replace(part, self.path)
+
+
+def _shown(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.5f}"
 
 
 def _line(row: dict[str, Any]) -> str:
-    parts = [f"step {row['step']}", f"loss {row['loss']}", row["validation"] and f"validation {row['validation']}"]
+    losses = [f"{name} {row[name] or 'of no target'}" for name in ("loss", "validation") if row[name] or name == "loss"]
     wasted = f"{1 - float(row['real']):.1%} of positions wasted"
-    return "  ".join(filter(None, [*parts, f"{row['tokens_per_s']:,} tokens/s", wasted]))
+    return "  ".join([f"step {row['step']}", *losses, f"{row['tokens_per_s']:,} tokens/s", wasted])
 
 
-def _rows_of(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv; none if it is not there."""
     if not path.exists():
         return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open() as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if any(set(names) != set(COLUMNS) for names in (reader.fieldnames or COLUMNS, *rows)):
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        for row in rows:
+            int(row["step"]), int(row["tokens"]), [float(row[name] or 0) for name in ("loss", "validation")]
+    except (TypeError, ValueError, csv.Error) as error:
+        raise SystemExit(f"{path} is damaged: {error}. Moved away, it is begun anew with the next row") from None
+    return rows

@@ -2,11 +2,12 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from maskloom.batches import Batch
+from maskloom.batches import Batch, TokenBudgetSampler
 
 
 class Inputs(NamedTuple):
@@ -35,6 +36,23 @@ class Step(NamedTuple):
     counts: list[float]
     first: Inputs
     sampler: dict[str, int]
+
+
+def sampler_of(lengths: Sequence[int], given: argparse.Namespace, place: tuple[int, int]) -> TokenBudgetSampler:
+    """The sampler of packed rows, the same for every layout.
+
+    Args:
+        lengths: of the sequences to train on.
+        place: see `Ranks.data`.
+    """
+    rank, size = place
+    if given.rows % size:
+        raise SystemExit(f"--rows is a multiple of {size}, the processes with rows of their own; got {given.rows}")
+    if given.rows > len(lengths):
+        raise SystemExit(f"--rows is at most {len(lengths)}, the sequences to train on; got {given.rows}")
+    return TokenBudgetSampler(
+        lengths, given.capacity, packed=True, seed=given.seed, rank=rank, world_size=size, accumulate=given.rows // size
+    )
 
 
 def lr_at(step: int, given: argparse.Namespace) -> float:

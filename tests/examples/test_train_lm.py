@@ -1,11 +1,14 @@
 """The example that trains: layouts, processes, checkpoints, generation, and what it says when it cannot."""
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ import torch
 import train_lm
 from lm import checkpoints
 from lm.corpus import STANDARD_LIBRARY, Bytes, Corpus, Sequences
-from lm.metrics import Metrics
+from lm.metrics import Metrics, Sums
+from lm.parallel import Ranks
 
 from examples import plot_curves
 from tests.examples.runs import TINY, curve
@@ -186,6 +190,7 @@ def test_what_is_done_is_said(run, capsys):
     [
         (["--data", "/nowhere"], "there is no folder /nowhere to read Python files from"),
         (["--capacity", "1"], "the capacity is at least 2 tokens, one to read and one to predict; got 1"),
+        (["--rows", "4000"], r"--rows is at most \d+, the sequences to train on; got 4000"),
         (["--cp", "2"], "--cp 2 needs torchrun with a multiple of 2 processes"),
         (["--heads", "3"], "--d-model is a multiple of 2 x --heads, and --heads of --kv-heads; got 16, 3 and"),
         (["--kv-heads", "3"], r"--heads of --kv-heads; got 16, \d+ and 3"),
@@ -256,6 +261,70 @@ def test_the_functions_that_gave_nan_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=words):
         train_lm.main(["--out", str(tmp_path), "--data", str(data), *TINY, "--save-every", "41"])
     assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_step_without_a_target_changes_nothing_that_is_counted(tmp_path):
+    """A sequence that is split may leave a rest of one token, which nothing predicts."""
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        (tmp_path / "data" / f"{name}.py").write_text(f"def f{name}(): pass\n" * 3)
+    words = [*TINY, "--capacity", "4", "--rows", "1", "--steps", "9", "--layout", "padded", "--validate-every", "9"]
+    train_lm.main(["--out", str(tmp_path / "run"), "--data", str(tmp_path / "data"), *words])
+    found = curve(tmp_path / "run")
+    assert [row[0] for row in found] == list(range(1, 10)) and math.isfinite(found[-1][3])
+    assert 0 < sum(math.isnan(row[2]) for row in found) < 9
+
+
+def test_a_validation_without_a_target_has_no_loss(tmp_path, data, monkeypatch):
+    given = train_lm.arguments(["--out", str(tmp_path), "--data", str(data), *TINY])
+    trainer = train_lm.Trainer(given, Ranks(0, 1, torch.device("cpu"), None))
+    monkeypatch.setattr(trainer, "validation", replace(trainer.validation, tokens=[torch.tensor([256])], places=["a"]))
+    assert trainer.validate() is None
+    metrics = Metrics(tmp_path / "metrics.csv", {"layout": "packed", "corpus": "a"}, 9, 0, quiet=False)
+    metrics.step(Sums(0, 0, 1, 7))
+    metrics.report(1, None)
+    assert [str(number) for number in curve(tmp_path)[0]] == ["1.0", "1.0", "nan", "nan"]
+
+
+@pytest.mark.parametrize("text", ["step\n1\n", "a,b\n1,2\n", "\0", b"\xff\xfe"])
+def test_damaged_metrics_are_named_and_kept(tmp_path, text):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=r"metrics\.csv is damaged: .*Moved away, it is begun anew with the next row"):
+        Metrics(path, {}, 9, 5, quiet=False)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"sampler": None}, "ValueError: its 'sampler' is None"),
+        ({"sampler": {"epoch": "x"}}, "."),
+    ],
+)
+def test_a_damaged_state_of_the_sampler_is_named(run, data, tmp_path, changed, words):
+    shutil.copytree(run(), tmp_path / "run")
+    file = checkpoints.latest(tmp_path / "run") / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(SystemExit, match=f"step-00000006 is .*{words}"):
+        train_lm.main(["--out", str(tmp_path / "run"), "--data", str(data), *TINY, "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model", {"width": 3}, "TypeError: .*unexpected keyword argument 'width'"),
+        ("model", None, "ValueError: its 'model' is None"),
+        ("tokenizer", 5, "ValueError: its 'tokenizer' is 5"),
+    ],
+)
+def test_a_checkpoint_with_a_damaged_model_is_named(run, tmp_path, name, value, words):
+    shutil.copytree(run(), tmp_path / "run")
+    file = checkpoints.latest(tmp_path / "run") / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(SystemExit, match=rf"step-00000006 is damaged, .*: meta\.json: {words}"):
+        train_lm.main(["--out", str(tmp_path / "run"), "--generate", "x"])
 
 
 def test_a_full_disk_is_said(data, tmp_path, monkeypatch):

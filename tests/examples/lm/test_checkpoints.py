@@ -4,7 +4,11 @@ import errno
 import json
 import multiprocessing
 import os
+import pickle
+import re
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,8 +64,74 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"step-00000003 is damaged, .*: .*__0_0\.distcp"):
         checkpoints.load_model(newest, model)
     (newest / "meta.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"step-00000003 is damaged, .*: meta\.json: Expecting property name"):
+    with pytest.raises(
+        SystemExit, match=r"step-00000003 is damaged, .*: meta\.json: JSONDecodeError: Expecting property name"
+    ):
         checkpoints.read_meta(newest)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "junk": lambda path: path.write_bytes(b"x" * 999),
+    "another": lambda path: path.write_bytes(pickle.dumps([1, 2])),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", "meta.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_is_wrong_with_a_file_it_is_named_and_nothing_is_lost(tmp_path, file, damage):
+    model, optimizer = made(0)
+    for number in (3, 5):
+        checkpoints.save(tmp_path, number, model, optimizer, {"corpus": "abc"})
+    DAMAGES[damage](tmp_path / "step-00000005" / file)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    words = r"step-00000005 is damaged, and if it is moved away --resume goes on from step-00000003: "
+    named = r"\.metadata or a \.distcp file: " if file.endswith("distcp") else re.escape(f"{file}: ")
+    readers = {
+        "meta.json": (lambda: checkpoints.read_meta(checkpoints.latest(tmp_path)),),
+        ".metadata": (lambda: loaded(tmp_path), lambda: generating(tmp_path)),
+        "__0_0.distcp": (lambda: loaded(tmp_path),),
+    }[file]
+    for read in readers:
+        with pytest.raises(SystemExit, match=f"{words}{named}\\w+: ."):
+            read()
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+    shutil.move(tmp_path / "step-00000005", tmp_path / "away")
+    loaded(tmp_path)
+
+
+def loaded(out):
+    checkpoints.load(checkpoints.latest(out), *made(1))
+
+
+def generating(out):
+    checkpoints.load_model(checkpoints.latest(out), made(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", r"ValueError: it holds no entries, but \[1, 2\]"),
+        ("{}", "ValueError: its 'step' is None"),
+        ('{"step": 3, "model": 5}', "ValueError: its 'model' is 5"),
+        ("[" * 100000, "RecursionError"),
+    ],
+)
+def test_entries_that_are_missing_are_named(tmp_path, text, words):
+    checkpoints.save(tmp_path, 3, *made(0), {"model": {}})
+    (tmp_path / "step-00000003" / "meta.json").write_text(text)
+    with pytest.raises(SystemExit, match=rf"moved away training begins anew, .*: meta\.json: {words}"):
+        checkpoints.read_meta(checkpoints.latest(tmp_path), model=dict)
+
+
+def test_what_cannot_be_read_is_not_called_damaged():
+    for error in (PermissionError(errno.EACCES, "Permission denied"), torch.OutOfMemoryError("no memory")):
+        words = pytest.raises(SystemExit, match=r"^step-00000003 cannot be read: \.metadata: ")
+        with words, checkpoints.reading(Path("step-00000003"), ".metadata"):
+            raise error
 
 
 def test_the_newest_two_are_kept(tmp_path):
