@@ -107,20 +107,17 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
         offsets: integers (pieces + 1,) or (B, pieces + 1).
         length: L; by default the last offset (reading it waits for a GPU).
     """
-    return _found(offsets, _checked_length(offsets, length), starts=False)[0]
+    length = _checked_length(offsets, length)
+    if can_launch(offsets):
+        from maskloom.batches.documents_triton import ids_by_kernel  # here: not every torch comes with Triton
 
-
-@counting_writes
-def ids_and_starts(offsets: Tensor, length: int | None) -> tuple[Tensor, Tensor]:
-    """`ids_from_offsets`, and the start of each position's piece, L after the last piece: int32 (L,) both.
-
-    Args:
-        offsets: integers (pieces + 1,).
-        length: L; by default the last offset (reading it waits for a GPU).
-    """
-    ids, starts = _found(offsets, _checked_length(offsets, length), starts=True)
-    assert starts is not None
-    return ids, starts
+        return ids_by_kernel(offsets, length)
+    offsets = offsets if offsets.dtype == torch.int32 else offsets.to(torch.int64)
+    positions = torch.arange(length, dtype=offsets.dtype, device=offsets.device)
+    begun = torch.searchsorted(
+        offsets, positions.expand(*offsets.shape[:-1], -1).contiguous(), right=True, out_int32=True
+    )
+    return begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
 
 
 def _checked_length(offsets: Tensor, length: int | None) -> int:
@@ -134,22 +131,23 @@ def _checked_length(offsets: Tensor, length: int | None) -> int:
     return length
 
 
-def _found(offsets: Tensor, length: int, *, starts: bool) -> tuple[Tensor, Tensor | None]:
-    """Ids, and the starts where they are asked for."""
-    if can_launch(offsets):
-        from maskloom.batches.documents_triton import found_by_kernel  # here: not every torch comes with Triton
+@counting_writes
+def packed_tables(offsets: Tensor, length: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What a mask of consecutive pieces holds: `kept_offsets`, and int32 (L,) `ids_from_offsets` and the start of each
+    position's piece, which is L after the last piece.
 
-        return found_by_kernel(offsets, length, starts=starts)
-    offsets = offsets if offsets.dtype == torch.int32 else offsets.to(torch.int64)
-    positions = torch.arange(length, dtype=offsets.dtype, device=offsets.device)
-    begun = torch.searchsorted(
-        offsets, positions.expand(*offsets.shape[:-1], -1).contiguous(), right=True, out_int32=True
-    )
-    ids = begun % offsets.shape[-1] - 1  # behind the last piece all offsets have begun
-    if not starts:
-        return ids, None
+    Args:
+        offsets: integers (pieces + 1,).
+        length: L; by default the last offset (reading it waits for a GPU).
+    """
+    if can_launch(offsets):
+        from maskloom.batches.documents_triton import tables_by_kernel  # here: not every torch comes with Triton
+
+        return tables_by_kernel(offsets, _kept_entries(offsets), _checked_length(offsets, length))
+    ids = ids_from_offsets(offsets, length)
     is_last = torch.arange(len(offsets), device=offsets.device) == len(offsets) - 1
-    return ids, offsets.to(torch.int32).masked_fill(is_last, length)[ids]  # -1 reads the last one
+    starts = offsets.to(torch.int32).masked_fill(is_last, len(ids))[ids]  # -1 reads the last one
+    return kept_offsets(offsets), ids, starts
 
 
 _FEW_DOCUMENTS = 16
@@ -162,11 +160,15 @@ def kept_offsets(offsets: Tensor) -> Tensor:
     Batches with other numbers of documents then have tensors of the same shapes, so that what was recorded or compiled for one
     serves the next.
     """
-    documents = offsets.shape[0] - 1
-    if is_dynamic(documents) or documents <= _FEW_DOCUMENTS:
-        return offsets.clone()
-    most = 1 << (documents - 1).bit_length()
-    return torch.cat([offsets, offsets[-1:].expand(most - documents)])
+    more = _kept_entries(offsets) - len(offsets)
+    return offsets.clone() if more == 0 else torch.cat([offsets, offsets[-1:].expand(more)])
+
+
+def _kept_entries(offsets: Tensor) -> int:
+    entries = len(offsets)
+    if is_dynamic(entries) or entries <= _FEW_DOCUMENTS + 1:
+        return entries
+    return (1 << (entries - 2).bit_length()) + 1
 
 
 @counting_writes

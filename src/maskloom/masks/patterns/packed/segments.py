@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from maskloom.batches.documents import (
-    ids_and_starts,
     ids_from_positions,
-    kept_offsets,
+    packed_tables,
     positions_from_ids,
 )
 from maskloom.core.checks import (
@@ -207,7 +206,7 @@ def documents(
         return packed_cross_documents(offsets, kv_offsets, length, kv_length)
     if offsets is not None:
         table = checked_offsets(offsets)
-        return PackedDocuments(kept_offsets(table), *ids_and_starts(table, length))
+        return PackedDocuments(*packed_tables(table, length))
     refuse_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids).clone()
