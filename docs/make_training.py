@@ -67,12 +67,13 @@ def ranks() -> str:
     """Real tokens per second of the example on two GPUs, for each way to share the work."""
     rows = rows_of("train_lm_ranks")
     lines = [
-        "rows of | processes | real tokens per second | times one process | a loss differs by at most, nats a token"
+        "rows of | blocks | processes | real tokens per second | times one process | a loss differs by at most, nats a token"
     ]
     for row in rows:
         way = row["way"] if row["way"] == "one process" else f"2, `{row['way']}`"
         speed = f"{int(row['tokens_per_s']):,} | {float(row['speedup']):.2f}"
-        lines.append(f"{int(row['capacity']):,} | {way} | {speed} | {float(row['curve']):.4f}")
+        blocks = "compiled" if row["compiled"] == "True" else "eager"
+        lines.append(f"{int(row['capacity']):,} | {blocks} | {way} | {speed} | {float(row['curve']):.4f}")
     return table(lines) if rows else "Not measured yet."
 
 
