@@ -112,6 +112,10 @@ def ids_from_offsets(offsets: Tensor, length: int | None) -> Tensor:
         from maskloom.batches.documents_triton import ids_by_kernel  # here: not every torch comes with Triton
 
         return ids_by_kernel(offsets, length)
+    return _ids(offsets, length)
+
+
+def _ids(offsets: Tensor, length: int) -> Tensor:
     offsets = offsets if offsets.dtype == torch.int32 else offsets.to(torch.int64)
     positions = torch.arange(length, dtype=offsets.dtype, device=offsets.device)
     begun = torch.searchsorted(
@@ -140,14 +144,15 @@ def packed_tables(offsets: Tensor, length: int | None) -> tuple[Tensor, Tensor, 
         offsets: integers (pieces + 1,).
         length: L; by default the last offset (reading it waits for a GPU).
     """
+    length = _checked_length(offsets, length)
     if can_launch(offsets):
         from maskloom.batches.documents_triton import tables_by_kernel  # here: not every torch comes with Triton
 
-        return tables_by_kernel(offsets, _kept_entries(offsets), _checked_length(offsets, length))
-    ids = ids_from_offsets(offsets, length)
-    is_last = torch.arange(len(offsets), device=offsets.device) == len(offsets) - 1
-    starts = offsets.to(torch.int32).masked_fill(is_last, len(ids))[ids]  # -1 reads the last one
-    return kept_offsets(offsets), ids, starts
+        return tables_by_kernel(offsets, _kept_entries(offsets), length)
+    ids, entries = _ids(offsets, length), offsets.shape[0]
+    is_last = torch.arange(entries, device=offsets.device) == entries - 1
+    starts = offsets.to(torch.int32).masked_fill(is_last, length)[ids]  # -1 reads the last one
+    return _kept(offsets), ids, starts
 
 
 _FEW_DOCUMENTS = 16
@@ -160,12 +165,16 @@ def kept_offsets(offsets: Tensor) -> Tensor:
     Batches with other numbers of documents then have tensors of the same shapes, so that what was recorded or compiled for one
     serves the next.
     """
-    more = _kept_entries(offsets) - len(offsets)
+    return _kept(offsets)
+
+
+def _kept(offsets: Tensor) -> Tensor:
+    more = _kept_entries(offsets) - offsets.shape[0]
     return offsets.clone() if more == 0 else torch.cat([offsets, offsets[-1:].expand(more)])
 
 
 def _kept_entries(offsets: Tensor) -> int:
-    entries = len(offsets)
+    entries = offsets.shape[0]
     if is_dynamic(entries) or entries <= _FEW_DOCUMENTS + 1:
         return entries
     return (1 << (entries - 2).bit_length()) + 1

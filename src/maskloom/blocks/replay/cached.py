@@ -15,6 +15,9 @@ from maskloom.blocks.replay.recorder import record_replay
 from maskloom.core.cache import LRU
 from maskloom.core.torch_state import uncompiled
 
+MOST_KINDS = 1024
+"""Maximum number of plans, or recipes, in a cache. Batches of other lengths need others; each takes some 20 to 50 KiB of Python's objects."""
+
 MOST_BYTES = 1 << 26
 """Maximum bytes of constants in all cached plans: 64 MiB; the least recently used plan is dropped first."""
 
@@ -28,7 +31,7 @@ def _bytes_of(known: _Known) -> int:
     return known.nbytes if isinstance(known, ReplayPlan) else 0
 
 
-_plans: LRU[Hashable, _Known] = LRU(256, most_bytes=MOST_BYTES, nbytes=_bytes_of)
+_plans: LRU[Hashable, _Known] = LRU(MOST_KINDS, most_bytes=MOST_BYTES, nbytes=_bytes_of)
 
 
 def replay(

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 from maskloom.blocks.first_sight import at_first_sight
 from maskloom.blocks.index_tables import to_block_mask
 from maskloom.blocks.open_tiles import decide
-from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH
+from maskloom.blocks.replay.cached import MOST_BYTES, MOST_BYTES_EACH, MOST_KINDS
 from maskloom.blocks.replay.captured import CapturedCalls, Tensors, are_allowed
 from maskloom.blocks.replay.manner import manner
 from maskloom.blocks.replay.plan import ReplayPlan
@@ -142,7 +142,7 @@ _MOST_COPIED = 1 << 22
 
 def kinds_cache(most_bytes: int = MOST_BYTES) -> LRU[Hashable, Any]:
     """A cache of recipes by kind, or of what holds such a recipe, and says so by its ``nbytes``; of words too."""
-    return LRU(256, most_bytes=most_bytes, nbytes=lambda known: getattr(known, "nbytes", 0))
+    return LRU(MOST_KINDS, most_bytes=most_bytes, nbytes=lambda known: getattr(known, "nbytes", 0))
 
 
 _kinds: LRU[Hashable, RecipeOfKind | Literal["second time", "no kind"]] = kinds_cache()
