@@ -334,3 +334,71 @@ def test_it_trains_at_a_length_of_4096():
 def test_words(tensors, mask, error, words):
     with pytest.raises(error, match=words):
         loom.reference(*tensors, mask)
+
+
+REFUSED = {
+    "no tensor": ({"query": 3}, TypeError, r"^query is a tensor \(batch, heads, length, head dim\); got int$"),
+    "three dims": ({"query": torch.zeros(B, Q, D)}, ValueError, r"^query has shape .*; got \(2, 5, 11\)$"),
+    "integers": ({"value": torch.zeros(B, HKV, K, E, dtype=torch.int64)}, TypeError, "^value is float64.*got torch.int64$"),
+    "dtypes": ({"key": torch.zeros(B, HKV, K, D)}, ValueError, "^query, key and value have one dtype; got .* key torch.float32"),
+    "batches": (
+        {"key": torch.zeros(3, HKV, K, D, dtype=torch.float64)},
+        ValueError,
+        r"^query, key and value have one batch size; got .*key \(3, 3, 7, 11\)",
+    ),
+    "key heads": (
+        {"value": torch.zeros(B, 1, K, E, dtype=torch.float64)},
+        ValueError,
+        r"^key and value have the same heads and length; got .*value \(2, 1, 7, 13\)$",
+    ),
+    "heads": (
+        {"query": torch.zeros(B, 5, Q, D, dtype=torch.float64)},
+        ValueError,
+        r"^the query heads are a multiple of the key heads; got query \(2, 5, 5, 11\)",
+    ),
+    "head dims": (
+        {"query": torch.zeros(B, H, Q, E, dtype=torch.float64)},
+        ValueError,
+        r"^query and key have the same head dim; got query \(2, 6, 5, 13\)",
+    ),
+    "nothing": (
+        {"query": torch.zeros(B, H, 0, D, dtype=torch.float64)},
+        ValueError,
+        r"^there is nothing to attend to in an empty tensor; got query \(2, 6, 0, 11\)",
+    ),
+    "meta": ({name: torch.zeros(B, H, Q, D, device="meta") for name in ("query", "key", "value")}, ValueError, "meta device"),
+    "no mask": ({"mask": 3}, TypeError, "^a mask is a function"),
+    "block mask of other rows": (
+        {"mask": loom.block_mask(loom.lengths([3, 2, 1]), Q, K)},
+        ValueError,
+        "^the block mask is for 3 batch rows; the attention has 2",
+    ),
+    "no score_mod": ({"score_mod": 3}, TypeError, "score_mod"),
+    "score_mod of other heads": ({"score_mod": loom.scores.alibi(3)}, ValueError, "is for 3 query heads; the attention has 6"),
+    "scale in words": ({"scale": "1"}, TypeError, "^scale is a number, or None for .*; got '1'$"),
+    "scale, a bool": ({"scale": True}, TypeError, "^scale is a number, or None for .*; got True$"),
+    "scale, a tensor": ({"scale": torch.tensor(0.5)}, TypeError, "^scale is a number; by a tensor, .* multiply the query$"),
+    "infinite scale": ({"scale": math.inf}, ValueError, "^scale is a finite number; got inf$"),
+    "sinks, integers": ({"sinks": torch.ones(H, dtype=torch.int64)}, TypeError, r"^sinks is a floating point tensor \(H,\)"),
+    "sinks of other heads": ({"sinks": torch.zeros(3)}, ValueError, r"^sinks has shape \(H,\) = \(6,\)"),
+    "sinks elsewhere": ({"sinks": torch.zeros(H, device="meta")}, ValueError, "^the sinks are on meta and the attention on cpu$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_refuses_what_attend_refuses(tensors, name):
+    """In the same words, and before any work."""
+    changed, error, words = REFUSED[name]
+    given = dict(zip(("query", "key", "value"), tensors, strict=True)) | changed
+    for function in (loom.reference, loom.attend):
+        with pytest.raises(error, match=words):
+            function(**given)
+
+
+def test_a_mask_may_declare_longer_rows(tensors):
+    """`reference` has no offset that would say that these are the first positions."""
+    query, key, value = (tensor[:, :, :3] for tensor in tensors)
+    mask = loom.lengths([5, 2])
+    torch.testing.assert_close(
+        loom.reference(query, key, value, mask)[0], loom.attend(query, key, value, mask, q_offset=0)
+    )

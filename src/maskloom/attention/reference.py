@@ -7,8 +7,15 @@ at once; `reference` runs that on some rows of queries at a time, so that it tra
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.checks import placed_beside
-from maskloom.attention.merge import check_sinks, with_sinks
+from maskloom.attention.checks import (
+    check_mask_fits,
+    check_options,
+    check_score_mod_fits,
+    checked_scale,
+    checked_tensors,
+    placed_beside,
+)
+from maskloom.attention.merge import with_sinks
 from maskloom.attention.written_out import attention_in_chunks
 from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.program.program import MaskMod
@@ -50,29 +57,31 @@ def reference(
             (gpt-oss). See `maskloom.attention.merge.with_sinks`.
 
     Raises:
-        TypeError: a table that is neither bool nor additive, sinks that are not floating point, a score_mod that gives no score.
-        ValueError: heads that do not divide, a mask for other sizes, not one sink for each head.
+        TypeError, ValueError: as `attend`, which checks its arguments in the same way, but that a mask may declare rows longer than
+            these.
 
     Returns:
         The output (B, H, Q, E) in the dtype of query, and the log-sum-exp (natural logarithm) of each query's scores
         (B, H, Q), in float32 where that is a half type. A query that sees nothing has output 0, log-sum-exp -inf (or the
         sink), and gradients 0.
     """
-    mask = _checked_mask(mask, query, key)
-    if score_mod is not None:
-        score_mod = placed_beside(mask, score_mod)
-    if sinks is not None:
-        check_sinks(sinks, query.shape[1])
+    query, key, value = checked_tensors(query, key, value)
+    check_options(query, None, sinks, None)
+    mask, score_mod = checked_mask_and_score_mod(mask, score_mod, query, key)
+    scale = checked_scale(scale)
     out, lse = attention_in_chunks(query, key, value, mask, score_mod=score_mod, scale=scale)
     return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
 
-def _checked_mask(mask: BlockMask | MaskMod | Tensor | None, query: Tensor, key: Tensor) -> BlockMask | MaskMod | None:
-    """The mask, a table as one; the sizes of a table and of a BlockMask checked."""
-    batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[-2]
-    if isinstance(mask, BlockMask) and tuple(mask.seq_lengths) != (q_len, kv_len):
-        raise ValueError(
-            f"the block mask is for lengths (Q, K) = {tuple(mask.seq_lengths)}; the attention has {(q_len, kv_len)}"
-        )
-    return as_mask_of(mask, Sizes(batch, heads, q_len, kv_len)) if isinstance(mask, Tensor) else mask
+def checked_mask_and_score_mod(
+    mask: BlockMask | MaskMod | Tensor | None, score_mod: ScoreMod | None, query: Tensor, key: Tensor
+) -> tuple[BlockMask | MaskMod | None, ScoreMod | None]:
+    """The mask, a table as one, and the score mod as it is beside it; a TypeError or ValueError if they do not fit these tensors."""
+    (batch, heads, q_len, _), kv_len = query.shape, key.shape[2]
+    if isinstance(mask, Tensor):
+        mask = as_mask_of(mask, Sizes(batch, heads, q_len, kv_len))
+    if score_mod is not None:
+        score_mod = placed_beside(mask, score_mod)
+    check_mask_fits(mask, batch, heads, q_len, kv_len, query.device)
+    check_score_mod_fits(score_mod, heads, query.device)
+    return mask, score_mod

@@ -4,21 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskloom.attention.checks import (
-    check_mask_fits,
-    check_options,
-    check_score_mod_fits,
-    checked_query_and_key,
-    checked_scale,
-    placed_beside,
-)
+from maskloom.attention.checks import check_options, checked_query_and_key, checked_scale
 from maskloom.attention.chunks import in_chunks
+from maskloom.attention.reference import checked_mask_and_score_mod
 from maskloom.attention.written_out import CHUNK, attention_scores, probabilities
 from maskloom.core import captures
 from maskloom.core.cache import tensors_of
 from maskloom.core.torch_state import without_autocast
 from maskloom.core.words import brief
-from maskloom.masks.in_place import Sizes, as_mask_of
 from maskloom.program.program import MaskMod
 from maskloom.scores.base import ScoreMod
 
@@ -57,15 +50,9 @@ def attention_weights(
         TypeError, ValueError: as `attend`; rows that are no slice of these queries, or empty.
     """
     query, key = checked_query_and_key(query, key)
-    batch, heads, q_len, _ = query.shape
     check_options(query, None, sinks, None)
-    start, stop = _bounds(rows, q_len)
-    if isinstance(mask, Tensor):
-        mask = as_mask_of(mask, Sizes(batch, heads, q_len, key.shape[2]))
-    if score_mod is not None:
-        score_mod = placed_beside(mask, score_mod)
-    check_mask_fits(mask, batch, heads, q_len, key.shape[2], query.device)
-    check_score_mod_fits(score_mod, heads, query.device)
+    start, stop = _bounds(rows, query.shape[2])
+    mask, score_mod = checked_mask_and_score_mod(mask, score_mod, query, key)
     scale = checked_scale(scale)
 
     def some_rows(query: Tensor, key: Tensor, _: Tensor, first: int) -> tuple[Tensor]:
