@@ -1,4 +1,4 @@
-"""Whether all ranks ask for the same plan: what differs is named before anything is planned."""
+"""Whether all ranks ask for the same: what differs is named before anything is done."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,8 +18,11 @@ Facts = Mapping[str, Any]
 """What a rank asks for, by name, as `Said`; under ``error`` why it asks for nothing. Other entries are not compared."""
 
 
-def agree(facts: Facts, mesh: DeviceMesh) -> list[Facts]:
+def agree(facts: Facts, mesh: DeviceMesh, law: str, verb: str) -> list[Facts]:
     """Compare what all ranks of a mesh ask for. Collective; where the group has a CPU backend, no device is waited for.
+
+    Args:
+        law, verb: in the words of errors, what is the same on all ranks, and what a rank cannot do that refuses its arguments.
 
     Returns:
         The facts of all ranks, in the order of the mesh.
@@ -33,7 +36,7 @@ def agree(facts: Facts, mesh: DeviceMesh) -> list[Facts]:
         return everyones
     for rank, others in enumerate(everyones):
         if others["error"] is not None:
-            raise ValueError(f"rank {rank} of the mesh cannot plan: {others['error']}")
+            raise ValueError(f"rank {rank} of the mesh cannot {verb}: {others['error']}")
     for name, said in everyones[0].items():
         if not isinstance(said, Said):
             continue
@@ -41,8 +44,7 @@ def agree(facts: Facts, mesh: DeviceMesh) -> list[Facts]:
         if differs:
             rank = differs[0]
             raise ValueError(
-                f"the ranks of a mesh plan the same; {name} differs: rank 0 has {said.words}, rank {rank} has "
-                f"{everyones[rank][name].words}"
+                f"{law}; {name} differs: rank 0 has {said.words}, rank {rank} has {everyones[rank][name].words}"
             )
     return everyones
 

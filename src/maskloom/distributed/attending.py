@@ -16,10 +16,12 @@ from maskloom.attention.request import Attended
 from maskloom.core import captures
 from maskloom.core.checks import head_offset
 from maskloom.core.words import brief
+from maskloom.distributed.agreement import Said
 from maskloom.distributed.coordinates import placed_score
-from maskloom.distributed.dtensors import local_of, local_sinks, wrapped
+from maskloom.distributed.dtensors import Local, local_of, local_sinks, wrapped
 from maskloom.distributed.exchange.early import Gather, begun, ended
 from maskloom.distributed.part import Overlap, Part
+from maskloom.distributed.tensor_kinds import compared, kind_of
 from maskloom.scores.base import ScoreMod
 
 if TYPE_CHECKING:
@@ -43,32 +45,71 @@ class Offsets(NamedTuple):
     h: int | None
 
 
+class Given(NamedTuple):
+    """What `Plan.attend` is given, checked.
+
+    Attributes:
+        query, key, value: this rank's part of DTensors; in autocast's dtype where it is on.
+        hidden: padding to be cleaned; None: none is.
+        local: how DTensors are shared; None of plain tensors.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    offsets: Offsets
+    asked: Asked
+    hidden: Hidden | None
+    local: Local | None
+
+
 def attended(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | None, asked: Asked) -> Any:
     """What `Plan.attend` returns."""
-    if not any(map(captures.is_dtensor, (query, key, value))):
-        found = _attended(plan, query, key, value, Offsets(None, _checked_offset(h_offset)), asked)
-        return found.out if asked.return_aux is None else (found.out, AuxOutput(lse=found.lse))
-    if h_offset is not None:
-        raise ValueError("of DTensors the first head is known: give no h_offset")
-    local = local_of(query, key, value)
-    asked = asked._replace(sinks=local_sinks(asked.sinks, local, local.query.shape[1], query.shape[1]))
-    found = _attended(plan, local.query, local.key, local.value, Offsets(local.b_offset, local.h_offset), asked)
-    out = wrapped(found.out, local)
-    if asked.return_aux is None:
-        return out
-    return out, AuxOutput(lse=None if found.lse is None else wrapped(found.lse, local))
+    query, key, value, offsets, asked, hidden, local = compared(
+        plan.comparison,
+        plan.mesh,
+        lambda: _checked(plan, query, key, value, h_offset, asked),
+        lambda given: _facts(plan, given),
+    )
+    if hidden is not None:
+        query, key, value = cleaned(query, key, value, hidden)
+    found = _by_part(plan.part, query, key, value, offsets, asked)
+    if hidden is not None:
+        found = zero_hidden_gradients(found, hidden)
+    out, lse = found if local is None else (None if one is None else wrapped(one, local) for one in found)
+    return out if asked.return_aux is None else (out, AuxOutput(lse=lse))
 
 
-def _attended(plan: "Plan", query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:
+def _checked(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | None, asked: Asked) -> Given:
+    """The arguments of `Plan.attend`, or a TypeError or ValueError if they do not fit each other or the plan."""
+    local = None
+    if any(map(captures.is_dtensor, (query, key, value))):
+        if h_offset is not None:
+            raise ValueError("of DTensors the first head is known: give no h_offset")
+        local = local_of(query, key, value)
+        asked = asked._replace(sinks=local_sinks(asked.sinks, local, local.query.shape[1], query.shape[1]))
+        query, key, value = local.query, local.key, local.value
+    offsets = Offsets(None, _checked_offset(h_offset)) if local is None else Offsets(local.b_offset, local.h_offset)
     query, key, value = checked_tensors(query, key, value)
     _check_fits(plan, query, key, offsets)
     check_options(query, asked.return_aux, asked.sinks, asked.passed["kernel_options"])
     check_score_mod_fits(asked.score_mod, plan.sizes.heads, query.device)
     hidden = _known_hidden(plan, offsets.b, query.shape[0]) if asked.clean_padding else None
-    if hidden is not None:
-        query, key, value = cleaned(query, key, value, hidden)
-    found = _by_part(plan.part, query, key, value, offsets, asked)
-    return found if hidden is None else zero_hidden_gradients(found, hidden)
+    return Given(query, key, value, offsets, asked, hidden, local)
+
+
+def _facts(plan: "Plan", given: Given) -> dict[str, Said]:
+    """What of the arguments must be the same on all ranks, because of what they exchange."""
+    b_offset, h_offset = (first or 0 for first in given.offsets)
+    found = {
+        **kind_of(given.query, given.key, given.value),
+        "the first batch row": Said(b_offset, str(b_offset)),
+        "h_offset": Said(h_offset, str(h_offset)),
+    }
+    if plan.scheme.parts > 1:  # the log-sum-exp goes back to the ranks of its rows
+        wanted = given.asked.return_aux is not None and given.asked.return_aux.lse
+        found["return_aux"] = Said(wanted, "the log-sum-exp" if wanted else "no log-sum-exp")
+    return found
 
 
 def _by_part(part: Part, query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:

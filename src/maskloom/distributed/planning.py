@@ -20,6 +20,7 @@ from maskloom.distributed.report import Report
 from maskloom.distributed.sequence_plan import Plan
 from maskloom.distributed.sharing.layout import layout_of
 from maskloom.distributed.sharing.scheme import Scheme, StrategyName
+from maskloom.distributed.tensor_kinds import comparison_of
 from maskloom.masks.algebra import Mask
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
 from maskloom.masks.patterns.shift import shifted
@@ -75,7 +76,7 @@ def plan(
         "overlap": overlap,
     }  # fmt: skip
     facts, asked = _facts(mask, length, [mesh.size(dim) for dim in range(mesh.ndim)], options)
-    everyones = agree(facts, mesh)
+    everyones = agree(facts, mesh, "the ranks of a mesh plan the same", "plan")
     if isinstance(asked, Exception):
         raise asked
     return _kept(asked._replace(is_window=all(others["is_window"] for others in everyones)), mesh)
@@ -141,6 +142,7 @@ def _kept(asked: Asked, mesh: DeviceMesh) -> Plan:
 
 
 def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
+    comparison = comparison_of(mesh, asked.heads, asked.batch, asked.head_dim, asked.itemsize)
     found = weighed(asked, [mesh.size(dim) for dim in range(mesh.ndim)])
     (tiles, sizes, schemes), chosen = found, found.best
     device, place = _device_of(mesh), _place(chosen, mesh)
@@ -153,8 +155,8 @@ def _planned(asked: Asked, mesh: DeviceMesh) -> Plan:
     whole = Whole(_gathering_order(place), sent_to(layout.places(), device), sent_to(own, device))
     return Plan(
         part.mask, mesh, sizes.length, chosen.rows, whole.positions, sent_to(own < 0, device),
-        chosen, sizes, tiles.batch, _hidden(part.mask, asked.q_offset, sizes.length, whole.positions), part, whole,
-        Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes, part.overlap is not None), asked.q_offset,
+        chosen, sizes, tiles.batch, _hidden(part.mask, asked.q_offset, sizes.length, whole.positions), part,
+        comparison, whole, Report(chosen, schemes, asked.refused, asked.named, tiles.unit, sizes, part.overlap is not None), asked.q_offset,
     )  # fmt: skip
 
 

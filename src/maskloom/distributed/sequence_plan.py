@@ -19,6 +19,7 @@ from maskloom.distributed.exchange.rows import Whole, checked_dim, checked_fill,
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
 from maskloom.distributed.sharing.scheme import Scheme, Sizes
+from maskloom.distributed.tensor_kinds import Comparison
 from maskloom.masks.algebra import Mask
 from maskloom.nn.shared_sequence import SharedSequence
 from maskloom.scores.base import ScoreMod
@@ -39,6 +40,7 @@ class Plan(SharedSequence):
         scheme, sizes: what was chosen, and for what.
         hidden: padding of the mask at this rank's rows; None where the mask does not say it.
         part: what this rank does.
+        comparison: whether ranks have compared what they give to `attend`.
     """
 
     mask: Mask
@@ -52,6 +54,7 @@ class Plan(SharedSequence):
     batch: int | None
     hidden: Hidden | None
     part: Part
+    comparison: Comparison
     _whole: Whole
     _report: Report
     q_offset: int = 0
@@ -181,6 +184,10 @@ class Plan(SharedSequence):
         Mask, score_mod, sinks and dropout see the batch rows, heads and positions of the whole. A gradient of something
         that ranks share (sinks, tables of a score_mod) is this rank's part; the sum over ranks is the whole gradient.
 
+        The first call on a mesh, for each ``heads``, ``batch``, ``head_dim`` and size of ``dtype`` that was planned for, compares among the
+        ranks what must be the same on all: dtype, batch size, heads, key heads, head dims, offsets. Later calls compare nothing, so that none
+        waits: there they must be the same, too.
+
         Inside torch.compile the graph breaks here, and goes on behind it.
 
         Args:
@@ -198,7 +205,8 @@ class Plan(SharedSequence):
             (B, H, rows, E); with ``return_aux`` a pair of that and torch's AuxOutput, ``lse`` (B, H, rows).
 
         Raises:
-            TypeError, ValueError: what does not fit, before anything is sent.
+            TypeError, ValueError: what does not fit, before anything is exchanged. At a call that compares also, on every rank,
+                what differs among ranks, or what another rank refuses.
         """
         options = {
             "scale": scale, "backend": backend, "dropout": dropout, "dropout_seed": dropout_seed,
