@@ -13,6 +13,7 @@ import operator
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from maskloom.attention.backends.base import BackendName
 from maskloom.attention.reference import reference
 from maskloom.blocks.dense import dense_of
 from maskloom.core import captures
+from maskloom.core.checks import count
 from maskloom.masks.algebra import Mask
 from maskloom.masks.known_padding import known_hidden_queries, known_padding
+from maskloom.program.mask_program import dependence_on
 from maskloom.program.program import MaskMod
 
 __all__ = [
@@ -34,6 +37,8 @@ __all__ = [
     "check_dense",
     "check_broadcasting",
     "check_algebra",
+    "check_padding",
+    "check_shifts",
     "check_value",
     "check_repr",
     "check_tracing",
@@ -60,18 +65,23 @@ def check_mask(
     Args:
         mask: a `Mask`, or a plain mask_mod. A plain function, alone or in a Mask, need not broadcast, be a value or
             pickle.
-        q_len, kv_len: the lengths of the check, within the tables that the mask reads.
-        batch, heads: B and H, if the mask's tables do not have them.
+        q_len, kv_len: the lengths of the check, at least 1, within the tables that the mask reads.
+        batch, heads: B and H, at least 1, if the mask's tables do not have them.
         device: the device of the mask's tensors; by default it is found.
         compile_backend: the backend of torch.compile: "eager" checks tracing alone (a second), "inductor" also runs the
             kernel (10 s on the CPU).
+
+    Raises:
+        AssertionError: a law that is broken. TypeError, ValueError: sizes that do not fit the mask, or of which nothing can be checked.
     """
     sizes = _Sizes(q_len, kv_len, batch, heads, device)
     given, mask = mask, loom.as_mask(mask)
     check_dense(mask, sizes)
     check_algebra(mask, sizes)
+    check_padding(mask, sizes)
     if isinstance(given, Mask) and not captures.holds_code(mask):
         check_broadcasting(mask, sizes)
+        check_shifts(mask, sizes)
         check_value(mask)
         check_repr(mask)
     check_tracing(given, sizes, compile_backend)
@@ -83,10 +93,18 @@ class _Sizes:
     def __init__(
         self, q_len: int, kv_len: int, batch: int | None, heads: int | None, device: torch.device | str | None
     ) -> None:
-        self.q_len, self.kv_len, self.batch, self.heads = q_len, kv_len, batch, heads
+        self.q_len, self.kv_len = count("q_len", q_len, least=1), count("kv_len", kv_len, least=1)
+        self.batch = None if batch is None else count("batch", batch, least=1, of="batch rows")
+        self.heads = None if heads is None else count("heads", heads, least=1, of="heads")
         self.device = device
 
     def dense(self, mask: Mask) -> Tensor:
+        table = self._dense(mask)
+        if not table.numel():
+            raise ValueError(f"a mask of no batch rows keeps every law; give one whose tables have some; got {mask!r}")
+        return table
+
+    def _dense(self, mask: Mask) -> Tensor:
         return mask.dense(self.q_len, self.kv_len, batch=self.batch, heads=self.heads, device=self.device)
 
 
@@ -111,10 +129,8 @@ def check_broadcasting(mask: Mask, sizes: _Sizes) -> None:
         for dim, size in enumerate(table.shape)
     )
     words = "broadcasting gives what vmap gives"
-    try:
+    with _as_law(words, Exception):
         answer = mask(b, h, q_idx, kv_idx).expand_as(table)
-    except Exception as error:
-        raise AssertionError(f"broken law of masks: {words}") from error
     _law(words, torch.equal(answer, table))
 
 
@@ -136,6 +152,85 @@ def check_algebra(mask: Mask, sizes: _Sizes) -> None:
     _law("m & everything is m", mask & loom.everything == mask)
     _law("m | nothing is m", mask | loom.nothing == mask)
     _law("m ^ nothing is m", mask ^ loom.nothing == mask)
+
+
+def check_padding(mask: Mask, sizes: _Sizes) -> None:
+    """What is known to be padding sees nothing and is not seen; it is the same from position 2 on. (See `PaddingMask`.)"""
+    _check_known(mask, sizes.dense(mask))
+    q_len, kv_len = sizes.q_len - 2, sizes.kv_len - 2
+    if min(q_len, kv_len) < 1:
+        return
+    keys, queries = known_padding(mask, sizes.kv_len), known_hidden_queries(mask, sizes.q_len)
+    for two in (2, torch.tensor(2, device=captures.device_of(mask))):
+        later = loom.masks.shifted(mask, q_offset=two, kv_offset=two)
+        with _as_law("hidden_keys and hidden_queries take a length and the first position", TypeError):
+            later_keys, later_queries = known_padding(later, kv_len), known_hidden_queries(later, q_len)
+        _law("hidden_keys from position 2 on are those of the whole", _same(later_keys, keys))
+        _law("hidden_queries from position 2 on are those of the whole", _same(later_queries, queries))
+
+
+def _same(later: Tensor | None, whole: Tensor | None) -> bool:
+    return later is whole is None or (later is not None and whole is not None and torch.equal(later, whole[:, 2:]))
+
+
+def _check_known(mask: Mask, table: Tensor) -> None:
+    """A table of the mask shows nothing of what is known to be padding."""
+    (batch, _, q_len, kv_len) = table.shape
+    keys, queries = known_padding(mask, kv_len), known_hidden_queries(mask, q_len)
+    for words, hidden, length in (("hidden_keys", keys, kv_len), ("hidden_queries", queries, q_len)):
+        fits = hidden is None or (hidden.dtype == torch.bool and tuple(hidden.shape) in {(1, length), (batch, length)})
+        _law(f"{words} is bool, (B or 1, length)", fits)
+    _law("nothing sees a key that is known to be padding", keys is None or not (table & keys[:, None, None]).any())
+    _law("what is known to be padding sees nothing", queries is None or not (table & queries[:, None, :, None]).any())
+
+
+def check_shifts(mask: Mask, sizes: _Sizes) -> None:
+    """Under `shifted` a mask says the same at positions from 0 on, shows no key before 0 if it knows padding, and reads no table there.
+
+    A class of your own that reads tables need not answer for positions before 0: where it derives from neither `Tabled` nor `PaddingMask`,
+    and does not define ``signed``, this is not checked.
+    """
+    for part in _parts_of(mask):
+        held = (_knows_sign(one) for one in _parts_of(part) if one is not part)
+        _law(f"{type(part).__name__} calls signed of the masks that it holds", _knows_sign(part) or not any(held))
+    if not all(map(_answers_before_zero, _parts_of(mask))):
+        return
+    table, mask = sizes.dense(mask).cpu(), mask.to("cpu")  # to read before a table on a GPU would end the process
+    batch, heads, q_len, kv_len = table.shape
+    for before in (-2, torch.tensor(-2), -2 - _longest_table(mask)):
+        moved, first = loom.masks.shifted(mask, q_offset=before, kv_offset=before), -int(before)
+        with _as_law("under shifted nothing is read before position 0", IndexError, RuntimeError):
+            found = moved.dense(q_len, kv_len, batch=batch, heads=heads, device="cpu")
+        whole = table[:, :, : max(0, q_len - first), : max(0, kv_len - first)]
+        _law(
+            "under shifted a mask says the same at positions from 0 on", torch.equal(found[:, :, first:, first:], whole)
+        )
+        _check_known(moved, found)
+        keys = known_padding(moved, kv_len)
+        _law("hidden_keys hides keys before position 0", keys is None or bool(keys[:, :first].all()))
+
+
+def _knows_sign(mask: Mask) -> bool:
+    return type(mask).signed is not Mask.signed
+
+
+def _answers_before_zero(mask: Mask) -> bool:
+    return mask.is_ours or _knows_sign(mask) or not any(isinstance(field, Tensor) for field in vars(mask).values())
+
+
+def _longest_table(mask: Mask) -> int:
+    """The largest table that a mask reads by position; 0 if it reads none."""
+    sizes = dependence_on(mask, torch.device("cpu")).sizes
+    return max((int(size) for index in ("q_idx", "kv_idx") for size in sizes[index]), default=0)
+
+
+@contextmanager
+def _as_law(words: str, *errors: type[Exception]) -> Iterator[None]:
+    """Such an error, as that of a law."""
+    try:
+        yield
+    except errors as error:
+        raise AssertionError(f"broken law of masks: {words}") from error
 
 
 def check_value(mask: Mask) -> None:
@@ -161,25 +256,30 @@ def check_repr(mask: Mask) -> None:
     if captures.tensors(mask):
         return
     words = "repr evaluates to an equal mask"
-    try:
+    with _as_law(f"{words}, with the names of the module of its class", Exception):
         again = eval(repr(mask), _names_of(mask))
-    except Exception as error:
-        raise AssertionError(f"broken law of masks: {words}, with the names of the module of its class") from error
     _law(words, again == mask)
 
 
 def _names_of(mask: Mask) -> dict[str, object]:
     """The public names, and those of the modules that classes of the mask's parts come from."""
     names = public_names()
-    parts: list[Any] = [mask]
-    while parts:
-        part = parts.pop()
+    for part in _parts_of(mask):
         module = sys.modules.get(type(part).__module__)
         if module is not None and not module.__name__.startswith("maskloom."):
             names |= vars(module)
+    return names
+
+
+def _parts_of(mask: Mask) -> Iterator[Mask]:
+    """The mask, and every mask that it holds, at any depth."""
+    parts: list[Any] = [mask]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mask):
+            yield part
         held = vars(part).values() if dataclasses.is_dataclass(part) else part if isinstance(part, tuple) else ()
         parts += [one for one in held if isinstance(one, (Mask, tuple))]
-    return names
 
 
 def check_tracing(mask: MaskMod, sizes: _Sizes, compile_backend: str = "eager") -> None:
@@ -258,9 +358,7 @@ def _agreed(mask: Mask, sizes: "_Sizes") -> Tensor:
     blocks = loom.block_mask(mask, sizes.q_len, sizes.kv_len, batch=sizes.batch, heads=sizes.heads, block_size=4)
     for name, other in _results(mask, blocks, table.shape, sizes):
         _law(f"{name} says what dense says", torch.equal(other.expand_as(table), table))
-    keys, queries = known_padding(mask, sizes.kv_len), known_hidden_queries(mask, sizes.q_len)
-    _law("nothing sees a key that is known to be padding", keys is None or not (table & keys[:, None, None]).any())
-    _law("what is known to be padding sees nothing", queries is None or not (table & queries[:, None, :, None]).any())
+    _check_known(mask, table)
     return table
 
 
