@@ -89,6 +89,68 @@ def test_what_is_no_int_is_refused(name, kind):
             CALLS[name](kind)
 
 
+X = torch.zeros(2, 3, 5, 7)
+
+OF_LISTS = {  # what each takes, made of numbers of a kind, among others
+    "lengths": lambda i: loom.lengths([i(1), 2]),
+    "lengths of keys": lambda i: loom.lengths([5, 2], (3, i(1))),
+    "prefix": lambda i: loom.prefix([2, i(1)]),
+    "key_range": lambda i: loom.masks.key_range([i(1), 2], 5),
+    "documents": lambda i: loom.documents([[0, 0], [i(1), 2]]),
+    "offsets": lambda i: loom.documents(offsets=[0, i(1), 3]),
+    "position_ids": lambda i: loom.documents(position_ids=[0, i(1), 2]),
+    "shared_prefix": lambda i: loom.masks.shared_prefix(3, [i(1), 2]),
+    "turns": lambda i: loom.masks.turns(ids=[0, i(1)], visible=[[True, False], [True, True]]),
+    "tree": lambda i: loom.masks.tree([-1, 0, i(1)]),
+    "prefixes of trees": lambda i: loom.masks.tree([-1, 0], prefix=[i(1), 2]),
+    "beams": lambda i: loom.masks.beams([[-1, -1], [0, i(1)]]),
+    "mixed_modal": lambda i: loom.masks.mixed_modal([-1, i(1)]),
+    "flamingo": lambda i: loom.masks.flamingo([True, False], media_ids=[0, i(1)]),
+    "top_k_blocks": lambda i: loom.masks.top_k_blocks([[0], [i(1)]], 5, key_blocks=3),
+    "from_edges": lambda i: loom.masks.from_edges([i(1), 2], [0, 1]),
+    "global_tokens": lambda i: loom.masks.global_tokens([i(1), 2]),
+    "grid_window": lambda i: loom.masks.grid_window((5, 7), (i(1), 2)),
+    "shifted": lambda i: loom.masks.shifted(loom.causal, q_offset=(i(1), 2)),
+    "shifted_score": lambda i: loom.scores.shifted_score(loom.scores.alibi(4), q_offset=[2, i(1)]),
+    "relative_bias": lambda i: loom.scores.relative_bias(torch.zeros(2, 4), buckets=[0, i(1), 2]),
+    "attend": lambda i: loom.attend(X, X, X, loom.causal, q_offset=(i(1), 2)),
+    "block_mask": lambda i: loom.block_mask(loom.causal, 3, 5, batch=2, q_offset=(i(1), 2), device="cpu").kv_indices,
+    "pads_from_lengths": lambda i: loom.batches.pads_from_lengths([i(1), 2], 5),
+    "pads_from_tokens": lambda i: loom.batches.pads_from_tokens([[i(1), 2]], 2),
+    "offsets_from_lengths": lambda i: loom.batches.offsets_from_lengths([i(1), 2]),
+    "lengths_from_offsets": lambda i: loom.batches.lengths_from_offsets([0, i(1)]),
+    "pack": lambda i: loom.batches.pack(torch.zeros(2, 3), [i(1), 2]).values,
+    "pack_lengths": lambda i: loom.batches.pack_lengths([i(1), 2], 5),
+    "row_slices": lambda i: [piece for _, piece in loom.batches.row_slices([[0, i(1)]], [3, 2], 5)[0]],
+    "lengths of rows": lambda i: loom.batches.row_slices([[0, 1]], [i(1), 2], 5),
+    "fill": lambda i: loom.batches.fill([[0, 1]], [i(1), 2], 5),
+}
+
+
+@pytest.mark.parametrize("name", OF_LISTS)
+def test_a_bool_in_a_list_is_no_int(name):
+    """torch and NumPy take it for 1 beside numbers."""
+    assert same(OF_LISTS[name](int), OF_LISTS[name](np.int64))
+    for kind in (bool, np.bool_, lambda number: torch.tensor(bool(number))):
+        with pytest.raises(TypeError, match=r"True|bool"):
+            OF_LISTS[name](kind)
+
+
+def test_words_of_a_bool_in_a_list():
+    with pytest.raises(TypeError, match=r"^lens are integers, and not numbers and bools together; got \[True, 2\]$"):
+        loom.lengths([True, 2])
+    with pytest.raises(
+        TypeError, match=r"^q_offset are integers, and not numbers and bools together; got \(True, 2\)$"
+    ):
+        loom.attend(X, X, X, loom.causal, q_offset=(True, 2))
+    with pytest.raises(TypeError, match=r"^lens are integers; got torch\.bool$"):
+        loom.lengths([True, False])
+    with pytest.raises(TypeError, match=r"^table are bools, and not numbers and bools together; got \[\[True, 0\]\]$"):
+        loom.masks.from_dense([[True, 0]])
+    with pytest.raises(TypeError, match=r"^rows hold indices, ints; row 1 is \[1.0\]$"):
+        loom.batches.fill([[0], [1.0]], [3, 2], 5)
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
 def test_numpy_floats_are_floats(kind):
     assert loom.scores.softcap(kind(0.5)) == loom.scores.softcap(0.5)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskloom.core.checks import count, length_table, positive
+from maskloom.core.checks import count, length_table, positive, refuse_bools_among_numbers
 from maskloom.core.words import brief
 
 Method = Literal["best_fit", "next_fit"]
@@ -105,6 +105,8 @@ def fill(rows: Sequence[Sequence[int]], lengths: Sequence[int] | Tensor, capacit
 
 def _check_rows(rows: Sequence[Sequence[int]], number: int) -> None:
     for row, indices in enumerate(rows):
+        if not all(kind is int or issubclass(kind, np.integer) for kind in set(map(type, indices))):
+            raise TypeError(f"rows hold indices, ints; row {row} is {brief(indices)}")
         if indices and not 0 <= min(indices) <= max(indices) < number:
             raise IndexError(f"rows hold indices of {number} lengths, from 0 on; row {row} is {brief(indices)}")
 
@@ -115,6 +117,7 @@ def lengths_on_host(lengths: Sequence[int] | Tensor) -> Ints:
         raise TypeError(f"lengths are integers, a tensor or a list of them; got {brief(lengths)}")
     if not isinstance(lengths, Tensor) and len(lengths) == 0:
         return np.zeros(0, np.int64)
+    refuse_bools_among_numbers("lengths", lengths, "integers")
     if not isinstance(lengths, Tensor) and (array := np.asarray(lengths)).dtype.kind in "ui":
         lengths = torch.from_numpy(array.astype(np.int64))  # on the CPU, whatever the default device
     return length_table("lengths", lengths).cpu().numpy().astype(np.int64)

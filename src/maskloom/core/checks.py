@@ -188,6 +188,7 @@ def integers(name: str, value: Any) -> Tensor:
 @counting_writes
 def copied(name: str, value: Any, what: str) -> Tensor:
     """A sequence of ``what`` as a tensor. An array is copied, since a mask does not change."""
+    refuse_bools_among_numbers(name, value, what)
     try:
         table = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -195,6 +196,25 @@ def copied(name: str, value: Any, what: str) -> Tensor:
     if not table.numel():
         raise ValueError(f"{name} are {what}, at least one; got {brief(value)}")
     return table
+
+
+def refuse_bools_among_numbers(name: str, value: Any, what: str) -> None:
+    """Raise a TypeError for a sequence of numbers and bools: torch and NumPy would take the bools for 0 and 1."""
+    if _holds_bools(value) and _holds_bools(value, others=True):
+        raise TypeError(f"{name} are {what}, and not numbers and bools together; got {brief(value)}")
+
+
+def _holds_bools(value: Any, *, others: bool = False) -> bool:
+    """Whether a sequence, or one in it at any depth, holds a bool; with ``others`` something else than bools."""
+    if not isinstance(value, (list, tuple)):
+        return _is_bool(value) is not others
+    kinds = set(map(type, value))  # one pass in C: the list may be long
+    return others if kinds and kinds <= {int, float} else any(_holds_bools(one, others=others) for one in value)
+
+
+def _is_bool(value: object) -> bool:
+    """Whether it is a bool, also NumPy's or a tensor's."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def by_position(name: str, table: Tensor, length: str = "L") -> Tensor:
