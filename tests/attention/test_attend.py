@@ -200,6 +200,8 @@ q, k, v = inputs()
         ),
         (lambda: loom.attend(q.to(torch.float8_e4m3fn), k, v), TypeError, "or float16; got torch.float8_e4m3fn"),
         (lambda: loom.attend(q.to(torch.complex64), k, v), TypeError, "or float16; got torch.complex64"),
+        (lambda: loom.attend(3, k, v, sinks=torch.zeros(2)), TypeError, "query is a tensor .* got int"),
+        (lambda: loom.attend(q[0], k, v, sinks=torch.zeros(2)), ValueError, r"query has shape .* got \(2, 13, 8\)"),
         (lambda: loom.attend(q, k, v, 3), TypeError, "a mask is a function"),
         (
             lambda: loom.attend(q, k, v, loom.block_mask(loom.causal, 7, 5)),
@@ -257,3 +259,25 @@ def test_nested_tensors_are_refused():
     nested = torch.nested.nested_tensor([torch.ones(2, 3, 8), torch.ones(2, 5, 8)], layout=torch.jagged)
     with pytest.raises(TypeError, match="query is a nested tensor"):
         loom.attend(nested, k, v)
+
+
+NOT_DENSE = {
+    "sparse": (lambda tensor: tensor.to_sparse(), r"layout torch.sparse_coo; attention takes dense ones: query.to_dense\(\)"),
+    "mkldnn": (lambda tensor: tensor.to_mkldnn(), "layout torch._mkldnn; attention takes dense ones"),
+    "nested": (lambda tensor: torch.nested.nested_tensor(list(tensor)), "pack its parts into one row, with a documents mask"),
+    "jagged": (lambda tensor: torch.nested.nested_tensor(list(tensor[:, 0]), layout=torch.jagged), "pack its parts into one row"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_DENSE)
+def test_tensors_that_are_not_dense_are_refused(name):
+    """Also where a dense one of the same shape went before, whose plan is kept."""
+    change, words = NOT_DENSE[name]
+    x = torch.randn(3, 2, 5, 7)
+    for options in ({}, {"sinks": torch.zeros(2)}, {"mask": loom.causal}, {"mask": torch.ones(5, 5) > 0}):
+        for function in (loom.attend, loom.explain, loom.reference):
+            function(x, x, x, **options)
+            with pytest.raises(TypeError, match=f"^query is a .*{words}"):
+                function(change(x), x, x, **options)
+    with pytest.raises(TypeError, match=f"^query is a .*{words}"):
+        loom.attention_weights(change(x), x)

@@ -126,6 +126,7 @@ def test_wide_rooms_are_found():
         (lambda: pack_lengths([0.5], 7), TypeError, "lengths are integers; got torch.float32"),
         (lambda: pack_lengths([[5]], 7), ValueError, r"one length for each batch row, shape \(B,\); got shape \(1, 1\)"),
         (lambda: pack_lengths(iter([5]), 7), TypeError, "lengths are integers, a tensor or a list of them; got"),
+        (lambda: pack_lengths(torch.ones(3, dtype=torch.int64, device="meta"), 7), ValueError, "lengths is on the meta device"),
         (lambda: row_slices([[0], [1, 2]], [5, 3], 7), IndexError, r"indices of 2 lengths, from 0 on; row 1 is \[1, 2\]"),
         (lambda: row_slices([[0, -1]], [5, 3], 7), IndexError, r"row 0 is \[0, -1\]"),
         (lambda: fill([[3]], [5, 3], 7), IndexError, r"row 0 is \[3\]"),

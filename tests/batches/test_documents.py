@@ -37,6 +37,9 @@ def test_positions_of_rows_with_padding_count_real_tokens():
     assert positions(ids).tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 2, 0]]
 
 
+META = torch.zeros(3, dtype=torch.int64, device="meta")
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -46,6 +49,8 @@ def test_positions_of_rows_with_padding_count_real_tokens():
         (lambda: positions(pads=torch.ones(2, 3)), TypeError, "pads is a bool tensor, True = padding; got torch.float32"),
         (lambda: positions(offsets=[1, 3]), ValueError, "offsets start at 0; got 1"),
         (lambda: positions(torch.ones(2, 3, 5).long()), ValueError, r"ids has shape \(L,\) or \(B, L\); got \(2, 3, 5\)"),
+        (lambda: positions(offsets=META), ValueError, "the table is on the meta device, .* no values to read: give length="),
+        (lambda: document_ids(offsets=META), ValueError, "the table is on the meta device"),
         (lambda: document_ids(), TypeError, "document_ids takes one of offsets, position_ids; got none"),
         (lambda: document_ids(offsets=[0, 5], length=3), ValueError, "length is 3, and 5 positions are filled"),
         (lambda: document_ids(position_ids=[0, 1], length=3), TypeError, "document_ids takes length= with offsets alone"),

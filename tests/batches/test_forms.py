@@ -69,6 +69,11 @@ def test_pads_from_zeros_looks_at_all_features():
             ValueError,
             "row 0 has padding that is not at",
         ),
+        (
+            lambda: loom.batches.pads_from_lengths(torch.ones(3, dtype=torch.int64, device="meta")),
+            ValueError,
+            "lens is on the meta device, where there are no values to read: give length=",
+        ),
         (lambda: loom.batches.pads_from_tokens(torch.tensor([1, 2]), 0), ValueError, r"\(B, L\); got \(2,\)"),
         (
             lambda: loom.batches.pads_from_tokens(torch.ones(2, 3).long(), None),

@@ -165,6 +165,26 @@ def test_it_moves_and_pickles_and_says_what_it_is():
             ValueError,
             r"x has \(B, L\) = \(3, 5\), and the batch that was packed before \(3, 11\)",
         ),
+        (
+            lambda: pack(batch(), torch.tensor(LENS, device="meta"), total=12),
+            ValueError,
+            "^pads_or_lengths is on the meta device, where there are no values to read$",
+        ),
+        (
+            lambda: pack(batch().to("meta"), PADS.new_zeros(3, 11).to("meta")),
+            ValueError,
+            "^pads_or_lengths is on the meta device, .*: give total=, the number of real tokens$",
+        ),
+        (
+            lambda: pack(batch().to("meta"), pack(batch(), LENS)),
+            ValueError,
+            "^x is on meta, and the packed tokens are on cpu; packed.to moves them$",
+        ),
+        (
+            lambda: unpack(pack(batch(), LENS), torch.ones(1, 12, device="meta")),
+            ValueError,
+            "^values is on meta, and the packed tokens are on cpu",
+        ),
         (lambda: unpack(batch()), TypeError, r"unpack takes what pack returned; got Tensor float64\[3, 11\]"),
         (lambda: unpack(pack(batch(), LENS), [1]), TypeError, r"values is a tensor \(1, 12, ...\); got list"),
         (

@@ -209,6 +209,26 @@ def test_block_masks_of_numbers_alone_have_tables_of_their_own(name, monkeypatch
     assert name == "shifted" or build_one(mask).mask_mod is mask
 
 
+@pytest.mark.parametrize("flag", [1, "no", None])
+def test_flags_that_are_none_are_refused(flag):
+    with pytest.raises(TypeError, match=f"^exact is True or False; got {flag!r}$"):
+        loom.block_mask(loom.causal, 3, 5, device="cpu", exact=flag)
+    for name in ("separate_full_blocks", "compute_dq_write_order", "dq_kv_order"):
+        with pytest.raises(TypeError, match=f"^{name} is True or False; got {flag!r}$"):
+            loom.create_block_mask(loom.causal, 1, 1, 3, 5, "cpu", **{name: flag})
+    with pytest.raises(TypeError, match=f"^non_blocking is True or False; got {flag!r}$"):
+        loom.blocks.to_device(loom.block_mask(loom.causal, 3, 5, device="cpu"), "cpu", non_blocking=flag)
+
+
+def test_the_meta_device_has_no_values():
+    mask = loom.lengths([3, 5]).to("meta")
+    with pytest.raises(
+        ValueError, match=r"depends on values, and there are none on the meta device; build it on another"
+    ):
+        loom.block_mask(mask, 3, 5)
+    assert loom.block_mask(mask, 3, 5, exact=False).kv_indices.shape == (2, 1, 1, 1)
+
+
 def test_numbers_that_are_none_are_refused_each_time():
     loom.block_mask(loom.causal, 1, 1, device="cpu")
     loom.block_mask(loom.causal, 1, 1, batch=1, heads=1, device="cpu")

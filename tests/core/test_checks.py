@@ -151,6 +151,51 @@ def test_words_of_a_bool_in_a_list():
         loom.batches.fill([[0], [1.0]], [3, 2], 5)
 
 
+ON_DEVICES = {
+    "block_mask": lambda device: loom.block_mask(loom.causal, 3, 5, device=device),
+    "create_block_mask": lambda device: loom.create_block_mask(loom.causal, 1, 1, 3, 5, device),
+    "cache": lambda device: loom.blocks.BlockMaskCache(3).get(loom.causal, 3, 5, device=device),
+    "explain_block_mask": lambda device: loom.blocks.explain_block_mask(loom.causal, 3, 5, device=device),
+    "dense": lambda device: loom.causal.dense(3, 5, device=device),
+    "mask.to": lambda device: loom.lengths([3]).to(device),
+    "score_mod.to": lambda device: loom.scores.alibi(3).to(device),
+    "to_device": lambda device: loom.blocks.to_device(loom.block_mask(loom.causal, 3, 5, device="cpu"), device),
+    "packed.to": lambda device: loom.batches.pack(torch.zeros(2, 3), [1, 2]).to(device),
+}
+
+
+@pytest.mark.parametrize("name", ON_DEVICES)
+def test_what_is_no_device_is_refused(name):
+    for device in (3.5, True, torch.float32):
+        with pytest.raises(TypeError, match=r"^device is a torch.device or its name, 'cpu' or 'cuda:0' say; got"):
+            ON_DEVICES[name](device)
+    for device in ("gpu", torch.device("cuda:99"), "xpu:3"):
+        with pytest.raises(ValueError, match=r"^device is one that torch has here; got .*(gpu|cuda|xpu).*: \w"):
+            ON_DEVICES[name](device)
+    ON_DEVICES[name](torch.device("cpu"))
+
+
+SPARSE = {
+    "lengths": (lambda: loom.lengths(torch.tensor([1, 2]).to_sparse()), "lens are integers .* got a sparse_coo one"),
+    "nested": (
+        lambda: loom.lengths(torch.nested.nested_tensor([torch.tensor([1]), torch.tensor([2, 3])])),
+        "lens are integers in a dense tensor; got a nested one",
+    ),
+    "padding": (lambda: loom.padding((torch.eye(3) > 0).to_sparse()), "pads is a dense bool tensor.* a sparse_coo one"),
+    "pack": (
+        lambda: loom.batches.pack(torch.eye(3).to_sparse_csr(), [1, 2, 3]),
+        "x is a dense .* got a sparse_csr one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_tensors_that_are_not_dense_are_refused(name):
+    make, words = SPARSE[name]
+    with pytest.raises(TypeError, match=f"^{words}"):
+        make()
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
 def test_numpy_floats_are_floats(kind):
     assert loom.scores.softcap(kind(0.5)) == loom.scores.softcap(0.5)

@@ -165,7 +165,7 @@ def attend(
         def plan(request: Request, chosen: Backend) -> CallPlan | None:
             return _plan(request, chosen, known_hidden(request) if clean_padding else None)
 
-        if sinks is not None:
+        if sinks is not None and type(query) is Tensor and not query.is_nested and query.ndim == 4:
             check_options(query, None, sinks, None)
         planned_out = planned(
             query, key, value, mask, score_mod, q_offset, return_aux,

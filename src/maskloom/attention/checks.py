@@ -67,6 +67,10 @@ def _check_each(named: dict[str, Tensor]) -> None:
             )
         if tensor.is_nested:
             raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
+        if tensor.layout is not torch.strided:
+            raise TypeError(
+                f"{name} is a tensor of layout {tensor.layout}; attention takes dense ones: {name}.to_dense()"
+            )
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
         if tensor.dtype not in _FLOATS:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskloom.core.checks import count, length_table, positive, refuse_bools_among_numbers
+from maskloom.core.checks import check_has_values, count, length_table, positive, refuse_bools_among_numbers
 from maskloom.core.words import brief
 
 Method = Literal["best_fit", "next_fit"]
@@ -120,7 +120,9 @@ def lengths_on_host(lengths: Sequence[int] | Tensor) -> Ints:
     refuse_bools_among_numbers("lengths", lengths, "integers")
     if not isinstance(lengths, Tensor) and (array := np.asarray(lengths)).dtype.kind in "ui":
         lengths = torch.from_numpy(array.astype(np.int64))  # on the CPU, whatever the default device
-    return length_table("lengths", lengths).cpu().numpy().astype(np.int64)
+    table = length_table("lengths", lengths)
+    check_has_values("lengths", table)
+    return table.cpu().numpy().astype(np.int64)
 
 
 def _check_choices(method: str, open_rows: object, over: str) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import check_held, count, flags, integer, integers, length_table, readable
+from maskloom.core.checks import check_has_values, check_held, count, flags, integer, integers, length_table, readable
 from maskloom.core.words import brief
 
 Side = Literal["right", "left"]
@@ -36,11 +36,12 @@ def pads_from_lengths(lens: Tensor | Sequence[int], length: int | None = None, *
         bool (B, L), True = padding.
 
     Raises:
-        ValueError: a length above L (checked on the CPU only).
+        ValueError: a length above L (checked on the CPU only), or no ``length``, and lengths on the meta device.
     """
     lens = length_table("lens", lens)
     _one_of("side", side, Side)
     if length is None:
+        check_has_values("lens", lens, ": give length=")
         length = int(lens.max()) if lens.numel() else 0
     length = count("length", length)
     if readable(lens) and lens.numel() and int(lens.max()) > length:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from maskloom.batches.rows import picked, placed
-from maskloom.core.checks import count, flags, length_table, readable
+from maskloom.core.captures import checked_device
+from maskloom.core.checks import check_has_values, count, flags, form_of, length_table, readable
 from maskloom.core.words import what_it_is
 
 
@@ -57,8 +58,9 @@ class Packed:
         return (self.index % max(self.shape[1], 1))[None]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Packed":
-        """The same with all tensors on ``device``."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same with all tensors on ``device``; a TypeError or ValueError if it is none, or not there."""
+        there = checked_device(device)
+        return self._changed(lambda tensor: tensor.to(there, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Packed":
         """The same in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
@@ -88,24 +90,30 @@ def pack(x: Tensor, pads_or_lengths: Tensor | Sequence[int] | Packed, *, total: 
 
     Raises:
         TypeError: x is not a tensor, or a table of another dtype. ValueError: shapes that do not fit, a length above L
-            or another total (both checked on the CPU only).
+            or another total (both checked on the CPU only), a table on the meta device that has to be read, or an earlier result
+            on another device than x.
     """
+    if isinstance(x, Tensor) and (x.is_nested or x.layout is not torch.strided):
+        raise TypeError(f"x is a dense tensor (B, L, ...); got a {form_of(x)} one")
     if not isinstance(x, Tensor) or x.ndim < 2:
         raise (ValueError if isinstance(x, Tensor) else TypeError)(f"x has shape (B, L, ...); got {what_it_is(x)}")
     rows, length = x.shape[:2]
     if isinstance(pads_or_lengths, Packed):
         layout = pads_or_lengths
         _check_shape(layout.shape, x, "the batch that was packed before")
+        _check_device(layout.index, "x", x)
         return Packed(_picked(x, layout.index), layout.offsets, layout.index, layout.shape)
     if total is not None:
         total = count("total", total, of="real tokens")
     if isinstance(pads_or_lengths, Tensor) and pads_or_lengths.dtype == torch.bool:
         pads = flags("pads_or_lengths", pads_or_lengths, true_means="padding")
+        _check_can_be_read(pads, x, total)
         _check_shape(tuple(pads.shape), x, "its padding")
         pads = pads.to(x.device, non_blocking=True)
         offsets, index = _offsets_of((~pads).sum(1)), index_of_pads(pads, total)
     else:
         lens = _checked_lengths(pads_or_lengths, rows, length)
+        _check_can_be_read(lens, x, total)
         total = _total_of(pads_or_lengths, lens, total)
         lens = lens.long().to(x.device, non_blocking=True)  # few numbers: the host only puts them in the queue
         offsets, index = _offsets_of(lens), index_of_lengths(lens, length, total)
@@ -123,7 +131,7 @@ def unpack(packed: Packed, values: Tensor | None = None) -> Tensor:
             tokens that were packed.
 
     Raises:
-        TypeError: not a Packed, or values that are no tensor. ValueError: values of another shape.
+        TypeError: not a Packed, or values that are no tensor. ValueError: values of another shape, or on another device.
     """
     if not isinstance(packed, Packed):
         raise TypeError(f"unpack takes what pack returned; got {what_it_is(packed)}")
@@ -132,6 +140,7 @@ def unpack(packed: Packed, values: Tensor | None = None) -> Tensor:
         raise TypeError(f"values is a tensor (1, {packed.total}, ...); got {what_it_is(values)}")
     if values.ndim < 2 or values.shape[:2] != (1, packed.total):
         raise ValueError(f"values has shape (1, {packed.total}, ...), as packed; got {tuple(values.shape)}")
+    _check_device(packed.index, "values", values)
     rows, length = packed.shape
     return placed(values[0], packed.index, rows * length).view(rows, length, *values.shape[2:])
 
@@ -157,6 +166,20 @@ def _checked_lengths(lengths: Tensor | Sequence[int], rows: int, length: int) ->
     if readable(lens) and lens.numel() and int(lens.max()) > length:
         raise ValueError(f"x has rows of {length} positions, and a length is {int(lens.max())}")
     return lens
+
+
+def _check_can_be_read(table: Tensor, x: Tensor, total: int | None) -> None:
+    if not x.is_meta:
+        check_has_values("pads_or_lengths", table)
+    elif total is None:
+        check_has_values("pads_or_lengths", table, ": give total=, the number of real tokens")
+
+
+def _check_device(index: Tensor, name: str, tensor: Tensor) -> None:
+    if index.device != tensor.device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, and the packed tokens are on {index.device}; packed.to moves them"
+        )
 
 
 def _total_of(given: object, lens: Tensor, total: int | None) -> int:

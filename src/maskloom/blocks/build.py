@@ -17,7 +17,7 @@ from maskloom.blocks.replay.kinds import built_like
 from maskloom.blocks.traced import TORCH_TAKES, traced
 from maskloom.core import captures
 from maskloom.core.block_masks import made_of_mask, with_write_order
-from maskloom.core.checks import as_int, end_of, is_zero, may_be_negative, position_offsets
+from maskloom.core.checks import as_int, check_flags, end_of, is_zero, may_be_negative, position_offsets
 from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.in_place import Sizes, mask_of_table
 from maskloom.masks.patterns.shift import shifted
@@ -66,10 +66,12 @@ def block_mask(
         `simplify`: an equal mask that is cheaper inside partial tiles.
 
     Raises:
-        TypeError: not a mask; in a DataLoader worker also a mask that cannot be pickled. ValueError: a length or block
-            size below 1, B or H that do not fit the mask's tables, an offset together with a table, or tensors on
-            another device.
+        TypeError: not a mask, a device or a flag; in a DataLoader worker also a mask that cannot be pickled. ValueError: a
+            length or block size below 1, B or H that do not fit the mask's tables, an offset together with a table, tensors on
+            another device, or a device that is not there.
     """
+    if type(exact) is not bool:
+        check_flags(exact=exact)
     if isinstance(mask, Tensor):
         if not (is_zero(q_offset) and is_zero(kv_offset)):
             raise ValueError(
@@ -150,11 +152,16 @@ def create_block_mask(
             (2.11 does not: a TypeError says so).
 
     Raises:
-        TypeError: not a mask_mod; in a DataLoader worker also one that cannot be pickled; or an option that this torch
-            does not have.
+        TypeError: not a mask_mod, a device or a flag; in a DataLoader worker also a mask_mod that cannot be pickled; or an option
+            that this torch does not have.
         ValueError: B or H is None and the mask depends on it; B or H does not fit the tables that the mask reads; a
-            length or block size below 1; tensors on another device.
+            length or block size below 1; tensors on another device; a device that is not there.
     """
+    check_flags(
+        separate_full_blocks=separate_full_blocks,
+        compute_dq_write_order=compute_dq_write_order,
+        dq_kv_order=dq_kv_order,
+    )
     if compute_dq_write_order and "compute_dq_write_order" not in TORCH_TAKES:
         raise TypeError(f"torch {torch.__version__} has no create_block_mask(compute_dq_write_order=); newer ones may")
     B, H, Q_LEN, KV_LEN = map(as_int, (B, H, Q_LEN, KV_LEN))  # noqa: N806

@@ -131,5 +131,10 @@ def recipe_of(
             "torch.vmap maps over tensors of this mask, and a block mask has tables for one: give attend the mask itself, or "
             "build the block mask outside of vmap"
         )
+    if exact and program.device.type == "meta":
+        raise ValueError(
+            "which tiles a block mask has depends on values, and there are none on the meta device; build it on another, or with "
+            "exact=False"
+        )
     held = mask if shifted is None else shifted
     return Recipe(program, grid_of(program.dependence, wanted), held, exact, separate_full_blocks)

@@ -12,7 +12,7 @@ from maskloom.blocks.build import block_mask as build_block_mask
 from maskloom.core import captures
 from maskloom.core.block_masks import checked_block_mask, made_of_mask, says_its_mask, with_write_order
 from maskloom.core.cache import LRU
-from maskloom.core.checks import as_int, count
+from maskloom.core.checks import as_int, check_flags, count
 from maskloom.core.forks import fork_safe_lock
 from maskloom.core.host_count import uncounted
 from maskloom.core.torch_state import counting_writes, float_state
@@ -32,9 +32,11 @@ def to_device(block_mask: BlockMask, device: torch.device | str, *, non_blocking
             queued there later does.
 
     Raises:
-        TypeError: not a BlockMask. (Move a mask with ``mask.to``.)
+        TypeError: not a BlockMask (move a mask with ``mask.to``), or no device. ValueError: there is no such device.
     """
-    return _changed(block_mask, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    check_flags(non_blocking=non_blocking)
+    there = captures.checked_device(device)
+    return _changed(block_mask, lambda tensor: tensor.to(there, non_blocking=non_blocking))
 
 
 def pin_memory(block_mask: BlockMask) -> BlockMask:

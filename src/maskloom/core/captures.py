@@ -20,6 +20,7 @@ from torch import Tensor
 from maskloom.core.flatten import Flattened, flatten, is_frozen, is_our_value
 from maskloom.core.symbols import is_int
 from maskloom.core.weak_table import IdentityTable
+from maskloom.core.words import brief
 
 T = TypeVar("T")
 
@@ -56,18 +57,31 @@ def device_for(held: object, device: torch.device | str | None) -> torch.device:
     """The device to build a block mask on: the given one, else that of the mask's tensors, else the current accelerator, else the CPU.
 
     Raises:
-        ValueError: the mask's tensors are on another device, or on several.
+        TypeError: no device. ValueError: there is no such device, or the mask's tensors are on another one, or on several.
     """
     there = device_of(held)
     if device is None:
         return there or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    asked = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    asked = checked_device(device)
     if there is not None and there != asked:
         raise ValueError(
             f"the mask's tensors lie on {there}, and the block mask is to be built on {asked}; move one to the other: "
             f"mask.to({str(asked)!r}), or device={str(there)!r}. In a module, a maskloom.nn.Holder moves the mask with it"
         )
     return asked
+
+
+def checked_device(device: torch.device | str | int) -> torch.device:
+    """A device with its number, "cuda" as "cuda:0"; a TypeError for what is none, a ValueError where there is no such device."""
+    if isinstance(device, bool) or not isinstance(device, (torch.device, str, int)):
+        raise TypeError(f"device is a torch.device or its name, 'cpu' or 'cuda:0' say; got {brief(device)}")
+    if torch.compiler.is_dynamo_compiling():
+        return torch.empty(0, device=device).device
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        first_line, *_ = str(error).splitlines() or [""]
+        raise ValueError(f"device is one that torch has here; got {brief(device)}: {first_line}") from None
 
 
 def is_dtensor(held: object) -> bool:

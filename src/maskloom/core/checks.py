@@ -170,6 +170,8 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
     shape, ranks = ("(L,) or (B, L)", (1, 2)) if or_one_row else ("(B, L)", (2,))
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a bool tensor {shape}, True = {true_means}; got {type(value).__name__}")
+    if value.is_nested or value.layout is not torch.strided:
+        raise TypeError(f"{name} is a dense bool tensor, True = {true_means}; got a {form_of(value)} one")
     if value.dtype != torch.bool:
         raise TypeError(f"{name} is a bool tensor, True = {true_means}; got {value.dtype}")
     if value.ndim not in ranks or value.shape[-1] == 0:
@@ -180,6 +182,8 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
     table = value if isinstance(value, Tensor) else copied(name, value, "integers")
+    if table.is_nested or table.layout is not torch.strided:
+        raise TypeError(f"{name} are integers in a dense tensor; got a {form_of(table)} one")
     if table.dtype not in INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
     return table
@@ -196,6 +200,11 @@ def copied(name: str, value: Any, what: str) -> Tensor:
     if not table.numel():
         raise ValueError(f"{name} are {what}, at least one; got {brief(value)}")
     return table
+
+
+def form_of(table: Tensor) -> str:
+    """What a tensor is that is not dense: nested, or its layout."""
+    return "nested" if table.is_nested else str(table.layout).removeprefix("torch.")
 
 
 def refuse_bools_among_numbers(name: str, value: Any, what: str) -> None:
@@ -281,6 +290,12 @@ def checked_offsets(offsets: Tensor | Sequence[int], name: str = "offsets") -> T
 def readable(table: Tensor) -> bool:
     """Whether a check may read the values of a tensor."""
     return table.device.type == "cpu" and not is_tracing()
+
+
+def check_has_values(name: str, table: Tensor, instead: str = "") -> None:
+    """Raise a ValueError for a tensor without values, on the meta device; ``instead`` says what avoids reading it."""
+    if table.is_meta:
+        raise ValueError(f"{name} is on the meta device, where there are no values to read{instead}")
 
 
 def check_flags(**flags: object) -> None:

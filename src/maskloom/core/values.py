@@ -65,8 +65,13 @@ class FrozenValue:
 
     @counting_writes
     def to(self, device: torch.device | str) -> Self:
-        """The same value with its tensors on ``device``; the value itself if they are there already."""
-        return captures.copied(self, lambda tensor: tensor.to(device))
+        """The same value with its tensors on ``device``; the value itself if they are there already.
+
+        Raises:
+            TypeError: no device, a dtype say. ValueError: there is no such device.
+        """
+        there = captures.checked_device(device)
+        return captures.copied(self, lambda tensor: tensor.to(there))
 
 
 def shown(field: Any) -> str:

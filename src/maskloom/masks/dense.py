@@ -43,8 +43,9 @@ def dense(
         bool, (B or 1, H or 1, Q, K), True = may attend.
 
     Raises:
-        ValueError: a length below 1; a batch size or head count that does not fit the tables that the mask reads, or
-            that is missing although the mask computes with the index instead of reading a table.
+        TypeError: a device that is none.
+        ValueError: a length below 1; a device that torch does not have here; a batch size or head count that does not fit the
+            tables that the mask reads, or that is missing although the mask computes with the index instead of reading a table.
     """
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     checked_length("q_len", q_len)
@@ -57,7 +58,9 @@ def dense(
             f"q_offset is one position for all batch rows; got shape {tuple(q_offset.shape)}: "
             f"for one in each row, build from shifted(mask, q_offset=...)"
         )
-    device = torch.device(device) if device is not None else captures.device_of(mask_mod) or torch.device("cpu")
+    device = (
+        captures.checked_device(device) if device is not None else captures.device_of(mask_mod) or torch.device("cpu")
+    )
     batch, heads = table_sizes(mask_mod, q_len, kv_len, batch=batch, heads=heads, device=device, q_offset=q_offset)
 
     signed = getattr(mask_mod, "signed", None) if isinstance(q_offset, Tensor) else None

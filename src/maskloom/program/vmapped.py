@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from maskloom.core import captures
+from maskloom.core.checks import check_has_values
 from maskloom.core.torch_state import inside_transform
 
 M = TypeVar("M")
@@ -34,6 +35,7 @@ def greatest(table: Tensor, otherwise: str) -> int:
     """The largest entry, or 0; reading it waits for a GPU. ``otherwise`` is the argument that avoids it."""
     if is_mapped(table):
         raise ValueError(f"torch.vmap maps over this table, and nothing can be read from it: give {otherwise}")
+    check_has_values("the table", table, f": give {otherwise}")
     return int(table.max()) if table.numel() else 0
 
 

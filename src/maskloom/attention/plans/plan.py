@@ -101,6 +101,10 @@ def planned(
         return None
     if not (type(query) is type(key) is type(value) is Tensor and _is_plain(q_offset, return_aux, scale, backend)):
         return None
+    if not (query.layout is key.layout is value.layout is torch.strided):
+        return None
+    if query.is_nested or key.is_nested or value.is_nested:
+        return None
     if isinstance(mask, Tensor):
         if type(mask) is not Tensor or score_mod is not None or kernel_options is not None or clean_padding:
             return None
