@@ -113,5 +113,5 @@ def test_the_structure_does_not_depend_on_values():
 def test_simplified_masks_keep_the_laws():
     from maskloom.testing import check_mask
 
-    check_mask(QueryLengths(LENS))
-    check_mask(FromDocumentStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)
+    check_mask(loom.causal & QueryLengths(LENS))  # beside causal alone they are what they stand for
+    check_mask(loom.causal & FromDocumentStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)
