@@ -1,5 +1,6 @@
 """Operators, identities, values, and the words of errors."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -183,6 +184,75 @@ def test_a_class_of_ones_own():
 
     with pytest.raises(TypeError, match=r"decorate Forgetful with maskloom\.masks\.mask_dataclass"):
         hash(Forgetful())
+
+
+def undecorated():
+    """Masks of classes that `mask_dataclass` has not seen, or not all of."""
+
+    class Bare(loom.Mask):
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx >= kv_idx
+
+    class Held(loom.Mask):
+        def __init__(self, table):
+            self.table = table
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return self.table[kv_idx]
+
+    @dataclasses.dataclass
+    class Other(loom.Mask):
+        n: int
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx >= kv_idx + self.n
+
+    @loom.masks.mask_dataclass
+    class Decorated(loom.Mask):
+        n: int
+
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx >= kv_idx + self.n
+
+    class More(Decorated):
+        def __init__(self, n, more):
+            vars(self).update(n=n, more=more)
+
+    class Typed(Decorated):
+        more: int = 3
+
+    class Same(Decorated):
+        def __call__(self, b, h, q_idx, kv_idx):
+            return q_idx > kv_idx + self.n
+
+    wrong = [Bare(), Held(torch.ones(5) > 0), Other(3), More(3, 2), Typed(3)]
+    return {type(mask).__name__: mask for mask in wrong}, Same(0)
+
+
+@pytest.mark.parametrize("name", ["Bare", "Held", "Other", "More", "Typed"])
+def test_a_class_that_is_not_decorated_is_refused_where_it_is_used(name):
+    """What it holds beside its fields is not compared, and what is kept for it would not change with it."""
+    mask, x = undecorated()[0][name], torch.zeros(1, 1, 5, 8)
+    for use in (
+        lambda: mask.dense(5, 5),
+        lambda: mask & loom.causal,
+        lambda: loom.causal | mask,
+        lambda: ~mask,
+        lambda: loom.block_mask(mask, 5, 5),
+        lambda: loom.create_block_mask(mask, None, None, 5, 5),
+        lambda: loom.attend(x, x, x, mask),
+        lambda: loom.attention_weights(x, x, mask),
+        lambda: loom.masks.shifted(mask, q_offset=2),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"^a Mask is a frozen dataclass; decorate {name} with maskloom\.masks\.mask_data"
+        ):
+            use()
+
+
+def test_a_subclass_that_adds_no_fields_need_not_be_decorated():
+    mask = undecorated()[1]
+    assert mask.dense(3, 3).tolist() == [[[[False] * 3, [True, False, False], [True, True, False]]]]
 
 
 def test_check_mask_names_the_law_that_is_broken():

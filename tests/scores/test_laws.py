@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import maskloom as loom
 from maskloom.core import captures
+from maskloom.scores.base import ScoreValue
 from maskloom.testing import public_names
 from tests.evidence import gather
 from tests.scores.all_scores import ALL, HKV, B, D, E, H, K, Q
@@ -124,3 +125,13 @@ def test_score_mods_made_inside_a_compiled_region():
     bias = torch.randn(H, 5, generator=torch.Generator().manual_seed(0))
     traced = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(traced(*inputs(), bias), model(*inputs(), bias))
+
+
+def test_a_class_that_is_not_decorated_is_refused():
+    class Mine(ScoreValue):
+        def __call__(self, score, b, h, q_idx, kv_idx):
+            return score
+
+    for function in (loom.attend, loom.reference, loom.explain):
+        with pytest.raises(TypeError, match=r"decorate Mine with maskloom\.scores\.base\.score_dataclass$"):
+            function(*inputs(), score_mod=Mine())

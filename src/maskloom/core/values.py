@@ -19,6 +19,7 @@ C = TypeVar("C", bound=type)
 def value(cls: C) -> C:
     """Make a subclass of FrozenValue a frozen dataclass; it keeps equality, hash and repr, which torch can trace."""
     made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
+    made.is_decorated = True
     made.numbers = tuple(field.name for field in dataclasses.fields(made) if "Tensor" in str(field.type))
     return made
 
@@ -31,11 +32,18 @@ class FrozenValue:
     numbers: ClassVar[tuple[str, ...]] = ()
     """The fields whose type annotation contains Tensor: ``int | Tensor`` and the like. See `numbers_as_tensors`."""
 
+    decorator: ClassVar[str] = "maskloom.core.values.value"
+    """The decorator of its subclasses, as errors name it."""
+    is_decorated: ClassVar[bool] = False
+    """Whether equality, hash, copies and what is kept for it know all that it holds: a subclass that adds fields is decorated too."""
+
     is_ours: ClassVar[bool] = False
     """Whether its class is one of maskloom's own. These are known to broadcast; other classes need not."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__)
+        if any(name in vars(cls) for name in _ADDS):
+            cls.is_decorated = False  # until the decorator has run
         cls.is_ours = cls.__module__.partition(".")[0] == "maskloom"
 
     def __eq__(self, other: object) -> bool:
@@ -72,6 +80,15 @@ class FrozenValue:
         """
         there = captures.checked_device(device)
         return captures.copied(self, lambda tensor: tensor.to(there))
+
+
+_ADDS = ("__init__", "__annotations__", "__annotate__", "__annotate_func__")  # the last two of Python 3.14
+
+
+def undecorated(held: FrozenValue) -> TypeError:
+    """The error for a value of a class that was not decorated, or adds to one that was."""
+    kind = "Mask" if held.decorator.startswith("maskloom.masks") else "score_mod of a class"
+    return TypeError(f"a {kind} is a frozen dataclass; decorate {type(held).__name__} with {held.decorator}")
 
 
 def shown(field: Any) -> str:
@@ -126,9 +143,7 @@ def _names(held: Any) -> list[str]:
 def _fields(held: Any) -> list[Any]:
     # torch 2.11 hashes values that are made in a compiled region before their fields are set
     if not dataclasses.is_dataclass(held):
-        raise TypeError(
-            f"a Mask is a frozen dataclass; decorate {type(held).__name__} with maskloom.masks.mask_dataclass"
-        )
+        raise undecorated(held)
     return [getattr(held, field.name, None) for field in dataclasses.fields(held)]
 
 

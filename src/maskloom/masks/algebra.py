@@ -19,7 +19,7 @@ from torch.nn.attention import flex_attention as flex
 
 from maskloom.core.checks import required_arguments
 from maskloom.core.torch_state import NOT_LIFTED
-from maskloom.core.values import FrozenValue, value
+from maskloom.core.values import FrozenValue, undecorated, value
 from maskloom.core.values import shown as shown  # beside mask_value, for those who write a repr
 from maskloom.core.words import brief, brief_name, is_array, repr_html
 from maskloom.masks.dense import dense
@@ -71,6 +71,7 @@ class Mask(FrozenValue, ABC):
     A mask has no query length, key length or batch size, except those of the tables that it reads.
     """
 
+    decorator = "maskloom.masks.mask_dataclass"
     runs_in_flash: ClassVar[bool] = False
     """Whether FlashAttention 4 can run masks of this class, if it can run all parts of them. Inside torch.compile, where a mask
     cannot be recorded, this is all that is known."""
@@ -308,9 +309,12 @@ def as_mask(function: MaskMod) -> Mask:
         function: ``(b, h, q_idx, kv_idx) -> bool``, a scalar function as for torch's ``create_block_mask``.
 
     Raises:
-        TypeError: it cannot be called with four positional arguments, or takes five like a score_mod.
+        TypeError: it cannot be called with four positional arguments, or takes five like a score_mod; or a Mask of a class that
+            is not decorated.
     """
     if isinstance(function, Mask):
+        if not function.is_decorated:
+            raise undecorated(function)
         return function
     if not torch.compiler.is_dynamo_compiling():
         if is_torch_and(function):
@@ -371,7 +375,7 @@ def _inverted(mask: Mask) -> Mask:
         return nothing if isinstance(mask, Everything) else everything
     if isinstance(mask, Placing):
         raise TypeError(_LAST)
-    return Not(mask)
+    return Not(as_mask(mask))  # raises for a class that is not decorated
 
 
 def _joined(kind: type[Any], masks: tuple[MaskMod, ...], *, identity: Mask, absorbing: Mask | None) -> Mask:

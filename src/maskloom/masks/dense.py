@@ -12,7 +12,7 @@ from maskloom.core.checks import as_int, checked_length, end_of, position_offset
 from maskloom.core.forks import load_vmap
 from maskloom.core.symbols import is_int, known
 from maskloom.core.torch_state import NOT_LIFTED, is_in_operator, is_tracing
-from maskloom.core.values import FrozenValue, holds_function
+from maskloom.core.values import FrozenValue, holds_function, undecorated
 from maskloom.masks.signed import Signed
 from maskloom.program.answers import ask
 from maskloom.program.getitem import IndexByTensors
@@ -43,10 +43,12 @@ def dense(
         bool, (B or 1, H or 1, Q, K), True = may attend.
 
     Raises:
-        TypeError: a device that is none.
+        TypeError: a Mask of a class that is not decorated, or a device that is none.
         ValueError: a length below 1; a device that torch does not have here; a batch size or head count that does not fit the
             tables that the mask reads, or that is missing although the mask computes with the index instead of reading a table.
     """
+    if isinstance(mask_mod, FrozenValue) and not mask_mod.is_decorated:
+        raise undecorated(mask_mod)
     q_len, kv_len, batch, heads = map(as_int, (q_len, kv_len, batch, heads))
     checked_length("q_len", q_len)
     checked_length("kv_len", kv_len)

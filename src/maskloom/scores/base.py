@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskloom.core.checks import required_arguments
-from maskloom.core.values import FrozenValue, value
+from maskloom.core.values import FrozenValue, undecorated, value
 from maskloom.core.words import brief, brief_name
 
 C = TypeVar("C", bound=type)
@@ -47,6 +47,8 @@ class ScoreValue(FrozenValue, ABC):
         query's dtype.
     """
 
+    decorator = "maskloom.scores.base.score_dataclass"
+
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """The changed score: floating point, from a score and integer tensors on one device."""
@@ -75,10 +77,12 @@ class ScoreValue(FrozenValue, ABC):
 
 
 def checked_score_mod(function: ScoreMod, *, mask_argument: str = "mask") -> ScoreMod:
-    """``function`` itself, or a TypeError if it cannot be called with five positional arguments.
+    """``function`` itself, or a TypeError if it cannot be called with five positional arguments, or its class is not decorated.
 
     A function of four is told that it goes to ``mask_argument``.
     """
+    if isinstance(function, ScoreValue) and not function.is_decorated:
+        raise undecorated(function)
     if isinstance(function, ScoreValue) or torch.compiler.is_dynamo_compiling():
         return function
     if not callable(function):
