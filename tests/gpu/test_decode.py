@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import AuxRequest
 import maskloom as loom
 from maskloom.attention.kernels import decode_kernel
 from maskloom.attention.reference import reference
+from maskloom.core.cache import LRU
 
 LSE = AuxRequest(lse=True)
 # B, H, Hkv, Q, K, D, E: one program, some, and many for each pair; rows in one block of 16 and in several
@@ -171,6 +172,22 @@ def test_parts_are_added_by_either_kernel(name, monkeypatch):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     torch.cuda.synchronize()
     assert not any(arrived.any() for arrived, _ in decode_kernel._arrivals._entries.values())
+
+
+def test_a_compiled_step_with_cuda_graphs_keeps_none_of_their_memory(monkeypatch):
+    """Also in the run before a graph is captured: torch's compiler refuses that (transformers' static cache runs so)."""
+    monkeypatch.setattr(decode_kernel, "_arrivals", LRU(64))
+    q, k, v = inputs((2, 8, 2, 1, 20011, 64, 64), torch.bfloat16)
+
+    @torch.compile(mode="reduce-overhead")
+    def step(at):
+        return loom.attend(q, k, v, loom.causal, q_offset=at)
+
+    for at in (700, 20000, 5, 12345):
+        found = step(torch.tensor(at, device="cuda"))
+        truth, _ = reference(*(tensor.double() for tensor in (q, k, v)), loom.masks.shifted(loom.causal, q_offset=at))
+        torch.testing.assert_close(found.double(), truth, atol=5e-3, rtol=1e-2)
+    assert not len(decode_kernel._arrivals)
 
 
 def test_steps_on_several_streams_and_graphs_at_once():

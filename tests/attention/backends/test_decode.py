@@ -27,7 +27,7 @@ def tables(monkeypatch):
     """The tables that the kernel got, on a GPU that is pretended."""
     got = []
 
-    def kernel(query, key, value, table, scale):
+    def kernel(query, key, value, table, scale, *, in_graph=False):
         got.append(table)
         return written_out(query, key, value, table, scale)
 
@@ -62,6 +62,22 @@ OFFSETS = {
     "int": 11, "tensor": torch.tensor(11), "one element": torch.tensor([11]), "int32": torch.tensor(11, dtype=torch.int32),
     "rows": torch.tensor([3, 11, 7]),
 }  # fmt: skip
+
+
+def test_the_kernel_knows_that_it_runs_in_a_graph(monkeypatch):
+    """There the memory may be a CUDA graph's, which keeps nothing for a later call."""
+    asked = []
+
+    def kernel(*tensors, in_graph=False):
+        asked.append(in_graph)
+        return written_out(*tensors)
+
+    monkeypatch.setattr(decode, "_kernel", lambda: kernel)
+    q, k, v = inputs()
+    table = torch.ones(1, 1, 2, L, dtype=torch.bool)
+    decode._operator(q, k, v, table, 0.5)
+    decode.Decode().with_table(q, k, v, table, 0.5)
+    assert asked == [True, False]
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

@@ -36,7 +36,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 @torch.library.custom_op("maskloom::decode", mutates_args=())
 def _operator(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`decode_kernel.decode` for graphs, which do not look into it."""
-    return _kernel()(query, key, value, table, scale)
+    return _kernel()(query, key, value, table, scale, in_graph=True)
 
 
 @_operator.register_fake

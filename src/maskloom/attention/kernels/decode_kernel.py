@@ -172,12 +172,16 @@ def _add_parts(  # type: ignore[no-untyped-def]
     tl.store(lse + row, above * _LN_2 + tl.log(whole))
 
 
-def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def decode(
+    query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float, *, in_graph: bool = False
+) -> tuple[Tensor, Tensor]:
     """Attention of few queries.
 
     Args:
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E), all on one GPU.
         table: bool, broadcasts to (B, H, Q, K), True = may attend.
+        in_graph: True in a compiled graph: what is allocated there may be memory of a CUDA graph, also in the runs before one is
+            captured, so that nothing can be kept for a later call. While one is captured, it is found here.
 
     Returns:
         The output (B, H, Q, E), and the log-sum-exp (B, H, Q) in float32, the natural logarithm. A query that sees
@@ -191,7 +195,8 @@ def decode(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     with on_device_of(query):
         how = _launch(
             batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, query.itemsize, device.index,
-            by_head=strides[1] != 0, in_words=in_words, in_graph=torch.cuda.is_current_stream_capturing(),
+            by_head=strides[1] != 0, in_words=in_words,
+            in_graph=in_graph or torch.cuda.is_current_stream_capturing(),
         )  # fmt: skip
         out = torch.empty(batch, heads, q_len, value_dim, dtype=query.dtype, device=device)
         lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=device)
