@@ -101,8 +101,10 @@ def test_auto_takes_triton_and_nothing_compiles_for_a_new_seed_or_rate():
 
 def test_score_mods_that_learn_sinks_and_the_log_sum_exp():
     q, k, v = (tensor.requires_grad_() for tensor in inputs(Q, dtype=torch.float32))
-    bias = torch.randn(HEADS, 33, device="cuda", requires_grad=True)
-    sinks = torch.randn(HEADS, device="cuda", requires_grad=True)
+    generator = torch.Generator("cuda").manual_seed(4)
+    bias, sinks = (
+        torch.randn(HEADS, *more, device="cuda", generator=generator).requires_grad_() for more in ((33,), ())
+    )
     results = []
     for backend in ("triton", "reference"):
         out, aux = loom.attend(
@@ -110,7 +112,12 @@ def test_score_mods_that_learn_sinks_and_the_log_sum_exp():
             backend=backend, dropout=0.3, dropout_seed=seed(),
         )  # fmt: skip
         results.append([out, aux.lse, *torch.autograd.grad(out.square().sum(), (q, k, v, bias, sinks))])
-    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(
+        *results, strict=True
+    ):  # by norms: one entry of a bias sums thousands of terms, which may cancel
+        finite = ours[theirs.isfinite()] - theirs[theirs.isfinite()]
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+        assert finite.norm() < 5e-3 * theirs[theirs.isfinite()].norm()
 
 
 def test_offsets():
