@@ -5,8 +5,8 @@ its share of what is visible (split-KV, known as flash decoding: Dao et al., 202
 together, so keys and values are read once. Each program first looks at its part of the table, and then reads only from
 the first to the last of its blocks that hold a visible key: an unwritten end of a cache costs nothing.
 
-The last program of a pair to be done adds the parts, if they are few: that saves the host a launch. Of many parts, and in a
-CUDA graph, a second kernel is faster.
+The last program of a pair to be done adds the parts, if they are few: that saves the host a launch. Of many parts a second
+kernel is faster; in a compiled graph and in a CUDA graph there is no place for the count of those that are done.
 """
 
 import functools
@@ -263,7 +263,7 @@ def _launch(
     Args:
         by_head: the table differs from head to head.
         in_words: lines of the table can be read eight entries at a time.
-        in_graph: for a CUDA graph, in which a launch costs the host nothing.
+        in_graph: in a compiled graph or a CUDA graph, where no count of programs can be kept.
     """
     rows = max(16, _power_of_2(heads // kv_heads * q_len))
     wide_d, wide_e = max(16, _power_of_2(head_dim)), max(16, _power_of_2(value_dim))
