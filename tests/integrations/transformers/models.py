@@ -63,6 +63,7 @@ DECODERS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: tf.BertModel(tf.BertConfig(**_ENCODER)),
+    "layoutlm": lambda: tf.LayoutLMModel(tf.LayoutLMConfig(**_ENCODER)),  # makes a float mask (B, 1, 1, K) by itself
     "roberta": lambda: tf.RobertaModel(tf.RobertaConfig(**_ENCODER, pad_token_id=0)),
     "modernbert": lambda: tf.ModernBertModel(
         tf.ModernBertConfig(

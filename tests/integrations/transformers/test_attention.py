@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 import maskloom as loom
+from maskloom.integrations.transformers import attention as hf_attention
 from tests.attention.test_host_cost import count_calls
 from tests.integrations.transformers.models import (
     BATCH,
@@ -31,6 +32,43 @@ def test_one_part_of_a_model():
     ours.set_attn_implementation({"text_config": "eager", "vision_config": "maskloom"})
     given = {"input_ids": tokens(), "pixel_values": torch.randn(BATCH, 3, 20, 20)}
     compare(ours(**given).image_embeds, eager(**given).image_embeds)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "added"])
+@pytest.mark.parametrize("shape", ["b11k", "111k", "bh1k", "b1qk", "bhqk", "b1q1", "1h11"])
+def test_tables_that_are_the_same_for_some_axes(shape, kind):
+    """As scaled_dot_product_attention takes them."""
+    sizes = dict(zip("bhqk", (BATCH, 4, 19, 23), strict=True))
+    query, key = torch.randn(BATCH, 4, 19, 8), torch.randn(BATCH, 2, 23, 8)
+    wide = [sizes.get(axis, 1) for axis in shape]
+    seen = torch.rand(wide) < 0.8
+    table = {
+        "bool": seen,
+        "float": torch.zeros(wide).masked_fill(~seen, torch.finfo(torch.float32).min),
+        "added": torch.randn(wide).masked_fill(~seen, -torch.inf),
+    }[kind]
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, key, table, enable_gqa=True).nan_to_num(0)
+    hidden = ~seen.expand(BATCH, 4, 19, 23).any(-1, keepdim=True)  # where sdpa takes the mean of all values
+    for _ in range(2):
+        out, _ = hf_attention.attention(torch.nn.Module(), query, key, key, table)
+        assert_close(out.transpose(1, 2), theirs.masked_fill(hidden, 0))
+
+
+@pytest.mark.parametrize("shape", [(BATCH, 1, LENGTH, LENGTH), (1, 1, 1, LENGTH), (BATCH, 1, 1, LENGTH + 3)])
+@torch.no_grad()
+def test_a_float_table_is_read_once_for_all_layers(shape, monkeypatch):
+    _, ours = pair(DECODERS["llama"])
+    seen, split = [], hf_attention._split
+    monkeypatch.setattr(hf_attention, "_split", lambda *given: seen.append(given) or split(*given))
+    table = torch.zeros(shape)
+    outputs = [ours(tokens(), attention_mask=table).logits for _ in range(2)]
+    assert len(seen) == 1 and torch.equal(*outputs)
+    table[..., 0] = -torch.inf
+    assert not torch.equal(ours(tokens(), attention_mask=table).logits, outputs[0])
+    assert len(seen) == 2
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_an_encoder(name):
     compare(ours(tokens())[0], eager(tokens())[0])
     for side in SIDES:
         real = attention_mask(side)
-        compare(ours(tokens(), real)[0], eager(tokens(), real)[0], real.bool())
+        compare(ours(tokens(), attention_mask=real)[0], eager(tokens(), attention_mask=real)[0], real.bool())
 
 
 @pytest.mark.parametrize("name", SEQUENCES)

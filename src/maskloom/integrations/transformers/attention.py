@@ -8,14 +8,15 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.attend import attend
 from maskloom.attention.weights import attention_weights
-from maskloom.core.cache import keep_beside
 from maskloom.core.checks import readable
 from maskloom.integrations.transformers.keywords import Said, refuse_own_mask, said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
+from maskloom.integrations.transformers.mask_functions import kept_for_batch
 from maskloom.integrations.transformers.masks import placed
 from maskloom.integrations.transformers.packing import isolated
 from maskloom.masks.algebra import Mask, everything
 from maskloom.masks.patterns.from_tables import from_dense
+from maskloom.masks.patterns.padding import key_padding
 from maskloom.masks.patterns.relative import causal, window_counting_itself
 from maskloom.nn.convert.masks import AddedTable
 from maskloom.scores.base import ScoreMod
@@ -48,7 +49,7 @@ def attention(
     Args:
         module: the layer; ``is_causal`` of it counts where there is no mask.
         query: (B, H, Q, D). key: (B, Hkv, K, D). value: (B, Hkv, K, E).
-        attention_mask: what `layer_mask` made; or a user's BlockMask, or table (1 or B, 1 or H, Q, K): bool, True = may
+        attention_mask: what `layer_mask` made; or a user's BlockMask, or table (1 or B, 1 or H, 1 or Q, K): bool, True = may
             attend, or floats that are added to the scores, where -inf and the lowest number of the dtype hide.
         scaling: of the scores; by default ``1 / sqrt(D)``.
         dropout: of probabilities, as `maskloom.attend` drops them.
@@ -110,7 +111,7 @@ def _mask_of(
     if isinstance(given, BlockMask):
         return given, None
     refuse_own_mask(module)
-    return _of_table(given, key.shape[2])
+    return _of_table(given, len(query), query.shape[2], key.shape[2])
 
 
 def _without_mask(module: torch.nn.Module, query: Tensor, key: Tensor, told: Said) -> LayerMask:
@@ -129,28 +130,44 @@ def _without_mask(module: torch.nn.Module, query: Tensor, key: Tensor, told: Sai
     return LayerMask(pattern, placed(pattern, place), place)
 
 
-def _of_table(table: Any, kv_len: int) -> tuple[Mask | Tensor, Tensor | None]:
-    """A user's table of elements, as mask and as what is added; both of the first ``kv_len`` keys."""
+def _of_table(table: Any, batch: int, q_len: int, kv_len: int) -> tuple[Mask | Tensor, Tensor | None]:
+    """A table of elements, of a user or of a model, as mask and as what is added; both of the first ``kv_len`` keys.
+
+    All layers get the same table, and so the same mask.
+    """
     if not isinstance(table, Tensor) or table.ndim != 4 or not (table.dtype == torch.bool or table.is_floating_point()):
         what = f"{table.dtype} {tuple(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
         raise TypeError(
             "the mask of a layer is a BlockMask, or a table (batch, heads, queries, keys) of bools, True = may attend, or of "
             f"floats that are added to the scores; got {what}"
         )
-    table = table[..., :kv_len]
-    if table.dtype == torch.bool:
-        return table, None
+    if table.dtype == torch.bool and not _is_of_keys(table, q_len):
+        return table if table.shape[-1] == kv_len else table[..., :kv_len], None
     if table.requires_grad or torch.compiler.is_dynamo_compiling():
-        return _split(table)
-    return keep_beside(table, "seen and added", lambda: _split(table))
+        return _split(table, batch, q_len, kv_len)
+    sizes = batch, q_len, kv_len
+    return kept_for_batch(table, ("seen and added", sizes), lambda table: _split(table, *sizes))
 
 
-def _split(table: Tensor) -> tuple[Mask, Tensor | None]:
-    """What a float table hides, and what it adds; None where it is known to add nothing."""
-    seen = table > torch.finfo(table.dtype).min
+def _is_of_keys(table: Tensor, q_len: int) -> bool:
+    """Whether a table says the same for all heads and several queries: (1 or B, 1, 1, K)."""
+    return table.shape[1] == table.shape[2] == 1 and q_len > 1
+
+
+def _split(table: Tensor, batch: int, q_len: int, kv_len: int) -> tuple[Mask, Tensor | None]:
+    """What a table hides, and what it adds; None where it is known to add nothing."""
+    table = table.expand(-1, -1, -1, kv_len) if table.shape[3] == 1 else table[..., :kv_len]
+    seen = table if table.dtype == torch.bool else table > torch.finfo(table.dtype).min
+    mask: Mask
+    if _is_of_keys(seen, q_len):
+        mask = key_padding(~seen[:, 0, 0].expand(batch, -1))
+    else:
+        mask = from_dense(seen.expand(-1, -1, q_len, -1))
+    if table.dtype == torch.bool:
+        return mask, None
     added = table.masked_fill(~seen, 0)
     adds = table.requires_grad or not readable(table) or bool(added.any())
-    return from_dense(seen), added if adds else None
+    return mask, added if adds else None
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -167,8 +184,8 @@ def _score_mod(told: Said, added: Tensor | None, kv_len: int) -> ScoreMod | None
 
 
 def _added(table: Tensor) -> AddedTable:
-    """Adds a table (1 or B, 1 or H, Q, K)."""
-    axes = "".join(axis for axis, size in zip("bhqk", table.shape, strict=True) if axis in "qk" or size > 1)
+    """Adds a table (1 or B, 1 or H, 1 or Q, K)."""
+    axes = "".join(axis for axis, size in zip("bhqk", table.shape, strict=True) if axis == "k" or size > 1)
     return AddedTable(
         table.reshape([size for size, axis in zip(table.shape, "bhqk", strict=True) if axis in axes]), axes
     )

@@ -5,7 +5,7 @@ numbers and tables are then taken from its cells. Any other function is not read
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.relative import Anticausal, Causal, Window, anticausal, causal, window, window_both_ways
 from maskloom.masks.patterns.relative import window_counting_itself as sliding
 from maskloom.masks.patterns.shift import Shifted, shifted
+
+R = TypeVar("R")
 
 MaskFunction = Callable[..., Any]
 """``(batch_idx, head_idx, q_idx, kv_idx) -> bool``, as transformers makes it."""
@@ -75,10 +77,15 @@ def once_for_batch(tensor: Tensor, mask: Mask, rest: Hashable, make: Callable[[T
     known = None if torch.compiler.is_dynamo_compiling() else captures.facts_of(mask)
     if known is None or known.may_change or known.tensors:
         return make(tensor)
+    return kept_for_batch(tensor, ("a mask", mask, rest), make)
+
+
+def kept_for_batch(tensor: Tensor, key: Hashable, make: Callable[[Tensor], R]) -> R:
+    """``make(tensor)``, which must not hold the tensor itself; kept until somebody writes into it, for equal views of the same one too."""
     owner = tensor if tensor._base is None else tensor._base
     view = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
     # detached: what is kept beside a tensor must not hold it
-    return keep_beside(owner, ("a mask", view, mask, rest), lambda: make(tensor.detach()))
+    return keep_beside(owner, (key, view), lambda: make(tensor.detach()))
 
 
 def inside_documents(segments: Any, mask: Mask) -> Mask:
