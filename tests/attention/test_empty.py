@@ -54,6 +54,28 @@ def inputs():
     return [torch.zeros(0, heads, L, D, requires_grad=True) for heads in (H, 1, 1)]
 
 
+@pytest.mark.parametrize(
+    "score_mod",
+    [
+        lambda s, b, h, i, j: s - b,
+        lambda s, b, h, i, j: s * 2 - b,
+        lambda s, b, h, i, j: s + torch.zeros(0, L)[b, j],
+        loom.scores.alibi(H),
+        loom.scores.compose(loom.scores.softcap(2.0), lambda s, b, h, i, j: s + torch.zeros(0, H, L)[b, h, i]),
+    ],
+    ids=["the row", "not added", "a table of rows", "alibi", "composed"],
+)
+def test_score_mods_that_know_the_row(score_mod):
+    query, key, value = inputs()
+    for call in (
+        lambda: loom.attend(query, key, value, loom.causal, score_mod=score_mod),
+        lambda: loom.attend(query, key, value, score_mod=score_mod, dropout=0.5),
+        lambda: loom.reference(query, key, value, loom.causal, score_mod=score_mod)[0],
+    ):
+        assert call().shape == (0, H, L, D)
+    assert loom.attention_weights(query, key, loom.causal, score_mod=score_mod).shape == (0, H, L, L)
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", MASKS)
 def test_attend_forward_and_backward(name, backend):

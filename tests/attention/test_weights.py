@@ -84,6 +84,17 @@ def test_sinks_take_their_share():
     assert torch.equal(weights > 0, TABLE)
 
 
+def test_a_sink_of_minus_infinity_is_none():
+    """Also beside a query that sees nothing."""
+    none = torch.full((H,), -torch.inf, dtype=QUERY.dtype, requires_grad=True)
+    mask = loom.causal & loom.window(back=2) & ~loom.sinks(1)
+    query = QUERY.clone().requires_grad_()
+    weights = loom.attention_weights(query, KEY, mask, sinks=none)
+    assert not weights[:, :, 0].any() and torch.equal(weights, loom.attention_weights(QUERY, KEY, mask))
+    gradients = torch.autograd.grad(weights.square().sum(), (query, none))
+    assert all(one.isfinite().all() for one in gradients)
+
+
 def test_dtypes_and_autocast():
     exact = loom.attention_weights(QUERY, KEY, loom.causal)
     half = loom.attention_weights(QUERY.bfloat16(), KEY.bfloat16(), loom.causal)

@@ -217,3 +217,25 @@ def test_batched_gradients_and_traces(width):
     assert torch.equal(jacobian, torch.autograd.functional.jacobian(there_and_back, x))
     for one in (x, x.clone().requires_grad_()):
         assert torch.equal(torch.jit.trace(there_and_back, one)(x + 1), there_and_back(x + 1))
+
+
+@pytest.mark.parametrize("width", [1, 3, 16])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_of_any_width(width, dtype):
+    x = torch.randn(2, 3, width).to(dtype)
+    back = unpack(pack(x, [1, 2]))
+    assert back.dtype == dtype
+    real = torch.arange(3) < torch.tensor([[1], [2]])
+    assert torch.equal(back.view(torch.uint8), x.view(torch.uint8) * real[..., None])
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "nothing"),
+    [(2, 0, torch.ones(2, 0, dtype=torch.bool)), (2, 0, [0, 0]), (0, 5, ()), (0, 5, []), (0, 5, torch.zeros(0, dtype=torch.int64)),
+     (0, 5, torch.zeros(0, 5, dtype=torch.bool)), (0, 0, torch.zeros(0, 0, dtype=torch.bool))],
+)  # fmt: skip
+def test_batches_of_nothing(rows, length, nothing):
+    x = torch.randn(rows, length, 4)
+    packed = pack(x, nothing)
+    assert packed.total == 0 and packed.values.shape == (1, 0, 4) and packed.offsets.tolist() == [0] * (rows + 1)
+    assert unpack(packed).shape == x.shape

@@ -159,6 +159,22 @@ def test_fields_beside_the_tokens():
     assert split.fields["id"].tolist() == [4, 4, 2] and split.items.tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_fields_of_several_numbers_for_each_token(kind):
+    boxes = [[[0, 0, 1, 1], [2, 2, 3, 3]], [[4, 5, 6, 7]]]
+    given_ = [{"input_ids": [5] * len(own), "bbox": kind(own)} for own in boxes]
+    assert Collator()(given_).fields["bbox"].tolist() == [boxes[0], [*boxes[1], [0] * 4]]
+    assert Collator(packed=True)(given_).fields["bbox"].tolist() == [boxes[0] + boxes[1]]
+
+
+@pytest.mark.parametrize("own", [["a", "b"], np.array(["a", "b"]), [[1], [2, 3]], [["a"], ["b"]], [{}, {}]])
+def test_fields_that_are_no_numbers_stay_a_list(own):
+    """Whether there are as many as tokens, or not."""
+    for tokens in ([5], [5, 6], [5, 6, 7]):
+        (found,) = Collator()([{"input_ids": tokens, "field": own}]).fields["field"]
+        assert found is own
+
+
 def test_labels_of_sequences_are_a_field():
     for labels in ([3, 1], [[0.0, 1.0], [1.0, 0.0]], [torch.tensor(3), torch.tensor(1)]):
         given_ = [{"input_ids": ids, "labels": own} for ids, own in zip([[5, 6, 7], [8]], labels, strict=True)]
@@ -325,6 +341,11 @@ def test_the_block_mask_is_built_only_where_it_is_wanted():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
+        (lambda: Collator()([{"input_ids": [1, 2], "attention_mask": None}]), TypeError, "attention_mask of sequence 0 has a flag"),
+        (lambda: Collator()([{"input_ids": [1, 2], "attention_mask": "ab"}]), TypeError, "attention_mask of sequence 0 has a flag"),
+        (lambda: Collator()([torch.ones(2, dtype=torch.int64, device="meta")]), ValueError, "input_ids of sequence 0 is on the meta"),
+        (lambda: Collator()({"input_ids": [[1, 2]]}), TypeError, "a batch is a list of sequences"),
+        (lambda: Collator()("ab"), TypeError, "a batch is a list of sequences"),
         (lambda: Collator(mask=3), TypeError, "3"),
         (lambda: Collator(packed="no"), TypeError, "packed is True or False; got 'no'"),
         (lambda: Collator(blocks=1), TypeError, "blocks is True or False; got 1"),

@@ -68,6 +68,9 @@ SCALINGS = {
         "rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 24, "beta_slow": 2,
         "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False,
     },
+    "yarn, one number is 0": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 0.0,
+    },
     "yarn, attention factor": {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 0.8,
     },

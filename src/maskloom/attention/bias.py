@@ -25,6 +25,8 @@ def refused_bias(request: Request) -> str | None:
         return "score_mod is not known to only add to the score, by what does not depend on it"
     if reading.learned:
         return "score_mod learns, and torch's own attention is slow where its table gets a gradient"
+    if not request.query.shape[0]:  # score_mod may read a table by the batch row, and cannot be asked without one
+        return None
     nbytes = math.prod(_sizes(request)) * _dtype(request.query).itemsize
     if nbytes > MOST_BYTES:
         return f"what score_mod adds is a table of {nbytes / 2**20:.0f} MiB; it takes {MOST_BYTES / 2**20:.0f} at most"

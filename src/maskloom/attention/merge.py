@@ -47,7 +47,7 @@ def merge(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> tuple[Tenso
         if first.dtype != second.dtype:
             raise TypeError(f"{name}1 and {name}2 have one dtype; got {first.dtype} and {second.dtype}")
     wide = _wide(out1, lse1)
-    share1, share2, lse = _shares(lse1.to(wide), lse2.to(wide))
+    share1, share2, lse = shares_of_both(lse1.to(wide), lse2.to(wide))
     out = _seen(out1, lse1).to(wide) * share1[..., None] + _seen(out2, lse2).to(wide) * share2[..., None]
     return out.to(out1.dtype), lse.to(lse1.dtype)
 
@@ -75,7 +75,7 @@ def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]
     check_sinks(sinks, out.shape[1])
     wide = _wide(out, lse, sinks)
     sink = sinks.to(wide)[:, None].expand(lse.shape)
-    share, _, total = _shares(lse.to(wide), sink)
+    share, _, total = shares_of_both(lse.to(wide), sink)
     return (_seen(out, lse).to(wide) * share[..., None]).to(out.dtype), total.to(lse.dtype)
 
 
@@ -88,7 +88,7 @@ def check_sinks(sinks: Tensor, heads: int) -> None:
         raise ValueError(f"sinks has shape (H,) = ({heads},), a score for each head; got {tuple(sinks.shape)}")
 
 
-def _shares(lse1: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shares_of_both(lse1: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which share of the softmax each part has, and the log-sum-exp of both; one of two hidden parts has any share."""
     hidden = (lse1 == -math.inf) & (lse2 == -math.inf)
     lse1, lse2 = lse1.masked_fill(hidden, 0.0), lse2.masked_fill(hidden, 0.0)  # -inf less -inf is NaN

@@ -81,7 +81,7 @@ def attention_scores(
     hides = None
     if mask is not None:
         hides = ~rows_of(mask, first, q_len, batch=batch, heads=heads, kv_len=key.shape[-2], device=query.device)
-    if score_mod is not None:
+    if score_mod is not None and batch:  # without a row there is no table to read, and nothing to change
         if hides is not None:  # the gradient stops here too: 0 times a derivative of score_mod, which may be infinite
             scores = scores.masked_fill(hides, 1.0)  # and fewer have a pole at 1 than at 0
         scores = modified(scores, score_mod, first)

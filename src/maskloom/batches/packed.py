@@ -105,6 +105,8 @@ def pack(x: Tensor, pads_or_lengths: Tensor | Sequence[int] | Packed, *, total: 
         return Packed(_picked(x, layout.index), layout.offsets, layout.index, layout.shape)
     if total is not None:
         total = count("total", total, of="real tokens")
+    if not rows * length and _holds_nothing(pads_or_lengths):  # rows without positions, or none
+        pads_or_lengths = torch.zeros(len(pads_or_lengths), dtype=torch.int64, device=x.device)
     if isinstance(pads_or_lengths, Tensor) and pads_or_lengths.dtype == torch.bool:
         pads = flags("pads_or_lengths", pads_or_lengths, true_means="padding")
         _check_can_be_read(pads, x, total)
@@ -166,6 +168,12 @@ def _checked_lengths(lengths: Tensor | Sequence[int], rows: int, length: int) ->
     if readable(lens) and lens.numel() and int(lens.max()) > length:
         raise ValueError(f"x has rows of {length} positions, and a length is {int(lens.max())}")
     return lens
+
+
+def _holds_nothing(pads_or_lengths: object) -> bool:
+    if isinstance(pads_or_lengths, Tensor):
+        return pads_or_lengths.dtype == torch.bool and pads_or_lengths.ndim == 2 and pads_or_lengths.shape[1] == 0
+    return isinstance(pads_or_lengths, (list, tuple)) and not pads_or_lengths
 
 
 def _check_can_be_read(table: Tensor, x: Tensor, total: int | None) -> None:

@@ -61,6 +61,8 @@ class _Placed(torch.autograd.Function):
 
 def scattered(rows: Tensor, places: Tensor, size: int) -> Tensor:
     """`placed`, without a gradient of its own where nothing traces or transforms."""
+    if rows.dtype.itemsize == 1 and rows.is_floating_point():  # torch moves no rows of float8
+        return scattered(rows.view(torch.uint8), places, size).view(rows.dtype)
     batch = rows.new_zeros(size, *rows.shape[1:])
     if torch.compiler.is_compiling() or is_transformed() or has_no_memory(rows):
         # a graph of torch 2.11 loses gradients of writes in place

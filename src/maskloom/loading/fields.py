@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import INTEGERS
+from maskloom.core.checks import INTEGERS, check_has_values
 from maskloom.core.words import brief, what_it_is
 
 
 def fields_of(sequences: Sequence[Any], tokens: str) -> dict[str, list[Any]]:
     """The fields of the sequences by name, each with an entry for every sequence; ``tokens`` is among them."""
+    if isinstance(sequences, (Mapping, str, bytes)) or not isinstance(sequences, Sized):
+        raise TypeError(f"a batch is a list of sequences, or of mappings with their fields; got {brief(sequences)}")
     if len(sequences) == 0:
         raise ValueError("a batch has at least one sequence; got none")
     if not isinstance(sequences[0], Mapping):
@@ -33,13 +35,22 @@ def fields_of(sequences: Sequence[Any], tokens: str) -> dict[str, list[Any]]:
 
 def _check_all_real(attention_masks: list[Any], tokens: list[Any]) -> None:
     for number, (flags, own) in enumerate(zip(attention_masks, tokens, strict=False)):
-        table = torch.as_tensor(flags, device="cpu")
+        table = _flags(number, flags)
         if isinstance(own, Sized) and not is_one_number(own) and table.shape != (len(own),):
             raise ValueError(
                 f"attention_mask of sequence {number} has a flag for each of {len(own)} tokens; got shape {tuple(table.shape)}"
             )
         if not bool(table.all()):
             raise ValueError(f"attention_mask of sequence {number} has a 0: give sequences without padding")
+
+
+def _flags(number: int, flags: Any) -> Tensor:
+    try:
+        return torch.as_tensor(flags, device="cpu")
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise TypeError(
+            f"attention_mask of sequence {number} has a flag for each token, 1 = real; got {brief(flags)}"
+        ) from None
 
 
 def tensors(name: str, values: list[Any]) -> list[Tensor]:
@@ -54,6 +65,8 @@ def tensors(name: str, values: list[Any]) -> list[Tensor]:
     return [one if len(one) else first[:0] for one in found]  # an empty list has no dtype of its own
 
 
+_NUMBERS = "buif"  # kinds of NumPy's dtypes
+
 # of which torch writes no rows: they become int64, as arrays of them do
 _WIDER = (torch.uint16, torch.uint32, torch.uint64)
 
@@ -61,6 +74,7 @@ _WIDER = (torch.uint16, torch.uint32, torch.uint64)
 def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         value = _from_array(name, value)
+    check_has_values(name, value)
     if value.dtype in _WIDER:
         value = value.long()
     if value.ndim == 0:
@@ -74,7 +88,7 @@ def _from_array(name: str, value: Any) -> Tensor:
         array = np.asarray(value)
     except ValueError as error:
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)} ({error})") from None
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in _NUMBERS:
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)}")
     if array.dtype.kind in "ui" or (array is not value and not array.size and array.ndim == 1):  # [] are no token ids
         return torch.from_numpy(array.astype(np.int64))
@@ -100,9 +114,23 @@ def labels_of(fields: dict[str, list[Any]], tokens: list[Tensor]) -> list[Tensor
 
 def is_by_token(value: Any, length: int) -> bool:
     """Whether a field has an entry for each of ``length`` tokens."""
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, Tensor):
         return value.ndim > 0 and value.shape[0] == length
-    return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_one_number, value))
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and value.shape[0] == length and value.dtype.kind in _NUMBERS
+    if not (isinstance(value, (list, tuple)) and len(value) == length):
+        return False
+    return all(map(is_one_number, value)) or _is_of_rows(value)
+
+
+def _is_of_rows(value: Sequence[Any]) -> bool:
+    """Whether a list holds lists of numbers of one shape, as of the coordinates of each token."""
+    if not all(isinstance(row, (list, tuple, np.ndarray)) for row in value):
+        return False
+    try:
+        return np.asarray(value).dtype.kind in _NUMBERS
+    except ValueError:  # of several lengths
+        return False
 
 
 def is_one_number(value: Any) -> bool:

@@ -64,6 +64,9 @@ _OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _LENGTHS = ("original_max_position_embeddings", "max_position_embeddings")
 
 
+_MAY_BE_0 = ("mscale", "mscale_all_dim")  # which is as if it were not given
+
+
 def _check_keys(kind: str, given: Given, needed: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in given]
     if missing:
@@ -74,6 +77,8 @@ def _check_keys(kind: str, given: Given, needed: tuple[str, ...], allowed: tuple
         raise ValueError(f"scaling of rope_type {kind!r} takes {takes}; got {', '.join(map(repr, unknown))}")
     for name in set(given) - {"truncate", "short_factor", "long_factor"}:
         value = given[name]
+        if name in _MAY_BE_0 and value == 0 and not isinstance(value, bool):
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ValueError(f"{name} of scaling is a number above 0; got {brief(value)}")
 
@@ -132,7 +137,7 @@ def _yarn_factor(factor: float, given: Given) -> float:
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    if "mscale" in given and "mscale_all_dim" in given:
+    if given.get("mscale") and given.get("mscale_all_dim"):
         return mscale(given["mscale"]) / mscale(given["mscale_all_dim"])
     return mscale(1.0)
 

@@ -238,6 +238,21 @@ def test_a_whole_model_in_one_graph(name):
         )
 
 
+@torch.no_grad()
+def test_lengths_share_a_graph():
+    """One for the first length, and one for all others, whether they are few or many."""
+    torch._dynamo.reset()
+    counters.clear()
+    eager, ours = pair(DECODERS["llama"])
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for length in (20, 33, 9, 17, 16):
+        ids = torch.randint(3, 90, (BATCH, length))
+        real = torch.arange(length) < torch.tensor([[length], [5], [3]])
+        given = {"attention_mask": real.long()}
+        compare(compiled(ids, **given).logits, eager(ids, **given).logits, real)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 @pytest.mark.parametrize("name", ["llama"])
 @torch.no_grad()
 def test_steps_of_decoding_in_one_graph(name):

@@ -65,7 +65,7 @@ def layer_mask(
     pattern = as_mask(mask_function) if read is None else read
     mask = placed(pattern, place)
     given: Mask | Tensor = mask
-    if read is not None and q_length <= FEW and not _is_at_start(place):
+    if read is not None and not _is_at_start(place) and q_length <= FEW:  # a prefill's graph is of any length
         given = _of_step(mask, attention_mask, place)
     elif attention_mask is not None:
         given = _of_batch(mask, attention_mask, place, is_causal(pattern) and torch.is_grad_enabled())
