@@ -157,7 +157,9 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], "Recipe"]) ->
     facts = captures.facts_of(mask)
     if facts.may_change or not facts.is_plain or not can_cache() or not manner.is_recorded:
         return make().build()
-    laid = tuple([(type(held), *_place(held), raw_stream(held.device)) for held in facts.tensors])
+    laid = tuple([  # with places in their memory, in which recorded views of them have places of their own
+        (type(held), held.shape, held.stride(), held.storage_offset(), raw_stream(held.device)) for held in facts.tensors
+    ])  # fmt: skip
     key = captures.structure(mask, numbers=True), laid, arguments, float_state(), torch.is_inference_mode_enabled()
     known = _kinds.get(key)
     if isinstance(known, RecipeOfKind):
@@ -171,11 +173,6 @@ def built_like(mask: Mask, arguments: Hashable, make: Callable[[], "Recipe"]) ->
         if kind is not None:  # which has recorded what the recipe would record again
             return kind.build(facts.tensors, facts.remarks)
     return recipe.build()
-
-
-def _place(tensor: Tensor) -> tuple[Hashable, ...]:
-    """How it lies in its memory: recorded views of it have places of their own there."""
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def kind_of(

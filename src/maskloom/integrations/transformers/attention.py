@@ -81,9 +81,16 @@ def call_of(
     """What `attend` is called with, and the keywords that count."""
     told = said(keywords)
     mask, added = _mask_of(module, query, key, attention_mask, told)
+    scores: list[ScoreMod] = []  # softcap first, then what is added, as in transformers' own functions
+    if told.softcap:
+        scores.append(softcap(told.softcap))
+    if told.position_bias is not None:
+        scores.append(_added(told.position_bias[..., : key.shape[2]]))
+    if added is not None:
+        scores.append(_added(added))
     options: dict[str, Any] = {
         "scale": scaling,
-        "score_mod": _score_mod(told, added, key.shape[2]),
+        "score_mod": compose(*scores) if scores else None,
         "dropout": dropout,
         "sinks": told.sinks,
         "deterministic": bool(told.deterministic),
@@ -168,19 +175,6 @@ def _split(table: Tensor, batch: int, q_len: int, kv_len: int) -> tuple[Mask, Te
     added = table.masked_fill(~seen, 0)
     adds = table.requires_grad or not readable(table) or bool(added.any())
     return mask, added if adds else None
-
-
-# -- scores ------------------------------------------------------------------------------------------------------------
-
-
-def _score_mod(told: Said, added: Tensor | None, kv_len: int) -> ScoreMod | None:
-    """Softcap first, then what is added, as in transformers' own functions."""
-    parts: list[ScoreMod] = [softcap(told.softcap)] if told.softcap else []
-    if told.position_bias is not None:
-        parts.append(_added(told.position_bias[..., :kv_len]))
-    if added is not None:
-        parts.append(_added(added))
-    return compose(*parts) if parts else None
 
 
 def _added(table: Tensor) -> AddedTable:
