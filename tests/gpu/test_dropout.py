@@ -112,12 +112,9 @@ def test_score_mods_that_learn_sinks_and_the_log_sum_exp():
             backend=backend, dropout=0.3, dropout_seed=seed(),
         )  # fmt: skip
         results.append([out, aux.lse, *torch.autograd.grad(out.square().sum(), (q, k, v, bias, sinks))])
-    for ours, theirs in zip(
-        *results, strict=True
-    ):  # by norms: one entry of a bias sums thousands of terms, which may cancel
-        finite = ours[theirs.isfinite()] - theirs[theirs.isfinite()]
-        assert torch.equal(ours.isfinite(), theirs.isfinite())
-        assert finite.norm() < 5e-3 * theirs[theirs.isfinite()].norm()
+    ours, theirs = (found.pop(5) for found in results)  # an entry of the bias sums thousands of terms, which may cancel
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
 
 
 def test_offsets():
