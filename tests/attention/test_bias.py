@@ -83,3 +83,26 @@ def test_a_table_of_the_score_mod_is_not_written_over():
     held = torch.ones(B, H, Q, K)
     loom.attend(*inputs(), MASK, score_mod=lambda score, b, h, q, k: score + held[b, h, q, k])
     assert (held == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [1e3, 5e3, 1e5, 1e9, "finfo.min"])
+def test_rows_of_large_numbers_are_as_on_other_backends(size, dtype):
+    """Beside ``finfo.min`` a score is rounded away, and a row of nothing else gives the mean of all values."""
+    least = -torch.finfo(dtype).max if size == "finfo.min" else -size
+    rows = torch.zeros(Q, K, dtype=dtype)
+    rows[0] = least
+    rows[1] = least
+    rows[1, 3:] = least / 2
+    rows[2, :5] = least
+    rows[3] = -least / 4
+    inside = {"score_mod": lambda score, b, h, q, k: score + rows[q, k]}
+    given = inputs(dtype)
+    assert loom.explain(*given, None, **inside).backend == "sdpa"
+    out = loom.attend(*given, None, **inside)
+    close = {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps + min(abs(least), 4096) * torch.finfo(dtype).eps}
+    for backend in ("reference", "sliced"):
+        torch.testing.assert_close(out, loom.attend(*given, None, backend=backend, **inside), **close)
+    key, value = (tensor.repeat_interleave(H // HKV, 1) for tensor in given[1:])
+    by_torch = torch.nn.functional.scaled_dot_product_attention(given[0], key, value, attn_mask=rows)
+    torch.testing.assert_close(out, by_torch, **close)

@@ -330,3 +330,22 @@ def test_one_exported_program_serves_any_number_of_documents(crossed, strict):
 
 def ends(number):
     return torch.linspace(0, 211, number + 1).long()
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_number_in_a_score_mod_that_is_made_inside_may_vary(dynamic):
+    """From its second value on torch.compile holds a number as a symbol."""
+    torch._dynamo.reset()
+
+    def call(q, k, v, cap):
+        return loom.attend(q, k, v, loom.causal, score_mod=loom.scores.softcap(cap))
+
+    compiled = torch.compile(call, backend="eager", fullgraph=True, dynamic=dynamic)
+    for cap in (30.0, 0.5, 2.5e-3, 7, 11, 30.0):
+        torch.testing.assert_close(compiled(*inputs(), cap), call(*inputs(), cap))
+
+
+def test_torch_jit_trace_is_refused_in_words():
+    """It makes tensors of sizes."""
+    with pytest.raises(ValueError, match=r"torch.jit.trace makes tensors of sizes, .* use torch.export.export"):
+        torch.jit.trace(lambda q, k, v: loom.attend(q, k, v, MASK), inputs(), check_trace=False)

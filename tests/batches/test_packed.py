@@ -3,6 +3,7 @@
 import pickle
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -219,19 +220,28 @@ def test_batched_gradients_and_traces(width):
         assert torch.equal(torch.jit.trace(there_and_back, one)(x + 1), there_and_back(x + 1))
 
 
+MOVED_AS_OTHERS = {
+    **dict.fromkeys((torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu), torch.uint8),
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
+
+
 @pytest.mark.parametrize("width", [1, 3, 16])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_float8_of_any_width(width, dtype):
-    x = torch.randn(2, 3, width).to(dtype)
-    back = unpack(pack(x, [1, 2]))
+@pytest.mark.parametrize("dtype", MOVED_AS_OTHERS)
+def test_dtypes_of_which_torch_moves_no_rows(width, dtype):
+    x = torch.randn(2, 3, width).abs().mul(9).to(torch.uint8).to(dtype)
+    packed = pack(x, [1, 2])
+    back = unpack(packed, packed.values)
     assert back.dtype == dtype
-    real = torch.arange(3) < torch.tensor([[1], [2]])
-    assert torch.equal(back.view(torch.uint8), x.view(torch.uint8) * real[..., None])
+    real, bits = torch.arange(3) < torch.tensor([[1], [2]]), MOVED_AS_OTHERS[dtype]
+    assert torch.equal(back.view(bits), x.view(bits) * real[..., None])
 
 
 @pytest.mark.parametrize(
     ("rows", "length", "nothing"),
-    [(2, 0, torch.ones(2, 0, dtype=torch.bool)), (2, 0, [0, 0]), (0, 5, ()), (0, 5, []), (0, 5, torch.zeros(0, dtype=torch.int64)),
+    [(2, 0, torch.ones(2, 0, dtype=torch.bool)), (2, 0, [0, 0]), (0, 5, ()), (0, 5, []), (0, 5, torch.zeros(0, dtype=torch.int64)), (0, 5, np.zeros(0, np.int64)),
      (0, 5, torch.zeros(0, 5, dtype=torch.bool)), (0, 0, torch.zeros(0, 0, dtype=torch.bool))],
 )  # fmt: skip
 def test_batches_of_nothing(rows, length, nothing):

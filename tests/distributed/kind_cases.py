@@ -48,6 +48,13 @@ def _words(mesh: DeviceMesh, strategy: Any) -> dict[str, str]:
     found = {
         name: said(lambda other=other: plan.attend(*(other if second else alike))) for name, other in others.items()
     }
+    options = {
+        "dropout": {"dropout": 1.5}, "seed": {"dropout": 0.5, "dropout_seed": 0.5}, "scale": {"scale": "0.5"},
+        "backend": {"backend": "fast"}, "this backend": {"backend": "flash"}, "flag": {"deterministic": 1},
+        "score mod": {"score_mod": _raising},
+    }  # fmt: skip
+    for name, option in options.items():
+        found[name] = said(lambda option=option: plan.attend(*alike, **(option if second else {})))
     two, four = (tensors(plan.rows, heads=(heads, 2)) for heads in (2, 4))
     found["heads"] = said(lambda: plan.attend(*(four if second else two), h_offset=0))
     found["h_offset"] = said(lambda: plan.attend(*two, h_offset=2 if second else 0))
@@ -56,6 +63,23 @@ def _words(mesh: DeviceMesh, strategy: Any) -> dict[str, str]:
     if strategy == "heads":
         found["lse"] = said(lambda: plan.attend(*alike, return_aux=LSE if second else None))
     return found
+
+
+def _raising(score: Tensor, *indices: Tensor) -> Tensor:
+    raise ValueError("no such score")
+
+
+def transformed() -> dict[str, str]:
+    """What is said to who lets a transform of torch.func follow an exchange."""
+    plan = loom.distributed.plan(loom.causal, LENGTH, mesh_of(), heads=HEADS, strategy="gather")
+    qkv = tensors(plan.rows)
+    summed = lambda query: plan.attend(query, *qkv[1:]).sum()  # noqa: E731
+    return {
+        "grad": said(lambda: torch.func.grad(summed)(qkv[0])),
+        "vmap": said(lambda: torch.vmap(lambda query: plan.attend(query, *qkv[1:]))(qkv[0][None])),
+        "jvp": said(lambda: torch.func.jvp(summed, (qkv[0],), (qkv[0],))),
+        "unshard": said(lambda: torch.func.grad(lambda rows: plan.unshard(rows, 2).sum())(qkv[0])),
+    }
 
 
 def comparisons() -> None:

@@ -32,7 +32,10 @@ def test_what_is_refused_is_named(tmp_path):
             "h_offset= the first"
         ),
         "heads beyond": "ValueError: the plan is for 6 query heads; heads 3 to 6 are asked for",
-        "share": 'ValueError: strategy "heads" gives each rank as many query heads; there are 3 heads and 2 ranks',
+        "share": (
+            'ValueError: strategy "heads" gives each rank as many query heads; there are 3 heads and 2 ranks: '
+            'plan with strategy="gather" or "needed"'
+        ),
         "batch": "ValueError: the plan is for a mask of 2 batch rows; query is (1, 6, 19, 3)",
         "padding": (
             "ValueError: clean_padding needs a mask that says where padding is: lengths, real, padding, key_padding, "

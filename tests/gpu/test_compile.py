@@ -181,6 +181,39 @@ def test_checkpointed_inside_an_outer_compile(kind):
     gather(lambda q, k, v: model(q, k, v, blocks), *inputs(411), table=table).check()
 
 
+def masks_of_many_tiles():
+    """Masks of rows of 33,001 positions from a tensor, (values of it, how to make it)."""
+    cuts = torch.tensor([0, 5, 9000, 9001, 33_001], device="cuda")
+    lens = torch.tensor([33_001, 20_000], device="cuda")
+    return {
+        "documents": (cuts, lambda cuts: loom.causal & loom.documents(offsets=cuts, length=33_001)),
+        "lengths": (lens, lambda lens: loom.causal & loom.lengths(lens)),
+        "padding": (
+            torch.arange(33_001, device="cuda") >= lens[:, None],
+            lambda pads: loom.window(back=3000) & loom.key_padding(pads),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["documents", "lengths", "padding"])
+def test_rows_of_many_tiles_inside_an_outer_compile(kind):
+    """258 tiles: of rows of 256 entries and more Inductor writes other kernels."""
+    torch._dynamo.reset()
+    values, make = masks_of_many_tiles()[kind]
+    given = [torch.randn(2, heads, 33_001, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    given = [tensor.requires_grad_() for tensor in given]
+
+    def results(attend):
+        out = attend(*given, values)
+        return out, *torch.autograd.grad(out.float().square().sum(), given)
+
+    def attention(q, k, v, values):
+        return loom.attend(q, k, v, make(values), backend="triton")
+
+    for found, expected in zip(results(torch.compile(attention, fullgraph=True)), results(attention), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_small_heads_are_widened():
     q, k, v = (torch.randn(2, 3, 65, 8, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     table = loom.causal.dense(65, 65, device="cuda")

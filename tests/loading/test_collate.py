@@ -2,6 +2,8 @@
 
 import os
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 from itertools import chain
 
 import hypothesis.strategies as st
@@ -398,3 +400,34 @@ def test_unsigned_tokens_of_more_than_a_byte(dtype, packed):
     )
     assert found.inputs.dtype == torch.int64 and torch.equal(found.inputs, expected.inputs)
     assert torch.equal(found.targets, expected.targets)
+
+
+BIG = 2**63 + 5
+
+
+@pytest.mark.parametrize(
+    ("one", "found"),
+    [(np.uint64(3), [3]), (np.uint8(7), [7]), (np.array(5, np.uint32), [5]), (torch.tensor(4, dtype=torch.uint16), [4]),
+     (np.array([5, 1], np.uint64), [[5, 1]]), (-(2**63), [-(2**63)])],
+)  # fmt: skip
+def test_unsigned_fields(one, found):
+    assert Collator()([{"input_ids": [1, 2], "hash": one}]).fields["hash"].tolist() == found
+
+
+@pytest.mark.parametrize(
+    "one",
+    [BIG, -BIG, np.uint64(BIG), torch.tensor(BIG, dtype=torch.uint64), [BIG, 1], [BIG, BIG], [BIG, 0.5], [[BIG, 1], [2, 3]],
+     np.array([BIG, 1], np.uint64), torch.tensor([BIG, 1], dtype=torch.uint64)],
+    ids=str,
+)  # fmt: skip
+def test_integers_beyond_64_bits_are_not_made_others(one):
+    with pytest.raises(ValueError, match=r"^hash of sequence 0 .* as int64 has them; got -?9223372036854775813"):
+        Collator()([{"input_ids": [1, 2], "hash": one}])
+
+
+def test_numbers_that_no_tensor_holds_are_a_list():
+    values = {"price": Decimal("3.10"), "share": Fraction(1, 3), "name": np.str_("a"), "phase": np.complex64(1j)}
+    batch = Collator()([{"input_ids": [1, 2], **values}])
+    assert batch.fields == {name: [value] for name, value in values.items()}
+    kinds = Collator()([{"input_ids": [1], "a": np.float64(2), "b": torch.tensor(2, dtype=torch.int32), "c": True}])
+    assert [field.dtype for field in kinds.fields.values()] == [torch.float64, torch.int32, torch.bool]

@@ -177,6 +177,8 @@ def attend(score_mod):
         (lambda: loom.scores.softcap(True), TypeError, "cap is a number, .*; got bool: True"),
         (lambda: loom.scores.softcap(-2), ValueError, "a finite number above 0; got -2"),
         (lambda: loom.scores.softcap(float("inf")), ValueError, "a finite number above 0; got inf"),
+        (lambda: loom.scores.softcap(float("nan")), ValueError, "a finite number above 0; got nan"),
+        (lambda: loom.scores.softcap(10**400), ValueError, "a finite number above 0; got 10000"),
         (lambda: loom.scores.relative_bias([[1.0]]), TypeError, "table is a floating-point tensor .*; got list"),
         (lambda: loom.scores.relative_bias(torch.ones(2, 3).long()), TypeError, "got torch.int64"),
         (lambda: loom.scores.relative_bias(torch.ones(3)), ValueError, r"shape \(heads, distances\); got \(3,\)"),

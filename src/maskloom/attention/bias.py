@@ -58,13 +58,17 @@ def bias_of(request: Request) -> Bias:
     return Bias(request.sizes, _table(request, request.mask) if hides and request.mask is not None else None)
 
 
+_MOST_MOVED = 4096.0
+
+
 def _from_zero(bias: Tensor) -> Tensor:
     """The table, written over, with 0 for the largest of each row, which changes no softmax.
 
-    torch's kernel keeps the log-sum-exp, and in float32 one of 600 says less than the weights.
+    torch's kernel keeps the log-sum-exp, and in float32 one of 600 says less than the weights. Rows of larger numbers stay: a
+    score beside ``finfo.min`` is rounded away, and a row that holds nothing else gives the mean of all values.
     """
     most = bias.amax(-1, keepdim=True)
-    return bias.sub_(most.masked_fill_(most == -math.inf, 0))
+    return bias.sub_(most.masked_fill_(most.abs() > _MOST_MOVED, 0))
 
 
 def _dtype(query: Tensor) -> torch.dtype:

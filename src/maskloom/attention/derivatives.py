@@ -32,6 +32,11 @@ def beyond_backward(request: Request) -> str | None:
     return _SECOND if levels.count(TransformType.Grad) > 1 else None
 
 
+def is_followed(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, follows what is done with a tensor."""
+    return is_functorch_wrapped_tensor(tensor) or _is_dual(tensor)
+
+
 def _is_dual(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 

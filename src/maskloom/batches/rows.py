@@ -11,10 +11,24 @@ from torch import Tensor
 from maskloom.batches.wide import SIXTEEN, fits, has_no_memory
 from maskloom.core.torch_state import is_transformed
 
+_MOVED_AS = {
+    **dict.fromkeys(
+        [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and "float8" in str(dtype)],
+        torch.uint8,
+    ),
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
+"""Dtypes of which torch moves no rows, and those of the same size of which it does."""
+
 
 def picked(batch: Tensor, places: Tensor) -> Tensor:
     """The rows (T, ...) of a tensor (N, ...) at places, int64 (T,), which differ."""
-    return _Picked.apply(batch, places) if _has_gradient(batch) else batch.index_select(0, places)
+    if _has_gradient(batch):
+        return _Picked.apply(batch, places)
+    bits = _MOVED_AS.get(batch.dtype)
+    return batch.index_select(0, places) if bits is None else batch.view(bits).index_select(0, places).view(batch.dtype)
 
 
 def placed(rows: Tensor, places: Tensor, size: int) -> Tensor:
@@ -61,8 +75,9 @@ class _Placed(torch.autograd.Function):
 
 def scattered(rows: Tensor, places: Tensor, size: int) -> Tensor:
     """`placed`, without a gradient of its own where nothing traces or transforms."""
-    if rows.dtype.itemsize == 1 and rows.is_floating_point():  # torch moves no rows of float8
-        return scattered(rows.view(torch.uint8), places, size).view(rows.dtype)
+    bits = _MOVED_AS.get(rows.dtype)
+    if bits is not None:
+        return scattered(rows.view(bits), places, size).view(rows.dtype)
     batch = rows.new_zeros(size, *rows.shape[1:])
     if torch.compiler.is_compiling() or is_transformed() or has_no_memory(rows):
         # a graph of torch 2.11 loses gradients of writes in place

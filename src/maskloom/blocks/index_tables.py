@@ -16,11 +16,11 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from maskloom.blocks.grid import Grid
 from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
-from maskloom.core.block_masks import rebuilt
+from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU
 from maskloom.core.launches import can_launch
 from maskloom.core.pickling import check_can_be_sent
-from maskloom.core.torch_state import can_cache, counting_writes, is_tracing, raw_stream
+from maskloom.core.torch_state import can_cache, counting_writes, is_exporting, is_tracing, raw_stream
 from maskloom.program.program import MaskMod
 
 # Maximum entries ordered at once, so that the work needs little memory beside the tables. On the CPU it then also stays
@@ -79,7 +79,7 @@ def _order(listed: Tensor, indices: Tensor) -> Tensor:
 
 
 def ordered_in_graph(listed: Tensor) -> Ordered:
-    """`ordered` while torch compiles. Nothing is sorted: a sort of each row takes the GPU far longer than counts and a scatter.
+    """`ordered` while torch compiles. Nothing is sorted: a sort of each row takes longer than counts and a scatter.
 
     The columns that are scattered are int32: for int64 ones Inductor calls a scatter of torch's, around which it cannot fuse.
     """
@@ -89,6 +89,40 @@ def ordered_in_graph(listed: Tensor) -> Ordered:
     place = torch.where(listed, rank - 1, counts[..., None] + column - rank)
     indices = torch.zeros_like(rank).scatter(-1, place.long(), column.expand(place.shape))
     return Ordered(counts.clone(memory_format=torch.contiguous_format), indices)
+
+
+def tables_in_graph(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> dict[str, Tensor | None]:
+    """The tables of a BlockMask by their names, while torch compiles, from the states of its tiles, as `to_block_mask` has them.
+
+    On a GPU an operator makes all of them in one launch, and graphs do not look into it: where rows have 256 tiles, Inductor (2.11)
+    writes no kernel with the scatter of `ordered_in_graph`. An exported program holds no operator of maskloom's.
+    """
+    if states.device.type == "cuda" and not is_exporting():
+        made: list[Tensor | None] = list(_operator(states, batch, heads, separate_full_blocks))
+    else:
+        listed = (states == PARTIAL, states == FULL) if separate_full_blocks else (states != SKIPPED,)
+        ways = [*listed, *(one.mT for one in listed)]
+        made = [part for one in ways for part in _for_all(ordered_in_graph(one), batch, heads)]
+    if not separate_full_blocks:
+        made = [*made[:2], None, None, *made[2:], None, None]
+    return dict(zip(TABLES, made, strict=True))
+
+
+@torch.library.custom_op("maskloom::tile_tables", mutates_args=())
+def _operator(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+    """Counts and indices of each table, in the order of `TABLES`."""
+    tables = _by_kernel if can_launch(states) else _by_torch
+    made = tables(states, batch, heads, separate_full_blocks)
+    return [part for table in made if table is not None for part in table]
+
+
+@_operator.register_fake
+def _shapes(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+    lines, across = states.shape[2:]
+    ways = 2 if separate_full_blocks else 1
+    sizes = [*[(lines, across)] * ways, *[(across, lines)] * ways]
+    shapes = [shape for size in sizes for shape in ((batch, heads, size[0]), (batch, heads, *size))]
+    return [states.new_empty(shape, dtype=torch.int32) for shape in shapes]
 
 
 def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:
@@ -101,7 +135,7 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
         separate_full_blocks: False lists full tiles together with the partial ones.
     """
     tables = _by_kernel if can_launch(states) else _by_torch
-    kv, full_kv, q, full_q = tables(states, grid, separate_full_blocks)
+    kv, full_kv, q, full_q = tables(states, grid.batch, grid.heads, separate_full_blocks)
     return BlockMask(
         seq_lengths=(grid.q_len, grid.kv_len),
         kv_num_blocks=kv.counts,
@@ -120,22 +154,24 @@ def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_ful
 _Tables = tuple[Ordered, Ordered | None, Ordered, Ordered | None]
 
 
-def _by_torch(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
+def _by_torch(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> _Tables:
     """The tables of partial and of full tiles, by query tiles and by key tiles."""
     if not states.is_contiguous():  # the tables would get its order of dims
         states = states.contiguous()
     if not separate_full_blocks:
         listed = states != SKIPPED
-        return _for_all(ordered(listed), grid), None, _for_all(ordered(listed.mT), grid), None
+        return _for_all(ordered(listed), batch, heads), None, _for_all(ordered(listed.mT), batch, heads), None
     if states.numel() <= _SORTED.get(states.device.type, _SORTED_ELSEWHERE) // 2:
         by_numpy = states.device.type == "cpu" and type(states) is Tensor and not is_tracing()
         found = _sorted_by_numpy(states) if by_numpy else _sorted_together(states)
-        if states.shape != grid.shape:
-            found = [_for_all(table, grid) for table in found]
+        if states.shape[:2] != (batch, heads):
+            found = [_for_all(table, batch, heads) for table in found]
         kv, full_kv, q, full_q = found
         return kv, full_kv, q, full_q
     partial, full = states == PARTIAL, states == FULL
-    kv, full_kv, q, full_q = (_for_all(ordered(listed), grid) for listed in (partial, full, partial.mT, full.mT))
+    kv, full_kv, q, full_q = (
+        _for_all(ordered(listed), batch, heads) for listed in (partial, full, partial.mT, full.mT)
+    )
     return kv, full_kv, q, full_q
 
 
@@ -177,11 +213,11 @@ def _sorted_each(listed: Tensor) -> list[Ordered]:
     return [Ordered(*table) for table in zip(apart(counts), apart(columns), strict=True)]
 
 
-def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Tables:
+def _by_kernel(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> _Tables:
     # imported here: not every torch comes with Triton
     from maskloom.blocks.index_tables_triton import order
 
-    tables = order(states, grid.batch, grid.heads, separate_full_blocks=separate_full_blocks)
+    tables = order(states, batch, heads, separate_full_blocks=separate_full_blocks)
     if separate_full_blocks:
         kv, full_kv, q, full_q = (Ordered(*table) for table in tables)
         return kv, full_kv, q, full_q
@@ -189,11 +225,11 @@ def _by_kernel(states: Tensor, grid: Grid, separate_full_blocks: bool) -> _Table
     return kv, None, q, None
 
 
-def _for_all(table: Ordered, grid: Grid) -> Ordered:
+def _for_all(table: Ordered, batch: int, heads: int) -> Ordered:
     """The table of one batch row or head, copied for all that share it, as torch's kernels need it."""
-    if table.counts.shape[:2] == (grid.batch, grid.heads):
+    if table.counts.shape[:2] == (batch, heads):
         return table  # not a view, because torch.compile would also guard its base
-    return Ordered(*(part.expand(grid.batch, grid.heads, *part.shape[2:]).contiguous() for part in table))
+    return Ordered(*(part.expand(batch, heads, *part.shape[2:]).contiguous() for part in table))
 
 
 _of_all_tiles: LRU[Hashable, BlockMask] = LRU(64)

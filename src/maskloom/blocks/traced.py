@@ -10,8 +10,8 @@ from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.grid import Wanted
-from maskloom.blocks.index_tables import ordered_in_graph
-from maskloom.core.block_masks import TABLES, rebuilt
+from maskloom.blocks.index_tables import tables_in_graph
+from maskloom.core.block_masks import rebuilt
 from maskloom.core.symbols import ceil_div, is_dynamic
 from maskloom.core.torch_state import is_exporting
 from maskloom.masks.dense import GIVE_SIZES
@@ -60,16 +60,8 @@ def _of_tiles(
 ) -> BlockMask:
     """The BlockMask, with B and H of ``sizes``, of which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles)."""
 
-    def tables(listed: Tensor) -> list[Tensor]:
-        found = ordered_in_graph(listed[:, None])
-        return [part.expand(*sizes, *part.shape[2:]).contiguous() for part in found]
-
-    def of_full(listed: Tensor) -> list[Tensor] | list[None]:
-        return tables(listed) if separate_full_blocks else [None, None]
-
-    partial = some & ~full if separate_full_blocks else some
-    kv, full_kv, q, full_q = tables(partial), of_full(full), tables(partial.mT), of_full(full.mT)
-    named: dict[str, Any] = dict(zip(TABLES, [*kv, *full_kv, *q, *full_q], strict=True))
+    states = some.to(torch.int8) + full.to(torch.int8)  # as of `tile_states`: a full tile shows a pair
+    named: dict[str, Any] = tables_in_graph(states[:, None], *sizes, separate_full_blocks=separate_full_blocks)
     return BlockMask((wanted.q_len, wanted.kv_len), **named, BLOCK_SIZE=wanted.block, mask_mod=mask)
 
 

@@ -157,12 +157,17 @@ def end_of(length: int, offset: int | Tensor) -> int | None:
 
 def length_table(name: str, value: Tensor | Sequence[int]) -> Tensor:
     """Lengths: integers (B,), none negative. For an empty batch, an empty list is allowed."""
-    table = torch.zeros(0, dtype=torch.int64) if isinstance(value, list) and not value else integers(name, value)
+    none = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 0
+    table = torch.zeros(0, dtype=torch.int64) if none or _is_empty_array(value) else integers(name, value)
     if table.ndim != 1:
         raise ValueError(f"{name} has one length for each batch row, shape (B,); got shape {tuple(table.shape)}")
     if readable(table) and bool((table < 0).any()):
         raise ValueError(f"{name} are numbers of positions, at least 0; got {int(table.min())}")
     return table
+
+
+def _is_empty_array(value: Any) -> bool:
+    return _is_array(value) and tuple(value.shape) == (0,)
 
 
 def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False) -> Tensor:
@@ -181,12 +186,30 @@ def flags(name: str, value: Tensor, *, true_means: str, or_one_row: bool = False
 
 def integers(name: str, value: Any) -> Tensor:
     """Integers as a tensor, from a tensor or a sequence."""
-    table = value if isinstance(value, Tensor) else copied(name, value, "integers")
+    table = value if isinstance(value, Tensor) else signed(name, copied(name, value, "integers"))
     if table.is_nested or table.layout is not torch.strided:
         raise TypeError(f"{name} are integers in a dense tensor; got a {form_of(table)} one")
+    if table.dtype in UNSIGNED:
+        raise TypeError(
+            f"{name} are integers of a dtype that torch computes with, int64 for one; got {table.dtype}: give {name}.long()"
+        )
     if table.dtype not in INTEGERS:
         raise TypeError(f"{name} are integers; got {table.dtype}")
     return table
+
+
+def signed(name: str, table: Tensor) -> Tensor:
+    """A tensor of unsigned integers as int64, in which torch has all operations; others unchanged.
+
+    Raises:
+        ValueError: a number that int64 does not have (values are read on the CPU only).
+    """
+    if table.dtype not in UNSIGNED:
+        return table
+    found = table.long()
+    if table.dtype == torch.uint64 and readable(found) and bool((found < 0).any()):
+        raise ValueError(f"{name} are at most 2**63 - 1, as int64 has them; got {int(found.min()) + (1 << 64)}")
+    return found
 
 
 @counting_writes
@@ -239,6 +262,8 @@ def integers_by_position(name: str, value: Any) -> Tensor:
 
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""Integers that torch stores, and hardly computes with."""
 
 
 def check_held(name: str, number: int, dtype: torch.dtype, whose: str) -> None:

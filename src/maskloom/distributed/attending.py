@@ -6,22 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
+from maskloom.attention.backends.base import check_name
 from maskloom.attention.backends.flash import has_flash
 from maskloom.attention.backends.flash_limits import lse_has_gradient
-from maskloom.attention.checks import check_options, check_score_mod_fits, checked_tensors
+from maskloom.attention.checks import check_options, check_score_mod_fits, checked_scale, checked_tensors
 from maskloom.attention.clean_padding import Hidden, cleaned, zero_hidden_gradients
 from maskloom.attention.dropout.options import checked_rate, checked_seed
 from maskloom.attention.merge import merge, with_sinks
 from maskloom.attention.request import Attended
 from maskloom.core import captures
-from maskloom.core.checks import head_offset
+from maskloom.core.checks import check_flags, head_offset
 from maskloom.core.words import brief
 from maskloom.distributed.agreement import Said
 from maskloom.distributed.coordinates import placed_score
 from maskloom.distributed.dtensors import Local, local_of, local_sinks, wrapped
 from maskloom.distributed.exchange.early import Gather, begun, ended
+from maskloom.distributed.exchange.packing import refuse_transforms
 from maskloom.distributed.part import Overlap, Part
 from maskloom.distributed.tensor_kinds import compared, kind_of
+from maskloom.masks.algebra import Mask
 from maskloom.scores.base import ScoreMod
 
 if TYPE_CHECKING:
@@ -65,12 +68,17 @@ class Given(NamedTuple):
 
 def attended(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | None, asked: Asked) -> Any:
     """What `Plan.attend` returns."""
-    query, key, value, offsets, asked, hidden, local = compared(
-        plan.comparison,
-        plan.mesh,
-        lambda: _checked(plan, query, key, value, h_offset, asked),
-        lambda given: _facts(plan, given),
-    )
+    if plan.mesh.size() > 1:
+        refuse_transforms("plan.attend", query, key, value)
+
+    def checked() -> Given:
+        given = _checked(plan, query, key, value, h_offset, asked)
+        if not plan.comparison.is_done:
+            _rehearse(plan.part, given)
+        return given
+
+    given = compared(plan.comparison, plan.mesh, checked, lambda given: _facts(plan, given))
+    query, key, value, offsets, asked, hidden, local = given
     if hidden is not None:
         query, key, value = cleaned(query, key, value, hidden)
     found = _by_part(plan.part, query, key, value, offsets, asked)
@@ -93,9 +101,35 @@ def _checked(plan: "Plan", query: Any, key: Any, value: Any, h_offset: int | Non
     query, key, value = checked_tensors(query, key, value)
     _check_fits(plan, query, key, offsets)
     check_options(query, asked.return_aux, asked.sinks, asked.passed["kernel_options"])
+    _check_passed(asked, query.device)
     check_score_mod_fits(asked.score_mod, plan.sizes.heads, query.device)
     hidden = _known_hidden(plan, offsets.b, query.shape[0]) if asked.clean_padding else None
     return Given(query, key, value, offsets, asked, hidden, local)
+
+
+def _check_passed(asked: Asked, device: torch.device) -> None:
+    """Raise a TypeError or ValueError for options that `maskloom.attend` refuses whatever it gets beside them."""
+    options = asked.passed
+    check_flags(clean_padding=asked.clean_padding, deterministic=options["deterministic"])
+    check_name(options["backend"])
+    checked_scale(options["scale"])
+    rate, seed = checked_rate(options["dropout"]), options["dropout_seed"]
+    if seed is not None:
+        checked_seed(rate, seed, device)
+
+
+def _rehearse(part: Part, given: Given) -> None:
+    """Raise what `maskloom.attend` will refuse of this rank's part, before the others wait for it."""
+    from maskloom.attention.attend import explain  # the chain of imports would be too long
+
+    at, asked = _share(part, given.query, given.offsets, given.asked)
+    query, key, value = part.alike(given.query, given.key, given.value)
+    mask, options = _options(part, query, key, at, asked)
+    explain(query, key, value, mask, return_aux=asked.return_aux, **options)
+    if options["score_mod"] is not None:  # what a function raises, it raises of a score too
+        index = torch.zeros((), dtype=torch.int64, device=query.device)
+        with torch.no_grad():
+            options["score_mod"](torch.zeros((), device=query.device), index, index, index, index)
 
 
 def _facts(plan: "Plan", given: Given) -> dict[str, Said]:
@@ -113,10 +147,7 @@ def _facts(plan: "Plan", given: Given) -> dict[str, Said]:
 
 
 def _by_part(part: Part, query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, asked: Asked) -> Attended:
-    share = query.shape[1] // part.parts
-    first = part.place.part * share
-    at = Offsets(offsets.b, offsets.h if part.parts == 1 else first + (offsets.h or 0))
-    asked = asked._replace(sinks=None if asked.sinks is None else asked.sinks[first : first + share])
+    at, asked = _share(part, query, offsets, asked)
     query, key, value = part.heads_of(query, key, value)
     if part.overlap is not None and _lse_is_differentiable(query, key, value):
         found = _while_keys_come(part, part.overlap, query, key, value, at, asked)
@@ -127,19 +158,34 @@ def _by_part(part: Part, query: Tensor, key: Tensor, value: Tensor, offsets: Off
     return Attended(part.back(found.out), lse)
 
 
+def _share(part: Part, query: Tensor, offsets: Offsets, asked: Asked) -> tuple[Offsets, Asked]:
+    """Where this part's heads begin, and what is asked for them."""
+    share = query.shape[1] // part.parts
+    first = part.place.part * share
+    at = Offsets(offsets.b, offsets.h if part.parts == 1 else first + (offsets.h or 0))
+    return at, asked._replace(sinks=None if asked.sinks is None else asked.sinks[first : first + share])
+
+
 def _run(
     part: Part, query: Tensor, key: Tensor, value: Tensor, at: Offsets, asked: Asked, return_aux: AuxRequest | None
 ) -> Attended:
     """`maskloom.attend` with the masks of a part."""
     from maskloom.attention.attend import attend  # the chain of imports would be too long
 
+    mask, options = _options(part, query, key, at, asked)
+    found = attend(query, key, value, mask, return_aux=return_aux, **options)
+    return Attended(found, None) if isinstance(found, Tensor) else Attended(found[0], found[1].lse)
+
+
+def _options(
+    part: Part, query: Tensor, key: Tensor, at: Offsets, asked: Asked
+) -> tuple[Mask | BlockMask, dict[str, Any]]:
+    """The mask of a part, and the options that `maskloom.attend` gets beside it."""
     masks = part.masks(query.shape[0], *at)
     mask = part.ready(masks.placing if asked.passed["dropout"] else masks.plain, query, key)
-    found = attend(
-        query, key, value, mask, q_offset=None if isinstance(mask, BlockMask) else 0, return_aux=return_aux, sinks=asked.sinks,
-        score_mod=None if asked.score_mod is None else placed_score(asked.score_mod, masks.at), **asked.passed,
-    )  # fmt: skip
-    return Attended(found, None) if isinstance(found, Tensor) else Attended(found[0], found[1].lse)
+    score_mod = None if asked.score_mod is None else placed_score(asked.score_mod, masks.at)
+    q_offset = None if isinstance(mask, BlockMask) else 0
+    return mask, {"q_offset": q_offset, "sinks": asked.sinks, "score_mod": score_mod, **asked.passed}
 
 
 def _while_keys_come(
@@ -198,7 +244,8 @@ def _check_fits(plan: "Plan", query: Tensor, key: Tensor, offsets: Offsets) -> N
         raise ValueError(f"the plan is for {plan.sizes.heads} query heads; heads {offsets.h} to {last} are asked for")
     if heads % plan.scheme.parts:
         raise ValueError(
-            f'strategy "heads" gives each rank as many query heads; there are {heads} heads and {plan.scheme.parts} ranks'
+            f'strategy "heads" gives each rank as many query heads; there are {heads} heads and {plan.scheme.parts} ranks: '
+            'plan with strategy="gather" or "needed"'
         )
 
 

@@ -166,6 +166,20 @@ class Part:
             query, key, value = by_heads([query, key, value], self.place.by_heads)
         return query[:, :, : max(1, self.queries)], key, value
 
+    def alike(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tensors without values, like those that this part attends with: of the shapes that `heads_of` and `keys_for` give."""
+        share = query.shape[1] // self.parts
+        kv_share = share // _shared_by(query.shape[1], key.shape[1], self.parts) if self.parts > 1 else key.shape[1]
+        sizes = (share, max(1, self.queries)), (kv_share, self.keys), (kv_share, self.keys)
+        query, key, value = (
+            tensor.detach()
+            .new_zeros(())
+            .requires_grad_(tensor.requires_grad)
+            .expand(len(tensor), *size, tensor.shape[3])
+            for tensor, size in zip((query, key, value), sizes, strict=True)
+        )
+        return query, key, value
+
     def keys_for(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values that its queries may need, (B, H, K, D), from those of its group's rows."""
         if self.exchange is None or self.place.by_rows is None:
@@ -186,12 +200,16 @@ class Part:
 
 def _for_parts(tensor: Tensor, heads: int, kv_heads: int, parts: int) -> Tensor:
     """Keys or values with as many heads for each part of the query heads: some are repeated where they are shared."""
-    serves, share = heads // kv_heads, heads // parts
-    step = math.gcd(serves, share)  # query heads that have one key head in every part
+    serves, step = heads // kv_heads, _shared_by(heads, kv_heads, parts)
     own = [head // serves for head in range(0, heads, step)]
     if own == list(range(kv_heads)):
         return tensor
     return torch.cat([tensor[:, head : head + 1] for head in own], 1)  # an index from the host would wait for a GPU
+
+
+def _shared_by(heads: int, kv_heads: int, parts: int) -> int:
+    """How many query heads have one key head, in every part."""
+    return math.gcd(heads // kv_heads, heads // parts)
 
 
 def part_of(

@@ -15,6 +15,7 @@ from maskloom.core.torch_state import uncompiled
 from maskloom.core.words import repr_html
 from maskloom.distributed.attending import Asked, attended
 from maskloom.distributed.dtensors import of_local
+from maskloom.distributed.exchange.packing import refuse_transforms
 from maskloom.distributed.exchange.rows import Whole, checked_dim, checked_fill, rows_of, whole_of
 from maskloom.distributed.part import Part
 from maskloom.distributed.report import Report
@@ -132,6 +133,8 @@ class Plan(SharedSequence):
         dim = checked_dim(x, dim, self.rows, "unshard")
         if grads not in ("same", "sum"):
             raise ValueError(f'grads is "same" or "sum"; got {grads!r}')
+        if self.mesh.size() > 1:
+            refuse_transforms("plan.unshard", x)
         return whole_of(x, dim, self._whole, grads)
 
     # -- attention ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from maskloom.blocks.grid import checked_block_size
 from maskloom.core.checks import check_flags, check_held, integer, positive
 from maskloom.core.words import brief
 from maskloom.loading.batch import Batch, Field
-from maskloom.loading.fields import fields_of, is_by_token, is_one_number, labels_of, tensors
+from maskloom.loading.fields import fields_of, held, is_by_token, is_one_number, labels_of, tensors
 from maskloom.loading.layout import Layout, layout_of
 from maskloom.masks.algebra import And, Everything, Mask, as_mask
 from maskloom.masks.patterns.packed.segments import documents
@@ -172,4 +172,7 @@ def _laid_out(layout: Layout, name: str, values: list[Any], lens: list[int]) -> 
     if all(map(is_by_token, values, lens)):
         return layout.filled(layout.pieces(tensors(name, values)), 0)
     of_documents = [values[item] for item in layout.items]
-    return torch.tensor(of_documents, device="cpu") if all(map(is_one_number, values)) else of_documents
+    if not all(map(is_one_number, values)):
+        return of_documents
+    numbers = [held(f"{name} of sequence {item}", values[item]) for item in layout.items]
+    return torch.tensor(numbers, device="cpu")

@@ -1,14 +1,13 @@
 """What a dataset gives: sequences, and fields beside them, in lists, arrays or tensors."""
 
 from collections.abc import Mapping, Sequence, Sized
-from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskloom.core.checks import INTEGERS, check_has_values
+from maskloom.core.checks import INTEGERS, check_has_values, signed
 from maskloom.core.words import brief, what_it_is
 
 
@@ -67,16 +66,12 @@ def tensors(name: str, values: list[Any]) -> list[Tensor]:
 
 _NUMBERS = "buif"  # kinds of NumPy's dtypes
 
-# of which torch writes no rows: they become int64, as arrays of them do
-_WIDER = (torch.uint16, torch.uint32, torch.uint64)
-
 
 def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         value = _from_array(name, value)
     check_has_values(name, value)
-    if value.dtype in _WIDER:
-        value = value.long()
+    value = signed(name, value)  # of others torch writes no rows
     if value.ndim == 0:
         raise ValueError(f"{name} has shape (length, ...); got one number")
     return value
@@ -90,10 +85,37 @@ def _from_array(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)} ({error})") from None
     if array.dtype.kind not in _NUMBERS:
         raise TypeError(f"{name} is a tensor, an array or a list of numbers; got {brief(value)}")
+    if array.dtype.kind == "u" and array.size:
+        held(name, int(array.max()))
     if array.dtype.kind in "ui" or (array is not value and not array.size and array.ndim == 1):  # [] are no token ids
         return torch.from_numpy(array.astype(np.int64))
+    if array.dtype.kind == "f" and array is not value:
+        _check_digits(name, array, value)
     tensor = torch.from_numpy(array.copy())
     return tensor.to(torch.get_default_dtype()) if array is not value and tensor.is_floating_point() else tensor
+
+
+def _check_digits(name: str, array: "np.ndarray[Any, Any]", value: Any) -> None:
+    """Raise a ValueError for integers that NumPy made floats of, since no integer type has all of them."""
+    if not array.size or np.abs(array).max() < 2**63:
+        return
+    for number in np.asarray(value, dtype=object).flat:
+        if isinstance(number, (int, np.integer)):
+            held(name, number)
+
+
+def held(name: str, number: Any) -> Any:
+    """A number that a tensor holds; unsigned integers of NumPy or torch as Python's, which become int64.
+
+    Raises:
+        ValueError: an integer that int64 does not have.
+    """
+    plain = number.item() if isinstance(number, (Tensor, np.ndarray, np.generic)) else number
+    if not isinstance(plain, int):
+        return number
+    if not -(2**63) <= plain < 2**63:
+        raise ValueError(f"{name} has integers from -2**63 to 2**63 - 1, as int64 has them; got {plain}")
+    return plain if "uint" in str(getattr(number, "dtype", "")) else number
 
 
 def labels_of(fields: dict[str, list[Any]], tokens: list[Tensor]) -> list[Tensor] | None:
@@ -134,7 +156,9 @@ def _is_of_rows(value: Sequence[Any]) -> bool:
 
 
 def is_one_number(value: Any) -> bool:
-    """Whether it is a number, or a tensor or array with nothing but one."""
-    if isinstance(value, (Tensor, np.ndarray)):
+    """Whether it is a number that a tensor holds, not a complex one, or a tensor or array with nothing but one."""
+    if isinstance(value, Tensor):
         return value.ndim == 0
-    return isinstance(value, (Number, np.generic)) and not isinstance(value, complex)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.ndim == 0 and value.dtype.kind in _NUMBERS
+    return isinstance(value, (int, float))

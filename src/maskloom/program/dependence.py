@@ -98,6 +98,10 @@ class Dependence:
                     f"there are; pass {argument}= (their number, {letter})"
                 )
             return sizes[0]
+        if isinstance(asked, Tensor) and torch._C._get_tracing_state() is not None:
+            raise ValueError(
+                "torch.jit.trace makes tensors of sizes, and a mask is made for numbers: use torch.export.export or torch.compile"
+            )
         least = 0 if index == "b" else 1  # a batch may be empty
         if not is_int(asked) or known(asked < least):
             raise ValueError(f"{argument} ({letter}) is a number of {item}s, at least {least}; got {brief(asked)}")

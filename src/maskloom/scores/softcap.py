@@ -47,6 +47,10 @@ def named_softcap(name: str, cap: float) -> SoftCap:
     """`softcap` for a caller whose argument has another ``name``, which errors then tell."""
     if isinstance(cap, bool) or not isinstance(cap, Real):
         raise TypeError(f"{name} is a number, the greatest size of a score; got {type(cap).__name__}: {brief(cap)}")
-    if not (math.isfinite(cap) and cap > 0):
-        raise ValueError(f"{name} is the greatest size of a score, a finite number above 0; got {cap}")
-    return SoftCap(repr(float(cap)))
+    try:
+        size = float(cap)
+    except OverflowError:  # of an int
+        size = math.inf
+    if not 0 < size < math.inf:
+        raise ValueError(f"{name} is the greatest size of a score, a finite number above 0; got {brief(cap)}")
+    return SoftCap(f"{size!r}")  # of a number that varies torch.compile makes a constant here, and of repr() an error

@@ -61,6 +61,16 @@ DECODERS: dict[str, Callable[[], Any]] = {
         )
     ),
 }  # fmt: skip
+if hasattr(
+    tf, "Gemma4TextConfig"
+):  # whose last layers have no keys of their own, and in generate() no queries but the last
+    DECODERS["gemma4"] = lambda: tf.Gemma4ForCausalLM(
+        tf.Gemma4TextConfig(
+            **_TEXT | {"num_hidden_layers": 3}, global_head_dim=8, vocab_size_per_layer_input=VOCABULARY,
+            hidden_size_per_layer_input=8, num_kv_shared_layers=1, sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "full_attention"],
+        )
+    )  # fmt: skip
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: tf.BertModel(tf.BertConfig(**_ENCODER)),
     "layoutlm": lambda: tf.LayoutLMModel(tf.LayoutLMConfig(**_ENCODER)),  # makes a float mask (B, 1, 1, K) by itself

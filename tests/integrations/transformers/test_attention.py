@@ -151,6 +151,35 @@ def test_a_layer_that_would_lose_its_mask():
         model(tokens())
 
 
+@pytest.mark.skipif(not hasattr(tf, "DeepseekV4Config"), reason="newer transformers")
+@torch.no_grad()
+def test_a_layer_that_appends_keys_to_its_mask():
+    """DeepSeek V4 appends compressed keys, and makes the mask longer only where that is a tensor."""
+    config = tf.DeepseekV4Config(
+        vocab_size=97, hidden_size=32, moe_intermediate_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=1,
+        head_dim=16, q_lora_rank=16, o_lora_rank=8, o_groups=2, qk_rope_head_dim=8, n_routed_experts=4, num_local_experts=4,
+        num_experts_per_tok=2, sliding_window=5, index_n_heads=2, index_head_dim=8, index_topk=4,
+        layer_types=["compressed_sparse_attention"], max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    model = tf.DeepseekV4ForCausalLM(config).eval()
+    model.set_attn_implementation("maskloom")
+    for length in (LENGTH, 9):  # a table of tiles, and one of elements
+        with pytest.raises(
+            TypeError, match=r"DeepseekV4Attention attends to \d+ keys with a mask for .*: it appends keys of"
+        ):
+            model(tokens()[:, :length])
+
+
+@torch.no_grad()
+def test_a_model_that_converts_its_mask():
+    config = tf.MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=97, max_seq_len=64)
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="maskloom")
+    with pytest.raises(
+        TypeError, match="this model converts its mask as a tensor, outside transformers' attention interf"
+    ):
+        model(tokens())
+
+
 def test_a_model_whose_window_is_switched_off():
     """Qwen 2 MoE says so by a window of 0 keys."""
     config = {

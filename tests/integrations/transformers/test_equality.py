@@ -176,7 +176,8 @@ def test_loss_and_gradients_of_a_packed_row(name):
         given = {} if model is eager else {"position_ids": position_ids()}
         return (torch.cat([model(part, **given).logits for part in parts], 1) * weights).sum() / 11
 
-    assert_equal_gradients(ours, eager, loss)
+    # of gemma4 "eager" itself is 3.4e-6 from its float64 gradients
+    assert_equal_gradients(ours, eager, loss, atol=1e-5 if name == "gemma4" else 2e-6)
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *VISION])

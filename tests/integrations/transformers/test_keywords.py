@@ -28,6 +28,14 @@ def test_names_are_known_twice():
     assert said({"s_aux": sinks}).sinks is sinks is said({"sinks": sinks}).sinks
 
 
+def test_sinks_of_queries_are_refused():
+    """Inkling has one for each query; ours are of heads."""
+    with pytest.raises(
+        TypeError, match=r"cannot run with s_aux=float32\[1, 6, 17, 1\]: it has one sink for each head, \(H,\)"
+    ):
+        said({"s_aux": torch.zeros(1, 6, 17, 1)})
+
+
 @pytest.mark.parametrize("name", _REASONS)
 def test_what_only_transformers_itself_can_do(name):
     with pytest.raises(TypeError, match=f'attn_implementation="maskloom" cannot run with {name}=7: '):

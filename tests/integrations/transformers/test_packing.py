@@ -10,8 +10,9 @@ from transformers import DataCollatorWithFlattening, StaticCache
 
 import maskloom as loom
 from maskloom.integrations.transformers import mask_functions, packing
-from maskloom.integrations.transformers.keywords import Said
+from maskloom.integrations.transformers.keywords import Said, said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
+from maskloom.integrations.transformers.packing import isolated
 from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
 from tests.masks.hugging_face import REMAPS_PACKED
 
@@ -200,5 +201,61 @@ def test_a_layers_mask_moves_and_says_what_it_is():
     assert (mask.ndim, mask.dim(), mask.size(), mask.size(-1), mask.device.type) == (4, 4, (2, 1, 3, 5), 5, "cpu")
     with pytest.raises(TypeError, match="this model indexes its mask as a tensor"):
         mask[0]
-    with pytest.raises(TypeError, match="adds to its scores its mask"):
-        torch.zeros(2) + mask
+    assert mask == mask and mask != None and mask in {mask}  # noqa: E711
+
+
+AS_A_TENSOR = {
+    "indexes": [lambda mask: mask[0], lambda mask: mask[:, :, ::2, :], lambda mask: mask[:, :1, :, :], lambda mask: mask[:, :, -1]],
+    "computes with": [
+        lambda mask: torch.zeros(2) + mask, lambda mask: 1.0 - mask, lambda mask: ~mask, lambda mask: mask * 2, lambda mask: mask == 0,
+        lambda mask: mask != torch.ones(2), lambda mask: mask > 0, lambda mask: mask & mask,
+    ],
+    "converts": [
+        lambda mask: mask.to(torch.bool), lambda mask: mask.to("cpu", torch.bool), lambda mask: mask.to(dtype=torch.float32),
+        lambda mask: mask.to(torch.zeros(2)),
+    ],
+    "asks for .bool of": [lambda mask: mask.bool()],
+    "asks for .expand of": [lambda mask: mask.expand(2, 1, 3, 5)],
+    "asks for .masked_fill of": [lambda mask: mask.masked_fill(torch.ones(2).bool(), 0.0)],
+    "asks for .dtype of": [lambda mask: mask.dtype],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(AS_A_TENSOR))
+def test_a_layers_mask_is_no_tensor(what):
+    """Models that compute with their mask are told so, and not of what Python or torch makes of it."""
+    mask = LayerMask(loom.causal, loom.causal, Place(2, 3, 5, 0, 0, torch.device("cpu")))
+    for use in AS_A_TENSOR[what]:
+        with pytest.raises((TypeError, AttributeError), match=f"this model {what} its mask as a tensor, outside trans"):
+            use(mask)
+    assert not hasattr(mask, "bool") and not hasattr(mask, "no such name")
+
+
+def test_a_mask_of_the_last_queries():
+    """Gemma 4 cuts the mask where it computes the last positions alone."""
+    place = Place(2, 19, 23, 4, 0, torch.device("cpu"))
+    pads = torch.zeros(2, 23, dtype=torch.bool)
+    pads[1, :3] = True
+    given = loom.masks.shifted(loom.causal, q_offset=4) & loom.key_padding(pads)
+    table = given.dense(19, 23, batch=2)
+    for mask in (LayerMask(loom.causal, given, place), LayerMask(loom.causal, table, place)):
+        assert mask[:, :, 0:, :] is mask
+        for last in (1, 17):
+            cut = mask[:, :, -last:, :]
+            found = cut.given if isinstance(cut.given, torch.Tensor) else cut.given.dense(last, 23, batch=2)
+            assert cut.shape == (2, 1, last, 23) and cut.place.q_offset == 23 - last
+            assert torch.equal(found, table[:, :, -last:])
+            assert torch.equal(cut.to("cpu").unbuilt.dense(last, 23, batch=2), table[:, :, -last:])
+        with pytest.raises(IndexError, match="a mask of 19 queries has none at slice"):
+            mask[:, :, 19:, :]
+
+
+def test_a_cut_mask_isolates_packed_documents():
+    place = Place(1, 29, 29, 0, 0, torch.device("cpu"))
+    mask = LayerMask(loom.causal, loom.causal, place)
+    positions = torch.cat([torch.arange(11), torch.arange(18)])[None]
+    for last in (1, 18):
+        found = isolated(mask[:, :, -last:, :], said({"position_ids": positions}))
+        table = found if isinstance(found, torch.Tensor) else found.dense(last, 29)
+        assert not table[..., :11].any()
+        assert torch.equal(table[0, 0, :, 11:], torch.ones(last, 18).tril(18 - last).bool())

@@ -5,10 +5,13 @@ arrives is used where it lies: tensors come out as views (B, H, L, D) of the row
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from maskloom.attention.derivatives import is_followed
+from maskloom.core.torch_state import is_transformed
 
 
 class Shape(NamedTuple):
@@ -32,6 +35,15 @@ def check_once() -> None:
     """Raise a RuntimeError in a backward that is to be differentiated again: collectives have one derivative."""
     if torch.is_grad_enabled():
         raise RuntimeError("attention by a plan has no second derivative; take the first one without create_graph=True")
+
+
+def refuse_transforms(function: str, *tensors: Any) -> None:
+    """Raise a ValueError where a transform of torch.func, or forward-mode differentiation, would have to follow an exchange."""
+    if is_transformed() and any(isinstance(one, Tensor) and is_followed(one) for one in tensors):
+        raise ValueError(
+            f"{function} exchanges tensors with other ranks, which no transform of torch.func (grad, vmap, jvp) and no forward-mode "
+            "derivative can follow; take gradients by backward() or torch.autograd.grad"
+        )
 
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:

@@ -114,6 +114,11 @@ def _mask_of(
     if given is None:
         given = _without_mask(module, query, key, told)
     if isinstance(given, LayerMask):
+        if key.shape[2] > given.place.kv_len:
+            raise TypeError(
+                f"{type(module).__name__} attends to {key.shape[2]} keys with a mask for {given.place.kv_len}: it appends keys of its own, "
+                'and makes a mask for them only where it is a tensor. Load the model with attn_implementation="eager"'
+            )
         return isolated(given, told), None
     if isinstance(given, BlockMask):
         return given, None

@@ -78,6 +78,11 @@ def said(keywords: dict[str, Any]) -> Said:
         field = _SYNONYMS.get(name, name)
         if field in Said._fields:
             counted[field] = value
+            if field == "sinks" and value is not None and value.ndim != 1:
+                raise TypeError(
+                    f'attn_implementation="maskloom" cannot run with {name}={brief(value)}: it has one sink for each head, (H,), and this '
+                    'model one for each query. Load it with "eager"'
+                )
         # the names first: a number that is looked at while torch traces, as a length, is a constant of the graph
         elif not (name in HARMLESS or name in _ignored or value is None or value is False):
             raise TypeError(_refused(name, value))

@@ -8,10 +8,12 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.blocks.build import block_mask
 from maskloom.core import captures
+from maskloom.core.symbols import as_tensor
 from maskloom.core.words import brief
 from maskloom.integrations.transformers.positions import NO_POSITIONS, Positions
-from maskloom.masks.algebra import Mask
+from maskloom.masks.algebra import Mask, as_mask
 from maskloom.masks.patterns.from_tables import from_dense
+from maskloom.masks.patterns.shift import shifted
 
 
 class Place(NamedTuple):
@@ -47,6 +49,7 @@ class LayerMask(BlockMask):
         open_to_packing: no padding was given, so that the row may hold several documents.
         positions: what the maker of the mask knows of positions.
         may_be_packed: whether position ids may tell of documents that are not in the mask yet.
+        cut_from: of which mask these are some queries, and the first of them there; None of a whole one.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class LayerMask(BlockMask):
         *,
         open_to_packing: bool = True,
         positions: Positions = NO_POSITIONS,
+        cut_from: "tuple[LayerMask, int] | None" = None,
     ) -> None:
         self.pattern = pattern
         self.given = given
         self.mask = given if isinstance(given, Tensor) else built(given, place)
+        self.cut_from = cut_from
         self.place = place
         self.open_to_packing = open_to_packing
         self.positions = positions
@@ -96,16 +101,27 @@ class LayerMask(BlockMask):
         """Itself. ``generate()`` asks for it with static caches."""
         return self
 
-    def to(self, device: torch.device | str, **_: Any) -> "LayerMask":
-        """The same mask on another device, as accelerate moves what it finds among a layer's arguments."""
+    def to(self, device: Any = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> "LayerMask":
+        """The same mask on another device, as accelerate moves what it finds among a layer's arguments.
+
+        Raises:
+            TypeError: a dtype is asked for, or another tensor's.
+        """
+        if (
+            device is None
+            or dtype is not None
+            or any(isinstance(one, (torch.dtype, Tensor)) for one in (device, *rest))
+        ):
+            raise TypeError(_NO_TENSOR.format("converts"))
 
         def moved(part: Any) -> Any:
             return part.to(device) if isinstance(part, (Tensor, Mask)) else part
 
         place = Place(*map(moved, self.place))._replace(device=torch.device(device))
+        cut_from = None if self.cut_from is None else (self.cut_from[0].to(device), self.cut_from[1])
         return LayerMask(
-            moved(self.pattern), moved(self.given), place,
-            open_to_packing=self.open_to_packing, positions=Positions(moved(self.positions.ids), self.positions.are_read),
+            moved(self.pattern), moved(self.given), place, open_to_packing=self.open_to_packing,
+            positions=Positions(moved(self.positions.ids), self.positions.are_read), cut_from=cut_from,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -115,16 +131,45 @@ class LayerMask(BlockMask):
     __str__ = __repr__
 
     def __getitem__(self, index: object) -> Any:
-        raise TypeError(_NO_TENSOR.format("indexes"))
+        """The mask of some queries, as ``mask[:, :, -1:, :]`` cuts it where a model computes the last positions alone."""
+        queries = _queries_of(index)
+        if queries is None:
+            raise TypeError(_NO_TENSOR.format("indexes"))
+        first, end, _ = queries.indices(self.place.q_len)
+        if (first, end) == (0, self.place.q_len):
+            return self
+        if end <= first:
+            raise IndexError(f"a mask of {self.place.q_len} queries has none at {queries}")
+        place = self.place._replace(q_len=end - first, q_offset=self.place.q_offset + first)
+        return LayerMask(
+            self.pattern, cut(self.given, first, place), place, open_to_packing=self.open_to_packing,
+            positions=self.positions, cut_from=(self, first),
+        )  # fmt: skip
 
-    def __radd__(self, other: object) -> Any:
-        raise TypeError(_NO_TENSOR.format("adds to its scores"))
+    def _computed_with(self, *_: object) -> Any:
+        raise TypeError(_NO_TENSOR.format("computes with"))
 
-    __add__ = __radd__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _computed_with
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __neg__ = _computed_with
+    __lt__ = __le__ = __gt__ = __ge__ = _computed_with
+    __hash__ = object.__hash__
 
-    @property
-    def dtype(self) -> torch.dtype:
-        raise AttributeError(_NO_TENSOR.format("asks for the dtype of"))
+    def __eq__(self, other: object) -> bool:
+        return self is other or (self._computed_with() if isinstance(other, (int, float, Tensor)) else False)
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and hasattr(Tensor, name):
+            raise AttributeError(_NO_TENSOR.format(f"asks for .{name} of"))
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _queries_of(index: object) -> slice | None:
+    """The slice of queries in an index that takes all else; None of others."""
+    if not (isinstance(index, tuple) and len(index) == 4 and all(isinstance(one, slice) for one in index)):
+        return None
+    batch, heads, queries, keys = index
+    is_plain = queries.step in (None, 1)
+    return queries if is_plain and batch == heads == keys == slice(None) else None
 
 
 FEW = 16
@@ -135,6 +180,17 @@ position."""
 def table_of(mask: Mask, place: Place, *, heads: int | None = None) -> Tensor:
     """The mask as a table of elements, bool (1 or B, 1 or H, Q, K). While torch compiles, heads must be given."""
     return mask.dense(place.q_len, place.kv_len, batch=place.batch, heads=heads, device=place.device)
+
+
+def cut(mask: Mask | BlockMask | Tensor, first: int, place: Place) -> Mask | Tensor:
+    """What a mask of more queries says of those at a place, ``first`` of which is its ``first``-th."""
+    if isinstance(mask, Tensor):
+        return mask if mask.shape[-2] == 1 else mask[..., first : first + place.q_len, :]
+    held = as_mask(mask.mask_mod if isinstance(mask, BlockMask) else mask)
+    rest = shifted(held, q_offset=as_tensor(first, place.device))
+    if torch.compiler.is_dynamo_compiling() or place.q_len > FEW:
+        return rest
+    return table_of(rest, place, heads=1)
 
 
 def takes_table(place: Place) -> bool:

@@ -13,7 +13,7 @@ from maskloom.core.checks import readable
 from maskloom.core.symbols import is_int, is_one_of
 from maskloom.core.words import brief
 from maskloom.integrations.transformers.keywords import Said
-from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built
+from maskloom.integrations.transformers.layer_mask import LayerMask, Place, built, cut
 from maskloom.integrations.transformers.mask_functions import inside_counted, inside_documents, is_causal, is_relative
 from maskloom.masks.algebra import Mask, and_masks
 from maskloom.masks.patterns.packed.segments import documents
@@ -25,6 +25,10 @@ def isolated(layer: LayerMask, told: Said) -> Mask | BlockMask | Tensor:
     Raises:
         ValueError: offsets that are not those of these rows.
     """
+    if layer.cut_from is not None:
+        whole, first = layer.cut_from
+        found = isolated(whole, told)
+        return layer.mask if found is whole.mask else cut(found, first, layer.place)
     if told.cu_seq_lens_q is None and not layer.may_be_packed:
         return layer.mask
     teller = told.position_ids if told.cu_seq_lens_q is None else told.cu_seq_lens_q
