@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskloom as loom
-from maskloom.attention.merge import with_sinks
+from maskloom.attention.merge import rows_times, with_sinks
 
 B, H, HKV, Q, K, D, E = 2, 6, 3, 5, 13, 7, 11
 CUT = 3  # the first part has 3 keys, the second 10
@@ -205,3 +205,16 @@ out, lse, sinks = torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 5), torch.zeros(3)
 def test_words(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_times_a_share_inside_a_graph(dtype):
+    """Its own gradient there is autograd's outside."""
+    out = torch.randn(2, 3, 5, 7, dtype=torch.float64).to(dtype).requires_grad_()
+    share = torch.rand(2, 3, 5, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(rows_times, backend="aot_eager", fullgraph=True)
+    found, expected = ((times(out, share), out, share) for times in (compiled, rows_times))
+    torch.testing.assert_close(found[0], expected[0])
+    ours, theirs = (torch.autograd.grad(one[0].sin().sum(), one[1:]) for one in (found, expected))
+    torch.testing.assert_close(ours, theirs)

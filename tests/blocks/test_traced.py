@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import maskloom as loom
 from maskloom.blocks.index_tables import tables_in_graph
 from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
-from maskloom.blocks.traced import TORCH_TAKES, _tiles
+from maskloom.blocks.traced import _tiles
 from tests.masks.test_ranges import KNOWN, K, Q
 
 TABLES = (
@@ -32,8 +32,6 @@ def check_alike(found, expected):
     ("name", "separate"), [*((name, True) for name in (*KNOWN, *OTHERS)), ("padding", False), ("sinks", False)]
 )
 def test_tables_are_those_of_outside(name, separate):
-    if name in OTHERS and not separate and "separate_full_blocks" not in TORCH_TAKES:
-        pytest.skip("torch 2.11 always makes full tables")
     mask = (KNOWN | OTHERS)[name]
     batch = len(mask.dense(Q, K))
 

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch.nn.attention.flex_attention import and_masks as torch_and
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.flex_attention import or_masks as torch_or
 from torch.utils.checkpoint import checkpoint
 
@@ -212,6 +213,58 @@ def test_rows_of_many_tiles_inside_an_outer_compile(kind):
 
     for found, expected in zip(results(torch.compile(attention, fullgraph=True)), results(attention), strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def near(b, h, q_idx, kv_idx):
+    return (q_idx >= kv_idx) & (q_idx - kv_idx < 900) | (kv_idx < 4)
+
+
+UNALIGNED = 3300
+"""A length above 1,024 that is no multiple of 32: Inductor pads what a graph of such constants computes, and torch 2.11 forgets it."""
+
+
+def block_mask_of_torch(lens):
+    return create_block_mask(near, 2, 4, UNALIGNED, UNALIGNED, device="cuda")
+
+
+OF_CONSTANTS = {
+    "a function": (lambda lens: near, {}),
+    "chunks": (lambda lens: loom.causal & loom.masks.chunked(1000) & loom.lengths(lens), {}),
+    "lengths": (lambda lens: loom.causal & loom.lengths(lens), {}),
+    "torch's block mask": (block_mask_of_torch, {}),
+    "sinks": (lambda lens: loom.causal & loom.lengths(lens), {"sinks": True}),
+    "dropout": (lambda lens: loom.causal & loom.lengths(lens), {"dropout": 0.3, "dropout_seed": 5}),
+}
+
+
+@pytest.mark.parametrize("kind", OF_CONSTANTS)
+def test_a_graph_whose_lengths_are_constants(kind):
+    torch._dynamo.reset()
+    make, options = OF_CONSTANTS[kind]
+    lens = torch.tensor([UNALIGNED, UNALIGNED // 2], device="cuda")
+    leaves = [torch.randn(2, heads, UNALIGNED, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    if "sinks" in options:
+        options = {"sinks": torch.randn(4, device="cuda", requires_grad=True)}
+        leaves.append(options["sinks"])
+
+    def attention(q, k, v, lens):
+        return loom.attend(q, k, v, make(lens), backend="triton", **options)
+
+    def results(attend):
+        out = attend(*leaves[:3], lens)
+        return out, *torch.autograd.grad(out.float().square().sum(), leaves)
+
+    compiled = torch.compile(attention, fullgraph=True, dynamic=False)
+    for found, expected in zip(results(compiled), results(attention), strict=True):
+        assert (found.float() - expected.float()).norm() < 1e-2 * expected.float().norm()
+
+
+def test_a_table_on_another_device_is_named_in_a_graph_too():
+    q = torch.randn(2, 4, 64, 64, device="cuda", dtype=torch.bfloat16)
+    for options in ({"score_mod": loom.scores.alibi(4)}, {"mask": loom.lengths([64, 3])}):
+        with pytest.raises(Exception, match="tensors are on cpu and the attention on cuda"):
+            torch.compile(lambda q, options=options: loom.attend(q, q, q, **options), fullgraph=True)(q)
 
 
 def test_small_heads_are_widened():

@@ -221,7 +221,7 @@ def check_mask_fits(
         return
     if not isinstance(mask, BlockMask):
         as_mask(mask)  # raises if it is none
-        held = None if torch.compiler.is_dynamo_compiling() else captures.device_of(mask)
+        held = _device_of(mask, device)
         if held not in (None, device):
             raise ValueError(
                 f"the mask's tensors are on {held} and the attention on {device}; move them with mask.to, or let them move with "
@@ -245,6 +245,17 @@ def check_mask_fits(
         raise ValueError(f"the block mask is on {mask.kv_indices.device} and the attention on {device}")
 
 
+def _device_of(held: object, device: torch.device, what: str = "mask") -> torch.device | None:
+    """The device of the tensors of a mask or score_mod, which is to be this one; while torch compiles, of those in fields alone."""
+    if not torch.compiler.is_dynamo_compiling():
+        return captures.device_of(held, what)
+    if isinstance(held, (Mask, ScoreValue)):
+        for tensor in captures.tensors_of_fields(held):
+            if tensor.ndim and tensor.device != device:
+                return tensor.device
+    return None
+
+
 def placed_beside(mask: BlockMask | MaskMod | Tensor | None, score_mod: ScoreMod) -> ScoreMod:
     """The score mod as it is beside a mask: beside that of a cache it is asked at true positions, as other masks are."""
     held = mask.mask_mod if isinstance(mask, BlockMask) else mask
@@ -258,7 +269,7 @@ def check_score_mod_fits(score_mod: ScoreMod | None, heads: int, device: torch.d
     checked_score_mod(score_mod)
     if isinstance(score_mod, ScoreValue):
         score_mod.check_heads(heads)
-        held = None if torch.compiler.is_dynamo_compiling() else captures.device_of(score_mod, "score_mod")
+        held = _device_of(score_mod, device, "score_mod")
         if held not in (None, device):
             raise ValueError(
                 f"the score_mod's tensors are on {held} and the attention on {device}; move them with score_mod.to, or let "

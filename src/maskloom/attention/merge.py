@@ -6,9 +6,12 @@ split-KV decoding (Flash-Decoding, Dao et al. 2023).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from maskloom.core.torch_state import inside_transform, is_exporting
 
 
 def merge(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +51,7 @@ def merge(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> tuple[Tenso
             raise TypeError(f"{name}1 and {name}2 have one dtype; got {first.dtype} and {second.dtype}")
     wide = _wide(out1, lse1)
     share1, share2, lse = shares_of_both(lse1.to(wide), lse2.to(wide))
-    out = _seen(out1, lse1).to(wide) * share1[..., None] + _seen(out2, lse2).to(wide) * share2[..., None]
+    out = rows_times(_seen(out1, lse1).to(wide), share1) + rows_times(_seen(out2, lse2).to(wide), share2)
     return out.to(out1.dtype), lse.to(lse1.dtype)
 
 
@@ -76,7 +79,7 @@ def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]
     wide = _wide(out, lse, sinks)
     sink = sinks.to(wide)[:, None].expand(lse.shape)
     share, _, total = shares_of_both(lse.to(wide), sink)
-    return (_seen(out, lse).to(wide) * share[..., None]).to(out.dtype), total.to(lse.dtype)
+    return rows_times(_seen(out, lse).to(wide), share).to(out.dtype), total.to(lse.dtype)
 
 
 def check_sinks(sinks: Tensor, heads: int) -> None:
@@ -94,6 +97,31 @@ def shares_of_both(lse1: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lse1, lse2 = lse1.masked_fill(hidden, 0.0), lse2.masked_fill(hidden, 0.0)  # -inf less -inf is NaN
     lse = torch.logaddexp(lse1, lse2).masked_fill(hidden, -math.inf)
     return torch.sigmoid(lse1 - lse2), torch.sigmoid(lse2 - lse1), lse
+
+
+def rows_times(out: Tensor, share: Tensor) -> Tensor:
+    """``out * share[..., None]`` of (B, H, Q, E) and (B, H, Q)."""
+    if torch.compiler.is_dynamo_compiling() and not (is_exporting() or inside_transform()):
+        return _RowsTimes.apply(out, share)
+    return out * share[..., None]
+
+
+class _RowsTimes(torch.autograd.Function):
+    """`rows_times`, whose gradient of the share is a sum over the features alone.
+
+    Autograd makes a sum that keeps its dimension, and squeezes it. For lengths above 1,024 that are constants of the graph, and
+    no multiples of 32, Inductor (torch 2.11) then reads the sum in rows of another length than it has written.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(out, share)
+        return out * share[..., None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        out, share = ctx.saved_tensors
+        return (gradient * share[..., None]).to(out.dtype), (gradient * out).sum(-1).to(share.dtype)
 
 
 def _seen(out: Tensor, lse: Tensor) -> Tensor:

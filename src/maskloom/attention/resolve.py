@@ -14,7 +14,7 @@ from maskloom.blocks.grid import Wanted
 from maskloom.blocks.replay.manner import exact_now
 from maskloom.blocks.tile_states import PARTIAL, tile_states
 from maskloom.core import captures
-from maskloom.core.block_masks import rebuilt
+from maskloom.core.block_masks import laid_out, rebuilt
 from maskloom.core.cache import cached_with
 from maskloom.core.pickling import stays_here
 from maskloom.masks.algebra import Mask, everything
@@ -41,6 +41,7 @@ def as_block_mask(
         visits_all: whether tiles of one that is built for a Mask are all visited; see `backends.base.visits_all`.
     """
     if isinstance(mask, BlockMask):
+        mask = laid_out(mask) if torch.compiler.is_dynamo_compiling() else mask
         return _with_mended_reads(mask, query.device) if mended else mask
     source = everything if mask is None else mask
     batch, heads, q_len, _ = query.shape

@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskloom.attention.checks import check_options, checked_query_and_key, checked_scale
 from maskloom.attention.chunks import in_chunks
-from maskloom.attention.merge import shares_of_both
+from maskloom.attention.merge import rows_times, shares_of_both
 from maskloom.attention.reference import checked_mask_and_score_mod
 from maskloom.attention.written_out import CHUNK, attention_scores, probabilities
 from maskloom.core import captures
@@ -65,7 +65,7 @@ def attention_weights(
             weights, lse = probabilities(scores)
             if sinks is not None:  # the share of the keys beside the sink's
                 share = shares_of_both(lse, sinks.to(lse.dtype)[:, None].expand(lse.shape))[0]
-                weights = weights * share[..., None]
+                weights = rows_times(weights, share)
         return (weights.to(query.dtype),)
 
     reads = [] if torch.compiler.is_compiling() else [*tensors_of(mask), *captures.tensors(score_mod)]

@@ -27,7 +27,7 @@ TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 
 
 def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **options: Any) -> BlockMask:
-    """By the ranges of keys that queries see, where the mask's class says them; else by torch's own function, which can be traced.
+    """By the ranges of keys that queries see, where the mask's class says them; else by all pairs.
 
     Options that this torch does not have are left out.
     """
@@ -42,27 +42,56 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
         raise ValueError(
             "while torch.compile or torch.export traces, give the device of the block mask, or build it outside"
         )
-    tiles = None if options.get("compute_dq_write_order") else _tiles(mask, batch, q_len, kv_len, block, device)
-    if tiles is not None:
-        separate = options.get("separate_full_blocks", True)
-        return _of_tiles(*tiles, mask, wanted, (batch, heads), separate_full_blocks=separate)
+    if options.get("compute_dq_write_order"):
+        return _by_torch(mask, (batch, heads), wanted, device, options)
+    tiles = _tiles(mask, batch, q_len, kv_len, block, device)
+    if tiles is None:
+        states = _counted(mask, (batch, heads), wanted, device)
+    else:
+        states = _states(*(listed[:, None] for listed in tiles))
+    named: dict[str, Any] = tables_in_graph(
+        states, batch, heads, separate_full_blocks=options.get("separate_full_blocks", True)
+    )
+    return BlockMask((q_len, kv_len), **named, BLOCK_SIZE=block, mask_mod=mask)
+
+
+def _by_torch(
+    mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str, options: dict[str, Any]
+) -> BlockMask:
+    """torch's own BlockMask, with its order of writes."""
     known = {name: value for name, value in options.items() if name in TORCH_TAKES}
+    made = flex.create_block_mask(
+        _as_function(mask), *sizes, wanted.q_len, wanted.kv_len, device, wanted.block, **known
+    )
+    return rebuilt(made, mask_mod=mask)
+
+
+def _as_function(mask: MaskMod) -> MaskMod:
+    """A mask for functions of torch's: they ask for its signature, which asks for its id, and would tie the graph to this object."""
 
     def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return mask(b, h, q_idx, kv_idx)
 
-    # torch asks for a function's signature, which asks for its id: of a mask itself, that would tie the graph to this object
-    return rebuilt(flex.create_block_mask(mod, batch, heads, q_len, kv_len, device, block, **known), mask_mod=mask)
+    return mod
 
 
-def _of_tiles(
-    some: Tensor, full: Tensor, mask: MaskMod, wanted: Wanted, sizes: tuple[int, int], *, separate_full_blocks: bool
-) -> BlockMask:
-    """The BlockMask, with B and H of ``sizes``, of which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles)."""
+def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> Tensor:
+    """The states of tiles, by each pair of theirs: int8 (B, H, query tiles, key tiles).
 
-    states = some.to(torch.int8) + full.to(torch.int8)  # as of `tile_states`: a full tile shows a pair
-    named: dict[str, Any] = tables_in_graph(states[:, None], *sizes, separate_full_blocks=separate_full_blocks)
-    return BlockMask((wanted.q_len, wanted.kv_len), **named, BLOCK_SIZE=wanted.block, mask_mod=mask)
+    torch's ``create_block_mask`` sorts the columns of each row in the graph, which takes Inductor half a minute to compile; and its
+    kernels (2.11) read the tables of all batch rows but the first at wrong places, if Inductor pads these (`laid_out`).
+    """
+    (q_len, kv_len), (q_block, kv_block) = (wanted.q_len, wanted.kv_len), wanted.block
+    shown = flex.create_mask(_as_function(mask), *sizes, q_len, kv_len, device)
+    rows, columns = ceil_div(q_len, q_block), ceil_div(kv_len, kv_block)
+    whole = F.pad(shown, (0, columns * kv_block - kv_len, 0, rows * q_block - q_len))
+    count = whole.view(*sizes, rows, q_block, columns, kv_block).sum((3, 5), dtype=torch.int32)
+    return _states(count > 0, count == q_block * kv_block)
+
+
+def _states(some: Tensor, full: Tensor) -> Tensor:
+    """States as of `tile_states`, int8, from which tiles show a pair, and which show all."""
+    return some.to(torch.int8) + full.to(torch.int8)
 
 
 def _tiles(

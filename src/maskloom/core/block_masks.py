@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.core.symbols import is_dynamic
 from maskloom.core.words import brief
 
 _PARTS = tuple(inspect.signature(BlockMask).parameters)  # newer torch has more of them
@@ -109,6 +110,46 @@ def says_its_mask(block_mask: BlockMask) -> bool:
         return all(getattr(block_mask, name) is table for name, table in zip(TABLES, made.tables, strict=True))
     tables = _tables(vars(block_mask))
     return all(map(operator.is_, tables, made.tables)) and tuple(map(_version, tables)) == made.versions
+
+
+def laid_out(block_mask: BlockMask) -> BlockMask:
+    """The BlockMask, while torch compiles, with tables that lie as torch's kernels read them.
+
+    They take it that one batch row's table lies right behind the other's. Of a table that a graph computes, whose sizes are
+    constants, Inductor may leave room between them (``comprehensive_padding``; torch 2.11). So such tables are copied: those of a
+    BlockMask of maskloom's are made outside, or by an operator.
+    """
+    made = getattr(block_mask, _MADE, None)
+    tables = {name: table for name in TABLES if (table := getattr(block_mask, name)) is not None}
+    if made is not None or not any(map(_may_be_padded, tables.values())):
+        return block_mask
+    return rebuilt(block_mask, **dict(zip(tables, _copies([*tables.values()]), strict=True)))
+
+
+def _may_be_padded(table: Tensor) -> bool:
+    if table.device.type == "cpu" or any(map(is_dynamic, table.shape)):
+        return False
+    steps, step = [], 1
+    for size in reversed(table.shape[1:]):
+        step *= size
+        steps.append(step)
+    return table.shape[0] > 1 and any(step > _LEAST_PADDED and step % _ALIGNED for step in steps)
+
+
+_LEAST_PADDED, _ALIGNED = (
+    1024,
+    32,
+)  # elements, of four bytes: torch._inductor.config, padding_stride_threshold and alignment_bytes
+
+
+@torch.library.custom_op("maskloom::copies", mutates_args=())
+def _copies(tables: Sequence[Tensor]) -> list[Tensor]:
+    return [table.clone(memory_format=torch.contiguous_format) for table in tables]
+
+
+@_copies.register_fake
+def _like(tables: Sequence[Tensor]) -> list[Tensor]:
+    return [table.new_empty(table.shape) for table in tables]
 
 
 def unwritten(block_mask: BlockMask, table: Tensor, writes: int, number: int) -> Tensor:

@@ -56,3 +56,22 @@ def test_numpys_numbers_and_fractions():
 
     expected = loom.attend(*QKV, loom.causal, dropout=0.5, dropout_seed=3)
     assert torch.equal(loom.attend(*QKV, loom.causal, dropout=Fraction(1, 2), dropout_seed=3), expected)
+
+
+def test_a_graph_does_not_know_the_number_of_a_seed():
+    """Inductor would compute with it in Python, where no product wraps, and its kernels have 64 bits."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def call(q, k, v, seed):
+        return loom.attend(q, k, v, loom.causal, dropout=0.4, dropout_seed=seed)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend=keep, fullgraph=True)
+    for seed in (5, 2**62 + 7, -3):
+        torch.testing.assert_close(compiled(*QKV, seed), call(*QKV, seed))
+    assert all(any(node.target is torch.ops.maskloom.seed.default for node in each.graph.nodes) for each in graphs)
+    torch.library.opcheck(torch.ops.maskloom.seed, (5, torch.device("cpu")))

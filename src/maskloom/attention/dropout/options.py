@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskloom.core.checks import as_int
 from maskloom.core.symbols import is_int
+from maskloom.core.torch_state import is_exporting
 from maskloom.core.words import brief
 
 _SEEDS = 1 << 62  # of those that are drawn
@@ -42,7 +43,9 @@ def _checked_seed(seed: Any, device: torch.device) -> Tensor:
     if seed is None:
         return torch.randint(_SEEDS, (), dtype=torch.int64, device=device)
     if not isinstance(seed, Tensor):
-        return torch.full((), _of_64_bits(seed), dtype=torch.int64, device=device)
+        number = _of_64_bits(seed)
+        in_graph = torch.compiler.is_dynamo_compiling() and not is_exporting()
+        return _operator(number, device) if in_graph else torch.full((), number, dtype=torch.int64, device=device)
     if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
         raise TypeError(f"dropout_seed is an integer tensor; got {seed.dtype}")
     if seed.numel() != 1:
@@ -50,6 +53,17 @@ def _checked_seed(seed: Any, device: torch.device) -> Tensor:
     if seed.device != device:
         raise ValueError(f"dropout_seed is on {seed.device} and the attention on {device}")
     return seed.reshape(()).to(torch.int64)
+
+
+@torch.library.custom_op("maskloom::seed", mutates_args=())
+def _operator(number: int, device: torch.device) -> Tensor:
+    """A number in a tensor for graphs, which do not look into it: Inductor would multiply it in Python, where no product wraps."""
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+@_operator.register_fake
+def _like(number: int, device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device=device)
 
 
 def _of_64_bits(seed: Any) -> int:

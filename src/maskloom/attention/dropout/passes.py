@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from maskloom.attention.merge import rows_times
 from maskloom.attention.request import Attended, Dropout, Request
 from maskloom.scores.base import ScoreReading
 from maskloom.scores.compose import compose
@@ -32,7 +33,7 @@ def in_two_passes(run: Callable[[Request], Attended], request: Request) -> Atten
     kept = run(_of_kept(request, dropout))
     assert whole.lse is not None and kept.lse is not None
     share = _share(kept.lse, whole.lse) * dropout.factor
-    out = (kept.out * share[..., None]).to(kept.out.dtype)
+    out = rows_times(kept.out, share).to(kept.out.dtype)
     return Attended(out, whole.lse if request.wants_lse else None)
 
 
