@@ -47,6 +47,32 @@ def test_tables_are_those_of_outside(name, separate):
         assert found.mask_mod == mask
 
 
+def near(b, h, q_idx, kv_idx):
+    return (q_idx >= kv_idx) & (q_idx - kv_idx < 9) | (kv_idx < 2)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "a function"])
+def test_masks_that_do_not_say_what_they_show_in_one_graph_for_all_lengths(name):
+    mask = (OTHERS | {"a function": near})[name]
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def build(x):
+        return loom.block_mask(mask, len(x), len(x) + 3, batch=2, heads=3, device="cpu", block_size=16)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(build, backend=keep, fullgraph=True, dynamic=True)
+    for length in (37, 61, 64, 101):
+        found, expected = compiled(torch.zeros(length)), build(torch.zeros(length))
+        for table in TABLES:
+            one, other = getattr(found, table), getattr(expected, table)
+            assert torch.equal(one, other.expand_as(one)) and one.is_contiguous()
+    assert len(graphs) == 1
+
+
 def test_as_inductor_compiles_it():
     def build(lens):
         return loom.block_mask(

@@ -136,10 +136,9 @@ def _may_be_padded(table: Tensor) -> bool:
     return table.shape[0] > 1 and any(step > _LEAST_PADDED and step % _ALIGNED for step in steps)
 
 
-_LEAST_PADDED, _ALIGNED = (
-    1024,
-    32,
-)  # elements, of four bytes: torch._inductor.config, padding_stride_threshold and alignment_bytes
+_LEAST_PADDED = 1024
+_ALIGNED = 32
+"""Elements of four bytes: what torch._inductor.config calls padding_stride_threshold and padding_alignment_bytes."""
 
 
 @torch.library.custom_op("maskloom::copies", mutates_args=())

@@ -132,15 +132,16 @@ class LayerMask(BlockMask):
 
     def __getitem__(self, index: object) -> Any:
         """The mask of some queries, as ``mask[:, :, -1:, :]`` cuts it where a model computes the last positions alone."""
-        queries = _queries_of(index)
-        if queries is None:
+        start = _start_of_queries(index)
+        if start is None:
             raise TypeError(_NO_TENSOR.format("indexes"))
-        first, end, _ = queries.indices(self.place.q_len)
-        if (first, end) == (0, self.place.q_len):
+        q_len = self.place.q_len
+        first = start if start >= 0 else q_len + start
+        if start == 0 or first <= 0:
             return self
-        if end <= first:
-            raise IndexError(f"a mask of {self.place.q_len} queries has none at {queries}")
-        place = self.place._replace(q_len=end - first, q_offset=self.place.q_offset + first)
+        if first >= q_len:
+            raise IndexError(f"a mask of {q_len} queries has none from {first} on")
+        place = self.place._replace(q_len=q_len - first, q_offset=self.place.q_offset + first)
         return LayerMask(
             self.pattern, cut(self.given, first, place), place, open_to_packing=self.open_to_packing,
             positions=self.positions, cut_from=(self, first),
@@ -163,13 +164,13 @@ class LayerMask(BlockMask):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _queries_of(index: object) -> slice | None:
-    """The slice of queries in an index that takes all else; None of others."""
+def _start_of_queries(index: object) -> int | None:
+    """The start of an index that takes all queries from there on, and all else; None of others."""
     if not (isinstance(index, tuple) and len(index) == 4 and all(isinstance(one, slice) for one in index)):
         return None
     batch, heads, queries, keys = index
-    is_plain = queries.step in (None, 1)
-    return queries if is_plain and batch == heads == keys == slice(None) else None
+    is_plain = queries.stop is None and queries.step in (None, 1)
+    return queries.start or 0 if is_plain and batch == heads == keys == slice(None) else None
 
 
 FEW = 16
