@@ -3,7 +3,9 @@
 Every function is called on all processes, and raises where they differ from one.
 """
 
+import copy
 import os
+import pickle
 import random
 from datetime import timedelta
 from typing import Any
@@ -666,6 +668,10 @@ def alone() -> None:
         assert plan.bytes == 0
         assert plan.balance == 1.0
         assert plan.part.masks(1, None, None).plain is loom.causal
+        assert copy.deepcopy({"plan": plan})["plan"] is plan is copy.copy(plan)
+        assert said(lambda plan=plan: pickle.dumps(plan)).startswith(
+            "TypeError: cannot pickle a plan, whose groups are"
+        )
         with counted() as moved:
             check(loom.causal, made(2, (6, 2), length), plan, score_mod=loom.scores.alibi(6))
         assert moved.calls == 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Unpack, overload
+from typing import Any, Literal, Never, Unpack, overload
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -81,6 +81,18 @@ class Plan(SharedSequence):
 
     def _repr_html_(self) -> str:
         return repr_html(self)
+
+    def __copy__(self) -> "Plan":
+        """Itself: a plan does not change, and a copy of a model exchanges by the same groups."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+        return self
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "cannot pickle a plan, whose groups are this process's: ask for it in each, maskloom.distributed.plan(...)"
+        )
 
     def __str__(self) -> str:
         return self._report.text()
