@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maskloom as loom
+from maskloom.blocks import index_tables
 from maskloom.blocks.index_tables import tables_in_graph
 from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
 from maskloom.blocks.traced import _tiles
@@ -147,13 +148,13 @@ def test_sizes_that_are_symbols_can_be_split_by_inductor(name):
 
 
 @pytest.mark.parametrize("separate", [True, False])
-def test_the_operator_gives_what_graphs_without_it_compute(separate):
-    """On a GPU a graph has the operator; here its tables are compared with those that graphs compute themselves."""
+def test_the_operator_gives_what_exported_programs_compute(separate, monkeypatch):
     states = torch.randint(SKIPPED, FULL + 1, (2, 1, 5, 7), dtype=torch.int8)
+    by_operator = tables_in_graph(states, 2, 3, separate_full_blocks=separate)
+    monkeypatch.setattr(index_tables, "is_exporting", lambda: True)
     by_graph = tables_in_graph(states, 2, 3, separate_full_blocks=separate)
-    by_operator = iter(torch.ops.maskloom.tile_tables(states, 2, 3, separate))
-    for table in filter(lambda table: table is not None, by_graph.values()):
-        other = next(by_operator)
-        assert torch.equal(table, other) and table.stride() == other.stride()
-    assert next(by_operator, None) is None
+    assert [*by_operator] == [*by_graph] == [*TABLES]
+    for table, other in zip(by_operator.values(), by_graph.values(), strict=True):
+        assert (table is None) == (other is None)
+        assert table is None or (torch.equal(table, other) and table.stride() == other.stride())
     torch.library.opcheck(torch.ops.maskloom.tile_tables, (states, 2, 3, separate))

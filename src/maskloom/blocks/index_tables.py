@@ -94,10 +94,11 @@ def ordered_in_graph(listed: Tensor) -> Ordered:
 def tables_in_graph(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> dict[str, Tensor | None]:
     """The tables of a BlockMask by their names, while torch compiles, from the states of its tiles, as `to_block_mask` has them.
 
-    On a GPU an operator makes all of them in one launch, and graphs do not look into it: where rows have 256 tiles, Inductor (2.11)
-    writes no kernel with the scatter of `ordered_in_graph`. An exported program holds no operator of maskloom's.
+    An operator makes all of them, on a GPU in one launch, and graphs do not look into it: where rows have 256 tiles, Inductor (2.11)
+    writes no kernel with the scatter of `ordered_in_graph`, and it pads tables that a graph computes (`core.block_masks.laid_out`). An
+    exported program holds no operator of maskloom's.
     """
-    if states.device.type == "cuda" and not is_exporting():
+    if not is_exporting():
         made: list[Tensor | None] = list(_operator(states, batch, heads, separate_full_blocks))
     else:
         listed = (states == PARTIAL, states == FULL) if separate_full_blocks else (states != SKIPPED,)
