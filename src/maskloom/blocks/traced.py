@@ -78,8 +78,8 @@ def _as_function(mask: MaskMod) -> MaskMod:
 def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> Tensor:
     """The states of tiles, by each pair of theirs: int8 (B, H, query tiles, key tiles).
 
-    torch's ``create_block_mask`` sorts the columns of each row in the graph, which takes Inductor half a minute to compile; and its
-    kernels (2.11) read the tables of all batch rows but the first at wrong places, if Inductor pads these (`laid_out`).
+    torch's ``create_block_mask`` sorts the columns of each row in the graph, and makes tables there, which Inductor may pad: its kernels
+    (2.11) then read those of all batch rows but the first at wrong places (`core.block_masks.laid_out`).
     """
     (q_len, kv_len), (q_block, kv_block) = (wanted.q_len, wanted.kv_len), wanted.block
     shown = flex.create_mask(_as_function(mask), *sizes, q_len, kv_len, device)

@@ -127,6 +127,7 @@ def laid_out(block_mask: BlockMask) -> BlockMask:
 
 
 def _may_be_padded(table: Tensor) -> bool:
+    """Whether Inductor, if a graph computed this table, may have left room between its batch rows."""
     if table.device.type == "cpu" or any(map(is_dynamic, table.shape)):
         return False
     steps, step = [], 1
