@@ -1,5 +1,7 @@
 """`attend` with its options inside somebody's torch.compile, and under torch.func."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask
@@ -60,6 +62,42 @@ def test_under_a_full_graph_compile(name):
         gather(
             lambda *qkv, number=number: compiled(*qkv, number), *inputs(), table=None, plain=plainly
         ).check()  # fmt: skip
+
+
+class Reader:
+    def reads(self, b, h, q_idx, kv_idx):
+        return LENS[b] > kv_idx
+
+
+def shifted(by, b, h, q_idx, kv_idx):
+    return q_idx + by >= kv_idx
+
+
+def made(kind, lengths):
+    """A mask_mod of a kind that torch has no object of while it traces, but only the code that makes it."""
+    if kind == "function":
+
+        def of(b, h, q_idx, kv_idx):
+            return lengths[b] > kv_idx
+
+        return of
+    if kind == "lambda":
+        return lambda b, h, q_idx, kv_idx: lengths[b] > kv_idx
+    return functools.partial(shifted, 2) if kind == "partial" else Reader().reads
+
+
+@pytest.mark.parametrize("kind", ["function", "lambda", "partial", "method"])
+def test_functions_that_the_graph_makes_join_masks(kind):
+    torch._dynamo.reset()
+
+    def call(query, key, value, lengths):
+        seen = loom.causal & (loom.as_mask(made(kind, lengths)) | loom.prefix(2))
+        return loom.attend(query, key, value, seen)
+
+    query, key, value = inputs()
+    table = loom.causal & (loom.as_mask(made(kind, LENS)) | loom.prefix(2))
+    found = torch.compile(call, backend="eager", fullgraph=True)(query, key, value, LENS)
+    torch.testing.assert_close(found, loom.attend(query, key, value, table, backend="reference"))
 
 
 def checkpointed(mask):

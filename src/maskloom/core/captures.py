@@ -10,6 +10,7 @@ function) is walked once; any other object is walked again every time.
 
 import dataclasses
 import enum
+import functools
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -303,10 +304,8 @@ def _in_trace(held: object) -> Facts | None:
 
 def _leaves_of_fields(held: Any) -> list[Any]:
     inner: Iterable[Any]
-    if held is None or isinstance(
-        held, (Tensor, *_VALUES, int, torch.SymInt)
-    ):  # whose classes torch 2.11 cannot ask there
-        return [held]
+    if held is None or isinstance(held, (Tensor, *_VALUES, *_FUNCTIONS, int, torch.SymInt)):
+        return [held]  # torch 2.11 cannot ask there whether their classes are dataclasses
     if isinstance(held, (tuple, list)):
         inner = held
     elif dataclasses.is_dataclass(held):
@@ -431,5 +430,6 @@ class Remark(Opaque):
 
 _VALUES = (bool, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
 _CONSTANTS = (*_VALUES, type, types.BuiltinFunctionType)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _UNCHANGING = (*_VALUES, Opaque, Tensor, tuple, frozenset, int, complex)
 _PLAIN = (*_CONSTANTS, Opaque, Tensor, tuple, int)
