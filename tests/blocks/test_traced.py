@@ -1,6 +1,7 @@
 """Block masks that are built while torch compiles are those that are built outside, and cost no table of queries and keys."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import maskloom as loom
 from maskloom.blocks import index_tables
 from maskloom.blocks.index_tables import tables_in_graph
 from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
-from maskloom.blocks.traced import _tiles
+from maskloom.blocks.traced import _of_ranges
 from tests.masks.test_ranges import KNOWN, K, Q
 
 TABLES = (
@@ -96,9 +97,10 @@ def test_tiles_of_any_ids(data):
     if rises:
         ids = ids.sort(1).values
     mask = loom.documents(ids)
-    some, full = _tiles(mask, 2, Q, Q, (4, 3), "cpu")
-    states = tile_states(loom.block_mask(mask, Q, Q, block_size=(4, 3)))[:, 0]
-    assert torch.equal(full, states == FULL)
+    block = data.draw(st.sampled_from([(4, 3), (3, 1), (1, 2), (1, 1)]))
+    weights, whole = _of_ranges(mask, 2, Q, Q, block, "cpu")
+    states, some = tile_states(loom.block_mask(mask, Q, Q, block_size=block)), weights > 0
+    assert torch.equal(weights == whole, states == FULL)
     assert torch.equal(some, states != SKIPPED) if rises else not ((states != SKIPPED) & ~some).any()
 
 
@@ -147,14 +149,44 @@ def test_sizes_that_are_symbols_can_be_split_by_inductor(name):
     assert not [part for part in divided if part.base.could_extract_minus_sign()]
 
 
+@pytest.mark.parametrize(
+    "name", ["causal & lengths", "documents", "padding", "ids", "documents by row", "sinks", "a function"]
+)
+def test_nothing_is_computed_from_sums_of_tiles(name):
+    """Of a kernel with such sums and what follows from them, Inductor (2.11) cannot compare sizes like ``length // 8 + 1``."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.graph)
+        return graph
+
+    torch._dynamo.reset()
+    mask = (KNOWN | OTHERS | {"a function": near})[name]
+    batch = len(loom.as_mask(mask).dense(Q, K, batch=2)) if name == "a function" else len(mask.dense(Q, K))
+    build = torch.compile(
+        lambda x: loom.create_block_mask(mask, batch, 1, len(x) + 1, len(x) + 1, "cpu", 8),
+        backend=backend, dynamic=True, fullgraph=True,
+    )  # fmt: skip
+    build(torch.zeros(min(Q, K) - 1))
+    (tables,) = [
+        node
+        for node in graphs[0].nodes
+        if node.target is torch.ops.maskloom.tile_tables.default or "tile_tables" in str(node.target)
+    ]
+    tiles = tables.args[0]
+    while tiles.target is operator.getitem:  # a dim for the heads
+        tiles = tiles.args[0]
+    assert tiles.target == "sum"
+
+
 @pytest.mark.parametrize("separate", [True, False])
 def test_the_operator_gives_what_exported_programs_compute(separate, monkeypatch):
-    states = torch.randint(SKIPPED, FULL + 1, (2, 1, 5, 7), dtype=torch.int8)
-    by_operator = tables_in_graph(states, 2, 3, separate_full_blocks=separate)
+    tiles = torch.tensor([0, 1, 8, 9], dtype=torch.int32)[torch.randint(4, (2, 1, 5, 7))]
+    by_operator = tables_in_graph(tiles, 9, 2, 3, separate_full_blocks=separate)
     monkeypatch.setattr(index_tables, "is_exporting", lambda: True)
-    by_graph = tables_in_graph(states, 2, 3, separate_full_blocks=separate)
+    by_graph = tables_in_graph(tiles, 9, 2, 3, separate_full_blocks=separate)
     assert [*by_operator] == [*by_graph] == [*TABLES]
     for table, other in zip(by_operator.values(), by_graph.values(), strict=True):
         assert (table is None) == (other is None)
         assert table is None or (torch.equal(table, other) and table.stride() == other.stride())
-    torch.library.opcheck(torch.ops.maskloom.tile_tables, (states, 2, 3, separate))
+    torch.library.opcheck(torch.ops.maskloom.tile_tables, (tiles, 9, 2, 3, separate))

@@ -91,17 +91,23 @@ def ordered_in_graph(listed: Tensor) -> Ordered:
     return Ordered(counts.clone(memory_format=torch.contiguous_format), indices)
 
 
-def tables_in_graph(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> dict[str, Tensor | None]:
-    """The tables of a BlockMask by their names, while torch compiles, from the states of its tiles, as `to_block_mask` has them.
+def tables_in_graph(
+    tiles: Tensor, whole: int, batch: int, heads: int, *, separate_full_blocks: bool
+) -> dict[str, Tensor | None]:
+    """The tables of a BlockMask by their names, while torch compiles, from how much its tiles show.
 
     An operator makes all of them, on a GPU in one launch, and graphs do not look into it: where rows have 256 tiles, Inductor (2.11)
     writes no kernel with the scatter of `ordered_in_graph`, and it pads tables that a graph computes (`core.block_masks.laid_out`). An
     exported program holds no operator of maskloom's.
+
+    Args:
+        tiles: int32 (B or 1, H or 1, query tiles, key tiles): 0 for tiles that show nothing, ``whole`` for full ones.
     """
     if not is_exporting():
-        made: list[Tensor | None] = list(_operator(states, batch, heads, separate_full_blocks))
+        made: list[Tensor | None] = list(_operator(tiles, whole, batch, heads, separate_full_blocks))
     else:
-        listed = (states == PARTIAL, states == FULL) if separate_full_blocks else (states != SKIPPED,)
+        some, full = tiles > 0, tiles == whole
+        listed = (some & ~full, full) if separate_full_blocks else (some,)
         ways = [*listed, *(one.mT for one in listed)]
         made = [part for one in ways for part in _for_all(ordered_in_graph(one), batch, heads)]
     if not separate_full_blocks:
@@ -110,20 +116,23 @@ def tables_in_graph(states: Tensor, batch: int, heads: int, *, separate_full_blo
 
 
 @torch.library.custom_op("maskloom::tile_tables", mutates_args=())
-def _operator(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+def _operator(tiles: Tensor, whole: int, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
     """Counts and indices of each table, in the order of `TABLES`."""
-    tables = _by_kernel if can_launch(states) else _by_torch
-    made = tables(states, batch, heads, separate_full_blocks)
+    if can_launch(tiles):
+        made = _by_kernel(tiles, batch, heads, separate_full_blocks, whole)
+    else:
+        states = (tiles > 0).to(torch.int8) + (tiles == whole)
+        made = _by_torch(states, batch, heads, separate_full_blocks)
     return [part for table in made if table is not None for part in table]
 
 
 @_operator.register_fake
-def _shapes(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
-    lines, across = states.shape[2:]
+def _shapes(tiles: Tensor, whole: int, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+    lines, across = tiles.shape[2:]
     ways = 2 if separate_full_blocks else 1
     sizes = [*[(lines, across)] * ways, *[(across, lines)] * ways]
     shapes = [shape for size in sizes for shape in ((batch, heads, size[0]), (batch, heads, *size))]
-    return [states.new_empty(shape, dtype=torch.int32) for shape in shapes]
+    return [tiles.new_empty(shape, dtype=torch.int32) for shape in shapes]
 
 
 def to_block_mask(states: Tensor, mask_mod: MaskMod, grid: Grid, *, separate_full_blocks: bool = True) -> BlockMask:
@@ -214,11 +223,11 @@ def _sorted_each(listed: Tensor) -> list[Ordered]:
     return [Ordered(*table) for table in zip(apart(counts), apart(columns), strict=True)]
 
 
-def _by_kernel(states: Tensor, batch: int, heads: int, separate_full_blocks: bool) -> _Tables:
+def _by_kernel(states: Tensor, batch: int, heads: int, separate_full_blocks: bool, full: int = FULL) -> _Tables:
     # imported here: not every torch comes with Triton
     from maskloom.blocks.index_tables_triton import order
 
-    tables = order(states, batch, heads, separate_full_blocks=separate_full_blocks)
+    tables = order(states, batch, heads, separate_full_blocks=separate_full_blocks, full=full)
     if separate_full_blocks:
         kv, full_kv, q, full_q = (Ordered(*table) for table in tables)
         return kv, full_kv, q, full_q

@@ -1,16 +1,19 @@
 """All ordered tables of a BlockMask by one kernel, if Triton is available.
 
 A program handles some lines of a table, and reads them twice: first to count the listed columns, then to put every
-column in its place. It reads one byte per tile and writes the table, which is the minimum. `ordered` does the same with
+column in its place. It reads the state of each tile and writes the table, which is the minimum. `ordered` does the same with
 running counts in torch, in about fifteen launches per table.
 """
+
+import functools
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from maskloom.blocks.tile_states import FULL, PARTIAL, SKIPPED
+from maskloom.blocks.tile_states import FULL, SKIPPED
 from maskloom.core.launches import Launches, on_device_of
 
 _LINES, _ACROSS, _WARPS = 4, 128, 2  # the fastest of fifteen on an H100, up to 1 Mi positions
@@ -94,12 +97,15 @@ def _order(  # type: ignore[no-untyped-def]
             full_seen = _put(is_full, column, inside, full_in_line, full_seen, full_indices + table)
 
 
-def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool) -> list[tuple[Tensor, Tensor]]:
+def order(
+    states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool, full: int = FULL
+) -> list[tuple[Tensor, Tensor]]:
     """The tables that list partial tiles, and with ``separate_full_blocks`` those that list full tiles; then the same tables
     transposed, for each column.
 
     Args:
-        states: int8 (B or 1, H or 1, lines, columns), with any strides.
+        states: int8 or int32 (B or 1, H or 1, lines, columns), with any strides: 0 for skipped tiles, ``full`` for full ones, and
+            what lies between for partial ones.
         batch, heads: B and H of the tables.
 
     Returns:
@@ -116,15 +122,23 @@ def order(states: Tensor, batch: int, heads: int, *, separate_full_blocks: bool)
             ((max(lines, across) + _LINES - 1) // _LINES, batch * heads, 2),
             (states, *tables[0], *tables[ways - 1], *tables[ways], *tables[-1]),
             (heads, lines, across, by_batch, by_head, by_line, by_column),
-            _APART if separate_full_blocks else _TOGETHER,
+            _apart(full) if separate_full_blocks else _together(full),
         )
     return tables
 
 
 _launch = Launches(_order)
 _SHAPE = {"LINES": _LINES, "ACROSS": _ACROSS, "num_warps": _WARPS}
-_APART = {"least": SKIPPED + 1, "most": PARTIAL, "full": FULL, "has_full": True, **_SHAPE}
-_TOGETHER = {"least": SKIPPED + 1, "most": FULL, "full": FULL, "has_full": False, **_SHAPE}
+
+
+@functools.lru_cache(64)
+def _apart(full: int) -> dict[str, Any]:
+    return {"least": SKIPPED + 1, "most": full - 1, "full": full, "has_full": True, **_SHAPE}
+
+
+@functools.lru_cache(64)
+def _together(full: int) -> dict[str, Any]:
+    return {"least": SKIPPED + 1, "most": full, "full": full, "has_full": False, **_SHAPE}
 
 
 def _empty(batch: int, heads: int, lines: int, across: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -44,13 +44,11 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
         )
     if options.get("compute_dq_write_order"):
         return _by_torch(mask, (batch, heads), wanted, device, options)
-    tiles = _tiles(mask, batch, q_len, kv_len, block, device)
-    if tiles is None:
-        states = _counted(mask, (batch, heads), wanted, device)
-    else:
-        states = _states(*(listed[:, None] for listed in tiles))
+    shown = _of_ranges(mask, batch, q_len, kv_len, block, device)
+    if shown is None:
+        shown = _counted(mask, (batch, heads), wanted, device)
     named: dict[str, Any] = tables_in_graph(
-        states, batch, heads, separate_full_blocks=options.get("separate_full_blocks", True)
+        *shown, batch, heads, separate_full_blocks=options.get("separate_full_blocks", True)
     )
     return BlockMask((q_len, kv_len), **named, BLOCK_SIZE=block, mask_mod=mask)
 
@@ -75,8 +73,22 @@ def _as_function(mask: MaskMod) -> MaskMod:
     return mod
 
 
-def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> Tensor:
-    """The states of tiles, by each pair of theirs: int8 (B, H, query tiles, key tiles).
+class _Weighed(NamedTuple):
+    """How much tiles show.
+
+    Attributes:
+        tiles: int32 (B or 1, H or 1, query tiles, key tiles); 0 where a tile shows no pair, ``whole`` where it shows all.
+
+    It is one sum of each tile, and nothing that is computed from it: of a kernel with such a sum and what follows from it,
+    Inductor (2.11) fails to compare the sizes where these are symbols with a number added, as ``length // 128 + 1`` is.
+    """
+
+    tiles: Tensor
+    whole: int
+
+
+def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> _Weighed:
+    """By each pair of the tiles, B and H as given.
 
     torch's ``create_block_mask`` sorts the columns of each row in the graph, and makes tables there, which Inductor may pad: its kernels
     (2.11) then read those of all batch rows but the first at wrong places (`core.block_masks.laid_out`).
@@ -85,33 +97,28 @@ def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torc
     shown = flex.create_mask(_as_function(mask), *sizes, q_len, kv_len, device)
     rows, columns = ceil_div(q_len, q_block), ceil_div(kv_len, kv_block)
     whole = F.pad(shown, (0, columns * kv_block - kv_len, 0, rows * q_block - q_len))
-    count = whole.view(*sizes, rows, q_block, columns, kv_block).sum((3, 5), dtype=torch.int32)
-    return _states(count > 0, count == q_block * kv_block)
+    pairs = whole.view(*sizes, rows, q_block, columns, kv_block).sum((3, 5), dtype=torch.int32)
+    return _Weighed(pairs, q_block * kv_block)
 
 
-def _states(some: Tensor, full: Tensor) -> Tensor:
-    """States as of `tile_states`, int8, from which tiles show a pair, and which show all."""
-    return some.to(torch.int8) + full.to(torch.int8)
-
-
-def _tiles(
+def _of_ranges(
     mask: MaskMod, batch: int, q_len: int, kv_len: int, block: tuple[int, int], device: torch.device | str
-) -> tuple[Tensor, Tensor] | None:
-    """What `_tiles_of` says of a mask; None where its class does not say what it shows."""
+) -> _Weighed | None:
+    """By the ranges of keys that queries see; None where the mask's class does not say them."""
     from maskloom.masks.ranges import Places, shown_keys  # the chain of imports would be too long
 
     b, q_idx, kv_idx = (torch.arange(length, device=device) for length in (batch, q_len, kv_len))
     places = Places(b[:, None], q_idx[None], kv_idx[None])
     shown = shown_keys(mask, places)
-    return None if shown is None else _tiles_of(shown, places, block)
+    return None if shown is None else _weighed(shown, places, block)
 
 
-def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Which tiles show a pair, and which show all: bool (B or 1, query tiles, key tiles).
+def _weighed(shown: "Shown", places: "Places", block: tuple[int, int]) -> _Weighed:
+    """For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way.
 
-    For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way. Where ids
-    decide, a tile is taken to show a pair if the ids of its queries and those of its keys overlap. Of ids that rise, as those of packed
-    documents do, that is so; of others a tile may be listed that shows nothing.
+    A tile weighs two for each such key. Where ids decide, a tile shows nothing if the ids of its queries and those of its keys do not
+    overlap, and if there are several in it, each query that sees some weighs one. Of ids that rise, as those of packed documents do,
+    that is right; of others a tile may weigh something that shows nothing.
     """
     (b, q_idx, kv_idx), (q_block, kv_block) = places, block
     q_len, kv_len = q_idx.shape[1], kv_idx.shape[1]
@@ -125,30 +132,28 @@ def _tiles_of(shown: "Shown", places: "Places", block: tuple[int, int]) -> tuple
         rows = torch.arange(sums.shape[0], device=b.device)[:, None, None]
         count = torch.where(count > 0, sums[rows, torch.maximum(high, low)] - sums[rows, low], 0)
     q_tiles = ceil_div(q_len, q_block)
-    count = F.pad(count, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
-    some, full = (count > 0).any(2), (count == kv_block).all(2)
+    weight = F.pad(count * 2, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
     for q_ids, kv_ids in shown.ids:
         queries, keys = _Ends.of(q_ids, q_block), _Ends.of(kv_ids, kv_block)
-        some = some & queries.overlaps(keys)
-        full = full & queries.is_one_with(keys)
-    return some, full
+        weight = torch.where(queries.is_one_with(keys)[:, :, None], weight, weight.clamp(max=1))
+        weight = torch.where(queries.overlaps(keys)[:, :, None], weight, 0)
+    return _Weighed(weight.sum(2, dtype=torch.int32)[:, None], 2 * q_block * kv_block)
 
 
 class _Ends(NamedTuple):
-    """The ids of tiles of positions: the least that is not negative, the greatest, and whether all are that; (B or 1, tiles)."""
+    """The ids of tiles of positions: the lowest, the lowest that is not negative, and the greatest; (B or 1, tiles)."""
 
+    lowest: Tensor
     least: Tensor
     greatest: Tensor
-    is_one: Tensor
 
     @classmethod
     def of(cls, ids: Tensor, block: int) -> "_Ends":
         """Of integers (B or 1, length)."""
         tiles = ceil_div(ids.shape[1], block)
         tiled = F.pad(ids.long(), (0, tiles * block - ids.shape[1]), value=-1).unflatten(1, (tiles, block))
-        greatest = tiled.amax(2)
         least = torch.where(tiled < 0, torch.iinfo(torch.int64).max, tiled).amin(2)
-        return cls(least, greatest, (tiled.amin(2) == greatest) & (greatest >= 0))
+        return cls(tiled.amin(2), least, tiled.amax(2))
 
     def overlaps(self, keys: "_Ends") -> Tensor:
         """Which of these tiles of queries have ids among those of tiles of keys: bool (B or 1, query tiles, key tiles)."""
@@ -156,5 +161,6 @@ class _Ends(NamedTuple):
 
     def is_one_with(self, keys: "_Ends") -> Tensor:
         """Which of them have one id, which is that of all keys of the other: likewise."""
-        same = self.greatest[..., None] == keys.greatest[:, None]
-        return same & self.is_one[..., None] & keys.is_one[:, None]
+        low = torch.minimum(self.lowest[..., None], keys.lowest[:, None])
+        high = torch.maximum(self.greatest[..., None], keys.greatest[:, None])
+        return (low == high) & (low >= 0)
