@@ -100,6 +100,30 @@ def test_functions_that_the_graph_makes_join_masks(kind):
     torch.testing.assert_close(found, loom.attend(query, key, value, table, backend="reference"))
 
 
+CHOOSING = {
+    "per_head": lambda mask: loom.masks.per_head([loom.causal, mask]),
+    "per_batch": lambda mask: loom.masks.per_batch([loom.causal, mask, loom.causal]),
+    "per_document": lambda mask: loom.masks.within(
+        loom.documents([0] * 4 + [1] * 13), loom.masks.per_document([mask, mask])
+    ),
+    "repeat_heads": lambda mask: loom.masks.repeat_heads(mask, 2, heads=1),
+}
+
+
+@pytest.mark.parametrize("kind", ["function", "partial"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_functions_that_the_graph_makes_are_among_those_that_are_chosen(name, kind):
+    torch._dynamo.reset()
+    lens = torch.tensor([4, 9, 13])
+
+    def call(query, key, value, lens):
+        return loom.attend(query, key, value, loom.causal & CHOOSING[name](made(kind, lens)))
+
+    query, key, value = inputs()
+    found = torch.compile(call, backend="eager", fullgraph=True)(query, key, value, lens)
+    torch.testing.assert_close(found, call(query, key, value, lens))
+
+
 def checkpointed(mask):
     def attention(q, k, v):
         return checkpoint(lambda q, k, v: loom.attend(q, k, v, mask), q, k, v, use_reentrant=False)

@@ -98,7 +98,8 @@ def test_tiles_of_any_ids(data):
         ids = ids.sort(1).values
     mask = loom.documents(ids)
     block = data.draw(st.sampled_from([(4, 3), (3, 1), (1, 2), (1, 1)]))
-    weights, whole = _of_ranges(mask, 2, Q, Q, block, "cpu")
+    tiles, whole, most = _of_ranges(mask, 2, Q, Q, block, "cpu")
+    weights = torch.minimum(tiles, most)
     states, some = tile_states(loom.block_mask(mask, Q, Q, block_size=block)), weights > 0
     assert torch.equal(weights == whole, states == FULL)
     assert torch.equal(some, states != SKIPPED) if rises else not ((states != SKIPPED) & ~some).any()
@@ -182,11 +183,13 @@ def test_nothing_is_computed_from_sums_of_tiles(name):
 @pytest.mark.parametrize("separate", [True, False])
 def test_the_operator_gives_what_exported_programs_compute(separate, monkeypatch):
     tiles = torch.tensor([0, 1, 8, 9], dtype=torch.int32)[torch.randint(4, (2, 1, 5, 7))]
-    by_operator = tables_in_graph(tiles, 9, 2, 3, separate_full_blocks=separate)
+    most = torch.tensor([0, 1, 18], dtype=torch.int32)[torch.randint(3, (1, 1, 5, 7))]
+    by_operator = tables_in_graph(tiles, 9, most, 2, 3, separate_full_blocks=separate)
     monkeypatch.setattr(index_tables, "is_exporting", lambda: True)
-    by_graph = tables_in_graph(tiles, 9, 2, 3, separate_full_blocks=separate)
+    by_graph = tables_in_graph(tiles, 9, most, 2, 3, separate_full_blocks=separate)
     assert [*by_operator] == [*by_graph] == [*TABLES]
     for table, other in zip(by_operator.values(), by_graph.values(), strict=True):
         assert (table is None) == (other is None)
         assert table is None or (torch.equal(table, other) and table.stride() == other.stride())
-    torch.library.opcheck(torch.ops.maskloom.tile_tables, (tiles, 9, 2, 3, separate))
+    for limit in (None, most):
+        torch.library.opcheck(torch.ops.maskloom.tile_tables, (tiles, 9, limit, 2, 3, separate))

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention.flex_attention import and_masks as torch_and
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.flex_attention import or_masks as torch_or
@@ -257,6 +258,46 @@ def test_a_graph_whose_lengths_are_constants(kind):
 
     compiled = torch.compile(attention, fullgraph=True, dynamic=False)
     for found, expected in zip(results(compiled), results(attention), strict=True):
+        assert (found.float() - expected.float()).norm() < 1e-2 * expected.float().norm()
+
+
+OFFSETS = torch.linspace(0, 300, 34, device="cuda").long()
+OF_WHAT_A_GRAPH_COMPUTES = {
+    "lengths": lambda real: loom.causal & loom.lengths(real.sum(1) - 1),
+    "padding": lambda real: loom.causal & loom.padding(F.pad(real, (0, 1))[:, 1:] == 0),
+    "documents": lambda real: loom.causal & loom.documents(F.pad(real, (1, 0))[:, :-1].cumsum(1)),
+    "offsets": lambda real: (
+        loom.causal & loom.documents(offsets=real[0].cumsum(0)[::9] * 0 + OFFSETS, length=real.shape[1])
+    ),
+    "positions": lambda real: loom.causal & loom.documents(position_ids=real.cumsum(1) - 1),
+    "a bias": lambda real: loom.causal & loom.lengths(real.sum(1)),
+}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", OF_WHAT_A_GRAPH_COMPUTES)
+def test_tensors_that_the_graph_computes(kind, dynamic, trains):
+    """One position is added too: of sizes that are symbols with a number added."""
+    torch._dynamo.reset()
+    make = OF_WHAT_A_GRAPH_COMPUTES[kind]
+    table = torch.randn(4, 9, device="cuda")  # of relative positions -4 to 4
+
+    def attention(q, k, v, real):
+        q, k, v = (F.pad(one, (0, 0, 0, 1)) for one in (q, k, v))
+        bend = loom.scores.relative_bias(F.pad(table, (1, 1)) - table.sum()) if kind == "a bias" else None
+        return loom.attend(q, k, v, make(F.pad(real, (0, 1))), score_mod=bend, backend="triton")
+
+    compiled = torch.compile(attention, fullgraph=True, dynamic=dynamic)
+    for length in (299, 299 + 128) if dynamic and kind != "offsets" else (299,):
+        qkv = [torch.randn(2, heads, length, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)]
+        real = (
+            torch.arange(length, device="cuda") < torch.tensor([length, length // 2], device="cuda")[:, None]
+        ).long()
+        with torch.set_grad_enabled(trains):
+            found, expected = (
+                attend(*[one.requires_grad_(trains) for one in qkv], real) for attend in (compiled, attention)
+            )
         assert (found.float() - expected.float()).norm() < 1e-2 * expected.float().norm()
 
 

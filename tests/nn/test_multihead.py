@@ -62,6 +62,25 @@ def test_the_result_is_a_named_tuple_of_three(module):
     assert queries.shape == keys.shape == (B, HEADS, L, D_OUT // HEADS)
 
 
+@pytest.mark.parametrize(
+    "mask", [loom.key_padding(loom.batches.pads_from_lengths(LENS, L)), loom.lengths(LENS)], ids=repr
+)
+def test_nor_through_projections_of_a_context_that_there_is_not(mask):
+    """With ``d_context`` the module attends to x itself where no context is given: one sequence, whose padding is known."""
+    pads = loom.batches.pads_from_lengths(LENS, L)
+    module = loom.MultiheadFlexAttention(D_IN, D_OUT, HEADS, d_context=D_IN)
+    results = []
+    for filling in (0.0, math.nan):
+        module.zero_grad()
+        x = sequences().masked_fill(pads[..., None], filling).requires_grad_()
+        out = module(x, mask).out
+        out[~pads].sum().backward()
+        results.append([out, x.grad, *(parameter.grad for parameter in module.parameters())])
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+    assert not results[1][1][pads].any()
+
+
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
 def test_padding_never_leaks(module, name, garbage):
@@ -279,6 +298,11 @@ def test_the_log_sum_exp_is_refused_by_name(module):
             lambda m: m(sequences(), need_weights=torch.ones(2, dtype=torch.bool)),
             r"need_weights is True, .*; got bool\[2\]",
         ),
+        (
+            lambda m: m(sequences(), loom.causal, cache=loom.nn.KVCache(2, HEADS, 9, D_OUT // HEADS)),
+            r"the cache is for 2 batch rows, and x has 3; got x \(3, 7, 11\)",
+        ),
+        (lambda m: loom.MultiheadFlexAttention(4, 8, 2, device="foo"), "device is one that torch has here; got 'foo'"),
         (lambda m: loom.MultiheadFlexAttention(4, 8, 2, softcap=-1.0), "softcap is the greatest size of a score"),
     ],
 )
@@ -294,6 +318,19 @@ def test_words(module, call, words):
         (
             lambda m: m(torch.ones(B, L, D_IN, dtype=torch.int64)),
             "x is floating point: .* embedding first; got torch.int64",
+        ),
+        (
+            lambda m: m(sequences().to_sparse()),
+            "x is a tensor of layout torch.sparse_coo; attention takes dense ones: x.to_dense",
+        ),
+        (
+            lambda m: m(torch.nested.nested_tensor([*sequences()], layout=torch.jagged)),
+            "x is a nested tensor; pack its parts",
+        ),
+        (lambda m: m(sequences(), context=sequences().to_sparse()), "context is a tensor of layout torch.sparse_coo"),
+        (
+            lambda m: loom.MultiheadFlexAttention(4, 8, 2, dtype=torch.int32),
+            "dtype is that of parameters, floating point; got torch.int32",
         ),
         (lambda m: m(sequences(), context=[1.0]), r"context is a tensor \(batch, length, features\); got list"),
         (lambda m: m(sequences(), context=sequences().numpy()), r"got ndarray float32\[3, 7, 11\]"),

@@ -87,6 +87,10 @@ SCALINGS = {
 MOST = 64
 
 
+def scaled(name, **changed):
+    return loom.nn.Rotary(D, scaling=SCALINGS[name] | changed)
+
+
 def theirs(scaling, base=10000.0, head=D):
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     config = llama.LlamaConfig(
@@ -227,6 +231,35 @@ x = sample(B, H, L, D)
             ValueError,
             "base is 3.0, and scaling has rope_theta 5.0; give one of them",
         ),
+        (
+            lambda: scaled("longrope", short_factor=[1.0, 0.0, 1.0, 1.0, 1.0]),
+            ValueError,
+            "short_factor .* numbers above 0; got 0.0 among",
+        ),
+        (
+            lambda: scaled("longrope", long_factor=[1.0, math.nan, 1.0, 1.0, 1.0]),
+            ValueError,
+            "long_factor .* above 0; got nan among",
+        ),
+        (
+            lambda: scaled("longrope", short_factor=[1.0, "a", 1.0, 1.0, 1.0]),
+            ValueError,
+            "short_factor .* above 0; got 'a' among",
+        ),
+        (
+            lambda: scaled("longrope", original_max_position_embeddings=1),
+            ValueError,
+            "'longrope' needs original_max_position_embeddings above 1; got 1",
+        ),
+        (lambda: loom.nn.Rotary(D, 1.0, scaling=SCALINGS["yarn"]), ValueError, "'yarn' needs base above 1; got 1.0"),
+        (lambda: scaled("yarn", factor=math.inf), ValueError, "factor of scaling is a number above 0; got inf"),
+        (lambda: scaled("yarn", truncate="no"), ValueError, "truncate of scaling is True or False; got 'no'"),
+        (
+            lambda: loom.nn.Rotary(D, scaling={"rope_type": ["a"]}),
+            ValueError,
+            r"rope_type among default, .* got \['a'\]",
+        ),
+        (lambda: loom.nn.Rotary(D)(x, length="x"), TypeError, "length is a number of positions, an int; got str: 'x'"),
         (lambda: loom.nn.Rotary(D, interleaved="no"), TypeError, "interleaved is True or False; got 'no'"),
         (lambda: loom.nn.Rotary(D)(x[0]), ValueError, r"x has shape \(batch, heads, length, 10\); got \(2, 7, 10\)"),
         (lambda: loom.nn.Rotary(8)(x), ValueError, r"length, 8\); got \(3, 2, 7, 10\)"),

@@ -65,16 +65,19 @@ def _check_each(named: dict[str, Tensor]) -> None:
                 f"{name} is a DTensor; give the part of this device, {name}.to_local(): rows of the batch, or heads with h_offset= "
                 "the first of them"
             )
-        if tensor.is_nested:
-            raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
-        if tensor.layout is not torch.strided:
-            raise TypeError(
-                f"{name} is a tensor of layout {tensor.layout}; attention takes dense ones: {name}.to_dense()"
-            )
+        check_is_dense(name, tensor)
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape (batch, heads, length, head dim); got {tuple(tensor.shape)}")
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name} is float64, float32, bfloat16 or float16; got {tensor.dtype}")
+
+
+def check_is_dense(name: str, tensor: Tensor) -> None:
+    """Raise a TypeError for a nested or a sparse tensor."""
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor; pack its parts into one row, with a documents mask")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} is a tensor of layout {tensor.layout}; attention takes dense ones: {name}.to_dense()")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from maskloom.attention.reference import checked_mask_and_score_mod
 from maskloom.attention.written_out import CHUNK, attention_scores, probabilities
 from maskloom.core import captures
 from maskloom.core.cache import tensors_of
+from maskloom.core.checks import is_number
 from maskloom.core.torch_state import without_autocast
 from maskloom.core.words import brief
 from maskloom.program.program import MaskMod
@@ -78,6 +79,8 @@ def _bounds(rows: slice | None, q_len: int) -> tuple[int, int]:
         return 0, q_len
     if not isinstance(rows, slice) or rows.step not in (None, 1):
         raise TypeError(f"rows is slice(start, stop) of the queries; got {brief(rows)}")
+    if any(bound is not None and not is_number(bound) for bound in (rows.start, rows.stop)):
+        raise TypeError(f"rows is slice(start, stop) of the queries, ints; got {brief(rows)}")
     start, stop, _ = rows.indices(q_len)
     if not start < stop:
         raise ValueError(f"rows is a slice of {q_len} queries, one at least; got {rows}")

@@ -92,7 +92,7 @@ def ordered_in_graph(listed: Tensor) -> Ordered:
 
 
 def tables_in_graph(
-    tiles: Tensor, whole: int, batch: int, heads: int, *, separate_full_blocks: bool
+    tiles: Tensor, whole: int, most: Tensor | None, batch: int, heads: int, *, separate_full_blocks: bool
 ) -> dict[str, Tensor | None]:
     """The tables of a BlockMask by their names, while torch compiles, from how much its tiles show.
 
@@ -102,10 +102,12 @@ def tables_in_graph(
 
     Args:
         tiles: int32 (B or 1, H or 1, query tiles, key tiles): 0 for tiles that show nothing, ``whole`` for full ones.
+        most: the greatest numbers that count, likewise.
     """
     if not is_exporting():
-        made: list[Tensor | None] = list(_operator(tiles, whole, batch, heads, separate_full_blocks))
+        made: list[Tensor | None] = list(_operator(tiles, whole, most, batch, heads, separate_full_blocks))
     else:
+        tiles = tiles if most is None else torch.minimum(tiles, most)
         some, full = tiles > 0, tiles == whole
         listed = (some & ~full, full) if separate_full_blocks else (some,)
         ways = [*listed, *(one.mT for one in listed)]
@@ -116,8 +118,11 @@ def tables_in_graph(
 
 
 @torch.library.custom_op("maskloom::tile_tables", mutates_args=())
-def _operator(tiles: Tensor, whole: int, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+def _operator(
+    tiles: Tensor, whole: int, most: Tensor | None, batch: int, heads: int, separate_full_blocks: bool
+) -> list[Tensor]:
     """Counts and indices of each table, in the order of `TABLES`."""
+    tiles = tiles if most is None else torch.minimum(tiles, most)
     if can_launch(tiles):
         made = _by_kernel(tiles, batch, heads, separate_full_blocks, whole)
     else:
@@ -127,7 +132,9 @@ def _operator(tiles: Tensor, whole: int, batch: int, heads: int, separate_full_b
 
 
 @_operator.register_fake
-def _shapes(tiles: Tensor, whole: int, batch: int, heads: int, separate_full_blocks: bool) -> list[Tensor]:
+def _shapes(
+    tiles: Tensor, whole: int, most: Tensor | None, batch: int, heads: int, separate_full_blocks: bool
+) -> list[Tensor]:
     lines, across = tiles.shape[2:]
     ways = 2 if separate_full_blocks else 1
     sizes = [*[(lines, across)] * ways, *[(across, lines)] * ways]

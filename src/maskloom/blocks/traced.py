@@ -78,13 +78,15 @@ class _Weighed(NamedTuple):
 
     Attributes:
         tiles: int32 (B or 1, H or 1, query tiles, key tiles); 0 where a tile shows no pair, ``whole`` where it shows all.
+        most: what tiles weigh at most, likewise; None where that is said by the others.
 
-    It is one sum of each tile, and nothing that is computed from it: of a kernel with such a sum and what follows from it,
+    They are sums of tiles, and nothing that is computed from these: of a kernel with such a sum and what follows from it,
     Inductor (2.11) fails to compare the sizes where these are symbols with a number added, as ``length // 128 + 1`` is.
     """
 
     tiles: Tensor
     whole: int
+    most: Tensor | None = None
 
 
 def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> _Weighed:
@@ -116,9 +118,8 @@ def _of_ranges(
 def _weighed(shown: "Shown", places: "Places", block: tuple[int, int]) -> _Weighed:
     """For each query and key tile the visible keys are counted, not looked at: keys / tile size less work than torch's own way.
 
-    A tile weighs two for each such key. Where ids decide, a tile shows nothing if the ids of its queries and those of its keys do not
-    overlap, and if there are several in it, each query that sees some weighs one. Of ids that rise, as those of packed documents do,
-    that is right; of others a tile may weigh something that shows nothing.
+    Where ids decide, a tile weighs nothing if the ids of its queries and those of its keys do not overlap, and less than all if there
+    are several. Of ids that rise, as those of packed documents do, that is right; of others a tile may weigh something that shows nothing.
     """
     (b, q_idx, kv_idx), (q_block, kv_block) = places, block
     q_len, kv_len = q_idx.shape[1], kv_idx.shape[1]
@@ -132,12 +133,18 @@ def _weighed(shown: "Shown", places: "Places", block: tuple[int, int]) -> _Weigh
         rows = torch.arange(sums.shape[0], device=b.device)[:, None, None]
         count = torch.where(count > 0, sums[rows, torch.maximum(high, low)] - sums[rows, low], 0)
     q_tiles = ceil_div(q_len, q_block)
-    weight = F.pad(count * 2, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block))
+    pairs = (
+        F.pad(count, (0, 0, 0, q_tiles * q_block - q_len)).unflatten(1, (q_tiles, q_block)).sum(2, dtype=torch.int32)
+    )
+    whole = q_block * kv_block
+    most = None
     for q_ids, kv_ids in shown.ids:
         queries, keys = _Ends.of(q_ids, q_block), _Ends.of(kv_ids, kv_block)
-        weight = torch.where(queries.is_one_with(keys)[:, :, None], weight, weight.clamp(max=1))
-        weight = torch.where(queries.overlaps(keys)[:, :, None], weight, 0)
-    return _Weighed(weight.sum(2, dtype=torch.int32)[:, None], 2 * q_block * kv_block)
+        by_ids = torch.where(queries.is_one_with(keys), 2 * whole, queries.overlaps(keys).to(torch.int32))
+        most = by_ids if most is None else torch.minimum(most, by_ids)
+    if most is None:
+        return _Weighed(pairs[:, None], whole)
+    return _Weighed(pairs[:, None], whole, most[:, None])
 
 
 class _Ends(NamedTuple):

@@ -209,11 +209,12 @@ _all_facts: IdentityTable[Facts] = IdentityTable()
 
 def facts_of(held: object) -> Facts:
     """The facts about an object; cached with a constant object as long as it lives."""
-    tracing = torch.compiler.is_dynamo_compiling()
-    found = _in_trace(held) if tracing else _all_facts.get(held)
+    if torch.compiler.is_dynamo_compiling():
+        return _in_trace(held)
+    found = _all_facts.get(held)
     if found is None:
-        found = _found_in(held) if tracing else _of_the_same_kind(held) or _found_in(held)
-        if not tracing and is_constant(held, found):
+        found = _of_the_same_kind(held) or _found_in(held)
+        if is_constant(held, found):
             _all_facts.put(held, found)
     return found
 
@@ -290,14 +291,13 @@ def know(held: object, facts: Facts) -> None:
     _all_facts.put(held, facts)
 
 
-def _in_trace(held: object) -> Facts | None:
-    """`facts_of` a value while torch traces, which cannot follow `flatten` (2.11). None if it holds a function."""
-    leaves = _leaves_of_fields(held)
-    if any(callable(leaf) for leaf in leaves):
-        return None
+def _in_trace(held: object) -> Facts:
+    """`facts_of` a value while torch traces, which cannot follow `flatten`: of a function made there, 2.13 cannot either. What a function
+    captures is not among the tensors."""
+    has_code = any(callable(leaf) for leaf in _leaves_of_fields(held))
     found = tuple(tensors_of_fields(held))
     return Facts(
-        found, frozenset(), holds_code=False, may_change=False, is_plain=True,
+        found, frozenset(), holds_code=has_code, may_change=has_code, is_plain=not has_code,
         holds_dtensors=any(map(is_dtensor, found)), searches=False,
     )  # fmt: skip
 

@@ -111,6 +111,22 @@ def numbers_as_tensors(held: V, device: torch.device | str) -> V:
     return _with_tensors(held, True, device) if _holds_symbols(held, True) else held
 
 
+def with_tensors_in_memory(held: V) -> V:
+    """A mask or score_mod of whose tensors torch.compile keeps each in memory of its own, for a kernel without gradients to read.
+
+    What a graph computes, the kernel (torch 2.11 to 2.13) computes again for each pair of positions, unless the graph's backward
+    needs it too; of what follows from a sum, a cumulative sum, a search or a padded tensor it cannot, and Inductor fails. A
+    view by strides is what Inductor lays into memory first. What functions hold is not changed.
+    """
+    if isinstance(held, Tensor):
+        return held.as_strided(held.shape, held.stride()) if held.ndim else held  # type: ignore[return-value]
+    if isinstance(held, tuple):
+        return tuple([with_tensors_in_memory(item) for item in held])  # type: ignore[return-value]
+    if isinstance(held, FrozenValue) and captures.tensors_of_fields(held):
+        return type(held)(*[with_tensors_in_memory(getattr(held, name)) for name in _names(held)])
+    return held
+
+
 def holds_function(held: Any) -> bool:
     """Whether it is or holds a function or a user's class: these take scalars. Our classes also take tensors."""
     if isinstance(held, tuple):

@@ -70,6 +70,10 @@ _NUMBERS = "buif"  # kinds of NumPy's dtypes
 def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         value = _from_array(name, value)
+    if value.is_nested or value.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a dense tensor; got {what_it_is(value)}, {'nested' if value.is_nested else value.layout}"
+        )
     check_has_values(name, value)
     value = signed(name, value)  # of others torch writes no rows
     if value.ndim == 0:

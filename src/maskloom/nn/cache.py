@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maskloom.core import captures
 from maskloom.core.checks import check_flags, count, count_by_row, integers, readable
+from maskloom.core.symbols import is_int, known
 from maskloom.core.torch_state import counting_writes, is_tracing
 from maskloom.core.words import brief
 from maskloom.masks.algebra import everything
@@ -79,6 +81,9 @@ class KVCache:
             what = "and a cache that grows keeps all keys" if grow else "of as many slots at least"
             raise ValueError(f"window is {self.window} keys, {what}; got size={self.size}, grow={grow}")
         self._bucket = self.size if grow else None
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype is that of keys and values, floating point; got {brief(dtype)}")
+        device = None if device is None else captures.checked_device(device)
         # one slot more, where what is not kept goes
         made = torch.zeros(self.batch, heads, self.size + 1, d_head, device=device, dtype=dtype)
         self._keys, self._values = made, made.new_zeros(self.batch, heads, self.size + 1, d_value)
@@ -127,6 +132,8 @@ class KVCache:
         Args:
             pads: bool (B, length), True = padding, anywhere in a row, as in `append`.
         """
+        if not is_int(length) or known(length < 0):
+            length = count("length", length, of="tokens")
         prompt = self._prompt if self._is_fresh else None
         real, counts, most = real_tokens(prompt, pads, (self.batch, length), self.device)
         if real is None:

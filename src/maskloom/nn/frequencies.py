@@ -43,7 +43,7 @@ def inverse_frequencies(base: float, width: int, scaling: Scaling | None) -> Fre
         ValueError: a kind of scaling that is not known, keys that it does not have, or lacks, or values out of range.
     """
     kind = kind_of(scaling)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"scaling is of a rope_type among {', '.join(_KINDS)}; got {brief(kind)}")
     make, needed, allowed = _KINDS[kind]
     elsewhere = set(_OF_ALL) - {*needed, *allowed}
@@ -75,12 +75,23 @@ def _check_keys(kind: str, given: Given, needed: tuple[str, ...], allowed: tuple
     if unknown:
         takes = ", ".join((*needed, *allowed)) or "nothing more"
         raise ValueError(f"scaling of rope_type {kind!r} takes {takes}; got {', '.join(map(repr, unknown))}")
-    for name in set(given) - {"truncate", "short_factor", "long_factor"}:
+    for name in set(given) - {"short_factor", "long_factor"}:
         value = given[name]
-        if name in _MAY_BE_0 and value == 0 and not isinstance(value, bool):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if name == "truncate":
+            if type(value) is not bool:
+                raise ValueError(f"truncate of scaling is True or False; got {brief(value)}")
+        elif not (_is_positive(value) or (name in _MAY_BE_0 and value == 0 and not isinstance(value, bool))):
             raise ValueError(f"{name} of scaling is a number above 0; got {brief(value)}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _check_above_1(kind: str, name: str, value: float) -> None:
+    """Raise a ValueError for a number by whose logarithm a kind divides."""
+    if not value > 1:
+        raise ValueError(f"scaling of rope_type {kind!r} needs {name} above 1; got {value}")
 
 
 def _plain(base: float | Tensor, width: int, device: torch.device | str = "cpu") -> Tensor:
@@ -115,6 +126,7 @@ def _yarn(base: float, width: int, given: Given) -> Frequencies:
     """YaRN: Peng et al. 2023 (arXiv 2309.00071). High frequencies stay, low ones are interpolated, a ramp between."""
     original = given["original_max_position_embeddings"]
     factor = _factor("yarn", given)
+    _check_above_1("yarn", "base", base)
 
     def dimension(rotations: float) -> float:
         return (width * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(base))
@@ -149,6 +161,8 @@ def _longrope(base: float, width: int, given: Given) -> Frequencies:
     tables = [_divided(base, width, name, given[name]) for name in ("short_factor", "long_factor")]
     attention = given.get("attention_factor")
     if attention is None:
+        if factor > 1:
+            _check_above_1("longrope", "original_max_position_embeddings", original)
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return Frequencies(tables[0], float(attention), original, lambda length, device: tables[1].to(device))
 
@@ -156,6 +170,9 @@ def _longrope(base: float, width: int, given: Given) -> Frequencies:
 def _divided(base: float, width: int, name: str, factors: Any) -> Tensor:
     if not isinstance(factors, (list, tuple)) or len(factors) != width // 2:
         raise ValueError(f"{name} of scaling has a number for each of {width // 2} frequencies; got {brief(factors)}")
+    wrong = [factor for factor in factors if not _is_positive(factor)]
+    if wrong:
+        raise ValueError(f"{name} of scaling holds numbers above 0; got {brief(wrong[0])} among them")
     exponents = torch.arange(0, width, 2, dtype=torch.int64, device="cpu").float() / width
     return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * base**exponents)
 

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskloom.attention.checks import check_is_dense
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import autocast_to
 from maskloom.core.words import brief, what_it_is
@@ -16,21 +17,26 @@ from maskloom.program.program import MaskMod
 
 
 def checked_context(module: ProjectedHeads, x: Tensor, context: Tensor | None, cache: KVCache | None) -> Tensor | None:
-    """The context that keys and values are made of; None where ``in_proj`` makes them of x."""
+    """The context that keys and values are made of; None where x attends to itself."""
+    check_is_dense("x", x)
     if x.ndim != 3 or x.shape[-1] != module.d_in:
         raise ValueError(f"x has shape (batch, length, {module.d_in}); got {tuple(x.shape)}")
     layers = [module.in_proj] if module.d_context is None else [module.q_proj, module.kv_proj]
     check_entries("x", x, layers[0])
-    if context is None and module.d_context is None:
-        return None
     width = module.d_in if module.d_context is None else module.d_context
-    if context is None and width != module.d_in:
-        raise ValueError(f"this module attends to a context with d_context={width} features: give context=")
-    if cache is not None and context is not None:
+    if context is None:
+        if width != module.d_in:
+            raise ValueError(f"this module attends to a context with d_context={width} features: give context=")
+        if cache is not None and cache.batch != x.shape[0]:
+            raise ValueError(
+                f"the cache is for {cache.batch} batch rows, and x has {x.shape[0]}; got x {tuple(x.shape)}"
+            )
+        return None
+    if cache is not None:
         raise ValueError("a cache is for attention of x to itself: give context or cache, not both")
-    context = x if context is None else context
     if not isinstance(context, Tensor):
         raise TypeError(f"context is a tensor (batch, length, features); got {what_it_is(context)}")
+    check_is_dense("context", context)
     if context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]:
         raise ValueError(
             f"context has shape (batch, length, {width}), as many batch rows as x {tuple(x.shape)}; "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskloom.attention.dropout.options import checked_rate
+from maskloom.core import captures
 from maskloom.core.checks import as_int, check_flags, is_number
 from maskloom.core.words import brief
 from maskloom.masks.padded import positions_from
@@ -55,6 +56,7 @@ class ProjectedHeads(nn.Module):
             raise ValueError(
                 f"n_heads is a multiple of n_kv_heads; got n_heads={self.n_heads} and n_kv_heads={self.n_kv_heads}"
             )
+        _check_where(**where)
         check_flags(bias=bias, out_bias=out_bias, qk_norm=qk_norm, sinks=sinks, gate=gate)
         self._make_projections(bias, out_bias, gate, where)
         norms = [nn.RMSNorm(self.d_head, eps=1e-6, **where) if qk_norm else None for _ in "qk"]
@@ -95,8 +97,7 @@ class ProjectedHeads(nn.Module):
         """
         q_rows, kv_rows = self._rows
         if self.d_context is not None:
-            assert context is not None
-            return self.q_proj(x), *self.kv_proj(context).split(kv_rows, -1)
+            return self.q_proj(x), *self.kv_proj(x if context is None else context).split(kv_rows, -1)
         if context is None:
             return self.in_proj(x).split([q_rows, kv_rows, kv_rows], -1)
         if not is_plain(self.in_proj, nn.Linear):
@@ -251,6 +252,14 @@ def _even_share(d_out: int, n_heads: int) -> int:
     if d_out % n_heads:
         raise ValueError(f"d_out is a multiple of n_heads; got d_out={d_out} and n_heads={n_heads}")
     return d_out // n_heads
+
+
+def _check_where(device: Any = None, dtype: Any = None) -> None:
+    """Raise a TypeError or ValueError for what is no device that is there, and for a dtype that no parameter has."""
+    if device is not None:
+        captures.checked_device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is that of parameters, floating point; got {brief(dtype)}")
 
 
 def _size(name: str, size: object) -> int:

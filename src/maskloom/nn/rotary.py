@@ -106,6 +106,8 @@ class Rotary(nn.Module):
             raise TypeError(f"x is floating point (batch, heads, length, {self.d_head}); got {what_it_is(x)}")
         if x.ndim != 4 or x.shape[-1] != self.d_head:
             raise ValueError(f"x has shape (batch, heads, length, {self.d_head}); got {tuple(x.shape)}")
+        if length is not None and not is_int(length):
+            length = count("length", length)
         return self.turned(x, self.angles(positions, (x.shape[0], x.shape[2]), x.device, length=length))
 
     if TYPE_CHECKING:  # nn.Module's own says that it returns Any

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from maskloom.core.words import brief
+from maskloom.core.words import brief, what_it_is
 
 _APART = ("{}_proj.{kind}", "w{}.{kind}", "{}_proj_{kind}")
 _TOGETHER = ("in_proj_{kind}", "qkv_proj.{kind}")
@@ -62,6 +62,9 @@ def _of_other_sizes(named: dict[str, Tensor], shapes: list[tuple[int, ...]]) -> 
     """What does not fit, of parts of these shapes, or of all in one."""
     if len(named) == 1:
         shapes = [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
+    for name, part in named.items():
+        if not isinstance(part, Tensor):
+            return [f"{name} is a tensor; got {what_it_is(part)}."]
     return [
         f"size mismatch for {name}: copying a param with shape {part.shape} from checkpoint, the shape in current model is "
         f"{torch.Size(shape)}."

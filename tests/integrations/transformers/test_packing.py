@@ -4,16 +4,18 @@ import itertools
 
 import pytest
 import torch
+import transformers as tf
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening, StaticCache
+from transformers.modeling_outputs import BaseModelOutput
 
 import maskloom as loom
 from maskloom.integrations.transformers import mask_functions, packing
 from maskloom.integrations.transformers.keywords import Said, said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from maskloom.integrations.transformers.packing import isolated
-from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, pair, position_ids, tokens
+from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, SEQUENCES, pair, position_ids, tokens
 from tests.masks.hugging_face import REMAPS_PACKED
 
 ROW = tokens(1, sum(PACKED))
@@ -204,9 +206,43 @@ def test_a_layers_mask_moves_and_says_what_it_is():
     assert mask == mask and mask != None and mask in {mask}  # noqa: E711
 
 
+@pytest.mark.skipif(
+    not hasattr(tf, "EuroBertConfig"), reason="this transformers has no encoder that hands on position ids"
+)
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_an_encoder_that_hands_on_position_ids(compiled):
+    """With "eager" its documents see each other."""
+    torch._dynamo.reset()
+    config = tf.EuroBertConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = tf.EuroBertModel(config).eval()
+    alone = torch.cat([model(part)[0] for part in ROW.split(PACKED, 1)], 1)
+    model.set_attn_implementation("maskloom")
+    run = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    assert_close(run(ROW, position_ids=position_ids())[0], alone, rtol=1e-5, atol=5e-6)
+    assert_close(run(ROW, position_ids=torch.arange(sum(PACKED))[None])[0], model(ROW)[0], rtol=1e-5, atol=5e-6)
+
+
+@torch.no_grad()
+def test_a_mask_of_one_key_for_all():
+    """ "eager" takes it for all keys: so BART reads a prompt in parts, after its encoder has seen the last part alone."""
+    model = pair(SEQUENCES["bart"])[1]
+    with pytest.raises(
+        TypeError, match='BartAttention attends to 9 keys with a mask for one, which "eager" takes for all'
+    ):
+        model(
+            decoder_input_ids=tokens(1, 3), attention_mask=torch.ones(1, 1).long(),
+            encoder_outputs=BaseModelOutput(torch.randn(1, 9, model.config.d_model)),
+        )  # fmt: skip
+
+
 AS_A_TENSOR = {
     "indexes": [lambda mask: mask[0], lambda mask: mask[:, :, ::2, :], lambda mask: mask[:, :1, :, :], lambda mask: mask[:, :, -1], lambda mask: mask[:, :, :2, :]],
     "computes with": [
+        lambda mask: torch.cat([mask, mask], -1), lambda mask: torch.where(torch.ones(2).bool(), mask, 0.0), lambda mask: torch.zeros_like(mask),
         lambda mask: torch.zeros(2) + mask, lambda mask: 1.0 - mask, lambda mask: ~mask, lambda mask: mask * 2, lambda mask: mask == 0,
         lambda mask: mask != torch.ones(2), lambda mask: mask > 0, lambda mask: mask & mask,
     ],

@@ -126,6 +126,26 @@ def test_it_is_torchs_own(case):
         torch.testing.assert_close(ours(*arguments, **call), theirs(*arguments, **call), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(0, S), (L, 0), (0, 0)])
+def test_empty_sequences(q_len, kv_len, need_weights):
+    """A memory without keys gives the bias of the projection back, as torch's own module has it."""
+    theirs = theirs_of(batch_first=True, dropout=0.0)
+    results = []
+    for module in (theirs, loom.nn.from_torch(theirs)):
+        query, key, value = (
+            sample(B, length, width).requires_grad_()
+            for length, width in ((q_len, module.embed_dim), (kv_len, module.kdim), (kv_len, module.vdim))
+        )
+        out, weights = module(query, key, value, need_weights=need_weights)
+        module.zero_grad()
+        out.sum().backward()
+        results.append([out, weights, query.grad, *(each.grad for each in module.parameters())])
+    for ours, one in zip(*results, strict=True):
+        assert (ours is None) == (one is None)
+        assert ours is None or torch.equal(ours, one)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_attention_to_itself_in_one_product(batch_first):
     theirs = theirs_of(batch_first=batch_first)

@@ -38,6 +38,8 @@ def call(*, batch_first=True, query=(B, L, E), key=(B, S, KDIM), value=(B, S, E)
         ({"attn_mask": bools(B, L, S)}, r"or \(N·H, L, S\) = \(6, 5, 7\); got \(2, 5, 7\)"),
         ({"attn_mask": bools(L, S).to("meta")}, r"attn_mask is on meta and query on cpu"),
         ({"key_padding_mask": bools(B, S).to("meta")}, r"key_padding_mask is on meta and query on cpu"),
+        ({"key": zeros(B, S, KDIM).to("meta")}, "key is on meta, and the module's parameters are on cpu"),
+        ({"query": zeros(B, L, E).double()}, "query is torch.float64, and the module's parameters are torch.float32: cast one of them"),
         ({"is_causal": True}, r"is_causal=True is a hint that attn_mask is the causal one, and attn_mask is None: give both"),
     ],
 )  # fmt: skip
@@ -51,6 +53,8 @@ def test_shapes(given, words):
     [
         ({"query": 3}, "query is a tensor; got 3"),
         ({"key": torch.nested.nested_tensor([zeros(3, KDIM), zeros(2, KDIM)], layout=torch.jagged)}, "key is a nested tensor, which this module"),
+        ({"value": zeros(B, S, E).to_sparse()}, "value is a tensor of layout torch.sparse_coo; this module takes dense ones: value.to_dense"),
+        ({"query": zeros(B, L, E).long()}, "query is floating point; got torch.int64"),
         ({"key_padding_mask": bools(B, S).long()},
          r"key_padding_mask is a tensor, bool \(True = ignored\) or floating point \(added to scores\); got Tensor int64\[2, 7\]. "
          r"Of a table where 1 means the opposite give ~is_real.bool\(\)"),

@@ -27,7 +27,8 @@ from maskloom.core import captures
 from maskloom.core.block_masks import TABLES, rebuilt
 from maskloom.core.cache import LRU
 from maskloom.core.forks import fork_safe_lock, loading
-from maskloom.core.values import holds_function, numbers_as_tensors
+from maskloom.core.torch_state import is_exporting
+from maskloom.core.values import holds_function, numbers_as_tensors, with_tensors_in_memory
 from maskloom.errors import FallbackError
 from maskloom.program.answers import NO_BOOL
 from maskloom.scores.base import NO_SCORE, ScoreMod, answering
@@ -70,6 +71,8 @@ def fused_attention(
     options = kernel_options or {}
     if torch.compiler.is_compiling():  # somebody compiles or exports the code around us: be part of their graph
         mask_mod, score_mod = numbers_as_tensors((block_mask.mask_mod, score_mod), query.device)
+        if not (torch.is_grad_enabled() or is_exporting() or options.get("BACKEND") == "FLASH"):
+            mask_mod, score_mod = with_tensors_in_memory((mask_mod, score_mod))
         block_mask = rebuilt(block_mask, mask_mod=mask_mod)
         shares = shares_heads(query, key)
         return _attend_or_fail(query, key, value, score_mod, block_mask, scale, shares, wants_lse, options, UNTOLD.told)

@@ -115,6 +115,11 @@ def _mask_of(
         given = _without_mask(module, query, key, told)
     if isinstance(given, LayerMask):
         if key.shape[2] > given.place.kv_len:
+            if given.positions.of_itself is False and given.place.kv_len == 1 < key.shape[2]:
+                raise TypeError(
+                    f'{type(module).__name__} attends to {key.shape[2]} keys with a mask for one, which "eager" takes for all of them: '
+                    "whether that is meant is not known. Give a mask of the keys, encoder_attention_mask say, or run it in one part"
+                )
             raise TypeError(
                 f"{type(module).__name__} attends to {key.shape[2]} keys with a mask for {given.place.kv_len}: it appends keys of its own, "
                 'and makes a mask for them only where it is a tensor. Load the model with attn_implementation="eager"'

@@ -47,7 +47,7 @@ HARMLESS = {
     # of flash attention and of other kinds of layers: said in another way too
     "max_length_q", "max_length_k", "seq_idx", "target_dtype", "implementation", "use_top_left_mask",
     # tokens and features of other kinds, which make masks and embeddings before the layers
-    "token_type_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw", "video_grid_thw",
+    "token_type_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw", "video_grid_thw", "grid_thw",
 }  # fmt: skip
 """Keywords that change nothing in the attention itself."""
 

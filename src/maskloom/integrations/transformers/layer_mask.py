@@ -121,7 +121,7 @@ class LayerMask(BlockMask):
         cut_from = None if self.cut_from is None else (self.cut_from[0].to(device), self.cut_from[1])
         return LayerMask(
             moved(self.pattern), moved(self.given), place, open_to_packing=self.open_to_packing,
-            positions=Positions(moved(self.positions.ids), self.positions.are_read), cut_from=cut_from,
+            positions=self.positions._replace(ids=moved(self.positions.ids)), cut_from=cut_from,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -157,6 +157,10 @@ class LayerMask(BlockMask):
 
     def __eq__(self, other: object) -> bool:
         return self is other or (self._computed_with() if isinstance(other, (int, float, Tensor)) else False)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise TypeError(_NO_TENSOR.format("computes with"))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(Tensor, name):

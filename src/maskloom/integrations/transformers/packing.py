@@ -52,15 +52,17 @@ def _isolated_by(layer: LayerMask, told: Said) -> Mask | BlockMask | Tensor:
 def _positions(layer: LayerMask, told: Said) -> Tensor | None:
     """The position ids of queries that may be of several documents; None where they are not.
 
-    What a layer is told counts for causal masks alone: cross-attention is told the positions of its queries. Inside
-    torch.compile a mask that could not be read is taken for one of these, since that of cross-attention can be.
+    What a layer is told counts for causal masks, and where it is known to attend to itself: cross-attention is told the positions of
+    its queries. Inside torch.compile a mask that could not be read is taken for a causal one, since that of cross-attention can be.
     """
     place = layer.place
-    may_be_causal = is_causal(layer.pattern) or (
-        torch.compiler.is_dynamo_compiling() and not is_relative(layer.pattern)
+    of_itself = (
+        layer.positions.of_itself
+        or is_causal(layer.pattern)
+        or (torch.compiler.is_dynamo_compiling() and not is_relative(layer.pattern))
     )
     known = layer.positions.ids
-    ids = told.position_ids if known is None and may_be_causal else known
+    ids = told.position_ids if known is None and of_itself else known
     fits = (
         isinstance(ids, Tensor)
         and ids.ndim == 2

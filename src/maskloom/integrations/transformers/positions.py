@@ -22,10 +22,12 @@ class Positions(NamedTuple):
     """Attributes:
     ids: (1 or B, Q), the position ids, where there are some.
     are_read: whether transformers has looked for packed documents, and put those that it found into the mask.
+    of_itself: whether the layers are known to attend to their own tokens both ways: nothing else has position ids there.
     """
 
     ids: Tensor | None = None
     are_read: bool = False
+    of_itself: bool = False
 
 
 NO_POSITIONS = Positions()
@@ -64,7 +66,10 @@ def _known_positions(known: Mapping[str, Any]) -> Positions:
     """Of what a maker was given, by name."""
     ids, attention_mask = known.get("position_ids"), known.get("attention_mask")
     cache = next((known[name] for name in _CACHES if name in known), "unknown, so there may be one")
-    return Positions(ids, attention_mask is None and cache is None) if isinstance(ids, Tensor) else NO_POSITIONS
+    of_itself = known.get("encoder_hidden_states", "unknown") is None
+    if not isinstance(ids, Tensor):
+        return Positions(of_itself=of_itself)
+    return Positions(ids, attention_mask is None and cache is None, of_itself)
 
 
 def _of_batch(made: tuple[Any, ...], known: Mapping[str, Any]) -> tuple[Any, ...]:

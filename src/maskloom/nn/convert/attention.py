@@ -133,6 +133,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """The attention (B, H, L, D), and the weights (B, H, L, S) where they are needed: after dropout, as torch's."""
         rate = self.dropout if self.training else 0.0
+        if any(known(size == 0) for size in (queries.shape[2], keys.shape[2])):  # torch's softmax takes no keys
+            weights = torch.softmax(queries @ keys.mT, -1)
+            return weights @ values, weights if need_weights else None
         if not need_weights:
             return attend(queries, keys, values, masks.mask, score_mod=masks.score_mod, dropout=rate), None
         weights = attention_weights(queries, keys, masks.mask, score_mod=masks.score_mod)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskloom.core.symbols import is_one_of
+from maskloom.core.torch_state import autocast_to
 from maskloom.core.words import brief, what_it_is
 
 
@@ -57,6 +58,7 @@ def checked_layout(module: nn.MultiheadAttention, query: Tensor, key: Tensor, va
             "query, key and value all have three dimensions, or all two for one sequence without a batch axis; "
             f"got {_shapes(named)}"
         )
+    _check_are_alike(named, module.out_proj.weight)
     batch_first = module.batch_first or query.ndim == 2
     for (name, tensor), width in zip(named.items(), (module.embed_dim, module.kdim, module.vdim), strict=True):
         if tensor.shape[-1] != width:
@@ -82,6 +84,23 @@ def _check_plain(name: str, tensor: object) -> None:
             "nn.TransformerEncoder makes nested tensors in eval: call replace_attention on the whole encoder, or make it "
             "with enable_nested_tensor=False"
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a tensor of layout {tensor.layout}; this module takes dense ones: {name}.to_dense()"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} is floating point; got {tensor.dtype}")
+
+
+def _check_are_alike(named: dict[str, Tensor], weight: Tensor) -> None:
+    """Raise a ValueError for inputs of other dtypes, or on other devices, than the module's parameters."""
+    for name, tensor in named.items():
+        if tensor.device != weight.device:
+            raise ValueError(f"{name} is on {tensor.device}, and the module's parameters are on {weight.device}")
+        if tensor.dtype != weight.dtype and autocast_to(tensor.device) is None:
+            raise ValueError(
+                f"{name} is {tensor.dtype}, and the module's parameters are {weight.dtype}: cast one of them"
+            )
 
 
 def _letters(ndim: int, batch_first: bool, name: str, width: int) -> str:
