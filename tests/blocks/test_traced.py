@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import maskloom as loom
 from maskloom.blocks import index_tables
+from maskloom.blocks.grid import Wanted
 from maskloom.blocks.index_tables import tables_in_graph
 from maskloom.blocks.tile_states import FULL, SKIPPED, tile_states
-from maskloom.blocks.traced import _of_ranges
+from maskloom.blocks.traced import _of_ranges, traced
 from tests.masks.test_ranges import KNOWN, K, Q
 
 TABLES = (
@@ -47,6 +48,32 @@ def test_tables_are_those_of_outside(name, separate):
         found = inside(mask, size)
         check_alike(found, build(mask, size))
         assert found.mask_mod == mask
+
+
+FEWEST = {
+    "causal": (loom.causal, (1, 1)),
+    "lengths": (loom.causal & loom.lengths([7, 3, 2]), (3, 1)),
+    "ids by row": (
+        loom.causal & loom.documents(torch.tensor([[0] * 5 + [1] * 8, [0] * 13, [0] * 2 + [1] * 11])),
+        (3, 1),
+    ),
+    "ids for all": (loom.causal & loom.documents([0] * 5 + [1] * 8), (1, 1)),
+    "by head": (loom.masks.per_head([loom.causal, loom.window(back=2)]), (1, 2)),
+    "both": (loom.masks.per_head([loom.causal, loom.causal | loom.prefix([2, 9, 1])]), (3, 2)),
+    "sinks": (loom.causal & (loom.window(back=2) | loom.sinks(3)), (1, 1)),
+    "a function": (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FEWEST)
+def test_as_few_tables_as_the_mask_is_seen_to_need(name):
+    mask, sizes = FEWEST[name]
+    wanted = Wanted(Q, Q, 3, 2, (4, 3))
+    torch._dynamo.reset()
+    found = torch.compile(lambda: traced(mask, wanted, "cpu", fewest=True), backend="eager", fullgraph=True)()
+    assert found.kv_indices.shape[:2] == found.full_q_indices.shape[:2] == sizes
+    expected = loom.block_mask(mask, Q, Q, batch=sizes[0], heads=sizes[1], device="cpu", block_size=(4, 3))
+    check_alike(found, expected)
 
 
 def near(b, h, q_idx, kv_idx):

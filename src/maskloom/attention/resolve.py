@@ -13,6 +13,7 @@ from maskloom.blocks.construct import recipe_of
 from maskloom.blocks.grid import Wanted
 from maskloom.blocks.replay.manner import exact_now
 from maskloom.blocks.tile_states import PARTIAL, tile_states
+from maskloom.blocks.traced import traced
 from maskloom.core import captures
 from maskloom.core.block_masks import laid_out, rebuilt
 from maskloom.core.cache import cached_with
@@ -65,7 +66,8 @@ def as_block_mask(
         return rebuilt(built, mask_mod=copy.copy(source)) if built.mask_mod is source else built
 
     if torch.compiler.is_dynamo_compiling():
-        return build()
+        built = traced(source, Wanted(q_len, kv_len, batch, heads, block_size), device, fewest=True)
+        return _with_mended_reads(built, device) if mended else built
     if captures.may_change(source):
         with stays_here():
             return build()

@@ -14,7 +14,9 @@ from maskloom.blocks.index_tables import tables_in_graph
 from maskloom.core.block_masks import rebuilt
 from maskloom.core.symbols import ceil_div, is_dynamic
 from maskloom.core.torch_state import is_exporting
+from maskloom.core.values import holds_function
 from maskloom.masks.dense import GIVE_SIZES
+from maskloom.program.answers import ask
 from maskloom.program.dependence import Dependence
 from maskloom.program.program import MaskMod
 from maskloom.program.under_compile import sizes_read
@@ -26,10 +28,14 @@ TORCH_TAKES = frozenset(inspect.signature(flex.create_block_mask).parameters)
 """The parameters of this torch's ``create_block_mask``."""
 
 
-def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **options: Any) -> BlockMask:
+def traced(
+    mask: MaskMod, wanted: Wanted, device: torch.device | str | None, *, fewest: bool = False, **options: Any
+) -> BlockMask:
     """By the ranges of keys that queries see, where the mask's class says them; else by all pairs.
 
-    Options that this torch does not have are left out.
+    Args:
+        fewest: one table for all batch rows, or heads, where the mask is seen to be the same for them.
+        options: of torch's ``create_block_mask``. Those that this torch does not have are left out.
     """
     q_len, kv_len, batch, heads, block, *_ = wanted
     if is_exporting() and (is_dynamic(q_len) or is_dynamic(kv_len)):
@@ -47,6 +53,8 @@ def traced(mask: MaskMod, wanted: Wanted, device: torch.device | str | None, **o
     shown = _of_ranges(mask, batch, q_len, kv_len, block, device)
     if shown is None:
         shown = _counted(mask, (batch, heads), wanted, device)
+    if fewest:
+        batch, heads = shown.sizes
     named: dict[str, Any] = tables_in_graph(
         *shown, batch, heads, separate_full_blocks=options.get("separate_full_blocks", True)
     )
@@ -88,15 +96,28 @@ class _Weighed(NamedTuple):
     whole: int
     most: Tensor | None = None
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The B and H that they say something for."""
+        given = self.tiles if self.most is None or self.tiles.shape[0] > 1 else self.most  # ids are by batch row alone
+        return given.shape[0], self.tiles.shape[1]
+
 
 def _counted(mask: MaskMod, sizes: tuple[int, int], wanted: Wanted, device: torch.device | str) -> _Weighed:
-    """By each pair of the tiles, B and H as given.
+    """By each pair of the tiles: for all batch rows and heads that are given, or those that a Mask's answers are for.
 
     torch's ``create_block_mask`` sorts the columns of each row in the graph, and makes tables there, which Inductor may pad: its kernels
     (2.11) then read those of all batch rows but the first at wrong places (`core.block_masks.laid_out`).
     """
     (q_len, kv_len), (q_block, kv_block) = (wanted.q_len, wanted.kv_len), wanted.block
-    shown = flex.create_mask(_as_function(mask), *sizes, q_len, kv_len, device)
+    if holds_function(mask):
+        shown = flex.create_mask(_as_function(mask), *sizes, q_len, kv_len, device)
+    else:
+        indices = [torch.arange(size, device=device) for size in (*sizes, q_len, kv_len)]
+        places = [index.view(*(-1 if dim == axis else 1 for dim in range(4))) for axis, index in enumerate(indices)]
+        answers = ask(mask, *places)
+        shown = answers.expand(torch.broadcast_shapes(answers.shape, (1, 1, q_len, kv_len)))
+        sizes = shown.shape[0], shown.shape[1]
     rows, columns = ceil_div(q_len, q_block), ceil_div(kv_len, kv_block)
     whole = F.pad(shown, (0, columns * kv_block - kv_len, 0, rows * q_block - q_len))
     pairs = whole.view(*sizes, rows, q_block, columns, kv_block).sum((3, 5), dtype=torch.int32)
