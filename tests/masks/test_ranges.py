@@ -19,6 +19,7 @@ KNOWN = {
     "documents": loom.documents(offsets=[0, 2, 2, 11], length=K),
     "documents by row": loom.documents(position_ids=ROWS) & loom.masks.anticausal,
     "simplified": loom.masks.simplify(loom.causal & loom.documents(offsets=[0, 2, 2, 11], length=K)),
+    "simplified, by row": loom.masks.simplify(loom.causal & loom.documents(position_ids=ROWS)),
     "simplified lengths": loom.masks.simplify(loom.causal & loom.lengths([5, 0, 13])),
     "padding": loom.padding(ROWS[:, :Q] == 2, ROWS == 1) & loom.window(back=3, ahead=2),
     "keys": loom.key_padding(ROWS == 0) & loom.real(ROWS > 0),

@@ -7,12 +7,14 @@ from hypothesis import given
 
 import maskloom as loom
 from maskloom.masks.known_padding import known_padding
-from maskloom.masks.patterns.packed.segments import FromDocumentStart
+from maskloom.masks.patterns.packed.segments import FromDocumentStart, FromRunStart
 from maskloom.masks.patterns.padding import QueryLengths
 from tests.all_masks import BATCH, HEADS
 from tests.catalog import EVERY
 
 LENS = torch.tensor([5, 0, 13])
+COUNTED = loom.documents(position_ids=[3, 4, 0, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5])
+COUNTED_BY_ROW = loom.documents(position_ids=torch.tensor([[0, 1, 2, 3, *range(9)], [*range(2, 15)]]))
 DOCUMENTS = loom.documents(offsets=[0, 2, 2, 7], length=13)
 PIECES = [
     loom.causal,
@@ -68,6 +70,15 @@ def test_every_mask_simplified_is_equal(name):
             loom.causal & DOCUMENTS,
             loom.causal & FromDocumentStart(DOCUMENTS.offsets, torch.tensor([0, 0, 2, 2, 2, 2, 2] + [13] * 6).int()),
         ),
+        (
+            loom.causal & COUNTED,
+            loom.causal & FromRunStart(COUNTED.position_ids, torch.tensor([0, 0, 2, 3, 3, 3, 3] + [7] * 6).int()),
+        ),
+        (
+            loom.window(back=3) & COUNTED_BY_ROW,
+            loom.window(back=3)
+            & FromRunStart(COUNTED_BY_ROW.position_ids, torch.tensor([[0] * 4 + [4] * 9, [0] * 13]).int()),
+        ),
         (~(loom.causal & loom.window(back=1)) | loom.prefix(2), ~loom.window(back=1) | loom.prefix(2)),
         (loom.causal & loom.causal, loom.causal),
         (loom.causal | loom.lengths(LENS), loom.causal | loom.lengths(LENS)),
@@ -115,3 +126,5 @@ def test_simplified_masks_keep_the_laws():
 
     check_mask(loom.causal & QueryLengths(LENS))  # beside causal alone they are what they stand for
     check_mask(loom.causal & FromDocumentStart(DOCUMENTS.offsets, torch.arange(17)), q_len=13, kv_len=17)
+    check_mask(loom.masks.simplify(loom.causal & COUNTED), q_len=11, kv_len=13)
+    check_mask(loom.masks.simplify(loom.causal & COUNTED_BY_ROW), q_len=11, kv_len=13)

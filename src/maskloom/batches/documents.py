@@ -189,11 +189,17 @@ def ids_from_positions(positions: Tensor) -> Tensor:
 
 
 @counting_writes
-def positions_from_ids(ids: Tensor) -> Tensor:
-    """The distance of each position from the start of its run of equal ids: int32 (L,) or (B, L)."""
+def starts_from_ids(ids: Tensor) -> Tensor:
+    """The first position of each position's run of equal ids: int32 (L,) or (B, L)."""
     positions = torch.arange(ids.shape[-1], device=ids.device)
     begins = (ids != neighbour(ids, -1)) | (positions == 0)
-    return (positions - (positions * begins).cummax(-1).values).to(torch.int32)
+    return (positions * begins).cummax(-1).values.to(torch.int32)
+
+
+@counting_writes
+def positions_from_ids(ids: Tensor) -> Tensor:
+    """The distance of each position from the start of its run of equal ids: int32 (L,) or (B, L)."""
+    return torch.arange(ids.shape[-1], dtype=torch.int32, device=ids.device) - starts_from_ids(ids)
 
 
 def neighbour(table: Tensor, step: Literal[-1, 1]) -> Tensor:

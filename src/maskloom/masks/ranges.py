@@ -13,7 +13,13 @@ from torch import Tensor
 from maskloom.masks.algebra import And, Everything
 from maskloom.masks.lookups import at
 from maskloom.masks.patterns.packed.cross_documents import CrossDocuments, PackedCrossDocuments
-from maskloom.masks.patterns.packed.segments import CountedDocuments, Documents, FromDocumentStart, PackedDocuments
+from maskloom.masks.patterns.packed.segments import (
+    CountedDocuments,
+    Documents,
+    FromDocumentStart,
+    FromRunStart,
+    PackedDocuments,
+)
 from maskloom.masks.patterns.padding import KeyPadding, Lengths, Padding, QueryLengths, Real
 from maskloom.masks.patterns.relative import Anticausal, Causal, Window
 
@@ -145,5 +151,8 @@ _BY_CLASS: dict[type, Callable[[Any, Places], Shown]] = {
     Documents: _by_ids,
     CrossDocuments: _across,
     PackedCrossDocuments: _across,
+    FromRunStart: lambda mask, places: Shown(
+        at(mask.start, _rows_of(mask.start, places), places.q_idx), places.kv_idx.shape[1]
+    ),
     FromDocumentStart: lambda mask, places: Shown(mask.start[places.q_idx], places.kv_idx.shape[1]),
 }

@@ -111,3 +111,31 @@ def test_in_a_graph_any_table_but_one_of_rows_counts(name):
 
     traced(torch.randn(B, H))
     assert found[0] is (name in AT_KEYS or name == "at queries")
+
+
+BIAS = loom.scores.relative_bias(torch.randn(H, 2 * K - 1))
+IN_FIELDS = {
+    "a bias": (lambda: BIAS, True),
+    "composed": (lambda: loom.scores.compose(loom.scores.softcap(3.0), BIAS), True),
+    "shifted": (lambda: loom.scores.shifted_score(BIAS, q_offset=2), True),
+    "slopes": (lambda: loom.scores.alibi(H), False),
+    "a number": (lambda: loom.scores.softcap(3.0), False),
+    "a function": (lambda: lambda score, b, h, q_idx, kv_idx: score, False),
+}
+
+
+@pytest.mark.parametrize("made_inside", [False, True])
+@pytest.mark.parametrize("name", IN_FIELDS)
+def test_tables_in_the_fields_of_a_score_mod_count_in_a_graph(name, made_inside):
+    """There a kernel with three stages has no room for them on the chip, as outside."""
+    torch._dynamo.reset()
+    make, reads = IN_FIELDS[name]
+    outside, found = make(), []
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def traced(query):
+        found.append(triton._reads_tables(make() if made_inside else outside))
+        return query + 1
+
+    traced(torch.randn(B, H))
+    assert found == [reads]

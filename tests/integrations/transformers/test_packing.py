@@ -15,6 +15,7 @@ from maskloom.integrations.transformers import mask_functions, packing
 from maskloom.integrations.transformers.keywords import Said, said
 from maskloom.integrations.transformers.layer_mask import LayerMask, Place
 from maskloom.integrations.transformers.packing import isolated
+from maskloom.masks.patterns.packed.segments import FromRunStart
 from tests.integrations.transformers.models import DECODERS, ENCODERS, PACKED, SEQUENCES, pair, position_ids, tokens
 from tests.masks.hugging_face import REMAPS_PACKED
 
@@ -156,6 +157,23 @@ def test_offsets_of_other_rows(offsets):
         ValueError, match=r"no document is in two rows; the batch has 3 rows of 17, and cu_seq_lens is \[0"
     ):
         ours(tokens(), cu_seq_lens_q=torch.tensor(offsets))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_documents_that_transformers_found_are_those_of_position_ids(rows, monkeypatch):
+    """Which are known to follow one another: their mask is one comparison beside causal."""
+    made = []
+    whole = LayerMask.__init__
+    monkeypatch.setattr(
+        LayerMask, "__init__", lambda self, *given, **how: made.append(given[1]) or whole(self, *given, **how)
+    )
+    eager, ours = pair(DECODERS["llama"])
+    ids, places = ROW.expand(rows, -1), position_ids().expand(rows, -1).contiguous()
+    found = ours(ids, position_ids=places, use_cache=False).logits
+    assert_close(found, apart(eager).expand(rows, -1, -1), rtol=1e-5, atol=5e-6)
+    assert {type(part) for part in made[0].parts} == {FromRunStart, type(loom.causal)}
+    places[:] = torch.arange(sum(PACKED))  # a write is noticed
+    assert_close(ours(ids, position_ids=places, use_cache=False).logits, eager(ids).logits, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "llama4"])  # one tells its layers the positions, one does not

@@ -25,7 +25,7 @@ from maskloom.attention.sliced.backend import Sliced
 from maskloom.core.symbols import known
 from maskloom.core.torch_state import inside_transform
 from maskloom.masks.algebra import And, Everything
-from maskloom.masks.patterns.packed.segments import FromDocumentStart, Segmented
+from maskloom.masks.patterns.packed.segments import FromDocumentStart, FromRunStart, Segmented
 from maskloom.masks.patterns.relative import Causal
 
 BACKENDS: dict[BackendName, Backend] = {
@@ -116,7 +116,7 @@ def _has_documents(request: Request) -> bool:
     """Whether queries see keys of their own document alone, which are few."""
     mask = request.mask_mod
     parts = mask.parts if isinstance(mask, And) else (mask,)
-    return any(isinstance(part, (Segmented, FromDocumentStart)) for part in parts)
+    return any(isinstance(part, (Segmented, FromDocumentStart, FromRunStart)) for part in parts)
 
 
 def _by_options(request: Request) -> BackendName | None:

@@ -37,10 +37,12 @@ def _tiles_fit(request: Request, blocks: BlockMask) -> bool | None:
 
 
 def _reads_tables(score_mod: ScoreMod | None) -> bool:
-    """Whether it reads a tensor of two dimensions or more. While torch compiles, that is not known: False."""
-    if score_mod is None or torch.compiler.is_compiling():
+    """Whether it reads a tensor of two dimensions or more. While torch compiles, it is known of those in fields alone."""
+    if score_mod is None:
         return False
-    return any(tensor.ndim > 1 for tensor in captures.tensors(score_mod))
+    of_fields = torch.compiler.is_compiling()
+    found = captures.tensors_of_fields(score_mod) if of_fields else captures.tensors(score_mod)
+    return any(tensor.ndim > 1 for tensor in found)
 
 
 _CROWDED = 64

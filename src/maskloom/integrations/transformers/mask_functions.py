@@ -21,6 +21,7 @@ from maskloom.masks.patterns.packed.within import within
 from maskloom.masks.patterns.relative import Anticausal, Causal, Window, anticausal, causal, window, window_both_ways
 from maskloom.masks.patterns.relative import window_counting_itself as sliding
 from maskloom.masks.patterns.shift import Shifted, shifted
+from maskloom.masks.simplify import simplify
 
 R = TypeVar("R")
 
@@ -100,12 +101,22 @@ def inside_counted(position_ids: Tensor, mask: Mask) -> Mask:
     """The mask inside each of the documents that position ids tell of; one for all forwards of the same batch."""
 
     def make(positions: Tensor) -> Mask:
-        return inside_documents(documents(position_ids=positions), mask)
+        positions = positions[0] if positions.ndim == 2 and positions.shape[0] == 1 else positions  # one row is for all
+        return simplify(inside_documents(documents(position_ids=positions), mask))  # for layers that are compiled each
 
     return once_for_batch(position_ids, mask, "positions", make)
 
 
+MADE_OF = "_made_of"
+"""What ids of documents that transformers made are told to know: a weak reference to the position ids, of documents that follow one
+another."""
+
+
 def _inside_ids(ids: Tensor, mask: Mask) -> Mask:
+    told = None if torch.compiler.is_dynamo_compiling() else getattr(ids, MADE_OF, None)
+    positions = None if told is None else told()
+    if positions is not None and positions.ndim == 2 and positions.shape[0] in (1, ids.shape[0]):
+        return inside_counted(positions, mask)
     return once_for_batch(ids, mask, "ids", lambda table: inside_documents(documents(table), mask))
 
 

@@ -7,6 +7,7 @@ that this is the only place where packing is seen.
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import masking_utils
 
 from maskloom.core.cache import keep_beside
+from maskloom.integrations.transformers.mask_functions import MADE_OF
 
 
 class Positions(NamedTuple):
@@ -112,6 +114,9 @@ def listen(name: str) -> None:
         is_step = made[3] != made[4]  # its padding is another at each
         if made[0] or is_step or known["config"]._attn_implementation != name:
             return made
-        return made[0], *_of_batch(made[1:3], known), *made[3:]
+        attention_mask, ids = _of_batch(made[1:3], known)
+        if isinstance(ids, Tensor) and isinstance(known.get("position_ids"), Tensor):
+            setattr(ids, MADE_OF, weakref.ref(known["position_ids"]))
+        return made[0], attention_mask, ids, *made[3:]
 
     setattr(masking_utils, _NEEDED, telling)

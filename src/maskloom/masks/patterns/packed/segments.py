@@ -12,6 +12,7 @@ from maskloom.batches.documents import (
     ids_from_positions,
     packed_tables,
     positions_from_ids,
+    starts_from_ids,
 )
 from maskloom.core.checks import (
     check_ids_below,
@@ -111,10 +112,17 @@ class PackedDocuments(_ByIds):
 
 @mask_dataclass
 class CountedDocuments(_ByIds):
-    """Consecutive documents, by positions that count up; ``ids`` is computed from them. See `documents`."""
+    """Consecutive documents, by positions that count up; ``ids`` and ``start`` are computed from them. See `documents`.
+
+    ``start``, of the shape of ids, is what `FromRunStart` takes.
+    """
 
     position_ids: Tensor
     ids: Tensor
+    start: Tensor
+
+    def beside_causal(self) -> Mask:
+        return FromRunStart(self.position_ids, self.start)
 
     def __repr__(self) -> str:
         return f"documents(position_ids={shown(self.position_ids)})"
@@ -210,7 +218,8 @@ def documents(
     refuse_length(length)
     if position_ids is not None:
         positions = integers_by_position("position_ids", position_ids).clone()
-        return CountedDocuments(positions, ids_from_positions(positions))
+        ids = ids_from_positions(positions)
+        return CountedDocuments(positions, ids, starts_from_ids(ids))
     if ids is not None and kv_ids is not None:
         return cross_documents(ids, kv_ids)
     table = integers_by_position("ids", ids)
@@ -345,3 +354,24 @@ class FromDocumentStart(Tabled, PaddingMask):
 
     def hidden_queries(self, q_len: int, first: Position = 0) -> Tensor:
         return self.hidden_keys(q_len, first)
+
+
+@mask_dataclass
+class FromRunStart(Tabled):
+    """``documents(position_ids=...)`` when combined with ``causal``: made by `simplify`, and only equal to it there.
+
+    ``start`` (L,) or (B, L) is the first position of each query's document.
+    """
+
+    runs_in_flash = True
+
+    position_ids: Tensor
+    start: Tensor
+    description = "kv_idx >= start[q_idx]"
+
+    def __call__(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        _ = at(self.start, b, kv_idx)  # declares that keys read a table of this length, as ids do; the value is unused
+        return kv_idx >= at(self.start, b, q_idx)
+
+    def __repr__(self) -> str:
+        return f"documents(position_ids={shown(self.position_ids)})"
