@@ -56,8 +56,9 @@ def test_the_page_of_backends_says_what_simplify_makes():
     section = (DOCS / "notes" / "backends.md").read_text().split("## Cheaper masks")[1].split("\n- ")[0]
     rows = [re.findall(r"`(.*?)`", line.replace("\\|", "|"))[:2] for line in section.splitlines() if line[:3] == "| `"]
     names = {**public_names(), "lens": torch.tensor([9, 6]), "offsets": torch.tensor([0, 4, 9])}
+    names["positions"] = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4])
     assert [describe(loom.masks.simplify(eval(mask, names))) for mask, _ in rows] == [becomes for _, becomes in rows]
-    assert len(rows) == 6
+    assert len(rows) == 7
 
 
 def test_what_the_page_of_backends_says_of_the_gain_of_simplify():

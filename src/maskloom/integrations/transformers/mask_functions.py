@@ -14,6 +14,8 @@ from transformers import masking_utils
 from maskloom.core import captures
 from maskloom.core.cache import keep_beside
 from maskloom.core.checks import readable
+from maskloom.core.symbols import is_one_of
+from maskloom.integrations.transformers.positions import MADE_OF
 from maskloom.masks.algebra import And, Everything, FromFunction, Mask, Or, and_masks, everything, or_masks
 from maskloom.masks.patterns.blockwise import Chunked, chunked
 from maskloom.masks.patterns.packed.segments import documents
@@ -107,15 +109,10 @@ def inside_counted(position_ids: Tensor, mask: Mask) -> Mask:
     return once_for_batch(position_ids, mask, "positions", make)
 
 
-MADE_OF = "_made_of"
-"""What ids of documents that transformers made are told to know: a weak reference to the position ids, of documents that follow one
-another."""
-
-
 def _inside_ids(ids: Tensor, mask: Mask) -> Mask:
     told = None if torch.compiler.is_dynamo_compiling() else getattr(ids, MADE_OF, None)
     positions = None if told is None else told()
-    if positions is not None and positions.ndim == 2 and positions.shape[0] in (1, ids.shape[0]):
+    if positions is not None and positions.ndim == 2 and is_one_of(positions.shape[0], 1, ids.shape[0]):
         return inside_counted(positions, mask)
     return once_for_batch(ids, mask, "ids", lambda table: inside_documents(documents(table), mask))
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import masking_utils
 
 from maskloom.core.cache import keep_beside
-from maskloom.integrations.transformers.mask_functions import MADE_OF
 
 
 class Positions(NamedTuple):
@@ -37,6 +36,10 @@ NO_POSITIONS = Positions()
 _told: list[Positions] = []  # inside torch.compile: what the maker that is running knows
 
 _CACHES = ("past_key_values", "cache")  # what makers call the cache, the latter since transformers 5.24
+
+MADE_OF = "_made_of"
+"""An attribute of ids of documents that transformers made: a weak reference to their position ids, which say that the documents follow one
+another."""
 
 _NEEDED = "_preprocess_mask_arguments"  # every maker of transformers calls it first
 
