@@ -116,14 +116,28 @@ def with_tensors_in_memory(held: V) -> V:
 
     What a graph computes, the kernel (torch 2.11 to 2.13) computes again for each pair of positions, unless the graph's backward
     needs it too; of what follows from a sum, a cumulative sum, a search or a padded tensor it cannot, and Inductor fails. A
-    view by strides is what Inductor lays into memory first. What functions hold is not changed.
+    view by strides is what Inductor lays into memory first. It must be one of a whole tensor: of a part of another, Inductor takes it to
+    begin where that begins. So it is of a copy, which Inductor does not see through, as it does through ``clone``. What functions hold is
+    not changed.
     """
+    return _in_memory(held, [])
+
+
+def _in_memory(held: Any, done: list[tuple[Tensor, Tensor]]) -> Any:
+    """``done``: tensors, and what stands in their places: one tensor stays one."""
     if isinstance(held, Tensor):
-        return held.as_strided(held.shape, held.stride()) if held.ndim else held  # type: ignore[return-value]
+        if not held.ndim:
+            return held
+        for one, own in done:
+            if one is held:
+                return own
+        own = torch.minimum(held, held)
+        done.append((held, own.as_strided(own.shape, own.stride())))
+        return done[-1][1]
     if isinstance(held, tuple):
-        return tuple([with_tensors_in_memory(item) for item in held])  # type: ignore[return-value]
+        return tuple([_in_memory(item, done) for item in held])
     if isinstance(held, FrozenValue) and captures.tensors_of_fields(held):
-        return type(held)(*[with_tensors_in_memory(getattr(held, name)) for name in _names(held)])
+        return type(held)(*[_in_memory(getattr(held, name), done) for name in _names(held)])
     return held
 
 

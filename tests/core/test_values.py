@@ -1,0 +1,44 @@
+"""Values for kernels that a graph holds: each tensor in memory of its own, whatever part of another it was."""
+
+import pytest
+import torch
+
+import maskloom as loom
+from maskloom.core.values import with_tensors_in_memory
+
+TABLE = torch.arange(24).view(4, 6)
+PARTS = {
+    "whole": lambda table: table,
+    "a column": lambda table: table[:, 2],
+    "later rows": lambda table: table[1:],
+    "turned": lambda table: table.T,
+    "for all": lambda table: table[2].expand(3, 6),
+    "one entry": lambda table: table[3, 4:5],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.bfloat16])
+def test_each_tensor_is_a_whole_one_of_its_own(name, dtype):
+    """As a part of another Inductor takes a view by strides to begin where that other one begins."""
+    part = PARTS[name](TABLE.to(dtype))
+    own = with_tensors_in_memory(part)
+    assert torch.equal(own, part) and own.dtype == dtype
+    assert own.storage_offset() == 0 and own.untyped_storage().nbytes() == own.numel() * own.itemsize
+    assert own.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_in_a_graph_of_inductor(name):
+    torch._dynamo.reset()
+    found = torch.compile(lambda table: with_tensors_in_memory(PARTS[name](table * 2)) + 1, fullgraph=True)(TABLE)
+    assert torch.equal(found, PARTS[name](TABLE * 2) + 1)
+
+
+def test_the_tensors_of_a_mask():
+    mask = loom.causal & (loom.lengths(TABLE[:, 2]) | loom.prefix(TABLE[1:, 3]))
+    made = with_tensors_in_memory(mask)
+    assert made == mask and repr(made) == repr(mask)
+    assert with_tensors_in_memory(loom.causal) is loom.causal
+    number = torch.tensor(3)
+    assert with_tensors_in_memory(number) is number
