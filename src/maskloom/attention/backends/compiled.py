@@ -71,7 +71,9 @@ def fused_attention(
     options = kernel_options or {}
     if torch.compiler.is_compiling():  # somebody compiles or exports the code around us: be part of their graph
         mask_mod, score_mod = numbers_as_tensors((block_mask.mask_mod, score_mod), query.device)
-        if not (torch.is_grad_enabled() or is_exporting() or options.get("BACKEND") == "FLASH"):
+        learning = (query, key, value, *captures.tensors_of_fields(score_mod))
+        has_backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learning)
+        if not (has_backward or is_exporting() or options.get("BACKEND") == "FLASH"):
             mask_mod, score_mod = with_tensors_in_memory((mask_mod, score_mod))
         block_mask = rebuilt(block_mask, mask_mod=mask_mod)
         shares = shares_heads(query, key)
