@@ -40,5 +40,5 @@ def test_the_tensors_of_a_mask():
     made = with_tensors_in_memory(mask)
     assert made == mask and repr(made) == repr(mask)
     assert with_tensors_in_memory(loom.causal) is loom.causal
-    number = torch.tensor(3)
-    assert with_tensors_in_memory(number) is number
+    for other in (torch.tensor(3), torch.zeros(1 << 23, dtype=torch.bool)):
+        assert with_tensors_in_memory(other) is other

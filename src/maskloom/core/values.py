@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskloom.core import captures
 from maskloom.core.pickling import stand_in
-from maskloom.core.symbols import as_tensor, is_dynamic, is_int
+from maskloom.core.symbols import as_tensor, is_dynamic, is_int, known
 from maskloom.core.torch_state import counting_writes
 
 C = TypeVar("C", bound=type)
@@ -118,15 +118,19 @@ def with_tensors_in_memory(held: V) -> V:
     needs it too; of what follows from a sum, a cumulative sum, a search or a padded tensor it cannot, and Inductor fails. A
     view by strides is what Inductor lays into memory first. It must be one of a whole tensor: of a part of another, Inductor takes it to
     begin where that begins. So it is of a copy, which Inductor does not see through, as it does through ``clone``. What functions hold is
-    not changed.
+    not changed, nor are large tables: few graphs compute these, and all would copy them.
     """
     return _in_memory(held, [])
+
+
+_MOST_COPIED = 1 << 22
+"""Maximum entries of a tensor that is copied."""
 
 
 def _in_memory(held: Any, done: list[tuple[Tensor, Tensor]]) -> Any:
     """``done``: tensors, and what stands in their places: one tensor stays one."""
     if isinstance(held, Tensor):
-        if not held.ndim:
+        if not held.ndim or known(held.numel() > _MOST_COPIED):
             return held
         for one, own in done:
             if one is held:
