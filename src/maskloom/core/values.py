@@ -1,6 +1,7 @@
 """The base of masks and score mods: values that can be compared, printed, moved and pickled."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -141,8 +142,16 @@ def _in_memory(held: Any, done: list[tuple[Tensor, Tensor]]) -> Any:
     if isinstance(held, tuple):
         return tuple([_in_memory(item, done) for item in held])
     if isinstance(held, FrozenValue) and captures.tensors_of_fields(held):
-        return type(held)(*[_in_memory(getattr(held, name), done) for name in _names(held)])
+        return _with_fields(held, lambda name, field: _in_memory(field, done))
     return held
+
+
+def _with_fields(held: Any, change: Callable[[str, Any], Any]) -> Any:
+    """The same value with other fields, also those that its class takes by name alone, or makes itself."""
+    new = object.__new__(type(held))
+    for name in _names(held):
+        object.__setattr__(new, name, change(name, getattr(held, name)))
+    return new
 
 
 def holds_function(held: Any) -> bool:
@@ -166,7 +175,7 @@ def _with_tensors(held: Any, may_change: bool, device: torch.device | str) -> An
     if isinstance(held, tuple):
         return tuple([_with_tensors(item, may_change, device) for item in held])
     if isinstance(held, FrozenValue):
-        return type(held)(*[_with_tensors(getattr(held, name), name in held.numbers, device) for name in _names(held)])
+        return _with_fields(held, lambda name, field: _with_tensors(field, name in held.numbers, device))
     return as_tensor(held, device) if may_change and is_int(held) and is_dynamic(held) else held
 
 
